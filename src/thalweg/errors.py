@@ -1,0 +1,55 @@
+"""The errors that Thalweg raises on purpose, and the exit status each gives the command line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ThalwegError(Exception):
+    """An error whose message is meant for the user; `exit_code` is the command line's status."""
+
+    exit_code = 1
+
+
+class InvalidInput(ThalwegError, ValueError):
+    """What was given cannot be used; the message names it, what is allowed, and the mend."""
+
+    exit_code = 2
+
+
+class Diverged(ThalwegError, ArithmeticError):
+    """A loss, gradient or product with the Hessian became NaN or infinite."""
+
+    exit_code = 3
+
+
+class IntegrityError(ThalwegError):
+    """A file on disk is not what was written: truncated, changed, or from another run."""
+
+    exit_code = 4
+
+
+class Interrupted(ThalwegError):
+    """A run stopped on request after saving a checkpoint; it can be resumed."""
+
+    exit_code = 75
+
+
+def invalid(what: str, given: object, allowed: str, mend: str = "") -> InvalidInput:
+    """Build the one-line error for a bad input.
+
+    Example:
+        >>> str(invalid("k", 0, "an integer >= 1", "use the number of classes"))
+        'k: got 0, allowed: an integer >= 1; use the number of classes'
+    """
+    message = f"{what}: got {given!r}, allowed: {allowed}"
+    return InvalidInput(f"{message}; {mend}" if mend else message)
+
+
+def unknown_name(what: str, given: str, known: Iterable[str]) -> InvalidInput:
+    """Build the one-line error for a name that is not registered, with the nearest known one."""
+    names = sorted(known)
+    near = difflib.get_close_matches(given, names, n=1)
+    mend = f"did you mean {near[0]!r}?" if near else ""
+    return invalid(what, given, "one of " + ", ".join(names), mend)
