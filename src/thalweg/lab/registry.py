@@ -53,6 +53,26 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
+def bad_value(
+    field: str, given: object, allowed: str, mend: str = "", *, within: tuple[str | int, ...] = ()
+) -> ValidationError:
+    """The error for a value that its type allows and another field rules out.
+
+    For `model_validator(mode="after")`: the message then names the key like any other.
+
+    Args:
+        field: name of the field at fault; `within`: where that is, below the validated model.
+
+    Example:
+        `raise bad_value("nesterov", True, "false without momentum", "set momentum")`
+    """
+    error = PydanticCustomError(
+        "bad_value", "allowed: {allowed}", {"allowed": allowed, "mend": mend, "given": given}
+    )
+    detail = InitErrorDetails(type=error, loc=(*within, field), input=given)
+    return ValidationError.from_exception_data("spec", [detail])
+
+
 class Settings(SpecModel):
     """The settings of one registered thing, and how it is built from them.
 
@@ -106,7 +126,7 @@ class Registry(Generic[T]):
 
     def _check(self, name: str, cls: type[Settings]) -> None:
         where = f"{self.kind} {name!r}"
-        if not re.match(NAME_PATTERN, name):
+        if not re.fullmatch(NAME_PATTERN, name):
             raise invalid(f"name of a {self.kind}", name, "letters, digits, '-', '_' and '.'")
         if name in self._classes:
             taken = self._classes[name]
