@@ -1,0 +1,232 @@
+"""How does a file get onto the disk whole or not at all, whatever kills the process?
+
+A new file is written under a temporary name, flushed to the disk, renamed over its final name, and
+the folder's own entry is flushed as well. Failures that a user can mend (a full disk, a folder
+that cannot be written to) become errors that say so.
+
+Example:
+    >>> import pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_file(pathlib.Path(folder) / "note.txt", "kept")
+    ...     (pathlib.Path(folder) / "note.txt").read_text()
+    'kept'
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from thalweg.errors import IntegrityError, InvalidInput, ThalwegError, invalid
+
+#: Names with this prefix are unfinished; readers such as pandas skip names that start with a dot.
+UNFINISHED = ".writing-"
+
+_serial = itertools.count()
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._+-]{0,118}[A-Za-z0-9_+-])?")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NOT_A_FOLDER = (errno.ENOTDIR, errno.EEXIST)
+
+
+def check_name(what: str, name: str) -> str:
+    """Return `name` if it can be one component of a path; such a name cannot leave its folder.
+
+    Raises:
+        InvalidInput: `name` is empty, too long, or holds separators or other unusual characters.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        allowed = "1 to 120 letters, digits, '.', '_', '+' or '-', with a letter or digit first"
+        raise invalid(what, name, allowed, "and no dot at the end")
+    return name
+
+
+def write_file(path: Path, content: bytes | str) -> None:
+    """Write `content` to `path` so that the old file or the whole new one is there at any instant.
+
+    Raises:
+        InvalidInput: the folder cannot be written to.
+        ThalwegError: the disk is full; the message says how many bytes were needed.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f"{UNFINISHED}{path.name}-{os.getpid()}-{next(_serial)}")
+    with storage_errors(path.parent, len(data)):
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            rename(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and those above it, with the entries flushed to the disk.
+
+    Raises:
+        InvalidInput: a folder above cannot be written to, or is a file.
+    """
+    with storage_errors(path):
+        missing = []
+        for folder in (path, *path.parents):
+            if folder.is_dir():
+                break
+            missing.append(folder)
+        for folder in reversed(missing):
+            folder.mkdir(exist_ok=True)
+            sync_folder(folder.parent)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Give `source` the name `target` in one instant, replacing a file of that name, durably."""
+    source.replace(target)
+    sync_folder(target.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a whole folder; a folder first loses its name, so that no half is seen."""
+    if path.is_dir() and not path.is_symlink():
+        hidden = path
+        if not path.name.startswith(UNFINISHED):
+            hidden = path.with_name(f"{UNFINISHED}removed-{os.getpid()}-{next(_serial)}")
+            rename(path, hidden)
+        shutil.rmtree(hidden)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a killed process left half written; only for who holds the run's lock."""
+    for path in folder.glob(f"{UNFINISHED}*"):
+        remove(path)
+
+
+def sync_file(path: Path) -> None:
+    """Flush a file that a library has written to the disk."""
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries (which names it holds) to the disk."""
+    if os.name == "nt":  # Windows has no such call; its file systems journal renames themselves
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems do not know fsync on a folder; they order renames themselves.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def storage_errors(folder: Path, needed: int | None = None) -> Iterator[None]:
+    """Turn failures of the disk below `folder` into errors that name the mend.
+
+    Args:
+        folder: where the write goes; named in the message.
+        needed: bytes to be written, where known.
+
+    Raises:
+        InvalidInput: the folder is read-only, or a file stands where a folder should be.
+        ThalwegError: the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FORBIDDEN:
+            raise InvalidInput(
+                f"folder {folder}: cannot be written to ({os.strerror(error.errno)}); "
+                "choose another folder or mend its permissions"
+            ) from error
+        if error.errno in _NOT_A_FOLDER:
+            raise InvalidInput(
+                f"folder {folder}: {error.filename} is a file where a folder is needed; "
+                "choose another folder or move that file"
+            ) from error
+        if error.errno in _FULL:
+            raise disk_full(folder, needed) from error
+        raise
+
+
+def disk_full(folder: Path, needed: int | None) -> ThalwegError:
+    """Build the error for a full disk."""
+    wanted = f"{format_bytes(needed)} needed" if needed is not None else "no space left"
+    return ThalwegError(
+        f"disk full: folder {folder}: {wanted}, {format_bytes(free_bytes(folder))} free; "
+        "what was saved before is kept: make room, then resume"
+    )
+
+
+def free_bytes(folder: Path) -> int:
+    """Return the bytes free on the disk that holds `folder` (or will hold it, once created)."""
+    for existing in (folder, *folder.absolute().parents):
+        if existing.is_dir():
+            return shutil.disk_usage(existing).free
+    raise InvalidInput(f"folder {folder}: no folder above it exists")
+
+
+def format_bytes(count: int) -> str:
+    """Write a number of bytes for people, in powers of ten.
+
+    Example:
+        >>> format_bytes(999), format_bytes(34_100_000)
+        ('999 bytes', '34.1 MB')
+    """
+    if count < 1000:
+        return f"{count} bytes"
+    size = float(count)
+    for unit in ("kB", "MB", "GB"):
+        size /= 1000
+        if size < 999.95:
+            return f"{size:.1f} {unit}"
+    return f"{size / 1000:.1f} TB"
+
+
+def to_json(value: Any) -> str:
+    """Write `value` as strict JSON; a float that JSON has no number for becomes "nan" or "inf".
+
+    Raises:
+        InvalidInput: `value` holds something that JSON cannot.
+    """
+    try:
+        return json.dumps(_finite(value), indent=1, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"not JSON: {error}") from error
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+def read_json(path: Path) -> Any:
+    """Read one JSON file of a run.
+
+    Raises:
+        FileNotFoundError: there is none.
+        IntegrityError: it is not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise IntegrityError(f"{path}: damaged, not JSON ({error})") from error

@@ -1,0 +1,91 @@
+"""How do a user's own trained parameters get in, without running code from the file?
+
+A `.safetensors` file holds tensors only. A `.pt` or `.pth` file is a pickle: it is read with
+`weights_only=True`, which refuses everything but tensors and plain containers.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from thalweg.errors import IntegrityError, InvalidInput, invalid
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_PICKLED = (".pt", ".pth")
+#: Under which of these keys training scripts usually keep the parameters among other things.
+_USUAL_KEYS = ("state_dict", "model_state_dict", "model")
+
+
+def load_parameters(path: Path | str) -> dict[str, Tensor]:
+    """Read named parameters from a file, onto the CPU.
+
+    Args:
+        path: `.safetensors`, or `.pt`/`.pth` holding a `state_dict()`, alone or under the key
+            "state_dict", "model_state_dict" or "model".
+
+    Raises:
+        InvalidInput: no such file, another ending, or a file that holds more than tensors.
+        IntegrityError: the file is damaged.
+    """
+    path = Path(path)
+    if path.suffix not in (".safetensors", *_PICKLED):
+        raise invalid("parameters file", str(path), "a name ending in .safetensors, .pt or .pth")
+    if not path.is_file():
+        raise invalid("parameters file", str(path), "an existing file")
+    if path.suffix == ".safetensors":
+        return _load_safetensors(path)
+    return _find_parameters(_load_pickled(path), path)
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise IntegrityError(f"{path}: damaged, not a safetensors file ({error})") from error
+
+
+def _load_pickled(path: Path) -> Any:
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InvalidInput(
+            f"{path}: holds Python objects beside tensors, which are not loaded because they could "
+            "run code; save the parameters alone: torch.save(model.state_dict(), path)"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise IntegrityError(f"{path}: damaged, torch cannot read it ({error})") from error
+
+
+def _find_parameters(content: Any, path: Path) -> dict[str, Tensor]:
+    candidates = [content]
+    if isinstance(content, dict):
+        candidates += [content[key] for key in _USUAL_KEYS if key in content]
+    for candidate in candidates:
+        if _is_parameters(candidate):
+            return dict(candidate)
+    held = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
+    raise invalid(
+        f"parameters file {path}",
+        held,
+        "a dictionary of tensors by name, alone or under " + ", ".join(_USUAL_KEYS),
+        "save them with torch.save(model.state_dict(), path)",
+    )
+
+
+def _is_parameters(content: Any) -> bool:
+    import torch
+
+    return (
+        isinstance(content, dict)
+        and len(content) > 0
+        and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in content.items())
+    )
