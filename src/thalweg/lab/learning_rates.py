@@ -40,7 +40,7 @@ class Constant(ScheduleSettings):
 class Linear(ScheduleSettings):
     """A straight line from 1 to `final`, reached at the step after the last."""
 
-    final: Share = Field(0.0, description="factor at the end of the phase")
+    final: Share = Field(default=0.0, description="factor at the end of the phase")
 
     def factor(self, step: int, total: int) -> float:
         return 1.0 + (self.final - 1.0) * min(step / max(total, 1), 1.0)
@@ -50,7 +50,7 @@ class Linear(ScheduleSettings):
 class Cosine(ScheduleSettings):
     """Half a cosine from 1 to `final` at the step after the last (Loshchilov, Hutter 2017)."""
 
-    final: Share = Field(0.0, description="factor at the end of the phase")
+    final: Share = Field(default=0.0, description="factor at the end of the phase")
 
     def factor(self, step: int, total: int) -> float:
         done = min(step / max(total, 1), 1.0)
@@ -62,7 +62,9 @@ class Step(ScheduleSettings):
     """Times `gamma` after every `every` steps, as in `torch.optim.lr_scheduler.StepLR`."""
 
     every: Annotated[int, Field(ge=1)] = Field(description="steps between two drops")
-    gamma: Annotated[float, Field(gt=0, le=1)] = Field(0.1, description="factor at each drop")
+    gamma: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.1, description="factor at each drop"
+    )
 
     def factor(self, step: int, total: int) -> float:
         return self.gamma ** (step // self.every)

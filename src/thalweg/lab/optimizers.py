@@ -51,12 +51,12 @@ class SGD(OptimizerSettings):
 
     torch_class = "SGD"
 
-    momentum: BelowOne = Field(0.0, description="share of the old velocity that is kept")
+    momentum: BelowOne = Field(default=0.0, description="share of the old velocity that is kept")
     dampening: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.0, description="share of the new gradient that is left out of the velocity"
+        default=0.0, description="share of the new gradient that is left out of the velocity"
     )
-    weight_decay: NotNegative = Field(0.0, description="L2 penalty, added to the gradient")
-    nesterov: bool = Field(False, description="Nesterov's look-ahead instead of heavy ball")
+    weight_decay: NotNegative = Field(default=0.0, description="L2 penalty, added to the gradient")
+    nesterov: bool = Field(default=False, description="Nesterov's look-ahead instead of heavy ball")
 
     @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> Self:
@@ -71,11 +71,11 @@ class AdamSettings(OptimizerSettings):
     """What Adam and AdamW share."""
 
     betas: tuple[BelowOne, BelowOne] = Field(
-        (0.9, 0.999), description="averaging factors of the gradient and of its square"
+        default=(0.9, 0.999), description="averaging factors of the gradient and of its square"
     )
-    eps: Positive = Field(1e-8, description="added to the root of the second moment")
-    weight_decay: NotNegative = Field(0.0, description="L2 penalty, added to the gradient")
-    amsgrad: bool = Field(False, description="use the largest second moment so far")
+    eps: Positive = Field(default=1e-8, description="added to the root of the second moment")
+    weight_decay: NotNegative = Field(default=0.0, description="L2 penalty, added to the gradient")
+    amsgrad: bool = Field(default=False, description="use the largest second moment so far")
 
 
 @optimizers.register("adam")
@@ -92,7 +92,7 @@ class AdamW(AdamSettings):
     torch_class = "AdamW"
 
     weight_decay: NotNegative = Field(
-        0.01, description="decay of the weights at each step, times the learning rate"
+        default=0.01, description="decay of the weights at each step, times the learning rate"
     )
 
 
@@ -102,11 +102,11 @@ class RMSprop(OptimizerSettings):
 
     torch_class = "RMSprop"
 
-    alpha: BelowOne = Field(0.99, description="averaging factor of the squared gradient")
-    eps: Positive = Field(1e-8, description="added to the root of the second moment")
-    weight_decay: NotNegative = Field(0.0, description="L2 penalty, added to the gradient")
-    momentum: BelowOne = Field(0.0, description="share of the old velocity that is kept")
-    centered: bool = Field(False, description="divide by the standard deviation instead")
+    alpha: BelowOne = Field(default=0.99, description="averaging factor of the squared gradient")
+    eps: Positive = Field(default=1e-8, description="added to the root of the second moment")
+    weight_decay: NotNegative = Field(default=0.0, description="L2 penalty, added to the gradient")
+    momentum: BelowOne = Field(default=0.0, description="share of the old velocity that is kept")
+    centered: bool = Field(default=False, description="divide by the standard deviation instead")
 
 
 @optimizers.register("muon")
@@ -116,17 +116,19 @@ class Muon(OptimizerSettings):
     torch_class = "Muon"
 
     weight_decay: NotNegative = Field(
-        0.1, description="decay of the weights at each step, times the learning rate"
+        default=0.1, description="decay of the weights at each step, times the learning rate"
     )
-    momentum: BelowOne = Field(0.95, description="averaging factor of the gradient")
-    nesterov: bool = Field(True, description="look ahead along the momentum")
+    momentum: BelowOne = Field(default=0.95, description="averaging factor of the gradient")
+    nesterov: bool = Field(default=True, description="look ahead along the momentum")
     ns_coefficients: tuple[float, float, float] = Field(
-        (3.4445, -4.775, 2.0315), description="coefficients of the Newton-Schulz polynomial"
+        default=(3.4445, -4.775, 2.0315), description="coefficients of the Newton-Schulz polynomial"
     )
-    eps: Positive = Field(1e-7, description="least norm that a matrix is divided by")
-    ns_steps: Annotated[int, Field(ge=1, lt=100)] = Field(5, description="Newton-Schulz steps")
+    eps: Positive = Field(default=1e-7, description="least norm that a matrix is divided by")
+    ns_steps: Annotated[int, Field(ge=1, lt=100)] = Field(
+        default=5, description="Newton-Schulz steps"
+    )
     adjust_lr_fn: Literal["original", "match_rms_adamw"] | None = Field(
-        None, description="how the learning rate is scaled to a matrix's shape"
+        default=None, description="how the learning rate is scaled to a matrix's shape"
     )
 
     def build(self, parameters: Parameters) -> Optimizer:
