@@ -98,7 +98,7 @@ def save_checkpoint(
     target = checkpoint_path(folder, step)
     text = _state_text(step, state)
     durable.make_folder(folder)
-    needed = sum(tensor.nbytes for tensor in tensors.values()) + len(text)
+    needed = sum(t.numel() * t.element_size() for t in tensors.values()) + len(text)
     building = folder / f"{durable.UNFINISHED}{target.name}"
     with durable.storage_errors(folder, needed):
         _tidy(folder)

@@ -4,9 +4,6 @@ Rows are collected in memory and sealed into small Parquet files, `segment-<firs
 step>.parquet`, which pandas, polars and DuckDB read without Thalweg. Each appears whole or not at
 all, so that a kill loses only the rows since the last seal.
 
-A segment's name says which steps it holds. That makes merging and cutting safe without a list
-of files: while two files hold the same steps, the one whose range covers the other's counts.
-
 Example:
     >>> import pathlib, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -20,7 +17,6 @@ Example:
 
 from __future__ import annotations
 
-import re
 import time
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
@@ -28,8 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from thalweg.errors import IntegrityError, InvalidInput, invalid, unknown_name
+from thalweg.errors import InvalidInput, ThalwegError, invalid, unknown_name
 from thalweg.lab import durable
+from thalweg.lab.segments import list_segments, read_segment, remove_superseded, write_segment
 
 if TYPE_CHECKING:
     import pyarrow
@@ -40,7 +37,6 @@ SECONDS_PER_SEGMENT = 10.0
 #: Beyond this many segments they are merged into one, so that a long run stays quick to read.
 MAX_SEGMENTS = 64
 
-_SEGMENT = re.compile(r"segment-(\d{8,})-(\d{8,})\.parquet")
 _READ_ATTEMPTS = 20
 
 Kind = Literal["integer", "float", "vector"]
@@ -52,16 +48,6 @@ class Column:
 
     name: str
     kind: Kind = "float"
-
-
-@dataclass(frozen=True, order=True)
-class _Segment:
-    first: int
-    last: int
-    path: Path
-
-    def covers(self, other: _Segment) -> bool:
-        return self != other and self.first <= other.first and other.last <= self.last
 
 
 class MetricsWriter:
@@ -86,9 +72,9 @@ class MetricsWriter:
         self.columns = tuple(columns)
         self._schema = _schema(columns)
         durable.make_folder(self.folder)
-        _remove_superseded(self.folder)
+        remove_superseded(self.folder)
         self._check_existing_columns()
-        segments = _segments(self.folder)
+        segments = list_segments(self.folder)
         self.last_step: int | None = segments[-1].last if segments else None
         self._segment_count = len(segments)
         self._clear()
@@ -131,7 +117,7 @@ class MetricsWriter:
             return
         import pyarrow
 
-        self._write(pyarrow.table(self._buffer, schema=self._schema))
+        write_segment(self.folder, pyarrow.table(self._buffer, schema=self._schema))
         self._clear()
         self._segment_count += 1
         if self._segment_count > MAX_SEGMENTS:
@@ -143,29 +129,29 @@ class MetricsWriter:
         Killed halfway, the table holds a shorter or longer beginning of what it held, never a gap.
         """
         self.flush()
-        for segment in reversed(_segments(self.folder)):
+        for segment in reversed(list_segments(self.folder)):
             if segment.last < from_step:
                 break
             if segment.first < from_step:
-                table = _read_segment(segment.path)
+                table = read_segment(segment)
                 kept = bisect_left(table["step"].to_pylist(), from_step)
                 # Until the removal below, the old segment covers this one: still one truth.
-                self._write(table.slice(0, kept))
+                write_segment(self.folder, table.slice(0, kept))
             durable.remove(segment.path)
             durable.sync_folder(self.folder)
-        segments = _segments(self.folder)
+        segments = list_segments(self.folder)
         self._segment_count = len(segments)
         self.last_step = segments[-1].last if segments else None
 
     def compact(self) -> None:
         """Merge all segments into one file; no row is lost or doubled if killed at any instant."""
         self.flush()
-        segments = _segments(self.folder)
+        segments = list_segments(self.folder)
         if len(segments) > 1:
             import pyarrow
 
-            self._write(pyarrow.concat_tables(_read_segment(s.path) for s in segments))
-            _remove_superseded(self.folder)
+            write_segment(self.folder, pyarrow.concat_tables(read_segment(s) for s in segments))
+            remove_superseded(self.folder)
         self._segment_count = min(len(segments), 1)
 
     def close(self) -> None:
@@ -183,27 +169,14 @@ class MetricsWriter:
         self._rows = 0
         self._buffering_since = time.monotonic()
 
-    def _write(self, table: pyarrow.Table) -> None:
-        import pyarrow
-        from pyarrow import parquet
-
-        # Serialized in memory first: `parquet.write_table(path)` deletes the target when it fails.
-        sink = pyarrow.BufferOutputStream()
-        parquet.write_table(
-            table, sink, compression="zstd", use_dictionary=False, write_page_checksum=True
-        )
-        steps = table["step"]
-        name = f"segment-{steps[0].as_py():08d}-{steps[-1].as_py():08d}.parquet"
-        durable.write_file(self.folder / name, sink.getvalue().to_pybytes())
-
     def _check_existing_columns(self) -> None:
-        segments = _segments(self.folder)
+        segments = list_segments(self.folder)
         if not segments:
             return
-        found = set(_read_segment(segments[-1].path).schema)
-        wanted = set(self._schema)
+        found = _kinds(read_segment(segments[-1]).schema)
+        wanted = _kinds(self._schema)
         if found != wanted:
-            names = sorted({field.name for field in found ^ wanted})
+            names = sorted({name for name, _ in found.items() ^ wanted.items()})
             raise InvalidInput(
                 f"{self.folder}: its columns differ from this run's in {', '.join(names)}; "
                 "columns are fixed from a run's first row on: use a new run folder"
@@ -218,58 +191,25 @@ def read_metrics(folder: Path) -> pyarrow.Table:
 
     Raises:
         IntegrityError: a segment is damaged.
+        ThalwegError: the writer merged or cut the table at every attempt to read it.
     """
     import pyarrow
 
     folder = Path(folder)
-    tables: list[pyarrow.Table] = []
     for _ in range(_READ_ATTEMPTS):
-        segments = _segments(folder)
+        segments = list_segments(folder)
         try:
-            tables = [_read_segment(segment.path) for segment in segments]
+            tables = [read_segment(segment) for segment in segments]
         except FileNotFoundError:  # merged or cut by the writer since the folder was listed
             continue
-        # Listing a folder is not one instant: the same list twice means that nothing was missed.
-        if _segments(folder) == segments:
-            break
-    if not tables:
-        return pyarrow.table({"step": pyarrow.array([], pyarrow.int64())})
-    return pyarrow.concat_tables(tables).combine_chunks()
-
-
-def _segments(folder: Path) -> list[_Segment]:
-    """Return the segments that count, by rising step: those that no other one covers."""
-    found = _all_segments(folder)
-    return sorted(s for s in found if not any(other.covers(s) for other in found))
-
-
-def _all_segments(folder: Path) -> list[_Segment]:
-    if not folder.is_dir():
-        return []
-    matches = ((_SEGMENT.fullmatch(path.name), path) for path in folder.iterdir())
-    return [_Segment(int(match[1]), int(match[2]), path) for match, path in matches if match]
-
-
-def _remove_superseded(folder: Path) -> None:
-    durable.remove_unfinished(folder)
-    for segment in set(_all_segments(folder)) - set(_segments(folder)):
-        durable.remove(segment.path)
-
-
-def _read_segment(path: Path) -> pyarrow.Table:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        with path.open("rb") as file:
-            return parquet.ParquetFile(file, page_checksum_verification=True).read()
-    except (pyarrow.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno:  # not found, not allowed: not damaged
-            raise
-        raise IntegrityError(
-            f"{path}: damaged ({str(error).splitlines()[0]}); restore it from a copy, or remove it "
-            "and resume from a checkpoint before its first step"
-        ) from error
+        # Listing a folder is not one instant. If all that was read still counts, nothing was missed
+        # in between: a segment goes only when another one covers it and its neighbours.
+        after = list_segments(folder)
+        if tables and set(segments) <= set(after):
+            return pyarrow.concat_tables(tables).combine_chunks()
+        if not after:
+            return pyarrow.table({"step": pyarrow.array([], pyarrow.int64())})
+    raise ThalwegError(f"{folder}: its files changed at each of {_READ_ATTEMPTS} looks; read again")
 
 
 def _check_columns(columns: Sequence[Column]) -> None:
@@ -277,6 +217,8 @@ def _check_columns(columns: Sequence[Column]) -> None:
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
         raise invalid("metrics columns", doubled, "each name once")
+    for name in names:
+        durable.check_name("metrics column", name)
     if Column("step", "integer") not in columns:
         raise invalid("metrics columns", names, "a list with Column('step', 'integer')")
     for column in columns:
@@ -295,6 +237,11 @@ def _schema(columns: Sequence[Column]) -> pyarrow.Schema:
         "vector": pyarrow.list_(pyarrow.float64()),
     }
     return pyarrow.schema([(column.name, types[column.kind]) for column in columns])
+
+
+def _kinds(schema: pyarrow.Schema) -> dict[str, str]:
+    """Return each column's kind; Parquet renames the field inside a list, which is no change."""
+    return {field.name: str(field.type).partition("<")[0] for field in schema}
 
 
 def _convert(column: Column, value: Any) -> Any:
