@@ -197,6 +197,7 @@ def test_a_bulk_branch_that_diverges_refutes_its_claim(study: pd.DataFrame) -> N
     verdict = judge(CLAIMS["bulk-suffices"], change(study, lost, "loss", np.nan))
     assert verdict.outcome == "does not hold"
     assert math.isinf(verdict.mean)
+    assert "seed 0: loss of bulk-sgd becomes non-finite after step 800" in verdict.note
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -17,7 +17,8 @@ from thalweg.lab.judgement import (
     DEFAULT_ROLES,
     Claim,
     Measurement,
-    NotMeasurable,
+    NonFiniteError,
+    NotMeasurableError,
     Rule,
     SeedTables,
     Verdict,
@@ -36,7 +37,8 @@ __all__ = [
     "DEFAULT_ROLES",
     "Claim",
     "Measurement",
-    "NotMeasurable",
+    "NonFiniteError",
+    "NotMeasurableError",
     "Rule",
     "SeedTables",
     "Verdict",
@@ -67,20 +69,20 @@ def add_claim(claim: Claim) -> Claim:
 def measured(table: pd.DataFrame, column: str, branch: str) -> tuple[Vector, Vector]:
     """Steps and values of the rows where the column was measured, both (rows,).
 
-    Raises NotMeasurable where nothing was measured, a value is infinite, or the values stop well
-    before the branch does: training that diverges leaves NaN from there on.
+    Raises NotMeasurableError where nothing was measured; NonFiniteError where a value is infinite,
+    or the values stop well before the branch does: divergence leaves NaN from there on.
     """
     steps = table["step"].to_numpy(dtype=np.float64)
     values = table[column].to_numpy(dtype=np.float64)
     known = ~np.isnan(values)
     if not known.any():
-        raise NotMeasurable(f"{column} of {branch} was not measured")
+        raise NotMeasurableError(f"{column} of {branch} was not measured")
     kept, values = steps[known], values[known]
     spacing = float(np.diff(kept).max()) if len(kept) > 1 else 0.0
     # Update columns lack the last row by design, and a slower probe misses up to its own spacing.
     silent = steps[-1] - kept[-1] > 2 * max(spacing, float(np.diff(steps[-2:]).sum()))
     if silent or not np.isfinite(values).all():
-        raise NotMeasurable(f"{column} of {branch} becomes non-finite after step {kept[-1]:.0f}")
+        raise NonFiniteError(f"{column} of {branch} becomes non-finite after step {kept[-1]:.0f}")
     return kept, values
 
 
@@ -91,9 +93,9 @@ def start_and_end(table: pd.DataFrame, branch: str) -> tuple[float, float]:
 
 
 def require_same_start(first: float, second: float) -> None:
-    """Raise NotMeasurable unless two branches begin at one checkpoint (rounding aside)."""
+    """Raise NotMeasurableError unless two branches begin at one checkpoint (rounding aside)."""
     if not math.isclose(first, second, rel_tol=1e-3):
-        raise NotMeasurable(f"branches start at different losses ({first:.6g}, {second:.6g})")
+        raise NotMeasurableError(f"branches start at different losses ({first:.6g}, {second:.6g})")
 
 
 def measure_alignment(seed: SeedTables) -> Measurement:
@@ -110,7 +112,7 @@ add_claim(
         name="gradient-aligns",
         statement="The gradient of the training loss lies almost wholly in the dominant subspace.",
         source="Song, Ahn, Yun 2025, section 3; Gur-Ari, Roberts, Dyer 2018",
-        statistic="mean of chi_k(full gradient) over the last half of the plain branch",
+        statistic="chi_k of the full gradient, mean over the last half of the plain branch",
         measure=measure_alignment,
         rule=Rule(0.9, "above"),
         refuted_by="k random directions give sqrt(k / P): about 0.02 for 17,610 parameters",
@@ -130,12 +132,18 @@ def measure_dominant_progress(seed: SeedTables) -> Measurement:
     other, dominant = start_and_end(seed.table("dominant"), seed.names["dominant"])
     require_same_start(start, other)
     if min(start, plain, dominant) <= 0 or start / plain < LEAST_PLAIN_DECREASE:
-        raise NotMeasurable(
+        raise NotMeasurableError(
             f"the loss of {seed.names['plain']} goes from {start:.4g} to {plain:.4g}: "
             "no decrease to compare with"
         )
     progress = math.log(start / dominant) / math.log(start / plain)
-    return Measurement(progress, {"loss at the branch point": start, "dominant": dominant})
+    return Measurement(
+        progress,
+        {
+            "dominant end / branch point": dominant / start,
+            "plain end / branch point": plain / start,
+        },
+    )
 
 
 add_claim(
@@ -143,7 +151,7 @@ add_claim(
         name="dominant-stalls",
         statement="Updates projected on the dominant subspace stop lowering the training loss.",
         source="Song, Ahn, Yun 2025, section 3, figure 1",
-        statistic="log-decrease of the loss on the dominant branch / on the plain branch",
+        statistic="log-decrease of the loss, dominant branch / plain branch",
         measure=measure_dominant_progress,
         rule=Rule(0.1, "below"),
         refuted_by="least squares whose Hessian has rank k: there Dom-SGD is SGD, the ratio is 1",
@@ -161,14 +169,12 @@ def measure_bulk_ratio(seed: SeedTables) -> Measurement:
     steps, plain = measured(seed.table("plain"), "loss", seed.names["plain"])
     try:
         bulk_steps, bulk = measured(seed.table("bulk"), "loss", seed.names["bulk"])
-    except NotMeasurable as error:
-        if "non-finite" not in str(error):
-            raise
-        return Measurement(math.inf)
+    except NonFiniteError as error:
+        return Measurement(math.inf, note=str(error))
     require_same_start(float(plain[0]), float(bulk[0]))
     common, of_plain, of_bulk = np.intersect1d(steps, bulk_steps, return_indices=True)
     if min(plain.min(), bulk.min()) <= 0:
-        raise NotMeasurable("a loss of zero has no logarithm")
+        raise NotMeasurableError("a loss of zero has no logarithm")
     log_ratio = np.log(bulk[of_bulk] / plain[of_plain])
     length = common[-1] - common[0]
     ratios: dict[str, float] = {}
@@ -176,7 +182,7 @@ def measure_bulk_ratio(seed: SeedTables) -> Measurement:
         end = common[0] + horizon * length
         window = (common <= end) & (common > end - HORIZON_WINDOW * length)
         if not window.any():
-            raise NotMeasurable(f"no loss was measured near step {end:.0f}")
+            raise NotMeasurableError(f"no loss was measured near step {end:.0f}")
         ratios[f"ratio at {horizon:.0%} of the branch"] = math.exp(log_ratio[window].mean())
     return Measurement(max(ratios.values()), ratios)
 
@@ -186,8 +192,7 @@ add_claim(
         name="bulk-suffices",
         statement="Without the dominant part of its updates, SGD lowers the loss about as far.",
         source="Song, Ahn, Yun 2025, section 3, figure 1",
-        statistic="loss of the bulk branch / of the plain branch, worst of three horizons "
-        "(25, 50, 100 % of the branch)",
+        statistic="loss, bulk branch / plain branch, worst at 25, 50 and 100 % of the branch",
         measure=measure_bulk_ratio,
         rule=Rule(1.1, "below"),
         refuted_by="least squares whose Hessian has rank k: there Bulk-SGD stands still",
@@ -207,7 +212,7 @@ def boundary_step(eigenvalues: Vector) -> float:
     k = len(eigenvalues) // 2
     half = math.ceil(k / 2)
     if not eigenvalues[0] > 0:
-        raise NotMeasurable("the largest eigenvalue is not positive")
+        raise NotMeasurableError("the largest eigenvalue is not positive")
     floored = np.maximum(eigenvalues, ZERO_EIGENVALUE * eigenvalues[0])
     first, last, following = (
         float(np.median(floored[start : start + half])) for start in (0, k - half, k)
@@ -232,9 +237,9 @@ def measure_spectrum_gap(seed: SeedTables) -> Measurement:
         if row is not None and np.ndim(row) == 1 and len(row) >= 2
     ]
     if not solves:
-        raise NotMeasurable(f"no solve of 2k eigenvalues in the last half of {branch}")
+        raise NotMeasurableError(f"no solve of 2k eigenvalues in the last half of {branch}")
     if not all(np.isfinite(solve).all() for solve in solves):
-        raise NotMeasurable(f"eigenvalues of {branch} are not finite")
+        raise NotMeasurableError(f"eigenvalues of {branch} are not finite")
     steps = [math.log(boundary_step(solve)) for solve in solves]
     k = len(solves[0]) // 2
     following = [float(solve[k] / solve[k - 1]) for solve in solves]
@@ -253,8 +258,8 @@ add_claim(
         name="spectrum-gap",
         statement="The top k eigenvalues of the Hessian stand clear of the next k.",
         source="Song, Ahn, Yun 2025, figure 15; Sagun et al. 2017",
-        statistic="step across the boundary k / step inside the top k "
-        "(ratios of medians of half-groups), last half of the plain branch",
+        statistic="step from the top k to the next k / step inside the top k, last half of the "
+        "plain branch",
         measure=measure_spectrum_gap,
         rule=Rule(1.5, "above"),
         refuted_by="a flat or evenly decaying spectrum gives 1, a power law less",

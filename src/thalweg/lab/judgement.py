@@ -24,8 +24,12 @@ Outcome = Literal["holds", "does not hold", "undecided"]
 DEFAULT_ROLES: Mapping[str, str] = {"plain": "sgd", "dominant": "dom-sgd", "bulk": "bulk-sgd"}
 
 
-class NotMeasurable(Exception):
+class NotMeasurableError(Exception):
     """One seed's data cannot give the statistic; the message says why and reaches the verdict."""
+
+
+class NonFiniteError(NotMeasurableError):
+    """A branch's values stop being finite numbers: its training diverged."""
 
 
 @dataclass(frozen=True)
@@ -56,23 +60,24 @@ class SeedTables:
     def table(self, role: str) -> pd.DataFrame:
         """Rows of the branch in this role, in order of steps."""
         if role not in self.tables:
-            raise NotMeasurable(f"branch {self.names[role]!r} is missing")
+            raise NotMeasurableError(f"branch {self.names[role]!r} is missing")
         return self.tables[role]
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """The statistic of one seed, and numbers worth showing beside it (they decide nothing)."""
+    """The statistic of one seed; `beside` and `note` are worth showing with it, not deciding."""
 
     value: float
     beside: Mapping[str, float] = field(default_factory=dict)
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class Claim:
     """A published statement, the statistic that tests it, and the rule that decides.
 
-    measure       one seed's tables -> one number; raises NotMeasurable where the data lack it
+    measure       one seed's tables -> one number; raises NotMeasurableError where the data lack it
     logarithmic   the statistic is a ratio: mean and interval are taken of its logarithm
     needs_roles   the branches, needs_columns the columns of the metric table that it reads
     """
@@ -132,8 +137,10 @@ def judge(claim: Claim, data: pd.DataFrame, roles: Mapping[str, str] = DEFAULT_R
         try:
             measurement = claim.measure(_tables_of_seed(claim, data, roles, seed))
             if math.isnan(measurement.value):
-                raise NotMeasurable("the statistic is not a number")
-        except NotMeasurable as error:
+                raise NotMeasurableError("the statistic is not a number")
+            if measurement.note:
+                reasons.append(f"seed {seed}: {measurement.note}")
+        except NotMeasurableError as error:
             measurement = Measurement(math.nan)
             reasons.append(f"seed {seed}: {error}")
         measured[seed] = measurement
@@ -151,6 +158,11 @@ def judge_all(
         except InvalidInput as error:
             verdicts.append(_verdict(claim, {}, [str(error)]))
     return verdicts
+
+
+def rows_where(data: pd.DataFrame, column: str, value: object) -> pd.DataFrame:
+    """The rows in which a column has this value."""
+    return data.loc[data[column] == value, :]  # type: ignore[return-value]
 
 
 def _require(claim: Claim, data: pd.DataFrame, roles: Mapping[str, str]) -> None:
@@ -184,17 +196,17 @@ def _require(claim: Claim, data: pd.DataFrame, roles: Mapping[str, str]) -> None
 def _tables_of_seed(
     claim: Claim, data: pd.DataFrame, roles: Mapping[str, str], seed: int
 ) -> SeedTables:
-    """Rows of one seed by role; raises NotMeasurable where its branches end at different steps."""
-    rows = data[data["seed"] == seed]
+    """Rows of one seed by role; NotMeasurableError where its branches end at different steps."""
+    rows = rows_where(data, "seed", seed)
     tables: dict[str, pd.DataFrame] = {}
     for role in claim.needs_roles:
-        table = rows[rows["branch"] == roles[role]]
+        table = rows_where(rows, "branch", roles[role])
         if not table.empty:
             tables[role] = table.sort_values("step").reset_index(drop=True)
     ends = {roles[role]: int(table["step"].iloc[-1]) for role, table in tables.items()}
     if len(set(ends.values())) > 1:
         listed = ", ".join(f"{name} at step {end}" for name, end in ends.items())
-        raise NotMeasurable(f"branches end at different steps ({listed})")
+        raise NotMeasurableError(f"branches end at different steps ({listed})")
     return SeedTables(seed, tables, roles)
 
 
