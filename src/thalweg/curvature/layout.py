@@ -1,0 +1,104 @@
+"""Named parameter tensors and one flat vector: which numbers of a model are theta, and in which order.
+
+Everything in `thalweg.curvature` works on one flat vector of P numbers. A `ParameterLayout` fixes
+the order once, counts tied parameters once, and leaves frozen ones out.
+
+Example:
+    >>> import torch
+    >>> layout = ParameterLayout.from_model(torch.nn.Linear(3, 2))
+    >>> layout.names, layout.num_parameters
+    (('weight', 'bias'), 8)
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from thalweg.errors import InvalidInput, invalid
+
+
+@dataclass(frozen=True)
+class ParameterLayout:
+    """The names and shapes of the parameters that make up theta, in order."""
+
+    names: tuple[str, ...]
+    shapes: tuple[torch.Size, ...]
+
+    @classmethod
+    def from_model(cls, model: nn.Module, patterns: Sequence[str] | None = None) -> ParameterLayout:
+        """Lay out all parameters of `model` that require a gradient, or those matching `patterns`.
+
+        Args:
+            model: any module; a parameter tied to two places counts once.
+            patterns: shell patterns of names, such as `"layers.0.*"`; each must match something.
+
+        Raises:
+            InvalidInput: a pattern matches no trainable parameter, or none is trainable.
+        """
+        trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        if not trainable:
+            raise InvalidInput(
+                "the model has no parameter that requires a gradient; call requires_grad_(True)"
+            )
+        chosen = trainable if patterns is None else _matching(trainable, patterns)
+        return cls(tuple(chosen), tuple(p.shape for p in chosen.values()))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The number of elements of each parameter."""
+        return tuple(math.prod(shape) for shape in self.shapes)
+
+    @property
+    def num_parameters(self) -> int:
+        """P, the length of theta."""
+        return sum(self.sizes)
+
+    def parameters(self, model: nn.Module) -> list[nn.Parameter]:
+        """The model's own parameter objects, in the order of this layout."""
+        named = dict(model.named_parameters())
+        return [named[name] for name in self.names]
+
+    def read(self, model: nn.Module) -> Tensor:
+        """Copy the model's current parameters into a flat vector (P,)."""
+        return self.flatten([p.detach() for p in self.parameters(model)])
+
+    def write(self, model: nn.Module, theta: Tensor) -> None:
+        """Set the model's parameters to the flat vector `theta` (P,)."""
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters(model), self.unflatten(theta), strict=True):
+                parameter.copy_(value)
+
+    def flatten(self, tensors: Iterable[Tensor] | Mapping[str, Tensor]) -> Tensor:
+        """Join tensors shaped like the parameters into one new flat vector (P,)."""
+        if isinstance(tensors, Mapping):
+            tensors = [tensors[name] for name in self.names]
+        return torch.cat([t.reshape(-1) for t in tensors])
+
+    def unflatten(self, vectors: Tensor) -> tuple[Tensor, ...]:
+        """Split a vector (P,), or the rows of (k, P), into views shaped like the parameters."""
+        if vectors.shape[-1] != self.num_parameters:
+            raise invalid(
+                "flat vector", tuple(vectors.shape), f"a last dimension of {self.num_parameters}"
+            )
+        lead = vectors.shape[:-1]
+        parts = vectors.split(self.sizes, dim=-1)
+        return tuple(t.reshape(lead + s) for t, s in zip(parts, self.shapes, strict=True))
+
+
+def _matching(trainable: Mapping[str, Tensor], patterns: Sequence[str]) -> dict[str, Tensor]:
+    for pattern in patterns:
+        if not fnmatch.filter(trainable, pattern):
+            raise invalid(
+                "parameters", pattern, "a pattern that matches one of " + ", ".join(trainable)
+            )
+    return {
+        name: parameter
+        for name, parameter in trainable.items()
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    }

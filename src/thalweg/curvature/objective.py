@@ -1,0 +1,379 @@
+"""A model, a loss and data as one deterministic function of a flat parameter vector.
+
+L(theta) = sum_c w_c loss(chunk c; theta) / sum_c w_c, where w_c is the number of samples in the
+chunk, or whatever weight the loss averages over (tokens, class weights). Value, gradient and
+products with the Hessian are the same for every chunk size, up to rounding.
+
+Example:
+    >>> import torch
+    >>> model, data = torch.nn.Linear(3, 2), (torch.randn(8, 3), torch.randn(8, 2))
+    >>> objective = Objective(model, torch.nn.MSELoss(), data)
+    >>> objective
+    Objective(P=8, N=8, chunk_size=1024, method='auto')
+    >>> objective.gradient().shape
+    torch.Size([8])
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from thalweg.curvature.layout import ParameterLayout
+from thalweg.curvature.samples import Batch, Samples, as_samples
+from thalweg.curvature.weighting import batch_weight_of
+from thalweg.errors import Diverged, InvalidInput, invalid
+
+ProductMethod = Literal["auto", "graph", "batched"]
+"""How a block is multiplied by the Hessian.
+
+`graph`: one backward pass through the kept gradient graph for each vector; works for every model.
+`batched`: one vectorized backward pass for all; faster where overheads dominate, slower on
+convolutions, not implemented for some layers. `auto` measures once and keeps the faster.
+"""
+
+
+class Linearization(NamedTuple):
+    """The gradient of one chunk with its graph: multiply it by H of the chunk as often as needed.
+
+    Attributes:
+        share: the weight of the chunk in the mean over all that was asked for.
+        leaves: the parameters, leaves of the graph.
+        gradient: the gradient of the chunk's mean loss, shaped like the parameters.
+    """
+
+    share: float
+    leaves: tuple[Tensor, ...]
+    gradient: tuple[Tensor, ...]
+
+
+class Objective:
+    """The loss of a model over a fixed data set, as a function of theta (P,).
+
+    Args:
+        model: any module. It is never changed: buffers, gradients and random state stay as they
+            are.
+        loss: `loss(output, target) -> scalar`, the mean over the batch; or None for a model that
+            returns the loss itself or an object with a `.loss`.
+        data: a tuple `(inputs..., target)` or dict of tensors, a `Dataset`, a `DataLoader`, or a
+            list of batches. Dict batches are passed to the model as keywords.
+        parameters: shell patterns of the names that make up theta; None for all that require a
+            gradient.
+        batch_weight: `batch_weight(batch) -> weight` of a batch in the mean, where the loss does
+            not average over samples: `lambda b: (b["labels"] != -100).sum()` for tokens. Known by
+            itself for `nn.CrossEntropyLoss` and `nn.NLLLoss` with class weights, ignored targets,
+            or several targets a sample.
+        chunk_size: the most samples evaluated at once; bounds memory, changes only the rounding.
+        mode: "eval" evaluates with dropout off and batch norm at its running statistics; None
+            takes the model as it is and refuses such layers in training mode, since they make the
+            loss random or dependent on the chunk.
+        method: how to multiply by the Hessian, see `ProductMethod`.
+
+    Raises:
+        InvalidInput: a dropout or batch-norm layer in training mode, empty data, no trainable
+            parameter, an impossible chunk size.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[Any, Any], Tensor] | None,
+        data: object,
+        *,
+        parameters: Sequence[str] | None = None,
+        batch_weight: Callable[[Batch], Tensor | float] | None = None,
+        chunk_size: int | None = 1024,
+        mode: Literal["eval"] | None = None,
+        method: ProductMethod = "auto",
+    ) -> None:
+        if chunk_size is not None and chunk_size < 1:
+            raise invalid("chunk_size", chunk_size, "an integer >= 1, or None for no limit")
+        if mode not in (None, "eval"):
+            raise invalid("mode", mode, "None or 'eval'")
+        if method not in ("auto", "graph", "batched"):
+            raise invalid("method", method, "'auto', 'graph' or 'batched'")
+        self.model = model
+        self.samples: Samples = as_samples(data)
+        self.layout = ParameterLayout.from_model(model, parameters)
+        self.chunk_size = chunk_size
+        self.mode = mode
+        self.method: ProductMethod = method
+        self.batch_weight = batch_weight or batch_weight_of(loss)
+        self._loss_of_batch = _LossOfBatch(model, loss)
+        self._unused: set[str] = set()
+        if mode is None:
+            _refuse_training_layers(model)
+
+    @property
+    def num_parameters(self) -> int:
+        """P, the length of theta."""
+        return self.layout.num_parameters
+
+    @property
+    def num_samples(self) -> int:
+        """N, the number of samples."""
+        return len(self.samples)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters live."""
+        return self.layout.parameters(self.model)[0].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the parameters."""
+        return self.layout.parameters(self.model)[0].dtype
+
+    def theta(self) -> Tensor:
+        """A copy of the model's current parameters, (P,)."""
+        return self.layout.read(self.model)
+
+    def value(self, theta: Tensor | None = None, samples: Tensor | None = None) -> Tensor:
+        """The mean loss, a scalar tensor.
+
+        Args:
+            theta: the point (P,); None for the model's current parameters.
+            samples: indices of the samples to average over, int64 (n,); None for all.
+
+        Raises:
+            Diverged: the loss is NaN or infinite.
+        """
+        leaves = self._leaves(theta, requires_grad=False)
+        total = torch.zeros((), device=self.device)
+        with torch.no_grad(), self._evaluation():
+            for batch, share in self._chunks(samples):
+                total = total + share * self._loss(leaves, batch)
+        return _finite(total, "loss")
+
+    def gradient(self, theta: Tensor | None = None, samples: Tensor | None = None) -> Tensor:
+        """The gradient of the mean loss, (P,). See `value` for arguments and errors."""
+        return self.value_and_gradient(theta, samples)[1]
+
+    def value_and_gradient(
+        self, theta: Tensor | None = None, samples: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and gradient (P,) from one pass. See `value` for arguments and errors."""
+        total = torch.zeros((), device=self.device)
+        gradient = torch.zeros(self.num_parameters, dtype=self.dtype, device=self.device)
+        with self._evaluation():
+            for batch, share in self._chunks(samples):
+                leaves = self._leaves(theta, requires_grad=True)
+                value = self._loss(leaves, batch)
+                parts = torch.autograd.grad(value, leaves, allow_unused=True)
+                gradient += share * self.layout.flatten(self._filled(parts, leaves))
+                total = total + share * value.detach()
+        return _finite(total, "loss"), _finite(gradient, "gradient")
+
+    def linearizations(
+        self, theta: Tensor | None = None, samples: Tensor | None = None
+    ) -> Iterator[Linearization]:
+        """Yield the gradient of each chunk with its graph; drop it to free the chunk's memory.
+
+        Consume with products inside the loop: see `Hessian`.
+        """
+        for batch, share in self._chunks(samples):
+            with self._evaluation():
+                leaves = self._leaves(theta, requires_grad=True)
+                value = self._loss(leaves, batch)
+                _finite(value.detach(), "loss")
+                parts = torch.autograd.grad(value, leaves, create_graph=True, allow_unused=True)
+            yield Linearization(share, leaves, self._filled(parts, leaves))
+
+    def multiply(self, linearization: Linearization, rows: Tensor) -> Tensor:
+        """H of one chunk times each row of (k, P), returned as rows (k, P), not weighted."""
+        if self.method == "auto" and rows.shape[0] > 1:
+            self.method = self._faster_method(linearization, rows)
+        if self.method == "batched" and rows.shape[0] > 1:
+            return self._multiply_batched(linearization, rows)
+        return torch.stack([self._multiply_one(linearization, row) for row in rows])
+
+    def _multiply_one(self, linearization: Linearization, row: Tensor) -> Tensor:
+        _, leaves, gradient = linearization
+        # A gradient that does not depend on theta (a linear loss) has no graph: its part of H is 0.
+        active = [i for i, g in enumerate(gradient) if g.requires_grad]
+        if not active:
+            return torch.zeros_like(row)
+        vectors = self.layout.unflatten(row)
+        parts = torch.autograd.grad(
+            [gradient[i] for i in active],
+            leaves,
+            [vectors[i] for i in active],
+            retain_graph=True,
+            allow_unused=True,
+        )
+        return self.layout.flatten(
+            [torch.zeros_like(x) if p is None else p for p, x in zip(parts, leaves, strict=True)]
+        )
+
+    def _multiply_batched(self, linearization: Linearization, rows: Tensor) -> Tensor:
+        _, leaves, gradient = linearization
+        active = [i for i, g in enumerate(gradient) if g.requires_grad]
+        if not active:
+            return torch.zeros_like(rows)
+        vectors = self.layout.unflatten(rows)
+        parts = torch.autograd.grad(
+            [gradient[i] for i in active],
+            leaves,
+            [vectors[i] for i in active],
+            retain_graph=True,
+            allow_unused=True,
+            is_grads_batched=True,
+        )
+        k = rows.shape[0]
+        return torch.cat(
+            [
+                x.new_zeros(k, x.numel()) if p is None else p.reshape(k, -1)
+                for p, x in zip(parts, leaves, strict=True)
+            ],
+            dim=1,
+        )
+
+    def _faster_method(self, linearization: Linearization, rows: Tensor) -> ProductMethod:
+        """Time both ways on this chunk; where vectorization fails, the general way serves."""
+        seconds: dict[ProductMethod, float] = {}
+        ways: dict[ProductMethod, Callable[[], Tensor]] = {
+            "batched": lambda: self._multiply_batched(linearization, rows),
+            "graph": lambda: torch.stack([self._multiply_one(linearization, r) for r in rows]),
+        }
+        for name, multiply in ways.items():
+            try:
+                multiply()
+                begin = time.perf_counter()
+                # Copying to the host waits for an accelerator's queue.
+                float(multiply().sum())
+                seconds[name] = time.perf_counter() - begin
+            except (RuntimeError, NotImplementedError):
+                if name == "graph":
+                    raise
+        return min(seconds, key=lambda name: seconds[name])
+
+    def _leaves(self, theta: Tensor | None, *, requires_grad: bool) -> tuple[Tensor, ...]:
+        """Fresh leaves, so that no graph is shared between calls or with the user's own."""
+        if theta is None:
+            parts = [p.detach() for p in self.layout.parameters(self.model)]
+        else:
+            parts = [part.detach() for part in self.layout.unflatten(theta)]
+        return tuple(part.requires_grad_(requires_grad) for part in parts)
+
+    def _loss(self, leaves: Sequence[Tensor], batch: Batch) -> Tensor:
+        state = {
+            "model." + name: leaf for name, leaf in zip(self.layout.names, leaves, strict=True)
+        }
+        # Copies: a layer that updates its buffers in place must not touch the user's.
+        for name, buffer in self.model.named_buffers():
+            state["model." + name] = buffer.clone()
+        value = functional_call(self._loss_of_batch, state, (batch,))
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise invalid("loss", given, "a scalar tensor", "average over the batch")
+        return value.reshape(())
+
+    def _chunks(self, samples: Tensor | None) -> Iterator[tuple[Batch, float]]:
+        chunks = self.samples.chunks(samples, self.chunk_size)
+        if self.batch_weight is None:
+            total = self.num_samples if samples is None else len(samples)
+            for batch, count in chunks:
+                yield batch, count / total
+            return
+        weighed = [(batch, float(self.batch_weight(batch))) for batch, _ in chunks]
+        total_weight = sum(weight for _, weight in weighed)
+        if not total_weight > 0:
+            raise invalid("batch_weight", total_weight, "a positive sum over all batches")
+        for batch, weight in weighed:
+            # A chunk in which every target is ignored has the mean 0/0.
+            if weight:
+                yield batch, weight / total_weight
+
+    def _filled(
+        self, parts: Sequence[Tensor | None], leaves: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        for name, part in zip(self.layout.names, parts, strict=True):
+            if part is None and name not in self._unused:
+                self._unused.add(name)
+                warnings.warn(
+                    f"the loss does not use parameter {name!r}: its part of every gradient and"
+                    " product is zero",
+                    stacklevel=4,
+                )
+        return tuple(
+            torch.zeros_like(leaf) if part is None else part
+            for part, leaf in zip(parts, leaves, strict=True)
+        )
+
+    @contextmanager
+    def _evaluation(self) -> Iterator[None]:
+        """Attention that can be differentiated twice, autograd on, and the mode asked for."""
+        training = [m for m in self.model.modules() if m.training] if self.mode == "eval" else []
+        for module in training:
+            module.training = False
+        try:
+            # Fused attention kernels have no second derivative.
+            with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+                yield
+        finally:
+            for module in training:
+                module.training = True
+
+    def __repr__(self) -> str:
+        return (
+            f"Objective(P={self.num_parameters}, N={self.num_samples},"
+            f" chunk_size={self.chunk_size}, method={self.method!r})"
+        )
+
+
+class _LossOfBatch(nn.Module):
+    """The loss as a function of one batch, so that parameters can be swapped under it."""
+
+    def __init__(self, model: nn.Module, loss: Callable[[Any, Any], Tensor] | None) -> None:
+        super().__init__()
+        self.model = model
+        # Kept out of the module tree: a loss with buffers of its own is a constant.
+        self._loss = [loss]
+
+    def forward(self, batch: Batch) -> Tensor:
+        loss = self._loss[0]
+        if isinstance(batch, Mapping):
+            output = self.model(**batch)
+            if loss is not None:
+                return loss(output, batch)
+        elif loss is not None:
+            *inputs, target = batch
+            return loss(self.model(*inputs), target)
+        else:
+            output = self.model(*batch)
+        found = output["loss"] if isinstance(output, Mapping) else getattr(output, "loss", output)
+        if not isinstance(found, Tensor):
+            raise invalid("model output", type(output).__name__, "a scalar or an object with .loss")
+        return found
+
+
+def _refuse_training_layers(model: nn.Module) -> None:
+    norms = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+    for name, module in model.named_modules():
+        if not module.training:
+            continue
+        kind = type(module).__name__
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
+            reason = "makes the loss random"
+        elif isinstance(module, norms) and module.track_running_stats:
+            reason = "makes the loss depend on which samples share a batch"
+        else:
+            continue
+        raise InvalidInput(
+            f"layer {name or 'model'!r} ({kind}) in training mode {reason}; pass mode='eval' to"
+            " evaluate with dropout off and running statistics, or call model.eval()"
+        )
+
+
+def _finite(tensor: Tensor, what: str) -> Tensor:
+    if not bool(torch.isfinite(tensor).all()):
+        raise Diverged(f"the {what} is NaN or infinite")
+    return tensor

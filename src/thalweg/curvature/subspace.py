@@ -1,0 +1,157 @@
+"""A subspace of parameter space, such as the dominant subspace S_k: split vectors along it.
+
+S_k = span(u_1, ..., u_k), P_k = sum of u_i u_i^T; the bulk is its orthogonal complement.
+
+Example:
+    >>> import torch
+    >>> space = Subspace(torch.eye(3)[:, :1], torch.tensor([2.0]))
+    >>> dominant, bulk = space.split(torch.tensor([3.0, 4.0, 0.0]))
+    >>> dominant.tolist(), bulk.tolist(), round(space.alignment(torch.tensor([3.0, 4.0, 0.0])), 3)
+    ([3.0, 0.0, 0.0], [0.0, 4.0, 0.0], 0.6)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from thalweg.errors import Diverged, invalid
+
+Vector = TypeVar("Vector", Tensor, Sequence[Tensor], Mapping[str, Tensor])
+"""A flat vector (P,), a block (P, m), or tensors shaped like the parameters (list or dict)."""
+
+
+@dataclass(frozen=True, repr=False)
+class Subspace:
+    """An orthonormal basis with the eigenvalues that belong to it, and how far to trust them.
+
+    Attributes:
+        basis: (P, k), orthonormal columns, stored column by column.
+        eigenvalues: (k,), descending.
+        residuals: (k,), norm(H u_i - lambda_i u_i) / abs(lambda_1); None where not known, as for
+            a tracked subspace.
+        products: products with the operator that were spent, in full-data products.
+        converged: whether the residuals met the tolerance; None where there was none to meet.
+    """
+
+    basis: Tensor
+    eigenvalues: Tensor
+    residuals: Tensor | None = None
+    products: float = 0.0
+    converged: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.basis.dim() != 2 or self.eigenvalues.shape != self.basis.shape[1:]:
+            raise invalid(
+                "subspace",
+                f"basis {tuple(self.basis.shape)}, eigenvalues {tuple(self.eigenvalues.shape)}",
+                "shapes (P, k) and (k,)",
+            )
+        # One memory layout for all bases: rounding depends on strides, and a resumed run must
+        # round as the undisturbed one does.
+        object.__setattr__(self, "basis", self.basis.T.contiguous().T)
+
+    @property
+    def k(self) -> int:
+        """The dimension of the subspace."""
+        return self.basis.shape[1]
+
+    def coordinates(self, vector: Tensor) -> Tensor:
+        """The coordinates basis^T v, (k,) or (k, m), of a flat vector (P,) or block (P, m)."""
+        if vector.shape[0] != self.basis.shape[0]:
+            raise invalid("vector", tuple(vector.shape), f"a length of P = {self.basis.shape[0]}")
+        return self.basis.T @ vector.to(self.basis.dtype)
+
+    def project(self, vector: Vector) -> Vector:
+        """The dominant part P_k v."""
+        return _like(vector, self._project_flat(_flat(vector)))
+
+    def reject(self, vector: Vector) -> Vector:
+        """The bulk part (I - P_k) v."""
+        flat = _flat(vector)
+        return _like(vector, flat - self._project_flat(flat))
+
+    def split(self, vector: Vector) -> tuple[Vector, Vector]:
+        """Both parts, (P_k v, (I - P_k) v); they sum to v up to rounding."""
+        flat = _flat(vector)
+        dominant = self._project_flat(flat)
+        return _like(vector, dominant), _like(vector, flat - dominant)
+
+    def alignment(self, vector: Vector) -> float:
+        """chi_k(v) = norm(P_k v) / norm(v), in [0, 1]; NaN for the zero vector.
+
+        Source: Song, Ahn, Yun 2025 (arXiv 2405.16002), section 2. Gur-Ari et al. 2018 use its
+        square under the name f_top.
+        """
+        flat = _flat(vector)
+        norm = flat.norm()
+        if norm == 0:
+            return float("nan")
+        # A unit vector first: squares of tiny gradients would underflow.
+        return min(1.0, float(self.coordinates(flat / norm).norm()))
+
+    def overlap(self, other: Subspace) -> float:
+        """Mean squared cosine trace(P P') / k, in [0, 1] (Gur-Ari et al. 2018, arXiv 1812.04754).
+
+        For subspaces of different dimension the smaller one divides.
+        """
+        cosines = self.basis.T @ other.basis.to(self.basis)
+        return min(1.0, float(cosines.square().sum()) / min(self.k, other.k))
+
+    def __repr__(self) -> str:
+        top = ", ".join(f"{value:.4g}" for value in self.eigenvalues[:3].tolist())
+        more = ", ..." if self.k > 3 else ""
+        residual = (
+            "" if self.residuals is None else f", residual<={float(self.residuals.max()):.1e}"
+        )
+        state = "" if self.converged is None else f", converged={self.converged}"
+        return (
+            f"Subspace(P={self.basis.shape[0]}, k={self.k}, eigenvalues=[{top}{more}]"
+            f"{residual}{state}, products={self.products:g})"
+        )
+
+    def _project_flat(self, flat: Tensor) -> Tensor:
+        return (self.basis @ self.coordinates(flat)).to(flat.dtype)
+
+
+def orthonormalize(block: Tensor) -> Tensor:
+    """An orthonormal basis of the columns of `block` (P, m), m <= P, stored column by column.
+
+    Raises:
+        Diverged: the block holds NaN or Inf (QR would pass them on silently).
+    """
+    if not bool(torch.isfinite(block).all()):
+        raise Diverged("a basis holds NaN or infinite values: the loss or a product diverged")
+    basis, _ = torch.linalg.qr(block)
+    return basis.T.contiguous().T
+
+
+def random_subspace(
+    num_parameters: int, k: int, seed: int, *, dtype: torch.dtype = torch.float32
+) -> Subspace:
+    """k random directions: the control that a claim about S_k must fail on. chi is sqrt(k / P)."""
+    generator = torch.Generator().manual_seed(seed)
+    block = torch.randn(num_parameters, k, generator=generator, dtype=torch.float64)
+    return Subspace(orthonormalize(block).to(dtype), torch.full((k,), float("nan"), dtype=dtype))
+
+
+def _flat(vector: Tensor | Sequence[Tensor] | Mapping[str, Tensor]) -> Tensor:
+    if isinstance(vector, Tensor):
+        return vector
+    tensors = list(vector.values()) if isinstance(vector, Mapping) else list(vector)
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def _like(template: Vector, flat: Tensor) -> Vector:
+    if isinstance(template, Tensor):
+        return flat
+    tensors = list(template.values()) if isinstance(template, Mapping) else list(template)
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    shaped = [part.reshape(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+    if isinstance(template, Mapping):
+        return dict(zip(template, shaped, strict=True))
+    return shaped

@@ -1,0 +1,494 @@
+"""The top eigenspace of the Hessian, followed from one training step to the next.
+
+A reference and a small sample. At a reference point theta_r keep an orthonormal basis U (P, b) and
+Y_r = H(theta_r) U over all N samples. At a later step multiply the same U by the Hessian of a fixed
+small subset B only, and correct the reference by the difference (a control variate):
+
+    Y_t = Y_r + (H_B(theta_t) U - H_B(theta_r) U),    new basis = orth(Y_t V)
+
+a warm power step, V the top eigenvectors of U^T Y_t. B is two halves, so half the difference of the
+two projections of a vector estimates the sampling error. What the halves share (the bias of one
+power step) is measured against a fresh product over all samples at each renewal. Subset size and
+renewal are chosen for a target error: see `renewal.py`.
+
+Cost is counted in gradients of the full loss, one product with all N samples as `PRODUCT_COST`.
+
+Example:
+    >>> import torch
+    >>> from thalweg.curvature.objective import Objective
+    >>> data = (torch.randn(64, 3), torch.randn(64, 2))
+    >>> objective = Objective(torch.nn.Linear(3, 2), torch.nn.MSELoss(), data)
+    >>> tracker = SubspaceTracker(objective, k=2)
+    >>> tracker.update().k, tracker.report.renewed
+    (2, True)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from thalweg.curvature.eigensolver import top_eigenpairs
+from thalweg.curvature.objective import Objective
+from thalweg.curvature.operators import Hessian
+from thalweg.curvature.renewal import RenewalPolicy
+from thalweg.curvature.subspace import Subspace, orthonormalize
+from thalweg.errors import InvalidInput, invalid
+
+# Measured on an MLP: a product over a chunk, its share of building the graph included, takes 1.2 to
+# 1.4 gradients of the same chunk. Other models differ; counts are for comparing settings.
+PRODUCT_COST = 1.3
+# Until the first renewal has measured it: how much of a basis's error one power step leaves.
+INITIAL_DAMPING = 0.1
+DAMPING_RANGE = (0.02, 0.9)
+
+
+@dataclass(frozen=True)
+class TrackerReport:
+    """What the last step of a tracker cost, and how far its result can be trusted.
+
+    Attributes:
+        error: estimated norm(P_k v - tracked) / norm(v) for the vector the step was given.
+        gradients: what the step cost, counted in gradients of the full loss.
+        renewed: whether a product over all samples was taken.
+        subset: samples used at this step besides.
+        age: steps since the reference.
+        checked_error: at a renewal, how far a fresh power step over all samples moved the projected
+            vector, relative to it; None at other steps. Compare with `error` there.
+    """
+
+    error: float
+    gradients: float
+    renewed: bool
+    subset: int
+    age: int
+    checked_error: float | None = None
+
+
+@dataclass(frozen=True)
+class Split:
+    """A vector in its dominant and its bulk part, with the estimated error of either.
+
+    Attributes:
+        dominant: P_k v, (P,).
+        bulk: v - P_k v, (P,).
+        error: estimated error of both parts, relative to norm(v).
+        bulk_error: the same error relative to the norm of the bulk part.
+        refined: whether two products were spent on this vector.
+        gradients: cost of the refinement, in gradients of the full loss.
+    """
+
+    dominant: Tensor
+    bulk: Tensor
+    error: float
+    bulk_error: float
+    refined: bool = False
+    gradients: float = 0.0
+
+
+class SubspaceSource(Protocol):
+    """What gives an optimizer or a probe the subspace at each step."""
+
+    report: TrackerReport
+
+    def update(self, theta: Tensor | None = None, vector: Tensor | None = None) -> Subspace:
+        """The subspace at theta (P,); `vector` is what its error is measured by."""
+        ...
+
+    def split(self, vector: Tensor) -> Split:
+        """Split a vector (P,) at the theta of the last update."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on bit for bit."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        ...
+
+
+class FixedSubspace:
+    """A subspace that stays: frozen at a branch point, or a control (random, next k)."""
+
+    def __init__(self, subspace: Subspace) -> None:
+        self.subspace = subspace
+        self.report = TrackerReport(0.0, 0.0, False, 0, 0)
+
+    def update(self, theta: Tensor | None = None, vector: Tensor | None = None) -> Subspace:
+        """The same subspace at every theta."""
+        return self.subspace
+
+    def split(self, vector: Tensor) -> Split:
+        """Split a vector (P,); the error is rounding alone."""
+        return Split(*self.subspace.split(vector), error=0.0, bulk_error=0.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The basis (as rows, so that its layout survives) and its eigenvalues."""
+        return {"rows": self.subspace.basis.T, "eigenvalues": self.subspace.eigenvalues}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        self.subspace = Subspace(state["rows"].T, state["eigenvalues"])
+
+
+class SubspaceTracker:
+    """Follows the top-k eigenspace S_k of the Hessian of a loss.
+
+    Args:
+        objective: the loss.
+        k: dimension of the subspace.
+        error: target for norm(tracked - P_k v) / norm(v); most steps stay below it, and a step
+            whose estimate exceeds it renews the reference at once.
+        bulk_error: target for the same error relative to norm((I - P_k) v). Where tracking alone
+            does not meet it, `split` refines the one vector by two products over all samples.
+        exact: solve for a converged basis at every update (dear: about 25 gradients).
+        every: recompute at every n-th update only, and keep the basis in between.
+        tolerance: residual of solves from scratch, see `top_eigenpairs`.
+        seed: of the subsets.
+
+    Raises:
+        InvalidInput: k < 1 or k > P, a target or period that is not positive.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        k: int,
+        *,
+        error: float = 0.01,
+        bulk_error: float | None = None,
+        exact: bool = False,
+        every: int = 1,
+        tolerance: float = 1e-3,
+        seed: int = 0,
+    ) -> None:
+        if not 1 <= k <= objective.num_parameters:
+            raise invalid("k", k, f"an integer from 1 to P = {objective.num_parameters}")
+        if not error > 0 or (bulk_error is not None and not bulk_error > 0):
+            raise invalid("error", error if bulk_error is None else bulk_error, "a number > 0")
+        if every < 1:
+            raise invalid("every", every, "an integer >= 1")
+        self.objective = objective
+        self.k = k
+        self.error = error
+        self.bulk_error = bulk_error
+        self.exact = exact or objective.num_samples < 8
+        self.every = every
+        self.tolerance = tolerance
+        self.policy = RenewalPolicy(objective.num_samples, error)
+        self.damping = INITIAL_DAMPING
+        self.report = TrackerReport(float("nan"), 0.0, False, 0, 0)
+        self._generator = torch.Generator().manual_seed(seed)
+        self._calls = 0
+        self._theta: Tensor | None = None
+        self._step: _PowerStep | None = None
+        self._reference: _Reference | None = None
+
+    @property
+    def subspace(self) -> Subspace:
+        """The subspace of the last update."""
+        if self._step is None:
+            raise InvalidInput("the tracker has no subspace yet; call update() first")
+        return self._step.subspace()
+
+    def update(self, theta: Tensor | None = None, vector: Tensor | None = None) -> Subspace:
+        """Move on to theta and return S_k there.
+
+        Args:
+            theta: the point (P,); None for the model's current parameters.
+            vector: (P,), whose projection the target error is about; None for the gradient of the
+                subset.
+
+        Raises:
+            Diverged: the loss or a product is NaN or infinite.
+        """
+        self._calls += 1
+        if self._step is not None and (self._calls - 1) % self.every:
+            age = self.report.age + 1
+            self.report = TrackerReport(float("nan"), 0.0, False, 0, age)
+            return self.subspace
+        self._theta = self.objective.theta() if theta is None else theta.detach()
+        if self._step is None or self.exact:
+            self._solve()
+        else:
+            self._follow(vector)
+        return self.subspace
+
+    def split(self, vector: Tensor) -> Split:
+        """Split a vector (P,) at the theta of the last update.
+
+        With a `bulk_error` target, and where the estimate does not meet it, the projection is
+        refined by two products: to second order, what a warm power step of the whole basis would
+        give for this vector. The error left is that of the basis times about
+        abs(lambda_{k+1}) / lambda_k.
+        """
+        step = self._current()
+        dominant = step.project(vector)
+        error = self.estimate_error(vector)
+        relative = _ratio(vector.norm(), (vector - dominant).norm())
+        needed = self.bulk_error is not None and error * relative > self.bulk_error
+        if not needed or self.exact:
+            return Split(dominant, vector - dominant, error, error * relative)
+        refined = self._refine(step, vector)
+        correction = float(_ratio((refined - dominant).norm(), vector.norm()))
+        error = self.damping * correction
+        bulk = vector - refined
+        relative = _ratio(vector.norm(), bulk.norm())
+        return Split(refined, bulk, error, error * relative, True, 2 * PRODUCT_COST)
+
+    def estimate_error(self, vector: Tensor) -> float:
+        """Estimated norm(tracked - P_k v) / norm(v) of the last update, for any vector (P,)."""
+        sampling, bias = self._errors(vector)
+        return (sampling**2 + bias**2) ** 0.5
+
+    def _current(self) -> _PowerStep:
+        if self._step is None:
+            raise InvalidInput("the tracker has no subspace yet; call update() first")
+        return self._step
+
+    def _solve(self) -> None:
+        start = None if self._step is None else self._step.rows.sum(0)
+        hessian = Hessian(self.objective, self._theta, keep_graph=True)
+        solved = top_eigenpairs(
+            hessian, self.k, tolerance=self.tolerance, start=start, check_repeated=0
+        )
+        gradients = PRODUCT_COST * solved.products
+        self._step = _PowerStep(solved.basis.T, solved.eigenvalues.double().cpu())
+        error = self.tolerance
+        if not self.exact:
+            gradients += self._renew()
+        self.report = TrackerReport(error, gradients, True, 0, 0)
+
+    def _follow(self, vector: Tensor | None) -> None:
+        assert self._reference is not None
+        assert self._theta is not None
+        images, difference, gradient = self._reference.images(self.objective, self._theta)
+        step = power_step(self._reference.rows, images, self.k)
+        step.difference = difference
+        step.stale = self._reference.rows
+        self._step = step
+        vector = gradient if vector is None else vector
+        sampling, bias = self._errors(vector)
+        self.policy.record(sampling, bias)
+        error = (sampling**2 + bias**2) ** 0.5
+        subset = self.policy.subset
+        age = len(self.policy.history)
+        cost = PRODUCT_COST * self.k * subset / self.objective.num_samples
+        if error <= self.error and not self.policy.due():
+            self.report = TrackerReport(error, cost, False, subset, age)
+            return
+        checked = self._check(step, vector, sampling, bias)
+        left = checked * self.damping / (1 - self.damping)
+        cost += PRODUCT_COST * self.k
+        self.report = TrackerReport(left, cost, True, subset, 0, checked)
+
+    def _check(self, step: _PowerStep, vector: Tensor, sampling: float, bias: float) -> float:
+        """Renew the reference; learn from the fresh product how wrong the tracked basis was."""
+        before = step.project(vector)
+        self._renew()
+        checked = _ratio((self._current().project(vector) - before).norm(), vector.norm())
+        stale = bias / self.damping
+        if stale > 0:
+            excess = max(checked**2 - sampling**2, 0.0) ** 0.5
+            measured = min(max(excess / stale, DAMPING_RANGE[0]), DAMPING_RANGE[1])
+            self.damping = (self.damping * measured) ** 0.5
+        return checked
+
+    def _renew(self) -> float:
+        """A product over all samples at the current theta: a new reference, and a power step."""
+        assert self._theta is not None
+        self.policy.plan()
+        rows = self._current().rows
+        self._reference, images = _Reference.at(
+            self.objective, self._theta, rows, self.policy.subset, self._generator
+        )
+        self._step = power_step(rows, images, self.k)
+        self._step.stale = rows
+        return PRODUCT_COST * self.k
+
+    def _errors(self, vector: Tensor) -> tuple[float, float]:
+        """Estimated sampling error and bias of the projection, relative to norm(v)."""
+        step = self._current()
+        norm = vector.norm()
+        if self.exact or norm == 0:
+            return self.tolerance if self.exact else 0.0, 0.0
+        fraction = self.policy.subset / self.objective.num_samples
+        sampling = _ratio(step.sampling_deviation(vector), norm) * (1 - fraction) ** 0.5
+        return sampling, self.damping * _ratio(step.movement(vector), norm)
+
+    def _refine(self, step: _PowerStep, vector: Tensor) -> Tensor:
+        """P_k v by two products; formula and figures: the module's documentation of `split`.
+
+        v_perp = v - C C^T v;  z = H v_perp;  c = C^T v + M^-1 C^T z;  y = H C M^-1 c;
+        P_k v = C c + (y - C C^T y), with C the basis and M = diag(eigenvalues) close to C^T H C.
+        """
+        hessian = Hessian(self.objective, self._theta)
+        rows, values = step.rows, step.eigenvalues.to(step.rows)
+        coordinates = rows @ vector
+        image = hessian @ (vector - rows.T @ coordinates)
+        coordinates = coordinates + (rows @ image) / values
+        image = hessian @ (rows.T @ (coordinates / values))
+        return rows.T @ coordinates + image - rows.T @ (rows @ image)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on bit for bit: bases as rows, so that their layout survives."""
+        return {
+            "calls": self._calls,
+            "damping": self.damping,
+            "policy": self.policy.state_dict(),
+            "generator": self._generator.get_state(),
+            "method": self.objective.method,
+            "report": vars(self.report).copy(),
+            "theta": self._theta,
+            "step": None if self._step is None else self._step.state_dict(),
+            "reference": None if self._reference is None else self._reference.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave, the way to multiply by the Hessian included."""
+        self._calls, self.damping = state["calls"], state["damping"]
+        self.policy.load_state_dict(state["policy"])
+        self._generator.set_state(state["generator"])
+        self.objective.method = state["method"]
+        self.report = TrackerReport(**state["report"])
+        self._theta = state["theta"]
+        self._step = None if state["step"] is None else _PowerStep(**state["step"])
+        reference = state["reference"]
+        self._reference = None if reference is None else _Reference(**reference)
+
+
+@dataclass
+class _Reference:
+    """A basis as rows (b, P), and how far the halves of the subset are from all samples there."""
+
+    rows: Tensor
+    offset_first: Tensor
+    offset_second: Tensor
+    first: Tensor
+    second: Tensor
+
+    @classmethod
+    def at(
+        cls,
+        objective: Objective,
+        theta: Tensor,
+        rows: Tensor,
+        subset: int,
+        generator: torch.Generator,
+    ) -> tuple[_Reference, Tensor]:
+        """Take the reference at theta; also return the products over all samples, as rows."""
+        n = objective.num_samples
+        order = torch.randperm(n, generator=generator)
+        # In ascending order each part reads the data forwards.
+        parts = [p.sort().values for p in order.tensor_split((subset // 2, subset))]
+        images = [(Hessian(objective, theta, part) @ rows.T).T for part in parts if len(part)]
+        whole = sum((len(p) / n) * y for p, y in zip(parts, images, strict=False))
+        assert isinstance(whole, Tensor)
+        reference = cls(rows, whole - images[0], whole - images[1], parts[0], parts[1])
+        return reference, whole
+
+    def images(self, objective: Objective, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """H(theta) times the basis, by the subset; half the halves' difference; their gradient."""
+        first = Hessian(objective, theta, self.first)
+        second = Hessian(objective, theta, self.second)
+        one = (first @ self.rows.T).T + self.offset_first
+        two = (second @ self.rows.T).T + self.offset_second
+        assert first.gradient is not None
+        assert second.gradient is not None
+        return (one + two) / 2, (one - two) / 2, (first.gradient + second.gradient) / 2
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return vars(self).copy()
+
+
+@dataclass
+class _PowerStep:
+    """The basis after a power step, C = Z^T Y as rows (k, P), and what its error is estimated by.
+
+    `combination` is Z (b, k); `difference` is half the difference of Y between the halves (b, P);
+    `stale` is the basis before the step.
+    """
+
+    rows: Tensor
+    eigenvalues: Tensor
+    combination: Tensor | None = None
+    difference: Tensor | None = None
+    stale: Tensor | None = None
+
+    def subspace(self) -> Subspace:
+        return Subspace(self.rows.T, self.eigenvalues.to(self.rows))
+
+    def project(self, vector: Tensor) -> Tensor:
+        return self.rows.T @ (self.rows @ vector)
+
+    def movement(self, vector: Tensor) -> Tensor:
+        """norm of the change of the projection of v by this power step."""
+        if self.stale is None:
+            return vector.new_zeros(())
+        return (self.project(vector) - self.stale.T @ (self.stale @ vector)).norm()
+
+    def sampling_deviation(self, vector: Tensor) -> Tensor:
+        """Half the difference of the two halves' projections of v, to first order.
+
+        With F = Z^T E the difference of C between the halves, the projector differs by
+        (I - P) F^T C + C^T F (I - P).
+        """
+        if self.difference is None or self.combination is None:
+            return vector.new_zeros(())
+        coordinates = self.rows @ vector
+        outside = vector - self.rows.T @ coordinates
+        combination = self.combination.to(self.rows)
+        moved = self.difference.T @ (combination @ coordinates)
+        moved = moved - self.rows.T @ (self.rows @ moved)
+        turned = combination.T @ (self.difference @ outside)
+        return (moved.square().sum() + turned.square().sum()).sqrt()
+
+    def state_dict(self) -> dict[str, Tensor | None]:
+        return vars(self).copy()
+
+
+def power_step(rows: Tensor, images: Tensor, k: int) -> _PowerStep:
+    """The top-k Ritz directions of span(U) moved by one power step, from U and Y = H U.
+
+    Args:
+        rows: U^T, orthonormal rows (b, P).
+        images: Y^T (b, P).
+        k: how many to keep.
+
+    With V, Theta the top eigenpairs of U^T Y and L L^T the Gram matrix of Y V Theta^-1, the new
+    basis is C = Y V Theta^-1 L^-T, and C^T H C is L^T Theta L to second order: that is, the Ritz
+    values belong to the new basis and not to the old one.
+    """
+    projected = (rows @ images.T).double().cpu()
+    values, vectors = torch.linalg.eigh((projected + projected.T) / 2)
+    values, vectors = values.flip(0)[:k], vectors.flip(1)[:, :k]
+    if not float(values[-1]) > 1e-6 * float(values[0]):
+        return _power_step_indefinite(images, values, vectors)
+    combination = vectors / values
+    scaled = combination.T.to(images) @ images
+    # Columns of nearly unit length and nearly orthogonal: one Cholesky factorization is accurate,
+    # and five times cheaper than a QR of a tall matrix.
+    factor = torch.linalg.cholesky((scaled @ scaled.T).double().cpu())
+    ritz, rotation = torch.linalg.eigh(factor.T @ torch.diag(values) @ factor)
+    ritz, rotation = ritz.flip(0), rotation.flip(1)
+    to_basis = torch.linalg.solve_triangular(factor.T, rotation, upper=True)
+    return _PowerStep(to_basis.T.to(scaled) @ scaled, ritz, combination @ to_basis)
+
+
+def _power_step_indefinite(images: Tensor, values: Tensor, vectors: Tensor) -> _PowerStep:
+    """The same by QR, where an eigenvalue among the top k is not positive."""
+    scaled = (vectors.T.to(images) @ images).T
+    basis = orthonormalize(scaled)
+    triangle = (basis.T @ scaled).double().cpu()
+    combination = vectors @ torch.linalg.pinv(triangle)
+    return _PowerStep(basis.T, values, combination)
+
+
+def _ratio(part: Tensor, whole: Tensor) -> float:
+    """part / whole, 0 where both vanish."""
+    return float(part / whole) if whole > 0 else 0.0
