@@ -84,7 +84,7 @@ def apply_overrides(
         for location in _locations(changed, path, key):
             place, reached = walk(model, location, changed)
             known = place if reached == location else None
-            read = _read(value, known, key) if isinstance(value, Words) else value
+            read = _read(value, known, key) if isinstance(value, Words) else _copy(value)
             sources.append(_set(changed, location, read))
             locations.append(location)
     for location in locations:

@@ -135,7 +135,9 @@ class Registry(Generic[T]):
                 "choose another name"
             )
         if not (isinstance(cls, type) and issubclass(cls, Settings)):
-            raise InvalidInput(f"{where}: {cls!r} is not a subclass of thalweg.lab.Settings")
+            raise InvalidInput(
+                f"{where}: {cls!r} is not a subclass of thalweg.lab.registry.Settings"
+            )
         if "name" in cls.model_fields:
             raise InvalidInput(f"{where}: a field cannot be called 'name', it is the entry's own")
         if getattr(cls, self.method, None) in (None, getattr(Settings, self.method, None)):
@@ -242,6 +244,7 @@ def load_plugin(module: str) -> None:
     Raises:
         InvalidInput: no such module, or it fails on import; the message says where and why.
     """
+    importlib.import_module("thalweg.lab.problems")  # the built-in names are taken first
     try:
         if module.endswith(".py"):
             _import_file(Path(module))

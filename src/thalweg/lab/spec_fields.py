@@ -57,9 +57,6 @@ class Place:
 
     def allowed(self) -> str:
         """What may stand here, in words."""
-        words = next((m.text for m in self.metadata if isinstance(m, Wording)), None)
-        if words is not None:
-            return words
         places = self.alternatives()
         if len(places) == 1:
             return _words(places[0])
@@ -186,6 +183,9 @@ def _fields(model: type[BaseModel]) -> dict[str, Place]:
 
 def _words(place: Place) -> str:
     """One alternative in words."""
+    for mark in place.metadata:
+        if isinstance(mark, Wording):
+            return mark.text
     choice = place.choice()
     if choice is not None:
         return "one of " + ", ".join(choice.registry.names())
