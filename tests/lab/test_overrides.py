@@ -71,7 +71,7 @@ def test_a_phase_goes_by_number_or_by_name(words: tuple[str, ...]):
     [
         ("--seeds", "0", "1", "2"),
         ("--seeds", "0,1,2"),
-        ("--seeds=0,1,2"),
+        ("--seeds=0,1,2",),
         ("--seeds", "[0, 1, 2]"),
         ("--seed", "0", "1", "2"),
     ],
