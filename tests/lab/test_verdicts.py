@@ -28,7 +28,7 @@ def test_the_table_shows_claim_number_spread_rule_and_verdict(verdicts: list[Ver
     text = printed(verdicts)
     assert "gradient-aligns" in text
     assert "0.960 [0.960, 0.960]" in text
-    assert ">= 0.9" in text
+    assert "≥ 0.9" in text
     assert text.count("✓ holds") == 4
     assert "3 seeds" in text
 

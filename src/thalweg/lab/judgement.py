@@ -41,8 +41,8 @@ class Rule:
 
     @property
     def text(self) -> str:
-        """The rule as shown to people, such as `>= 0.9`."""
-        return f"{'>=' if self.direction == 'above' else '<='} {self.threshold:g}"
+        """The rule as shown to people, such as `≥ 0.9`."""
+        return f"{'≥' if self.direction == 'above' else '≤'} {self.threshold:g}"
 
     def allows(self, value: float) -> bool:
         """Whether the value is on the right side; NaN never is."""
@@ -108,7 +108,7 @@ class Verdict:
     statement: str
     source: str
     statistic: str
-    rule: str
+    rule: Rule
     refuted_by: str
     values: Mapping[int, float]
     mean: float
@@ -117,6 +117,7 @@ class Verdict:
     outcome: Outcome
     note: str = ""
     beside: Mapping[str, float] = field(default_factory=dict)
+    logarithmic: bool = False
 
 
 def judge(claim: Claim, data: pd.DataFrame, roles: Mapping[str, str] = DEFAULT_ROLES) -> Verdict:
@@ -170,23 +171,23 @@ def _require(claim: Claim, data: pd.DataFrame, roles: Mapping[str, str]) -> None
     missing = [name for name in columns if name not in data.columns]
     if missing:
         raise invalid(
-            f"claim {claim.name!r}: columns of the data",
-            sorted(map(str, data.columns)),
-            "a metric table with " + ", ".join(missing),
+            f"data for claim {claim.name!r}",
+            "no column " + ", ".join(missing),
+            "a metric table with " + ", ".join(columns),
             "run the study with the probes that measure them",
         )
     if data.empty:
-        raise invalid(f"claim {claim.name!r}: data", "no rows", "at least one measured step")
+        raise invalid(f"data for claim {claim.name!r}", "no rows", "at least one measured step")
     unnamed = [role for role in claim.needs_roles if role not in roles]
     if unnamed:
         raise invalid(
-            f"claim {claim.name!r}: roles", dict(roles), "a branch for " + ", ".join(unnamed)
+            f"roles for claim {claim.name!r}", dict(roles), "a branch for " + ", ".join(unnamed)
         )
     present = set(data["branch"].unique())
     absent = [roles[role] for role in claim.needs_roles if roles[role] not in present]
     if absent:
         raise invalid(
-            f"claim {claim.name!r}: branches of the data",
+            f"branches for claim {claim.name!r}",
             sorted(map(str, present)),
             "a study with the branches " + ", ".join(absent),
             "run these branches, or name the branches in `roles`",
@@ -259,7 +260,7 @@ def _verdict(claim: Claim, measured: Mapping[int, Measurement], reasons: list[st
         statement=claim.statement,
         source=claim.source,
         statistic=claim.statistic,
-        rule=claim.rule.text,
+        rule=claim.rule,
         refuted_by=claim.refuted_by,
         values={seed: entry.value for seed, entry in measured.items()},
         mean=interval.mean,
@@ -268,4 +269,5 @@ def _verdict(claim: Claim, measured: Mapping[int, Measurement], reasons: list[st
         outcome=outcome,
         note="; ".join([why, *reasons] if why else reasons),
         beside=beside,
+        logarithmic=claim.logarithmic,
     )

@@ -83,7 +83,7 @@ def render_verdicts(verdicts: Sequence[Verdict]) -> Table:
         measured = Text.assemble(
             shown.measured, " ", shown.spread, "\n", (verdict.statistic, "dim")
         )
-        table.add_row(claim, measured, Text(verdict.rule), outcome)
+        table.add_row(claim, measured, Text(verdict.rule.text), outcome)
     return table
 
 
