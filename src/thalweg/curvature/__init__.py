@@ -1,1 +1,36 @@
-"""."""
+"""Second derivatives of a loss: operators, eigenspaces, and the subspace tracked through training.
+
+Imports torch alone.
+"""
+
+from __future__ import annotations
+
+from thalweg.curvature.eigensolver import NotConverged, top_eigenpairs
+from thalweg.curvature.layout import ParameterLayout
+from thalweg.curvature.objective import Objective
+from thalweg.curvature.operators import DenseOperator, Hessian, SymmetricOperator
+from thalweg.curvature.subspace import Subspace, random_subspace
+from thalweg.curvature.tracker import (
+    FixedSubspace,
+    Split,
+    SubspaceSource,
+    SubspaceTracker,
+    TrackerReport,
+)
+
+__all__ = [
+    "DenseOperator",
+    "FixedSubspace",
+    "Hessian",
+    "NotConverged",
+    "Objective",
+    "ParameterLayout",
+    "Split",
+    "Subspace",
+    "SubspaceSource",
+    "SubspaceTracker",
+    "SymmetricOperator",
+    "TrackerReport",
+    "random_subspace",
+    "top_eigenpairs",
+]

@@ -13,7 +13,7 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -101,6 +101,12 @@ class Subspace:
         """
         cosines = self.basis.T @ other.basis.to(self.basis)
         return min(1.0, float(cosines.square().sum()) / min(self.k, other.k))
+
+    def to(self, device: torch.device | str) -> Subspace:
+        """The same subspace on another device."""
+        residuals = None if self.residuals is None else self.residuals.to(device)
+        basis, eigenvalues = self.basis.to(device), self.eigenvalues.to(device)
+        return replace(self, basis=basis, eigenvalues=eigenvalues, residuals=residuals)
 
     def __repr__(self) -> str:
         top = ", ".join(f"{value:.4g}" for value in self.eigenvalues[:3].tolist())

@@ -95,6 +95,11 @@ class SubspaceSource(Protocol):
 
     report: TrackerReport
 
+    @property
+    def subspace(self) -> Subspace:
+        """The subspace of the last update."""
+        ...
+
     def update(self, theta: Tensor | None = None, vector: Tensor | None = None) -> Subspace:
         """The subspace at theta (P,); `vector` is what its error is measured by."""
         ...
@@ -116,8 +121,13 @@ class FixedSubspace:
     """A subspace that stays: frozen at a branch point, or a control (random, next k)."""
 
     def __init__(self, subspace: Subspace) -> None:
-        self.subspace = subspace
+        self._subspace = subspace
         self.report = TrackerReport(0.0, 0.0, False, 0, 0)
+
+    @property
+    def subspace(self) -> Subspace:
+        """The subspace."""
+        return self._subspace
 
     def update(self, theta: Tensor | None = None, vector: Tensor | None = None) -> Subspace:
         """The same subspace at every theta."""
@@ -133,7 +143,7 @@ class FixedSubspace:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave."""
-        self.subspace = Subspace(state["rows"].T, state["eigenvalues"])
+        self._subspace = Subspace(state["rows"].T, state["eigenvalues"])
 
 
 class SubspaceTracker:

@@ -94,7 +94,7 @@ def save_figures(
 
 
 def _from_late_trunk(curves: Curves, look: Look) -> Curves:
-    """The curves less the early trunk: at most half a branch's length of it stays.
+    """The curves less the early trunk: two thirds of it stay, or half a branch's length if shorter.
 
     Early training changes so much more than a branch that it would flatten all that follows.
     """
@@ -102,7 +102,9 @@ def _from_late_trunk(curves: Curves, look: Look) -> Curves:
     ends = [line.steps[-1] for line in curves.values() if line and line.branch != "trunk"]
     if point is None or not ends:
         return curves
-    start = point - (max(ends) - point) / 2
+    trunk = [line.steps[0] for line in curves.values() if line and line.branch == "trunk"]
+    first = min(trunk, default=point)
+    start = max(point - (max(ends) - point) / 2, first + (point - first) / 3)
     return {name: line and line.since(start) for name, line in curves.items()}
 
 

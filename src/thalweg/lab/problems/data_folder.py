@@ -12,10 +12,15 @@ def existing(data_dir: str, title: str) -> Path:
     """The path that the user gave.
 
     Raises:
-        InvalidInput: there is nothing there.
+        InvalidInput: there is nothing there, or it cannot be read.
     """
-    place = Path(data_dir).expanduser()
-    if not place.exists():
+    try:
+        place = Path(data_dir).expanduser()
+        found = place.exists()
+    except (OSError, RuntimeError) as error:  # no permission, a name too long, no such user
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InvalidInput(f"data_dir: {data_dir[:200]!r} cannot be read ({reason})") from error
+    if not found:
         raise InvalidInput(
             f"data_dir: {data_dir!r} does not exist; give the folder or file of {title}"
         )

@@ -72,10 +72,13 @@ class Problem:
 
     def fingerprint(self) -> str:
         """SHA-256 of the samples: shows whether data files have changed between two runs."""
+        import torch
+
         digest = hashlib.sha256()
         for tensor in (*self.train, *(self.test or ())):
             digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+            content = tensor.detach().cpu().contiguous().flatten()
+            digest.update(content.view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
 

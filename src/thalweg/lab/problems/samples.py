@@ -108,6 +108,7 @@ def _check_samples(samples: Samples, name: str) -> None:
     if samples.test_inputs is not None and samples.test_labels is not None:
         parts.append(("held-out", samples.test_inputs, samples.test_labels))
     for what, inputs, labels in parts:
+        _check_types(inputs, labels, f"data set {name}: {what}")
         if len(inputs) != len(labels):
             raise InvalidInput(
                 f"data set {name}: {len(inputs)} {what} inputs and {len(labels)} labels; "
@@ -117,6 +118,22 @@ def _check_samples(samples: Samples, name: str) -> None:
             _check_labels(labels, samples.num_classes, f"{what} labels of data set {name}")
     if len(samples.train_labels) == 0:
         raise InvalidInput(f"data set {name}: no training samples; at least one is needed")
+
+
+def _check_types(inputs: object, labels: object, what: str) -> None:
+    """A user's data set may hand over anything."""
+    if not isinstance(labels, np.ndarray):
+        raise InvalidInput(f"{what} labels are a {type(labels).__name__}; give a NumPy array")
+    texts = isinstance(inputs, list | tuple) and all(isinstance(text, str) for text in inputs)
+    if not (texts or isinstance(inputs, np.ndarray)):
+        given = type(inputs).__name__
+        raise InvalidInput(f"{what} inputs are a {given}; give a NumPy array, or a list of texts")
+    for part, values in (("inputs", inputs), ("labels", labels)):
+        numbers = isinstance(values, np.ndarray) and values.dtype.kind == "f"
+        if numbers and not np.isfinite(values).all():
+            raise InvalidInput(
+                f"{what} {part} hold NaN or infinite values; leave those samples out"
+            )
 
 
 def _check_labels(labels: np.ndarray, num_classes: int, what: str) -> None:

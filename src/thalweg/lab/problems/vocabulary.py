@@ -11,12 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from thalweg.lab.problems.readers.damage import unusable
+from thalweg.lab.problems.readers.damage import LARGEST_TEXT, check_size, unusable
 
 PADDING = 0
 UNKNOWN = 1
 _RESERVED = 2
-_LARGEST_FILE = 64 * 1024**2
 _CONTINUATION = "##"
 _PADDING_TOKENS = ("[PAD]", "<pad>")
 _UNKNOWN_TOKENS = ("[UNK]", "<unk>")
@@ -64,13 +63,10 @@ class WordPieces:
         [UNK], <pad>, <unk>) are left out, as are lines that occur again.
 
         Raises:
-            InvalidInput: missing, not UTF-8, larger than 64 MiB, or without a piece.
+            InvalidInput: missing, not UTF-8, larger than `LARGEST_TEXT`, or without a piece.
         """
         try:
-            size = path.stat().st_size
-            if size > _LARGEST_FILE:
-                expected = f"at most {_LARGEST_FILE:,}"
-                raise unusable(path, f"{size:,} bytes", expected, "give a list of tokens")
+            check_size(path, path.stat().st_size, LARGEST_TEXT)
             text = path.read_text(encoding="utf-8")
         except OSError as error:
             reason = error.strerror or str(error)

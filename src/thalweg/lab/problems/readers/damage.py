@@ -6,8 +6,11 @@ from pathlib import Path
 
 from thalweg.errors import InvalidInput
 
-LARGEST_ARRAY = 4 * 1024**3
+LARGEST_ARRAY = 1024**3
 """Bytes of the largest array read; all of CIFAR-10 takes 0.2 GB. A file may claim any size."""
+
+LARGEST_TEXT = 256 * 1024**2
+"""Bytes of the largest text read; the training phrases of SST-2 take 4 MB."""
 
 
 def unusable(file: Path | str, found: str, expected: str, mend: str) -> InvalidInput:
@@ -15,16 +18,16 @@ def unusable(file: Path | str, found: str, expected: str, mend: str) -> InvalidI
     return InvalidInput(f"file {file}: found {found}, expected {expected}; {mend}")
 
 
-def check_size(file: Path | str, claimed: int) -> None:
-    """Refuse an array before memory is allocated for it.
+def check_size(file: Path | str, claimed: int, limit: int = LARGEST_ARRAY) -> None:
+    """Refuse data before memory is allocated for them.
 
     Raises:
-        InvalidInput: `claimed`, in bytes, is above `LARGEST_ARRAY`.
+        InvalidInput: `claimed`, in bytes, is above `limit`.
     """
-    if claimed > LARGEST_ARRAY:
+    if claimed > limit:
         raise unusable(
             file,
-            f"an array of {claimed:,} bytes",
-            f"at most {LARGEST_ARRAY:,} bytes",
+            f"{claimed:,} bytes of data",
+            f"at most {limit:,}",
             "check where the file comes from, or cut it to the samples that you need",
         )

@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from thalweg.lab.problems.readers.damage import check_size, unusable
+from thalweg.lab.problems.readers.damage import LARGEST_TEXT, check_size, unusable
 
 TEXT_COLUMNS = ("sentence", "content", "text", "phrase")
 
@@ -66,7 +66,7 @@ def _label(source: str, line: int, given: str, num_classes: int) -> int:
 def read_phrases(path: Path, num_classes: int) -> tuple[list[str], list[int]]:
     """Read a .tsv file; returns and raises as `decode_phrases`, also when it cannot be read."""
     try:
-        check_size(path, path.stat().st_size)
+        check_size(path, path.stat().st_size, LARGEST_TEXT)
         content = path.read_bytes()
     except OSError as error:
         reason = error.strerror or str(error)
@@ -87,7 +87,7 @@ def read_phrases_from_archive(
             if member not in archive.namelist():
                 found = "members " + ", ".join(archive.namelist()[:8])
                 raise unusable(path, found, member, "is it the GLUE archive SST-2.zip?")
-            check_size(where, archive.getinfo(member).file_size)
+            check_size(where, archive.getinfo(member).file_size, LARGEST_TEXT)
             content = archive.read(member)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise unusable(path, f"a damaged zip ({error})", "SST-2.zip", "fetch it again") from error

@@ -1,0 +1,64 @@
+"""Subspaces that are not S_k: what a claim about S_k must fail on.
+
+`random_subspace` gives k random directions (alignment near sqrt(k / P)); `NextEigenspace` the k
+eigenvectors below the dominant ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from thalweg.curvature.eigensolver import top_eigenpairs
+from thalweg.curvature.objective import Objective
+from thalweg.curvature.operators import Hessian
+from thalweg.curvature.subspace import Subspace
+from thalweg.curvature.tracker import PRODUCT_COST, Split, TrackerReport
+from thalweg.errors import InvalidInput, invalid
+
+
+class NextEigenspace:
+    """The span of u_{k+1}, ..., u_{2k}, solved at every update; a `SubspaceSource`."""
+
+    def __init__(self, objective: Objective, k: int, *, tolerance: float = 1e-3) -> None:
+        if 2 * k > objective.num_parameters:
+            raise invalid("k", k, f"at most P / 2 = {objective.num_parameters // 2} here")
+        self.objective = objective
+        self.k = k
+        self.tolerance = tolerance
+        self.report = TrackerReport(float("nan"), 0.0, False, 0, 0)
+        self._subspace: Subspace | None = None
+
+    @property
+    def subspace(self) -> Subspace:
+        """The subspace of the last update."""
+        if self._subspace is None:
+            raise InvalidInput("there is no subspace yet; call update() first")
+        return self._subspace
+
+    def update(self, theta: Tensor | None = None, vector: Tensor | None = None) -> Subspace:
+        """Solve for 2k eigenpairs at theta (P,) and keep the lower half."""
+        hessian = Hessian(self.objective, theta, keep_graph=True)
+        solved = top_eigenpairs(hessian, 2 * self.k, tolerance=self.tolerance, check_repeated=0)
+        self._subspace = Subspace(solved.basis[:, self.k :], solved.eigenvalues[self.k :])
+        cost = PRODUCT_COST * solved.products
+        self.report = TrackerReport(self.tolerance, cost, True, self.objective.num_samples, 0)
+        return self._subspace
+
+    def split(self, vector: Tensor) -> Split:
+        """Split a vector (P,) at the theta of the last update."""
+        error = self.tolerance
+        return Split(*self.subspace.split(vector), error=error, bulk_error=error)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The basis as rows, and its eigenvalues."""
+        if self._subspace is None:
+            return {"rows": None, "eigenvalues": None}
+        return {"rows": self._subspace.basis.T, "eigenvalues": self._subspace.eigenvalues}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        if state["rows"] is not None:
+            self._subspace = Subspace(state["rows"].T, state["eigenvalues"])

@@ -1,0 +1,103 @@
+"""One step of a training run, seen by the probes: what is known at theta_t, computed when asked.
+
+A `Moment` holds theta_t and what the step did. The full loss and its gradient, the subspace and the
+parts of vectors are computed at the first request and kept for the rest of the step, so probes
+share them, and nothing is computed that nobody asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from torch import Tensor
+
+from thalweg.curvature import Objective, Split, Subspace, SubspaceSource
+
+Parts = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class BranchPoint:
+    """Where a branch began: theta (P,) and S_k there."""
+
+    theta: Tensor
+    subspace: Subspace
+
+
+@dataclass
+class Moment:
+    """One step at theta_t.
+
+    Attributes:
+        step: t.
+        theta: theta_t, (P,).
+        objective: the full training loss.
+        source: gives S_k.
+        learning_rate: of this step.
+        minibatch_loss, minibatch_gradient: what the optimizer saw; None after the last step.
+        proposed: the update proposed by the optimizer, before the split (P,); None likewise.
+        update: the update made, theta_{t+1} - theta_t (P,); None likewise.
+        branch_point: None in the trunk.
+        evaluate_test: gives (loss, accuracy or None) on held-out data at the model's parameters
+            set to a theta; None without such data.
+    """
+
+    step: int
+    theta: Tensor
+    objective: Objective
+    source: SubspaceSource
+    learning_rate: float
+    minibatch_loss: float | None = None
+    minibatch_gradient: Tensor | None = None
+    proposed: Tensor | None = None
+    update: Tensor | None = None
+    branch_point: BranchPoint | None = None
+    evaluate_test: Callable[[Tensor], tuple[float, float | None]] | None = None
+    solve: Callable[[Tensor, int], Subspace] | None = None
+    subspace_updated: bool = False
+    _parts: dict[int, Parts] = field(default_factory=dict)
+
+    @cached_property
+    def loss_and_gradient(self) -> tuple[float, Tensor]:
+        """Full training loss, and its gradient (P,)."""
+        loss, gradient = self.objective.value_and_gradient(self.theta)
+        return float(loss), gradient
+
+    @property
+    def loss(self) -> float:
+        """Full training loss; without the gradient, unless that is there already."""
+        if "loss_and_gradient" in self.__dict__:
+            return self.loss_and_gradient[0]
+        return self._loss
+
+    @cached_property
+    def _loss(self) -> float:
+        return float(self.objective.value(self.theta))
+
+    @property
+    def gradient(self) -> Tensor:
+        """Gradient of the full training loss, (P,)."""
+        return self.loss_and_gradient[1]
+
+    @cached_property
+    def subspace(self) -> Subspace:
+        """S_k at theta_t, computed once a step for the split and all probes together."""
+        if not self.subspace_updated:
+            self.source.update(self.theta, self.gradient)
+        return self.source.subspace
+
+    def keep_parts(self, split: Split, dominant: float, bulk: float) -> None:
+        """Note the parts of the proposed update, and so of the update made, as the split has them."""
+        assert self.proposed is not None
+        assert self.update is not None
+        self._parts[id(self.proposed)] = (split.dominant, split.bulk)
+        self._parts[id(self.update)] = (dominant * split.dominant, bulk * split.bulk)
+
+    def parts(self, vector: Tensor) -> Parts:
+        """Dominant and bulk part of a vector, split once."""
+        key = id(vector)
+        if key not in self._parts:
+            self._parts[key] = self.subspace.split(vector)
+        return self._parts[key]

@@ -1,0 +1,85 @@
+"""Look at what is there: one study, one run, several runs side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from thalweg.errors import InvalidInput, invalid, unknown_name
+from thalweg.lab.store import RunFolder, open_study
+
+if TYPE_CHECKING:
+    import pandas
+
+
+def open_run(name: str, root: Path | str = "runs") -> RunFolder:
+    """The run that `STUDY/seed-N/BRANCH` (or its path) names.
+
+    Raises:
+        InvalidInput: there is no such run.
+    """
+    study_name, rest = _parts(name)
+    if rest is None:
+        raise invalid("run", name, "STUDY/seed-N/BRANCH")
+    study = open_study(study_name, root)
+    known = {f"seed-{run.seed}/{run.branch}": run for run in study.runs()}
+    if rest not in known:
+        raise unknown_name(f"run of {study.name}", rest, known)
+    return known[rest]
+
+
+def describe(name: str, root: Path | str = "runs") -> dict[str, Any]:
+    """What is known of a study or of a run."""
+    study_name, rest = _parts(name)
+    if rest is None:
+        study = open_study(study_name, root)
+        runs = {f"seed-{r.seed}/{r.branch}": _state(r) for r in study.runs()}
+        verdicts = study.read_verdicts() or []
+        judged = {verdict["claim"]: verdict["outcome"] for verdict in verdicts}
+        return {"study": str(study.path), **runs, **judged}
+    run = open_run(name, root)
+    status = run.status()
+    last = run.read_metrics().to_pylist()[-1:] if status else []
+    return {
+        "run": str(run.path),
+        **({} if status is None else asdict(status)),
+        **({key: value for key, value in last[0].items() if value is not None} if last else {}),
+    }
+
+
+def compare(names: Sequence[str], root: Path | str = "runs") -> pandas.DataFrame:
+    """The numbers of several runs at the last step that all of them measured, a column a run.
+
+    Raises:
+        InvalidInput: no step is common to all.
+    """
+    import pandas
+
+    tables = {name: open_run(name, root).read_metrics().to_pandas() for name in names}
+    common = set.intersection(*(set(table["step"]) for table in tables.values()))
+    if not common:
+        raise InvalidInput("these runs have no measured step in common")
+    step = max(common)
+    columns = {
+        name: table[table["step"] == step].iloc[0].map(_scalar) for name, table in tables.items()
+    }
+    return pandas.DataFrame(columns).dropna(how="all")
+
+
+def _scalar(value: Any) -> Any:
+    return value if isinstance(value, (int, float)) else None
+
+
+def _state(run: RunFolder) -> str:
+    status = run.status()
+    return "waiting" if status is None else f"{status.state} at step {status.step}"
+
+
+def _parts(name: str) -> tuple[str, str | None]:
+    """`.../STUDY/seed-N/BRANCH` as study and `seed-N/BRANCH`; the latter None for a study."""
+    pieces = name.rstrip("/").split("/")
+    if len(pieces) >= 3 and pieces[-2].startswith("seed-"):
+        return "/".join(pieces[:-2]), "/".join(pieces[-2:])
+    return name.rstrip("/"), None
