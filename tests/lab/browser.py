@@ -62,7 +62,17 @@ class Browser:
         ]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
-        self.resize(width, height)
+        self._size = width, height
+        self.start_afresh()
+
+    def start_afresh(self) -> None:
+        """An empty page at the first size in light colours, and nothing noted yet."""
+        self.call("Page.navigate", url="about:blank")
+        self.prefer("light")
+        self.resize(*self._size)
+        self.move_mouse(0, 0)
+        self.complaints.clear()
+        self.requests.clear()
 
     def __enter__(self) -> Browser:
         return self

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -242,6 +243,15 @@ def test_a_plain_branch_without_progress_decides_nothing(study: pd.DataFrame) ->
 def test_rows_on_which_a_slow_probe_was_not_due_are_no_divergence(study: pd.DataFrame) -> None:
     data = change(study, study["step"] % 20 != 0, "loss", np.nan)
     assert judge(CLAIMS["bulk-suffices"], data).outcome == "holds"
+
+
+def test_a_table_read_from_parquet_gives_the_same_verdicts(
+    study: pd.DataFrame, tmp_path: Path
+) -> None:
+    study.to_parquet(tmp_path / "metrics.parquet")
+    read = pd.read_parquet(tmp_path / "metrics.parquet")
+    for claim in CLAIMS.values():
+        assert judge(claim, read) == judge(claim, study)
 
 
 def test_roles_name_the_branches(study: pd.DataFrame) -> None:

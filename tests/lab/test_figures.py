@@ -72,6 +72,11 @@ def test_csv_holds_the_mean_and_the_range_over_seeds(
     assert end["seeds"] == 3
 
 
+def test_csv_holds_the_early_training_that_the_drawing_leaves_out(saved: SavedFigures) -> None:
+    table = pd.read_csv(saved.saved[0].csv)
+    assert table["step"].min() == 0
+
+
 def test_the_same_data_give_the_same_bytes(
     saved: SavedFigures, study: pd.DataFrame, tmp_path: Path
 ) -> None:

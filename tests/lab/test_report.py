@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -242,10 +243,17 @@ def test_nothing_is_drawn_where_nothing_is_known(verdicts: list[Verdict]) -> Non
 # The page in a browser.
 
 
-@pytest.fixture
-def browser() -> Any:
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
     with Browser() as opened:
         yield opened
+
+
+@pytest.fixture
+def browser(chromium: Browser) -> Browser:
+    """The one browser, as if just started: starting it takes longer than most tests."""
+    chromium.start_afresh()
+    return chromium
 
 
 class TestInChromium:
