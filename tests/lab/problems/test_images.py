@@ -136,6 +136,8 @@ def test_a_folder_without_the_data_says_what_is_looked_for(
         data_set(data_dir=str(tmp_path)).build()
     with pytest.raises(InvalidInput, match="does not exist"):
         data_set(data_dir=str(tmp_path / "nowhere")).build()
+    with pytest.raises(InvalidInput, match="cannot be read"):
+        data_set(data_dir="x" * 5000).build()
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(InvalidInput, match=r"notes\.txt"):
         data_set(data_dir=str(tmp_path / "notes.txt")).build()

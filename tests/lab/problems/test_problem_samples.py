@@ -90,6 +90,10 @@ def test_no_balance_without_classes() -> None:
         ({"test_labels": LABELS}, "4 held-out inputs and 10 labels"),
         ({"train_labels": LABELS + 1}, "got 3, allowed: classes 0 to 2"),
         ({"train_labels": LABELS.astype(float)}, "one integer a sample"),
+        ({"train_labels": LABELS.tolist()}, "training labels are a list; give a NumPy array"),
+        ({"test_inputs": range(4)}, "held-out inputs are a range"),
+        ({"train_inputs": list(range(10))}, "training inputs are a list"),
+        ({"train_inputs": np.full((10, 1), np.nan)}, "training inputs hold NaN"),
         ({"train_inputs": np.ones((0, 1)), "train_labels": LABELS[:0]}, "no training samples"),
     ],
 )

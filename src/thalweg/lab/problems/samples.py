@@ -129,11 +129,14 @@ def _check_types(inputs: object, labels: object, what: str) -> None:
         given = type(inputs).__name__
         raise InvalidInput(f"{what} inputs are a {given}; give a NumPy array, or a list of texts")
     for part, values in (("inputs", inputs), ("labels", labels)):
-        numbers = isinstance(values, np.ndarray) and values.dtype.kind == "f"
-        if numbers and not np.isfinite(values).all():
+        if isinstance(values, np.ndarray) and not _is_finite(values):
             raise InvalidInput(
                 f"{what} {part} hold NaN or infinite values; leave those samples out"
             )
+
+
+def _is_finite(values: np.ndarray) -> bool:
+    return values.dtype.kind != "f" or bool(np.isfinite(values).all())
 
 
 def _check_labels(labels: np.ndarray, num_classes: int, what: str) -> None:
