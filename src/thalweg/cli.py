@@ -313,7 +313,7 @@ def _compare(options: argparse.Namespace) -> int:
     from thalweg.lab.inspection import compare
 
     table = compare(options.runs, options.root)
-    _out(table.to_json(orient="index", indent=2) if options.json else table.to_string())
+    _out(str(table.to_json(orient="index", indent=2)) if options.json else table.to_string())
     return 0
 
 

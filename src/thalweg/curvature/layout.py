@@ -1,4 +1,4 @@
-"""Named parameter tensors and one flat vector: which numbers of a model are theta, and in which order.
+"""Named parameter tensors and one flat vector: which numbers make up theta, in which order.
 
 Everything in `thalweg.curvature` works on one flat vector of P numbers. A `ParameterLayout` fixes
 the order once, counts tied parameters once, and leaves frozen ones out.
@@ -16,6 +16,7 @@ import fnmatch
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +78,8 @@ class ParameterLayout:
     def flatten(self, tensors: Iterable[Tensor] | Mapping[str, Tensor]) -> Tensor:
         """Join tensors shaped like the parameters into one new flat vector (P,)."""
         if isinstance(tensors, Mapping):
-            tensors = [tensors[name] for name in self.names]
+            named = cast("Mapping[str, Tensor]", tensors)
+            return torch.cat([named[name].reshape(-1) for name in self.names])
         return torch.cat([t.reshape(-1) for t in tensors])
 
     def unflatten(self, vectors: Tensor) -> tuple[Tensor, ...]:

@@ -40,6 +40,10 @@ class Moment:
         proposed: the update proposed by the optimizer, before the split (P,); None likewise.
         update: the update made, theta_{t+1} - theta_t (P,); None likewise.
         branch_point: None in the trunk.
+        solve: gives the top k eigenpairs at a theta from scratch.
+        subspace_updated: whether the split has moved the source on to theta_t already.
+        steps_before, gradients_before: steps since the last recorded row, and what the subspace
+            cost in them, in gradients of the full loss.
         evaluate_test: gives (loss, accuracy or None) on held-out data at the model's parameters
             set to a theta; None without such data.
     """
@@ -57,6 +61,8 @@ class Moment:
     evaluate_test: Callable[[Tensor], tuple[float, float | None]] | None = None
     solve: Callable[[Tensor, int], Subspace] | None = None
     subspace_updated: bool = False
+    steps_before: int = 0
+    gradients_before: float = 0.0
     _parts: dict[int, Parts] = field(default_factory=dict)
 
     @cached_property
@@ -88,8 +94,13 @@ class Moment:
             self.source.update(self.theta, self.gradient)
         return self.source.subspace
 
+    @property
+    def used_subspace(self) -> bool:
+        """Whether anything asked for the subspace at this step."""
+        return self.subspace_updated or "subspace" in self.__dict__
+
     def keep_parts(self, split: Split, dominant: float, bulk: float) -> None:
-        """Note the parts of the proposed update, and so of the update made, as the split has them."""
+        """Note the parts of the proposed update, and so of the update made, from the split."""
         assert self.proposed is not None
         assert self.update is not None
         self._parts[id(self.proposed)] = (split.dominant, split.bulk)

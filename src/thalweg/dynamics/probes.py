@@ -87,9 +87,7 @@ def minibatch_loss(moment: Moment) -> Mapping[str, Value]:
     return {"minibatch_loss": moment.minibatch_loss}
 
 
-@probe(
-    "sharpness", ["sharpness", "lr_sharpness", "eigenvalues"], vectors=["eigenvalues"]
-)
+@probe("sharpness", ["sharpness", "lr_sharpness", "eigenvalues"], vectors=["eigenvalues"])
 def sharpness(moment: Moment) -> Mapping[str, Value]:
     """Tracked eigenvalues, lambda_1 and lr * lambda_1 (2 is the edge of stability of plain GD)."""
     eigenvalues = moment.subspace.eigenvalues.tolist()
@@ -208,10 +206,14 @@ def overlap(moment: Moment) -> Mapping[str, Value]:
 
 @probe("subspace_cost", ["subspace_error", "subspace_gradients"])
 def subspace_cost(moment: Moment) -> Mapping[str, Value]:
-    """The tracker's own error estimate at this step, and its cost counted in full gradients."""
+    """The tracker's own error estimate at this step, and its cost a step in full gradients.
+
+    The cost is counted, and averaged over the steps since the last row, renewals included.
+    """
     _ = moment.subspace
     report = moment.source.report
-    return {"subspace_error": report.error, "subspace_gradients": report.gradients}
+    gradients = (moment.gradients_before + report.gradients) / (moment.steps_before + 1)
+    return {"subspace_error": report.error, "subspace_gradients": gradients}
 
 
 def _alignment(moment: Moment, vector: Tensor | None) -> Value:

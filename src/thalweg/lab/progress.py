@@ -142,8 +142,10 @@ class Progress:
         """From the share of all steps that are made; bounds count where an end is a rule."""
         made = total = 0
         for task, status in statuses.items():
-            phases = self._spec.phases if task.branch == "trunk" else (
-                self._spec.branch_phase(task.branch),
+            phases = (
+                self._spec.phases
+                if task.branch == "trunk"
+                else (self._spec.branch_phase(task.branch),)
             )
             steps = sum(phase.steps or 0 for phase in phases)
             done = status is not None and status.state == "done"

@@ -31,7 +31,7 @@ from thalweg.curvature import (
 )
 from thalweg.curvature.controls import NextEigenspace
 from thalweg.dynamics import PROBES, BranchPoint, Moment, Probe
-from thalweg.errors import Diverged, InvalidInput, Interrupted
+from thalweg.errors import Diverged, Interrupted, InvalidInput
 from thalweg.lab.checkpoint import (
     Checkpoint,
     latest_checkpoint,
@@ -64,6 +64,9 @@ class Position:
     phase_start: int = 0
     alignment_average: float | None = None
     finished: bool = False
+    # The subspace's cost since the last recorded row: renewals fall between measured steps too.
+    steps_since_row: int = 0
+    gradients_since_row: float = 0.0
 
 
 @dataclass
@@ -145,7 +148,7 @@ class Run:
                 try:
                     self._loop(metrics)
                 except Diverged as error:
-                    metrics.flush()
+                    self._record_divergence(metrics)
                     self._write_status("diverged", f"step {self.position.step}: {error}")
                     self.folder.log(f"diverged at step {self.position.step}: {error}")
                     raise
@@ -177,6 +180,7 @@ class Run:
             self._train_one_step(moment)
             self._record(metrics, moment)
             self.position.step += 1
+            self._add_cost(moment)
             self._status_if_due()
         self._checkpoint(metrics, permanent=True)
         moment = self._moment()
@@ -309,6 +313,11 @@ class Run:
         ]
         if not due:
             return
+        moment.steps_before, moment.gradients_before = (
+            self.position.steps_since_row,
+            self.position.gradients_since_row,
+        )
+        self.position.steps_since_row, self.position.gradients_since_row = -1, 0.0
         row: dict[str, Any] = {"step": moment.step, "learning_rate": moment.learning_rate}
         for probe in due:
             row.update(probe.measure(moment))
@@ -316,6 +325,21 @@ class Run:
         for name in ("loss", "alignment_gradient", "sharpness"):
             if row.get(name) is not None:
                 self._last[name] = row[name]
+
+    def _add_cost(self, moment: Moment) -> None:
+        position = self.position
+        position.steps_since_row += 1
+        # The step of a row reports its own cost.
+        if position.steps_since_row > 0 and moment.used_subspace:
+            position.gradients_since_row += self.source.report.gradients
+
+    def _record_divergence(self, metrics: MetricsWriter) -> None:
+        """A last row whose loss is NaN, so that the table itself says what happened."""
+        step = self.position.step
+        if "loss" in self.probes and (metrics.last_step is None or metrics.last_step < step):
+            rate = self.phase.learning_rate(0, 1)
+            metrics.append({"step": step, "learning_rate": rate, "loss": float("nan")})
+        metrics.flush()
 
     def _evaluate_test(self, theta: Tensor) -> tuple[float, float | None]:
         assert self.problem.test is not None
@@ -402,7 +426,9 @@ class Run:
             self.problem.model.load_state_dict(given)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
-            raise InvalidInput(f"initial_checkpoint {self.spec.initial_checkpoint}: {reason}") from None
+            raise InvalidInput(
+                f"initial_checkpoint {self.spec.initial_checkpoint}: {reason}"
+            ) from None
 
     def _start_branch(self) -> None:
         trunk = self.study.run(self.seed, TRUNK)

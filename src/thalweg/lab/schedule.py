@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 
 from thalweg.lab.run_names import TRUNK
@@ -57,7 +58,7 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def context() -> multiprocessing.context.BaseContext:
+def context() -> BaseContext:
     """How processes start: forked from a clean server that has imported PyTorch, if there is one.
 
     Starting one then takes milliseconds instead of the two seconds of the imports.

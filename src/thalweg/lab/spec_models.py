@@ -55,9 +55,9 @@ class ProblemSpec(SpecModel):
         default=None,
         description="samples in one pass over the data, bounds memory; measured if not given",
     )
-    product_method: Literal["auto", "graph", "batched", "forward"] = Field(
+    product_method: Literal["auto", "graph", "batched"] = Field(
         default="auto",
-        description="how the Hessian is multiplied, auto: the fastest where measured",
+        description="how the Hessian is multiplied, auto: the faster where measured",
     )
 
     @model_validator(mode="after")
