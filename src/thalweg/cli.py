@@ -250,7 +250,7 @@ def _conclude(result: Any, options: argparse.Namespace) -> int:
 def _print_verdicts(result: Any) -> None:
     from rich.console import Console
 
-    from thalweg.lab.verdicts import render_verdicts
+    from thalweg.lab.claims.verdicts import render_verdicts
 
     if result.verdicts:
         Console().print(render_verdicts(result.verdicts))
@@ -259,7 +259,7 @@ def _print_verdicts(result: Any) -> None:
 
 
 def _claims(options: argparse.Namespace) -> int:
-    from thalweg.lab.claim_listing import claim_rows
+    from thalweg.lab.claims.listing import claim_rows
 
     rows = claim_rows(options.root)
     if options.json:
@@ -357,7 +357,7 @@ def _spec(options: argparse.Namespace) -> int:
 
 
 def _env(options: argparse.Namespace) -> int:
-    from thalweg.lab.environment import environment
+    from thalweg.lab.store.environment import environment
 
     found = environment()
     if options.json:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from thalweg.lab.estimate import Estimate
     from thalweg.lab.spec import Spec
-    from thalweg.lab.status import Status
     from thalweg.lab.store import StudyFolder
+    from thalweg.lab.store.status import Status
 
 REFRESH_SECONDS = 0.5
 

@@ -32,7 +32,12 @@ from thalweg.curvature import (
 from thalweg.curvature.controls import NextEigenspace
 from thalweg.dynamics import PROBES, BranchPoint, Moment, Probe
 from thalweg.errors import Diverged, Interrupted, InvalidInput
-from thalweg.lab.checkpoint import (
+from thalweg.lab.minibatches import minibatch
+from thalweg.lab.problems import Problem, build_problem
+from thalweg.lab.run_names import END_PHASE, TRUNK
+from thalweg.lab.spec import PhaseSpec, Spec
+from thalweg.lab.store import RunFolder, StudyFolder
+from thalweg.lab.store.checkpoint import (
     Checkpoint,
     latest_checkpoint,
     load_checkpoint,
@@ -41,13 +46,8 @@ from thalweg.lab.checkpoint import (
     save_checkpoint,
     unpack_state,
 )
-from thalweg.lab.metrics import Column, MetricsWriter
-from thalweg.lab.minibatches import minibatch
-from thalweg.lab.problems import Problem, build_problem
-from thalweg.lab.run_names import END_PHASE, TRUNK
-from thalweg.lab.spec import PhaseSpec, Spec
-from thalweg.lab.status import Status
-from thalweg.lab.store import RunFolder, StudyFolder
+from thalweg.lab.store.metrics import Column, MetricsWriter
+from thalweg.lab.store.status import Status
 from thalweg.optim import SplitUpdate
 
 STATUS_SECONDS = 1.0

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thalweg.errors import InvalidInput, unknown_name
-from thalweg.lab.claims import CLAIMS
+from thalweg.lab.claims.judgement import Verdict, judge_all
+from thalweg.lab.claims.published import CLAIMS
+from thalweg.lab.claims.verdicts import verdicts_to_json
 from thalweg.lab.estimate import Estimate, estimate
-from thalweg.lab.judgement import Verdict, judge_all
 from thalweg.lab.progress import Progress
 from thalweg.lab.registry import load_plugin
 from thalweg.lab.run_names import TRUNK
@@ -30,7 +31,6 @@ from thalweg.lab.schedule import Outcome, Task, run_tasks, tasks_of, usable_core
 from thalweg.lab.spec import PROBLEM_SPECS, Spec, check_names, dump_spec, load_spec, parse_spec
 from thalweg.lab.spec import spec_hash as hash_of
 from thalweg.lab.store import StudyFolder, load, open_study
-from thalweg.lab.verdicts import verdicts_to_json
 
 if TYPE_CHECKING:
     import pandas
@@ -168,7 +168,7 @@ def resume(study: str | Path, *, root: Path | str = "runs", **options: Any) -> S
 
 def conclude(study: StudyFolder, spec: Spec, outcome: Outcome | None = None) -> StudyResult:
     """Judge the claims on what has been measured, draw the figures, write the report."""
-    from thalweg.lab.figures import save_figures
+    from thalweg.lab.figures.catalogue import save_figures
     from thalweg.lab.report import write_report
 
     data = load(study)

@@ -15,8 +15,8 @@ from pathlib import Path
 from thalweg.errors import Diverged, InvalidInput, ThalwegError
 from thalweg.lab.registry import load_plugin
 from thalweg.lab.spec import parse_spec
-from thalweg.lab.status import Status
 from thalweg.lab.store import StudyFolder
+from thalweg.lab.store.status import Status
 
 STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from data_files import cifar_archive, cifar_bytes
 
+from tests.lab.problems.data_files import cifar_archive, cifar_bytes
 from thalweg.errors import InvalidInput
 from thalweg.lab.problems.readers.cifar_binary import (
     decode_cifar,

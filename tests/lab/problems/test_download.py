@@ -11,8 +11,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from data_files import write_mnist
 
+from tests.lab.problems.data_files import write_mnist
 from thalweg.errors import IntegrityError, InvalidInput
 from thalweg.lab.problems import download
 from thalweg.lab.problems.download import RemoteFile, fetch

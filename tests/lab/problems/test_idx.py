@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_files import idx_bytes
 
+from tests.lab.problems.data_files import idx_bytes
 from thalweg.errors import InvalidInput
 from thalweg.lab.problems.readers.idx import read_idx
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_files import (
+
+from tests.lab.problems.data_files import (
     SHARED,
     cifar_archive,
     cifar_bytes,
@@ -12,7 +13,6 @@ from data_files import (
     needs_shared_data,
     write_mnist,
 )
-
 from thalweg.errors import InvalidInput
 from thalweg.lab.problems.images import CIFAR10, MNIST, FashionMNIST
 from thalweg.lab.problems.samples import Samples

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data_files import SHARED, needs_shared_data, write_mnist
 from pydantic import Field
 
+from tests.lab.problems.data_files import SHARED, needs_shared_data, write_mnist
 from thalweg.errors import InvalidInput
 from thalweg.lab.problems import Problem, Samples, build_problem
 from thalweg.lab.registry import Settings, datasets

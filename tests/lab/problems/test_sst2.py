@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_files import SHARED, needs_shared_data
 
+from tests.lab.problems.data_files import SHARED, needs_shared_data
 from thalweg.errors import InvalidInput
 from thalweg.lab.problems.samples import choose
 from thalweg.lab.problems.sst2 import SST2

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from thalweg import __version__
-from thalweg.lab.figure_saving import SavedFigures
-from thalweg.lab.judgement import DEFAULT_ROLES, Verdict
+from thalweg.lab.claims.judgement import DEFAULT_ROLES, Verdict
+from thalweg.lab.claims.verdicts import verdict_text
+from thalweg.lab.figures.saving import SavedFigures
 from thalweg.lab.report.facts import costs, flattened, headline
 from thalweg.lab.report.interval_drawing import interval_plot
 from thalweg.lab.report.page_data import embedded_json, page_data
 from thalweg.lab.report.panels import PANELS, Panel, Quantity, add_panel
-from thalweg.lab.verdicts import verdict_text
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from thalweg.lab.curves import branches_of, rows_where, step_axis
-from thalweg.lab.judgement import Verdict
-from thalweg.lab.verdicts import number
+from thalweg.lab.claims.judgement import Verdict
+from thalweg.lab.claims.verdicts import number
+from thalweg.lab.figures.curves import branches_of, rows_where, step_axis
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from thalweg.lab.judgement import Verdict
+from thalweg.lab.claims.judgement import Verdict
 
 #: Width of the drawing in its own units; the page scales it.
 WIDTH = 220.0

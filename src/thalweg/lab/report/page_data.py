@@ -7,9 +7,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from thalweg.lab.branch_style import branch_styles
-from thalweg.lab.curves import Curve, branches_of, step_axis
-from thalweg.lab.figure_saving import Source
+from thalweg.lab.figures.branch_style import branch_styles
+from thalweg.lab.figures.curves import Curve, branches_of, step_axis
+from thalweg.lab.figures.saving import Source
 from thalweg.lab.report.panels import PANELS, Panel
 
 if TYPE_CHECKING:

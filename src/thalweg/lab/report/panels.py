@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from thalweg.errors import invalid
-from thalweg.lab.branch_style import branch_styles
-from thalweg.lab.curves import (
+from thalweg.lab.figures.branch_style import branch_styles
+from thalweg.lab.figures.curves import (
     Curve,
     branches_of,
     column,
@@ -20,7 +20,7 @@ from thalweg.lab.curves import (
     list_length,
     ratio_of_sums,
 )
-from thalweg.lab.figure_saving import Source
+from thalweg.lab.figures.saving import Source
 
 #: Window of running means and of ratios of sums, as a part of a run.
 WINDOW = 0.05

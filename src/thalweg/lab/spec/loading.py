@@ -1,0 +1,210 @@
+"""How does an experiment come from a file, a name and the command line, and go back to a file?
+
+A spec is read from TOML, changed by what the command line says, and validated at once:
+
+    load_spec("digits", ["--seeds", "0", "1", "--lr", "0.1"])
+
+What the command line says goes before the file, the file before the defaults.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from thalweg.errors import InvalidInput, unknown_name
+from thalweg.lab.spec.errors import explain, nearest, shown
+from thalweg.lab.spec.learning_rates import Constant
+from thalweg.lab.spec.models import CheckpointSpec, ProblemSpec, Spec, SubspaceSpec
+from thalweg.lab.spec.overrides import apply_overrides, parse_overrides
+from thalweg.lab.spec.phases import BranchSpec, PhaseSpec, SplitSpec, with_inherited_tables
+
+__all__ = [
+    "PROBLEM_SPECS",
+    "BranchSpec",
+    "CheckpointSpec",
+    "PhaseSpec",
+    "ProblemSpec",
+    "Spec",
+    "SplitSpec",
+    "SubspaceSpec",
+    "builtin_specs",
+    "check_names",
+    "dump_spec",
+    "load_spec",
+    "parse_spec",
+    "spec_hash",
+]
+
+SPECS = Path(__file__).parent / "builtin"
+
+PROBLEM_SPECS: dict[str, str] = {
+    "digits": "digits",
+    "mnist": "mnist-mlp",
+    "fashion-mnist": "fashion-mnist-mlp",
+    "cifar10": "cifar10-cnn",
+    "sst2": "sst2-transformer",
+}
+"""The built-in spec of each problem, at the paper's settings where it has them."""
+
+NOT_HASHED = {"name", "description", "seeds", "threads", "checkpoint", "claims", "branches"}
+NOT_HASHED_OF_PROBLEM = {"chunk_size", "product_method"}
+
+
+def load_spec(name_or_path: str | Path, overrides: Mapping[str, Any] | Sequence[str] = ()) -> Spec:
+    """The spec in a TOML file, or the built-in one of that name, with values overridden.
+
+    Args:
+        name_or_path: anything with a folder or the ending `.toml` is a path.
+        overrides: words of the command line (`["--lr", "0.1"]`), or values by key path
+            (`{"phases.0.optimizer.lr": 0.1}`).
+
+    Raises:
+        InvalidInput: one line for each mistake.
+    """
+    path, source = _find(name_or_path)
+    return parse_spec(_read(path, source), source=source, overrides=overrides)
+
+
+def parse_spec(
+    raw: Mapping[str, Any],
+    *,
+    source: str = "spec",
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+) -> Spec:
+    """The spec that nested tables stand for; `source` names them in messages.
+
+    Raises:
+        InvalidInput: one line for each mistake.
+    """
+    _register_built_ins()
+    given = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
+    changed, overridden = apply_overrides(raw, given, Spec)
+    completed = with_inherited_tables(changed)
+    try:
+        return Spec.model_validate(completed)
+    except ValidationError as error:
+        raise explain(error, Spec, completed, source, overridden) from None
+
+
+def dump_spec(spec: Spec) -> str:
+    """The spec as TOML, every value that is set; `parse_spec` of it gives an equal spec."""
+    import tomli_w
+
+    return tomli_w.dumps(spec.model_dump(mode="json", exclude_none=True))
+
+
+def spec_hash(spec: Spec) -> str:
+    """Eight hexadecimal digits of what determines a study's numbers.
+
+    In: problem, subspace, phases and branches (with what they inherit), probes (the tracker
+    works when it is asked), device, dtype, initial checkpoint.
+    Out, as they leave a run's numbers alone: name (in the folder's name already), description,
+    seeds (a folder each), claims (decided afterwards), checkpoint, labels of phases, the folder
+    of the data files.
+    Out, as they change rounding alone and may be filled in by measuring: threads, chunk size, way
+    to multiply.
+    Out, as more steps extend a run: the bound of a branch whose learning rate does not depend on
+    it (constant schedule).
+    """
+    kept = spec.model_dump(mode="json", exclude_none=True, exclude=NOT_HASHED)
+    kept["problem"]["data"].pop("data_dir", None)
+    for key in NOT_HASHED_OF_PROBLEM:
+        kept["problem"].pop(key, None)
+    for phase in kept["phases"]:
+        del phase["name"]
+    kept["branches"] = {name: _branch_content(spec.branch_phase(name)) for name in spec.branches}
+    text = json.dumps(kept, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _branch_content(phase: PhaseSpec) -> dict[str, Any]:
+    extendable = isinstance(phase.schedule, Constant)
+    left_out = {"name", "steps", "epochs"} if extendable else {"name"}
+    return phase.model_dump(mode="json", exclude_none=True, exclude=left_out)
+
+
+def builtin_specs() -> dict[str, str]:
+    """The names of the built-in specs, with their descriptions."""
+    found = sorted(SPECS.glob("*.toml"))
+    return {path.stem: _read(path, path.name).get("description", "") for path in found}
+
+
+def check_names(
+    spec: Spec,
+    *,
+    probes: Iterable[str] | None = None,
+    claims: Iterable[str] | None = None,
+    source: str = "spec",
+) -> None:
+    """Check the spec's probes and claims against the known ones, where these are given.
+
+    Raises:
+        InvalidInput: one line for each unknown name, with the nearest known one.
+    """
+    lines: list[str] = []
+    if probes is not None:
+        lines += _unknown(spec.probes, tuple(probes), "probes", f"{source}: probes: no probe")
+    if claims is not None:
+        lines += _unknown(spec.claims, tuple(claims), "claims", f"{source}: claims: no claim")
+    if lines:
+        raise InvalidInput("\n".join(lines))
+
+
+def _unknown(given: Iterable[str], known: tuple[str, ...], kind: str, start: str) -> list[str]:
+    allowed = ", ".join(known)
+    return [
+        f"{start} {shown(name)}, allowed: {allowed}{nearest(name, known)}"
+        for name in given
+        if name not in known
+    ]
+
+
+def _register_built_ins() -> None:
+    """The names of data sets, models and losses exist once their module is imported."""
+    importlib.import_module("thalweg.lab.problems")
+
+
+def _find(name_or_path: str | Path) -> tuple[Path, str]:
+    """The file, and how messages call it."""
+    text = str(name_or_path)
+    is_path = isinstance(name_or_path, Path) or text.endswith(".toml") or re.search(r"[/\\]", text)
+    if is_path:
+        return Path(name_or_path), text
+    path = SPECS / f"{text}.toml"
+    if text not in builtin_specs():
+        raise unknown_name("spec", text, builtin_specs())
+    return path, f"built-in spec {text}"
+
+
+def _read(path: Path, source: str) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InvalidInput(f"{source}: no such file; give a TOML file or a built-in name") from None
+    except OSError as error:
+        raise InvalidInput(f"{source}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"{source}: not a text in UTF-8 (byte {error.start})") from None
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidInput(f"{source}, {_syntax_error(error, text)}") from None
+
+
+def _syntax_error(error: tomllib.TOMLDecodeError, text: str) -> str:
+    """Line, column and reason of a mistake in TOML."""
+    found = re.match(r"(.*) \(at line (\d+), column (\d+)\)$", str(error))
+    if found:
+        return f"line {found[2]}, column {found[3]}: {found[1]}"
+    lines = text.split("\n")
+    reason = str(error).removesuffix(" (at end of document)")
+    return f"line {len(lines)}, column {len(lines[-1]) + 1}: {reason}, at the end of the file"

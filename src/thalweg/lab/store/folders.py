@@ -1,0 +1,310 @@
+"""What does a study leave on disk, and where is it?
+
+    runs/<study>/             spec.toml  env.json  verdicts.json  report.html  figures/
+        seed-0/trunk/         run.toml  status.json  log.txt  metrics/  checkpoints/
+        seed-0/bulk-sgd/      ...
+
+All of it is text, Parquet and safetensors: readable without Thalweg, also while a run is going on.
+
+Example:
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as root:
+    ...     study = StudyFolder.create(root, "main-digits-0123abcd", "k = 10\\n")
+    ...     run = study.run(0, "trunk").create("seed = 0\\n")
+    ...     run.write_status(Status("waiting"))
+    ...     [(run.seed, run.branch, run.status().state) for run in study.runs()]
+    [(0, 'trunk', 'waiting')]
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from thalweg.errors import IntegrityError, InvalidInput, invalid, unknown_name
+from thalweg.lab.store import durable
+from thalweg.lab.store.diskspace import check_disk, estimate_disk
+from thalweg.lab.store.environment import environment
+from thalweg.lab.store.lock import is_locked, locked
+from thalweg.lab.store.metrics import read_metrics
+from thalweg.lab.store.status import Status, read_status, utc_now, write_status
+
+if TYPE_CHECKING:
+    import pandas
+    import pyarrow
+
+__all__ = [
+    "RunFolder",
+    "Status",
+    "StudyFolder",
+    "check_disk",
+    "environment",
+    "estimate_disk",
+    "find_studies",
+    "list_runs",
+    "load",
+    "open_study",
+]
+
+_SEED = re.compile(r"seed-(\d+)")
+_TRUNK = "trunk"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run: one seed of one branch."""
+
+    path: Path
+
+    @property
+    def seed(self) -> int:
+        """The seed, from the folder's place."""
+        match = _SEED.fullmatch(self.path.parent.name)
+        if match is None:
+            raise invalid("run folder", str(self.path), "<study>/seed-<number>/<branch>")
+        return int(match[1])
+
+    @property
+    def branch(self) -> str:
+        """The branch's name; "trunk" for what all branches start from."""
+        return self.path.name
+
+    @property
+    def metrics(self) -> Path:
+        """The folder of the table, for `MetricsWriter` and `read_metrics`."""
+        return self.path / "metrics"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints, for `save_checkpoint` and `latest_checkpoint`."""
+        return self.path / "checkpoints"
+
+    def create(self, run_text: str) -> RunFolder:
+        """Create the folder with its `run.toml`, or open it if it holds just that already.
+
+        Raises:
+            InvalidInput: it holds another run.
+        """
+        durable.make_folder(self.path)
+        file = self.path / "run.toml"
+        if file.is_file() and file.read_text(encoding="utf-8") != run_text:
+            raise InvalidInput(
+                f"run folder {self.path}: holds a run with other settings (see {file}); nothing is "
+                "overwritten: choose another study name, or move that folder away"
+            )
+        if not file.is_file():
+            durable.write_file(file, run_text)
+        return self
+
+    @property
+    def run_text(self) -> str:
+        """The text of `run.toml`."""
+        return _read_text(self.path / "run.toml")
+
+    def write_run_text(self, run_text: str) -> None:
+        """Replace `run.toml`, as for a run that is extended."""
+        durable.write_file(self.path / "run.toml", run_text)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run's lock while writing to it; also tidies what a killed process left.
+
+        Raises:
+            InvalidInput: another process is at work on this run.
+        """
+        durable.make_folder(self.path)
+        with locked(self.path):
+            durable.remove_unfinished(self.path)
+            yield
+
+    def write_status(self, status: Status) -> None:
+        """Replace `status.json`."""
+        write_status(self.path / "status.json", status)
+
+    def status(self) -> Status | None:
+        """Return where the run stands; None before it has said anything.
+
+        A run that calls itself running while no process holds its lock was killed: it is returned
+        as interrupted.
+        """
+        status = read_status(self.path / "status.json")
+        if status and status.state == "running" and not is_locked(self.path):
+            # Read again: it may have ended properly between the two looks.
+            status = read_status(self.path / "status.json")
+            if status and status.state == "running":
+                said = f"process {status.pid} on {status.host} ended without a word"
+                return replace(status, state="interrupted", message=status.message or said)
+        return status
+
+    def log(self, message: str) -> None:
+        """Append to `log.txt`, with the time in UTC; further lines of a message are indented."""
+        line = f"{utc_now()} " + message.rstrip().replace("\n", "\n    ") + "\n"
+        with (
+            durable.storage_errors(self.path, len(line)),
+            (self.path / "log.txt").open("a", encoding="utf-8") as file,
+        ):
+            file.write(line)
+
+    def read_metrics(self) -> pyarrow.Table:
+        """Return the table of the sealed rows so far."""
+        return read_metrics(self.metrics)
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """The folder of one study: a resolved spec and the runs made with it."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, root: Path | str, name: str, spec_text: str) -> StudyFolder:
+        """Create the folder with `spec.toml` and `env.json`, or open it; nothing is overwritten.
+
+        Raises:
+            InvalidInput: the name cannot be a folder's, or `root` cannot be written to.
+        """
+        study = cls(Path(root) / durable.check_name("study name", name))
+        durable.make_folder(study.path)
+        if not (study.path / "spec.toml").is_file():
+            study.write_spec_text(spec_text)
+        study.record_environment()
+        return study
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    @property
+    def spec_text(self) -> str:
+        """The text of `spec.toml`."""
+        return _read_text(self.path / "spec.toml")
+
+    def write_spec_text(self, spec_text: str) -> None:
+        """Replace `spec.toml`, as when seeds or steps are added."""
+        durable.write_file(self.path / "spec.toml", spec_text)
+
+    def record_environment(self) -> None:
+        """Write `env.json`: the environment now, and the different ones of earlier sittings."""
+        now = environment()
+        known = self.environments()
+        if not known or known[-1] != now:
+            earlier = [item for item in known if item != now]
+            content = durable.to_json({**now, "earlier": earlier})
+            durable.write_file(self.path / "env.json", content)
+
+    def environments(self) -> list[dict[str, Any]]:
+        """Return the environments that the study was run in, the latest last."""
+        file = self.path / "env.json"
+        if not file.is_file():
+            return []
+        latest = durable.read_json(file)
+        if not isinstance(latest, dict):
+            raise IntegrityError(f"{file}: damaged, not an object")
+        earlier = latest.pop("earlier", [])
+        return [*earlier, latest]
+
+    def write_verdicts(self, verdicts: Any) -> None:
+        """Replace `verdicts.json`; `verdicts` is anything that JSON takes."""
+        durable.write_file(self.path / "verdicts.json", durable.to_json(verdicts))
+
+    def read_verdicts(self) -> Any:
+        """Return what `verdicts.json` holds; None if there is none yet."""
+        file = self.path / "verdicts.json"
+        return durable.read_json(file) if file.is_file() else None
+
+    def run(self, seed: int, branch: str) -> RunFolder:
+        """Return the folder of one run, whether it exists or not.
+
+        Raises:
+            InvalidInput: a negative seed, or a name that cannot be a folder's.
+        """
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise invalid("seed", seed, "an integer >= 0")
+        return RunFolder(self.path / f"seed-{seed}" / durable.check_name("branch", branch))
+
+    def runs(self) -> list[RunFolder]:
+        """Return the runs there are, by seed, the trunk before its branches."""
+        found = [
+            RunFolder(file.parent)
+            for file in self.path.glob("seed-*/*/run.toml")
+            if _SEED.fullmatch(file.parent.parent.name)
+        ]
+        return sorted(found, key=lambda run: (run.seed, run.branch != _TRUNK, run.branch))
+
+
+def find_studies(root: Path | str = "runs") -> list[StudyFolder]:
+    """Return the studies below `root` by name; none if there is no such folder."""
+    return [StudyFolder(file.parent) for file in sorted(Path(root).glob("*/spec.toml"))]
+
+
+def list_runs(root: Path | str = "runs") -> list[RunFolder]:
+    """Return all runs of all studies below `root`."""
+    return [run for study in find_studies(root) for run in study.runs()]
+
+
+def open_study(study: StudyFolder | Path | str, root: Path | str = "runs") -> StudyFolder:
+    """Return a study by its folder, its name below `root`, or the beginning of its name.
+
+    Raises:
+        InvalidInput: there is none, or the beginning fits several.
+    """
+    if isinstance(study, StudyFolder):
+        return study
+    for path in (Path(study), Path(root) / study):
+        if (path / "spec.toml").is_file():
+            return StudyFolder(path)
+    known = find_studies(root)
+    fitting = [found for found in known if found.name.startswith(os.fspath(study))]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        names = ", ".join(found.name for found in fitting)
+        raise invalid("study", os.fspath(study), f"one of {names}", "write more of its name")
+    if not known:
+        raise invalid("study", os.fspath(study), f"a study's folder; there is none in {root}")
+    raise unknown_name("study", os.fspath(study), [found.name for found in known])
+
+
+def load(study: StudyFolder | Path | str, root: Path | str = "runs") -> pandas.DataFrame:
+    """Read the metrics of all runs of a study into one data frame, also while runs go on.
+
+    Args:
+        study: its folder, its name below `root`, or the beginning of its name.
+        root: where studies are.
+
+    Returns:
+        One row a measured step, ordered by seed, branch (trunk first) and step; `seed` (int) and
+        `branch` (text) stand before the metric columns. What was not measured is NaN or None.
+
+    Raises:
+        InvalidInput: there is no such study.
+        IntegrityError: a file of metrics is damaged.
+    """
+    import pyarrow
+
+    tables = []
+    for run in open_study(study, root).runs():
+        table = run.read_metrics()
+        count = len(table)
+        seeds = pyarrow.array([run.seed] * count, pyarrow.int64())
+        branches = pyarrow.array([run.branch] * count, pyarrow.string())
+        tables.append(
+            table.add_column(0, "seed", seeds).add_column(1, "branch", branches),
+        )
+    if not tables:
+        empty = {"seed": pyarrow.int64(), "branch": pyarrow.string(), "step": pyarrow.int64()}
+        return pyarrow.schema(list(empty.items())).empty_table().to_pandas()
+    return pyarrow.concat_tables(tables, promote_options="default").to_pandas()
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise invalid("folder", str(path.parent), f"one that holds {path.name}") from None

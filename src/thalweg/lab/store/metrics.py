@@ -1,0 +1,260 @@
+"""Where do the numbers measured at each step go, and how are they read back?
+
+Rows are collected in memory and sealed into small Parquet files, `segment-<first step>-<last
+step>.parquet`, which pandas, polars and DuckDB read without Thalweg. Each appears whole or not at
+all, so that a kill loses only the rows since the last seal.
+
+Example:
+    >>> import pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with MetricsWriter(pathlib.Path(folder), [Column("step", "integer"),
+    ...                                               Column("loss", "float")]) as writer:
+    ...         writer.append({"step": 0, "loss": 0.5})
+    ...         writer.append({"step": 1})
+    ...     read_metrics(pathlib.Path(folder)).to_pydict()
+    {'step': [0, 1], 'loss': [0.5, None]}
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from thalweg.errors import InvalidInput, ThalwegError, invalid, unknown_name
+from thalweg.lab.store import durable
+from thalweg.lab.store.segments import list_segments, read_segment, remove_superseded, write_segment
+
+if TYPE_CHECKING:
+    import pyarrow
+
+#: A segment is sealed after this many rows or seconds, whichever comes first.
+ROWS_PER_SEGMENT = 1000
+SECONDS_PER_SEGMENT = 10.0
+#: Beyond this many segments they are merged into one, so that a long run stays quick to read.
+MAX_SEGMENTS = 64
+
+_READ_ATTEMPTS = 20
+
+Kind = Literal["integer", "float", "vector"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the table: int64, float64, or a list of float64."""
+
+    name: str
+    kind: Kind = "float"
+
+
+class MetricsWriter:
+    """Appends rows, one a step, to the table in one folder.
+
+    The columns are fixed from the first row on; steps only rise. Only the process that holds the
+    run's lock may write: opening also removes what a killed writer left behind.
+
+    Args:
+        folder: the run's `metrics/`, created if missing.
+        columns: all columns; one of them is `Column("step", "integer")`.
+
+    Raises:
+        InvalidInput: no `step` column, a name twice, an unknown kind, or columns that differ from
+            those already in the folder.
+        IntegrityError: a segment in the folder is damaged.
+    """
+
+    def __init__(self, folder: Path, columns: Sequence[Column]) -> None:
+        _check_columns(columns)
+        self.folder = Path(folder)
+        self.columns = tuple(columns)
+        self._schema = _schema(columns)
+        durable.make_folder(self.folder)
+        remove_superseded(self.folder)
+        self._check_existing_columns()
+        segments = list_segments(self.folder)
+        self.last_step: int | None = segments[-1].last if segments else None
+        self._segment_count = len(segments)
+        self._clear()
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add the row of one step; a column that is not named was not measured there (null).
+
+        Values may be Python numbers, or arrays and tensors of the column's kind; NaN and infinity
+        are kept.
+
+        Raises:
+            InvalidInput: an unknown column, a value of the wrong kind, or a step that does not
+                come after the last one.
+        """
+        if not self._buffer.keys() >= row.keys():
+            unknown = next(name for name in row if name not in self._buffer)
+            raise unknown_name("metrics column", unknown, self._buffer)
+        values = {c.name: _convert(c, row.get(c.name)) for c in self.columns}
+        step = values["step"]
+        if step is None or step < 0 or (self.last_step is not None and step <= self.last_step):
+            raise invalid("metrics: step", step, f"an integer after the last, {self.last_step}")
+        for name, value in values.items():
+            self._buffer[name].append(value)
+        self.last_step = step
+        self._rows += 1
+        if (
+            self._rows >= ROWS_PER_SEGMENT
+            or time.monotonic() - self._buffering_since >= SECONDS_PER_SEGMENT
+        ):
+            self.flush()
+
+    def flush(self) -> None:
+        """Seal the rows so far: after this returns they survive a kill or a power cut.
+
+        Raises:
+            InvalidInput: the folder cannot be written to.
+            ThalwegError: the disk is full.
+        """
+        if self._rows == 0:
+            return
+        import pyarrow
+
+        write_segment(self.folder, pyarrow.table(self._buffer, schema=self._schema))
+        self._clear()
+        self._segment_count += 1
+        if self._segment_count > MAX_SEGMENTS:
+            self.compact()
+
+    def truncate(self, from_step: int) -> None:
+        """Drop all rows with step >= `from_step`: a resumed run measures them again.
+
+        Killed halfway, the table holds a shorter or longer beginning of what it held, never a gap.
+        """
+        self.flush()
+        for segment in reversed(list_segments(self.folder)):
+            if segment.last < from_step:
+                break
+            if segment.first < from_step:
+                table = read_segment(segment)
+                kept = bisect_left(table["step"].to_pylist(), from_step)
+                # Until the removal below, the old segment covers this one: still one truth.
+                write_segment(self.folder, table.slice(0, kept))
+            durable.remove(segment.path)
+            durable.sync_folder(self.folder)
+        segments = list_segments(self.folder)
+        self._segment_count = len(segments)
+        self.last_step = segments[-1].last if segments else None
+
+    def compact(self) -> None:
+        """Merge all segments into one file; no row is lost or doubled if killed at any instant."""
+        self.flush()
+        segments = list_segments(self.folder)
+        if len(segments) > 1:
+            import pyarrow
+
+            write_segment(self.folder, pyarrow.concat_tables(read_segment(s) for s in segments))
+            remove_superseded(self.folder)
+        self._segment_count = min(len(segments), 1)
+
+    def close(self) -> None:
+        """Seal what is left."""
+        self.flush()
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _clear(self) -> None:
+        self._buffer: dict[str, list[Any]] = {column.name: [] for column in self.columns}
+        self._rows = 0
+        self._buffering_since = time.monotonic()
+
+    def _check_existing_columns(self) -> None:
+        segments = list_segments(self.folder)
+        if not segments:
+            return
+        found = _kinds(read_segment(segments[-1]).schema)
+        wanted = _kinds(self._schema)
+        if found != wanted:
+            names = sorted({name for name, _ in found.items() ^ wanted.items()})
+            raise InvalidInput(
+                f"{self.folder}: its columns differ from this run's in {', '.join(names)}; "
+                "columns are fixed from a run's first row on: use a new run folder"
+            )
+
+
+def read_metrics(folder: Path) -> pyarrow.Table:
+    """Read a run's table, sorted by step, also while another process is writing it.
+
+    Returns:
+        All sealed rows; before the first seal, a table without rows and with `step` alone.
+
+    Raises:
+        IntegrityError: a segment is damaged.
+        ThalwegError: the writer merged or cut the table at every attempt to read it.
+    """
+    import pyarrow
+
+    folder = Path(folder)
+    for _ in range(_READ_ATTEMPTS):
+        segments = list_segments(folder)
+        try:
+            tables = [read_segment(segment) for segment in segments]
+        except FileNotFoundError:  # merged or cut by the writer since the folder was listed
+            continue
+        # Listing a folder is not one instant. If all that was read still counts, nothing was missed
+        # in between: a segment goes only when another one covers it and its neighbours.
+        after = list_segments(folder)
+        if tables and set(segments) <= set(after):
+            return pyarrow.concat_tables(tables).combine_chunks()
+        if not after:
+            return pyarrow.table({"step": pyarrow.array([], pyarrow.int64())})
+    raise ThalwegError(f"{folder}: its files changed at each of {_READ_ATTEMPTS} looks; read again")
+
+
+def _check_columns(columns: Sequence[Column]) -> None:
+    names = [column.name for column in columns]
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise invalid("metrics columns", doubled, "each name once")
+    for name in names:
+        durable.check_name("metrics column", name)
+    if Column("step", "integer") not in columns:
+        raise invalid("metrics columns", names, "a list with Column('step', 'integer')")
+    for column in columns:
+        if column.kind not in ("integer", "float", "vector"):
+            raise unknown_name(
+                f"kind of column {column.name}", column.kind, ("integer", "float", "vector")
+            )
+
+
+def _schema(columns: Sequence[Column]) -> pyarrow.Schema:
+    import pyarrow
+
+    types = {
+        "integer": pyarrow.int64(),
+        "float": pyarrow.float64(),
+        "vector": pyarrow.list_(pyarrow.float64()),
+    }
+    return pyarrow.schema([(column.name, types[column.kind]) for column in columns])
+
+
+def _kinds(schema: pyarrow.Schema) -> dict[str, str]:
+    """Return each column's kind; Parquet renames the field inside a list, which is no change."""
+    return {field.name: str(field.type).partition("<")[0] for field in schema}
+
+
+def _convert(column: Column, value: Any) -> Any:
+    if value is None:
+        return None
+    try:
+        if column.kind == "float":
+            return float(value)
+        if column.kind == "integer":
+            if int(value) != value:
+                raise ValueError
+            return int(value)
+        return [float(item) for item in (value.tolist() if hasattr(value, "tolist") else value)]
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        allowed = {"float": "a number", "integer": "an integer", "vector": "a list of numbers"}
+        raise invalid(f"metrics column {column.name}", value, allowed[column.kind]) from error
