@@ -390,7 +390,7 @@ def _check_workers(options: argparse.Namespace) -> None:
 def _progress(options: argparse.Namespace) -> Any:
     from thalweg.lab.progress import Progress
 
-    return Progress.silent() if options.quiet else Progress.to_stderr()
+    return Progress.to_stderr(quiet=options.quiet)
 
 
 def _out(text: str, end: str = "\n") -> None:

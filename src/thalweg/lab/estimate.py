@@ -1,69 +1,152 @@
-"""How long will a study take? From a few measured steps, said before time is spent.
-
-The same measurement chooses how to multiply by the Hessian; the choice is written into the spec, so
-that every run of the study, and a resumed one, computes alike.
-"""
+"""How long will a study take, and how much disk? From measured steps, said before time is spent."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+import heapq
+from collections.abc import Mapping, Sequence
 
-from thalweg.lab.schedule import context
-from thalweg.lab.spec import PhaseSpec, Spec, dump_spec
+from thalweg.lab.measuring import Measurement
+from thalweg.lab.run_names import TRUNK
+from thalweg.lab.schedule import Task
+from thalweg.lab.spec import PhaseSpec, Spec
+from thalweg.lab.store import estimate_disk
+from thalweg.lab.store.status import Status
+
+APART = ("test", "solved_eigenvalues", "minibatch_loss")
+"""Probes that ask neither for the full gradient nor for the subspace."""
+BLOCKS = 5
+"""Blocks (P, k) in a tracker's state: reference, two offsets, their difference, basis."""
+START_SECONDS = 0.5
+"""From starting a process to its first line."""
+RATE_SECONDS = 2.0
+"""A run's own rate counts once it has gone on for so long."""
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """What was measured, in seconds, and what follows from it.
+def seconds_of(spec: Spec, task: Task, costs: Measurement) -> float:
+    """How long a run takes, at most: up to the bounds of its phases."""
+    phases = task.phases(spec)
+    total = sum(p.most_steps(costs.num_samples) * _per_step(spec, p, costs) for p in phases)
+    return total + START_SECONDS + costs.start + costs.solve
 
-    Attributes:
-        gradient: one gradient of the full loss.
-        step: a mini-batch gradient.
-        tracked: a tracked step, at the tracker's first choice of samples.
-        method: the faster way to multiply by the Hessian.
-        num_parameters, num_samples, k: P, N, k.
-        notes: what a user should know about the data.
+
+def makespan(durations: Mapping[Task, float], workers: int) -> float:
+    """When the last task is done, each begun in order as soon as a worker and its trunk are."""
+    free = [0.0] * max(1, workers)
+    done: dict[Task, float] = {}
+    for task in sorted(durations, key=lambda task: task.branch != TRUNK):
+        ready = done.get(task.needs, 0.0) if task.needs else 0.0
+        done[task] = max(heapq.heappop(free), ready) + durations[task]
+        heapq.heappush(free, done[task])
+    return max(done.values(), default=0.0)
+
+
+def time_left(
+    spec: Spec,
+    statuses: Mapping[Task, Status | None],
+    workers: int,
+    costs: Measurement | None,
+) -> float | None:
+    """Seconds until all tasks are done; None while nothing is known.
+
+    A run that is under way goes on at its own rate. For the others, rates are those of the same
+    branch in other seeds, or as measured beforehand, times how far the measurement was off so far.
     """
+    rates: dict[str, list[float]] = {}
+    left: dict[Task, int] = {}
+    own: dict[Task, float] = {}
+    for task, status in statuses.items():
+        made, total = _steps(spec, task, status, costs)
+        if status is not None and made and status.seconds >= RATE_SECONDS:
+            own[task] = status.seconds / made
+            rates.setdefault(task.branch, []).append(own[task])
+        ended = status is not None and status.state in ("done", "diverged", "failed")
+        if not ended:
+            left[task] = max(0, total - made)
+    durations: dict[Task, float] = {}
+    off = _off_by(spec, own, costs)
+    for task, steps in left.items():
+        known = rates.get(task.branch)
+        if task in own:
+            durations[task] = steps * own[task]
+        elif known:
+            durations[task] = steps * sum(known) / len(known)
+        elif costs is not None:
+            total = max(1, _total(spec, task, costs))
+            durations[task] = off * seconds_of(spec, task, costs) * steps / total
+        elif rates:
+            every = [rate for found in rates.values() for rate in found]
+            durations[task] = steps * sum(every) / len(every)
+        else:
+            return None
+    return makespan(durations, workers)
 
-    gradient: float
-    step: float
-    tracked: float
-    method: str
-    num_parameters: int
-    num_samples: int
-    k: int
-    notes: tuple[str, ...] = ()
 
-    def seconds_per_step(self, spec: Spec, phase: PhaseSpec) -> float:
-        """A step of a phase: the optimizer's, the subspace and the gradient when asked for."""
-        needs_every_step = phase.until_alignment is not None
-        splits = phase.split is not None and (phase.split.dominant, phase.split.bulk) != (1, 1)
-        probes = {name: every for name, every in spec.probes.items() if name != "test"}
-        probed = 1 / min(probes.values()) if probes else 0.0
-        gradients = 1.0 if needs_every_step else probed
-        tracked = 1.0 if needs_every_step or splits else probed
-        return self.step + gradients * self.gradient + tracked * self.tracked
-
-    def seconds(self, spec: Spec, workers: int) -> float:
-        """The whole study with so many processes side by side, at most."""
-        one_seed = sum(
-            phase.most_steps(self.num_samples) * self.seconds_per_step(spec, phase)
-            for phase in (*spec.phases, *(spec.branch_phase(name) for name in spec.branches))
+def disk_of(spec: Spec, tasks: Sequence[Task], costs: Measurement) -> int:
+    """Bytes that the runs of these tasks leave, from above."""
+    # A branch point is a vector and a basis more.
+    vectors = costs.optimizer_vectors + 1 + (0 if spec.subspace.source == "random" else 1)
+    total = 0
+    for task in tasks:
+        steps = _total(spec, task, costs)
+        regular = steps // spec.checkpoint.every_steps + 1
+        total += estimate_disk(
+            costs.num_parameters,
+            costs.k,
+            vectors,
+            spec.checkpoint.keep + 1,
+            steps // min(spec.probes.values(), default=steps) + 2,
+            4 * len(spec.probes) + 5 * costs.k,
+            regular if spec.checkpoint.save_bases else 0,
+            bases_per_checkpoint=BLOCKS + 1,
+            bytes_per_number=8 if spec.dtype == "float64" else 4,
         )
-        return len(spec.seeds) * one_seed / min(workers, max(1, len(spec.branches)))
+    return total
 
 
-def estimate(spec: Spec, plugins: Sequence[str], device: str) -> Estimate:
-    """Measure a few steps in a process of its own, with the threads that a run will have.
+def _per_step(spec: Spec, phase: PhaseSpec, costs: Measurement) -> float:
+    """A step of a phase: the optimizer's, and the subspace and the gradient when asked for."""
+    by_rule = phase.until_alignment is not None
+    splits = phase.split is not None and (phase.split.dominant, phase.split.bulk) != (1, 1)
+    follows = splits and phase.split is not None and phase.split.basis == "live"
+    every = min((n for name, n in spec.probes.items() if name not in APART), default=0)
+    probed = 1 / every if every else 0.0
+    gradients = 1.0 if by_rule or phase.until_loss is not None else probed
+    tracked = 1.0 if by_rule or follows else probed
+    seconds = costs.step + gradients * costs.gradient + tracked * costs.tracked
+    if "test" in spec.probes:
+        seconds += costs.test / spec.probes["test"]
+    if "solved_eigenvalues" in spec.probes:
+        seconds += costs.solve / spec.probes["solved_eigenvalues"]
+    return seconds
 
-    Raises:
-        InvalidInput: the problem cannot be built.
-    """
-    from thalweg.lab.worker import measure
 
-    with ProcessPoolExecutor(1, mp_context=context()) as pool:
-        task = pool.submit(measure, dump_spec(spec), device, spec.threads, tuple(plugins))
-        measured = task.result()
-    return Estimate(**{**measured, "notes": tuple(measured["notes"])})  # type: ignore[arg-type]
+def _total(spec: Spec, task: Task, costs: Measurement | None) -> int:
+    """The most steps of a run; those counted in epochs are known once the data is."""
+    phases = task.phases(spec)
+    if costs is not None:
+        return sum(phase.most_steps(costs.num_samples) for phase in phases)
+    return sum(phase.steps or 0 for phase in phases)
+
+
+def _steps(
+    spec: Spec, task: Task, status: Status | None, costs: Measurement | None
+) -> tuple[int, int]:
+    """Steps a run has made, and will have made at the most."""
+    total = _total(spec, task, costs)
+    if status is None:
+        return 0, total
+    if task.branch == TRUNK:
+        return min(status.step, total), total
+    if status.end_step is None:
+        return 0, total
+    return max(0, min(status.step - (status.end_step - total), total)), total
+
+
+def _off_by(spec: Spec, own: Mapping[Task, float], costs: Measurement | None) -> float:
+    """How many times longer the runs so far took than was measured."""
+    if costs is None or not own:
+        return 1.0
+    expected = sum(
+        seconds_of(spec, task, costs) / max(1, _total(spec, task, costs)) for task in own
+    )
+    return sum(own.values()) / expected if expected > 0 else 1.0

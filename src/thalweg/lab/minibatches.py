@@ -7,11 +7,12 @@ see the same batches, whatever else draws random numbers, and a resumed run goes
 
 from __future__ import annotations
 
-import hashlib
 from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+from thalweg.lab.random_streams import stream_seed
 
 
 def minibatch(seed: int, step: int, batch_size: int, num_samples: int) -> Tensor:
@@ -32,6 +33,5 @@ def minibatch(seed: int, step: int, batch_size: int, num_samples: int) -> Tensor
 
 @lru_cache(maxsize=4)
 def _order(seed: int, epoch: int, num_samples: int) -> Tensor:
-    digest = hashlib.sha256(f"data order {seed} {epoch}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    generator = torch.Generator().manual_seed(stream_seed("data order", seed, epoch))
     return torch.randperm(num_samples, generator=generator)

@@ -5,23 +5,26 @@ Everything for people goes to standard error; results go to standard output.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from thalweg.lab.estimate import makespan, seconds_of, time_left
 from thalweg.lab.schedule import Outcome, Task
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.live import Live
 
-    from thalweg.lab.estimate import Estimate
+    from thalweg.lab.measuring import Measurement
     from thalweg.lab.spec import Spec
     from thalweg.lab.store import StudyFolder
     from thalweg.lab.store.status import Status
 
 REFRESH_SECONDS = 0.5
+ENDED = ("done", "diverged", "failed")
 
 
 class Progress:
@@ -29,11 +32,14 @@ class Progress:
 
     Args:
         console: where to; None says nothing.
+        failures: where runs that did not end well are named even if `console` is None.
     """
 
-    def __init__(self, console: Console | None) -> None:
+    def __init__(self, console: Console | None, failures: Console | None = None) -> None:
         self.console = console
+        self.failures = failures or console
         self._live: Live | None = None
+        self._tasks: list[Task] = []
         self._shown = 0.0
         self._begun = time.monotonic()
         self._finished: set[Task] = set()
@@ -44,40 +50,42 @@ class Progress:
         return cls(None)
 
     @classmethod
-    def to_stderr(cls) -> Progress:
-        """Say it on standard error; `NO_COLOR` is honoured."""
+    def to_stderr(cls, *, quiet: bool = False) -> Progress:
+        """Say it on standard error; `NO_COLOR` is honoured. If quiet, only what went wrong."""
         from rich.console import Console
 
-        return cls(Console(file=sys.stderr))
+        console = Console(file=sys.stderr)
+        return cls(None if quiet else console, console)
 
     def say(self, message: str) -> None:
         """One line."""
-        if self.console is not None:
-            self.console.print(message, highlight=False, markup=False, soft_wrap=True)
+        _line(self.console, message)
 
     def begin(
         self,
         study: StudyFolder,
         spec: Spec,
         tasks: Sequence[Task],
-        expected: Estimate | None,
+        costs: Measurement,
         workers: int,
+        space: str = "",
     ) -> None:
-        """Say what will be done, and how long it should take."""
+        """Say what will be done, how long it should take, and how much disk."""
         self._study, self._spec, self._tasks, self._workers = study, spec, list(tasks), workers
+        self._costs = costs
         self._begun = time.monotonic()
-        if not tasks:
-            self.say(f"{study.path}: all runs are done")
-            return
-        self.say(f"{study.path}: {len(tasks)} runs, {workers} side by side")
-        if expected is not None:
-            for note in expected.notes:
-                self.say(note)
-            self.say(
-                f"P = {expected.num_parameters:,} parameters, N = {expected.num_samples:,} samples,"
-                f" k = {expected.k}; one gradient takes {1000 * expected.gradient:.1f} ms"
-            )
-            self.say(f"at most about {duration(expected.seconds(spec, workers))}")
+        for note in costs.notes:
+            self.say(note)
+        self.say(
+            f"P = {costs.num_parameters:,} parameters, N = {costs.num_samples:,} samples,"
+            f" k = {costs.k}; one gradient takes {1000 * costs.gradient:.1f} ms"
+        )
+        if space:
+            self.say(space)
+        count = f"{len(tasks)} runs" if len(tasks) > 1 else "1 run"
+        expected = makespan({task: seconds_of(spec, task, costs) for task in tasks}, workers)
+        at_most = "at most " if _may_end_earlier(spec, tasks) else ""
+        self.say(f"{count}, {workers} at a time: {at_most}about {duration(expected)}")
         if self.console is not None and self.console.is_terminal:
             from rich.live import Live
 
@@ -90,77 +98,86 @@ class Progress:
         if self.console is None or now - self._shown < REFRESH_SECONDS:
             return
         self._shown = now
-        statuses = {t: self._study.run(t.seed, t.branch).status() for t in self._tasks}
-        self._say_finished(statuses)
+        statuses = self._statuses()
+        self._say_finished({t: s for t, s in statuses.items() if t not in running})
         if self._live is not None:
-            self._live.update(self._table(running, statuses), refresh=True)
+            self._live.update(self.table(running, statuses), refresh=True)
 
-    def end(self, outcome: Outcome) -> None:
-        """Say what ended badly, and how to go on."""
+    def stop(self) -> None:
+        """Take the live table away, whatever happened."""
         if self._live is not None:
             self._live.stop()
-        if self.console is None or not self._tasks:
-            return
-        self._say_finished({t: self._study.run(t.seed, t.branch).status() for t in self._tasks})
+            self._live = None
+
+    def end(self, outcome: Outcome) -> None:
+        """Say what ended badly and why, and how to go on."""
+        self.stop()
+        if self.console is not None:
+            self._say_finished(self._statuses())
+        for task, ending in outcome.endings.items():
+            if ending.exit_code not in (0, 75):
+                log = self._study.run(task.seed, task.branch).path / "log.txt"
+                reason = " ".join(ending.message.split())
+                verb = "diverged" if ending.exit_code == 3 else "failed"
+                _line(self.failures, f"{task}: {verb}: {reason}; see {log}")
         for task in outcome.left_out:
-            self.say(f"seed {task.seed} {task.branch}: not begun")
-        if outcome.interrupted:
-            self.say(f"interrupted; go on with: thalweg resume {self._study.path}")
+            reason = "interrupted" if outcome.interrupted else "its trunk did not end well"
+            _line(self.failures, f"{task}: not begun, {reason}")
+        if outcome.exit_code:
+            _line(self.failures, f"to go on: thalweg resume {self._study.path}")
         self.say(f"took {duration(time.monotonic() - self._begun)}")
 
-    def _say_finished(self, statuses: dict[Task, Status | None]) -> None:
+    def table(
+        self, running: Sequence[Task], statuses: Mapping[Task, Status | None]
+    ) -> RenderableType:
+        """The runs that go on now, and how long all will take."""
+        from rich.table import Table
+
+        done = sum(1 for s in statuses.values() if s is not None and s.state in ENDED)
+        left = time_left(self._spec, statuses, self._workers, self._costs)
+        remaining = "" if left is None else f", about {duration(left)} left"
+        table = Table(box=None, pad_edge=False, title_justify="left", caption_justify="left")
+        table.caption = f"{done} of {len(self._tasks)} runs done{remaining}"
+        for column in ("run", "step", "of", "loss", "alignment", "sharpness"):
+            justify = "left" if column == "run" else "right"
+            table.add_column(column, justify=justify, no_wrap=True)
+        for task in running:
+            status = statuses[task]
+            if status is not None and status.state == "running":
+                table.add_row(str(task), *_numbers(status))
+            else:
+                table.add_row(str(task), "starts")
+        return table
+
+    def _statuses(self) -> dict[Task, Status | None]:
+        return {task: self._study.run(task.seed, task.branch).status() for task in self._tasks}
+
+    def _say_finished(self, statuses: Mapping[Task, Status | None]) -> None:
+        """A line for each run that has ended since the last look; failures are said at the end."""
         for task, status in statuses.items():
-            if status is None or task in self._finished or status.state in ("running", "waiting"):
-                continue
-            if status.state == "interrupted" and time.monotonic() - self._begun < 2:
+            if status is None or task in self._finished or status.state != "done":
                 continue
             self._finished.add(task)
             loss = "" if status.loss is None else f", loss {status.loss:.4g}"
             message = f"; {status.message}" if status.message else ""
             self.say(
-                f"seed {task.seed} {task.branch}: {status.state} at step {status.step}{loss},"
-                f" {duration(status.seconds)}{message}"
+                f"{task}: done at step {status.step}{loss}, {duration(status.seconds)}{message}"
             )
 
-    def _table(
-        self, running: Sequence[Task], statuses: dict[Task, Status | None]
-    ) -> RenderableType:
-        from rich.table import Table
 
-        table = Table(box=None, pad_edge=False)
-        for column in ("seed", "branch", "step", "of", "loss", "alignment", "sharpness"):
-            table.add_column(column, justify="left" if column == "branch" else "right")
-        for task in running:
-            status = statuses[task]
-            if status is not None:
-                table.add_row(str(task.seed), task.branch, *_numbers(status))
-        done = sum(1 for s in statuses.values() if s is not None and s.state == "done")
-        table.caption = f"{done} of {len(self._tasks)} runs done, {self._remaining(statuses)}"
-        return table
+def _line(console: Console | None, message: str) -> None:
+    if console is not None:
+        console.print(message, highlight=False, markup=False, soft_wrap=True)
 
-    def _remaining(self, statuses: dict[Task, Status | None]) -> str:
-        """From the share of all steps that are made; bounds count where an end is a rule."""
-        made = total = 0
-        for task, status in statuses.items():
-            phases = (
-                self._spec.phases
-                if task.branch == "trunk"
-                else (self._spec.branch_phase(task.branch),)
-            )
-            steps = sum(phase.steps or 0 for phase in phases)
-            done = status is not None and status.state == "done"
-            own = 0 if status is None else max(0, status.step - (status.end_step or 0) + steps)
-            made += steps if done else min(own, steps)
-            total += steps
-        if not made or not total:
-            return "remaining time not known yet"
-        passed = time.monotonic() - self._begun
-        return f"about {duration(passed * (total - made) / made)} left"
+
+def _may_end_earlier(spec: Spec, tasks: Sequence[Task]) -> bool:
+    phases = [phase for task in tasks for phase in task.phases(spec)]
+    return any(p.until_alignment is not None or p.until_loss is not None for p in phases)
 
 
 def _numbers(status: Status) -> tuple[str, ...]:
     def text(value: float | None) -> str:
-        return "" if value is None else f"{value:.4g}"
+        return "" if value is None or math.isnan(value) else f"{value:.4g}"
 
     end = "" if status.end_step is None else str(status.end_step)
     return (

@@ -7,3 +7,6 @@ TRUNK = "trunk"
 
 END_PHASE = "end-phase"
 """A file of this name in a run's folder ends its current phase, by hand."""
+
+BASES = "bases"
+"""The folder of a run's saved bases."""

@@ -1,23 +1,18 @@
-"""Run the seeds and branches of a study side by side, each in a process of its own.
-
-Small problems are bound by overheads: one thread a process and as many processes as cores was
-several times faster than two processes with two threads each. On a GPU one run goes at a time.
-"""
+"""Run the seeds and branches of a study side by side, each in a process of its own."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
-import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing.context import BaseContext
-from multiprocessing.process import BaseProcess
 
+from thalweg.lab.processes import Child, Ending
 from thalweg.lab.run_names import TRUNK
-from thalweg.lab.spec import Spec
+from thalweg.lab.spec import PhaseSpec, Spec
 from thalweg.lab.store import StudyFolder
 
 POLL_SECONDS = 0.1
@@ -35,39 +30,36 @@ class Task:
         """The run that must be done before this one."""
         return None if self.branch == TRUNK else Task(self.seed, TRUNK)
 
+    def phases(self, spec: Spec) -> tuple[PhaseSpec, ...]:
+        """What the run goes through."""
+        return spec.phases if self.branch == TRUNK else (spec.branch_phase(self.branch),)
+
+    def __str__(self) -> str:
+        return f"seed {self.seed} {self.branch}"
+
 
 @dataclass
 class Outcome:
-    """What became of the tasks: exit statuses, and those never begun for want of their trunk."""
+    """What became of the tasks: how each ended, and those never begun for want of their trunk."""
 
-    exit_codes: dict[Task, int] = field(default_factory=dict)
+    endings: dict[Task, Ending] = field(default_factory=dict)
     left_out: list[Task] = field(default_factory=list)
     interrupted: bool = False
 
-
-def tasks_of(spec: Spec) -> list[Task]:
-    """All runs of a study: the trunks first, since the branches wait for them."""
-    trunks = [Task(seed, TRUNK) for seed in spec.seeds]
-    return trunks + [Task(seed, branch) for seed in spec.seeds for branch in spec.branches]
-
-
-def usable_cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    @property
+    def exit_code(self) -> int:
+        """0: all done; 75: interrupted; else the first failure's."""
+        unfinished = self.left_out or any(e.exit_code for e in self.endings.values())
+        if self.interrupted and unfinished:
+            return 75
+        return next((e.exit_code for e in self.endings.values() if e.exit_code), 0)
 
 
-def context() -> BaseContext:
-    """How processes start: forked from a clean server that has imported PyTorch, if there is one.
-
-    Starting one then takes milliseconds instead of the two seconds of the imports.
-    """
-    if sys.platform == "win32":
-        return multiprocessing.get_context("spawn")
-    chosen = multiprocessing.get_context("forkserver")
-    chosen.set_forkserver_preload(["thalweg.lab.run"])
-    return chosen
+def tasks_of(spec: Spec, seeds: Sequence[int] | None = None) -> list[Task]:
+    """All runs of a study, or of some seeds: the trunks first, since the branches wait for them."""
+    seeds = spec.seeds if seeds is None else seeds
+    trunks = [Task(seed, TRUNK) for seed in seeds]
+    return trunks + [Task(seed, branch) for seed in seeds for branch in spec.branches]
 
 
 def run_tasks(
@@ -82,7 +74,8 @@ def run_tasks(
 ) -> Outcome:
     """Do the tasks, at most `workers` at a time, each as soon as its trunk is done.
 
-    Ctrl-C and SIGTERM are passed on: each run saves a checkpoint and ends with status 75.
+    Ctrl-C and SIGTERM are passed on: each run saves a checkpoint and ends with status 75; asked a
+    second time, they end at once (and go on from their last checkpoint later).
 
     Args:
         watch: called a few times a second with the running tasks, to show progress.
@@ -91,51 +84,62 @@ def run_tasks(
 
     # Read by the processes' linear algebra when it is loaded.
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    processes = context()
     waiting = list(tasks)
-    running: dict[Task, BaseProcess] = {}
+    running: dict[Task, Child] = {}
     outcome = Outcome()
 
-    def stop(signum: int, frame: object) -> None:
+    def stop() -> None:
+        for child in running.values():
+            child.kill() if outcome.interrupted else child.ask_to_stop()
         outcome.interrupted = True
-        for process in running.values():
-            process.terminate()
 
-    earlier = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        while waiting or running:
-            for task in [t for t, p in running.items() if p.exitcode is not None]:
-                process = running.pop(task)
-                process.join()
-                outcome.exit_codes[task] = process.exitcode or 0
-            while len(running) < workers and not outcome.interrupted:
-                task = _next_ready(waiting, outcome, set(tasks))
-                if task is None:
+    with _on_stop_signals(stop):
+        try:
+            while waiting or running:
+                for task in [task for task, child in running.items() if not child.is_running]:
+                    outcome.endings[task] = running.pop(task).ending()
+                while len(running) < workers and not outcome.interrupted:
+                    task = _next_ready(waiting, outcome, set(tasks))
+                    if task is None:
+                        break
+                    arguments = (str(study.path), task.seed, task.branch, device, threads, plugins)
+                    log = study.run(task.seed, task.branch).path / "log.txt"
+                    running[task] = Child(work, arguments, log)
+                if not running:
                     break
-                arguments = (str(study.path), task.seed, task.branch, device, threads, plugins)
-                process = processes.Process(target=work, args=arguments)  # type: ignore[attr-defined]
-                process.start()
-                running[task] = process
-            if not running:
-                break
-            watch(list(running))
-            time.sleep(POLL_SECONDS)
-    finally:
-        for process in running.values():
-            process.terminate()
-        for process in running.values():
-            process.join()
-        for signum, handler in earlier.items():
-            signal.signal(signum, handler)
+                watch(list(running))
+                time.sleep(POLL_SECONDS)
+        finally:
+            for child in running.values():
+                child.ask_to_stop()
+            for task, child in running.items():
+                outcome.endings[task] = child.ending()
     outcome.left_out = waiting
     return outcome
 
 
+@contextmanager
+def _on_stop_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Call `stop` when a signal asks to; Python hears signals in its main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+    numbers = [getattr(signal, name) for name in names]
+    earlier = {number: signal.signal(number, lambda *_: stop()) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
 def _next_ready(waiting: list[Task], outcome: Outcome, asked: set[Task]) -> Task | None:
     """Take the next task whose trunk is done (in this call, or before it)."""
+    done = {task for task, ending in outcome.endings.items() if ending.exit_code == 0}
     for task in waiting:
         needed = task.needs
-        if needed is None or needed not in asked or outcome.exit_codes.get(needed) == 0:
+        if needed is None or needed not in asked or needed in done:
             waiting.remove(task)
             return task
     return None

@@ -1,36 +1,45 @@
-"""A study from its spec to its verdicts: prepare the folder, run what is missing, judge, draw.
-
-The folder's name holds a hash of everything that determines the numbers. So the same settings land
-in the same folder: a second call resumes or extends what is there, and nothing is overwritten.
+"""A study from its spec to its verdicts: run what is missing, judge, draw, report.
 
 Example (about two minutes on two cores):
 
     >>> from thalweg.lab.study import reproduce       # doctest: +SKIP
     >>> result = reproduce(problem="digits")          # doctest: +SKIP
     >>> result.data.groupby("branch").loss.last()     # doctest: +SKIP
+
+In a script, call it below `if __name__ == "__main__":`: the runs' processes import the script.
 """
 
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thalweg.errors import InvalidInput, unknown_name
+from thalweg.errors import InvalidInput, invalid, unknown_name
 from thalweg.lab.claims.judgement import Verdict, judge_all
 from thalweg.lab.claims.published import CLAIMS
 from thalweg.lab.claims.verdicts import verdicts_to_json
-from thalweg.lab.estimate import Estimate, estimate
+from thalweg.lab.estimate import disk_of
+from thalweg.lab.machine import default_workers, resolve_device
+from thalweg.lab.measuring import Measurement, measure
+from thalweg.lab.preparing import (
+    check_data,
+    create_runs,
+    merged,
+    missing_tasks,
+    read_spec,
+    study_name,
+    with_absolute_paths,
+    with_measured,
+)
 from thalweg.lab.progress import Progress
 from thalweg.lab.registry import load_plugin
-from thalweg.lab.run_names import TRUNK
-from thalweg.lab.schedule import Outcome, Task, run_tasks, tasks_of, usable_cores
-from thalweg.lab.spec import PROBLEM_SPECS, Spec, check_names, dump_spec, load_spec, parse_spec
-from thalweg.lab.spec import spec_hash as hash_of
-from thalweg.lab.store import StudyFolder, load, open_study
+from thalweg.lab.schedule import Outcome, run_tasks, tasks_of
+from thalweg.lab.spec import PROBLEM_SPECS, Spec, check_names, dump_spec, load_spec
+from thalweg.lab.store import StudyFolder, check_disk, load, open_study
+from thalweg.lab.store.lock import locked
 
 if TYPE_CHECKING:
     import pandas
@@ -44,15 +53,15 @@ class StudyResult:
 
     Attributes:
         study: its folder.
-        verdicts: one for each claim.
-        report: the HTML page.
+        verdicts: one for each claim; none after an interruption.
+        report: the HTML page; None after an interruption.
         figures: the PNG files.
-        outcome: exit statuses of the runs of this call.
+        outcome: how the runs of this call ended.
     """
 
     study: StudyFolder
     verdicts: list[Verdict]
-    report: Path
+    report: Path | None
     figures: list[Path]
     outcome: Outcome
 
@@ -64,10 +73,7 @@ class StudyResult:
     @property
     def exit_code(self) -> int:
         """0: done; 75: interrupted; else the first failure's."""
-        codes = [code for code in self.outcome.exit_codes.values() if code]
-        if self.outcome.interrupted:
-            return 75
-        return codes[0] if codes else 0
+        return self.outcome.exit_code
 
 
 def reproduce(
@@ -105,9 +111,8 @@ def reproduction_spec(
     if problem not in PROBLEM_SPECS:
         raise unknown_name("problem", problem, PROBLEM_SPECS)
     if data_dir is not None:
-        place = {"problem.data.data_dir": data_dir}
         if isinstance(overrides, Mapping):
-            overrides = {**place, **overrides}
+            overrides = {"problem.data.data_dir": data_dir, **overrides}
         else:
             overrides = ["--problem.data.data_dir", data_dir, *overrides]
     return load_spec(PROBLEM_SPECS[problem], overrides)
@@ -132,51 +137,49 @@ def run_study(
         progress: where to say how it goes; default: nowhere.
 
     Raises:
-        InvalidInput: an unknown probe or claim, data that cannot be read, k > P.
+        InvalidInput: an unknown probe or claim, data that cannot be read, k > P; another process
+            is at work on the study.
+        IntegrityError: the data has changed since the study was begun.
+        ThalwegError: not enough room on the disk.
     """
-    progress = progress or Progress.silent()
     for plugin in plugins:
         load_plugin(plugin)
-    check_spec(spec)
-    study, spec, expected = _prepare(spec, Path(root), plugins, progress)
-    device = resolve_device(spec.device)
-    tasks = _missing(study, spec)
-    workers = workers or _default_workers(spec, device)
-    for task in tasks_of(spec):
-        run = study.run(task.seed, task.branch)
-        run.create(_run_text(spec, task))
-    progress.begin(study, spec, tasks, expected, workers)
-    outcome = run_tasks(
-        study,
-        tasks,
-        workers=workers,
-        device=device,
-        threads=spec.threads,
-        plugins=plugins,
-        watch=progress.show,
-    )
-    progress.end(outcome)
-    return conclude(study, spec, outcome)
+    spec = with_absolute_paths(spec)
+    return _run_in(Path(root) / study_name(spec), spec, workers, plugins, progress)
 
 
-def resume(study: str | Path, *, root: Path | str = "runs", **options: Any) -> StudyResult:
-    """Go on with a study that was interrupted, or judge anew one that is done."""
+def resume(
+    study: str | Path,
+    *,
+    root: Path | str = "runs",
+    workers: int | None = None,
+    plugins: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> StudyResult:
+    """Go on with a study that was interrupted, or judge anew one that is done; see `run_study`."""
+    for plugin in plugins:
+        load_plugin(plugin)
     folder = open_study(study, root)
-    spec = parse_spec(tomllib.loads(folder.spec_text), source=str(folder.path / "spec.toml"))
-    return run_study(spec, root=folder.path.parent, **options)
+    return _run_in(folder.path, read_spec(folder), workers, plugins, progress)
 
 
 def conclude(study: StudyFolder, spec: Spec, outcome: Outcome | None = None) -> StudyResult:
-    """Judge the claims on what has been measured, draw the figures, write the report."""
-    from thalweg.lab.figures.catalogue import save_figures
+    """Judge the claims on what has been measured, draw the figures, write the report.
+
+    Raises:
+        InvalidInput: an unknown claim; nothing has been measured yet.
+    """
+    from thalweg.lab.figures import save_figures
     from thalweg.lab.report import write_report
 
+    check_spec(spec)
     data = load(study)
+    if data.empty:
+        raise InvalidInput(f"{study.path}: nothing has been measured yet; thalweg resume goes on")
     roles = roles_of(spec)
     verdicts = judge_all([CLAIMS[name] for name in spec.claims], data, roles)
     study.write_verdicts(json.loads(verdicts_to_json(verdicts)))
     figures = save_figures(data, study.path / "figures", roles)
-    problem = spec.problem.data.registered_name
     report = write_report(
         study.path,
         data,
@@ -184,7 +187,7 @@ def conclude(study: StudyFolder, spec: Spec, outcome: Outcome | None = None) -> 
         study.spec_text,
         study.environments()[-1],
         figures,
-        title=f"{spec.name} on {problem}",
+        title=f"{spec.name} on {spec.problem.data.registered_name}",
         roles=roles,
         command=f"thalweg run {study.path / 'spec.toml'}",
     )
@@ -213,87 +216,63 @@ def roles_of(spec: Spec) -> dict[str, str]:
     return roles
 
 
-def resolve_device(device: str) -> str:
-    """What "auto" means here; a device that is asked for must exist.
-
-    Raises:
-        InvalidInput: there is no such device.
-    """
-    import torch
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    missing = (device.startswith("cuda") and not torch.cuda.is_available()) or (
-        device == "mps" and not torch.backends.mps.is_available()
-    )
-    if missing:
-        raise InvalidInput(f"device: got {device!r}, but this machine has none; allowed: 'cpu'")
-    return device
-
-
-def _prepare(
-    spec: Spec, root: Path, plugins: Sequence[str], progress: Progress
-) -> tuple[StudyFolder, Spec, Estimate | None]:
-    """Find or make the folder; what was chosen by measuring stays as it is written there."""
-    name = f"{spec.name}-{spec.problem.data.registered_name}-{hash_of(spec)}"
-    path = root / name
-    if (path / "spec.toml").is_file():
-        study = StudyFolder(path)
-        known = parse_spec(tomllib.loads(study.spec_text), source=str(path / "spec.toml"))
-        spec = _with_measured(spec, known.problem.product_method)
-        if spec.seeds != known.seeds:
-            seeds = tuple(sorted({*known.seeds, *spec.seeds}))
-            spec = spec.model_copy(update={"seeds": seeds})
-        if spec != known:
+def _run_in(
+    path: Path,
+    asked: Spec,
+    workers: int | None,
+    plugins: Sequence[str],
+    progress: Progress | None,
+) -> StudyResult:
+    """Run what is missing in the folder at `path`, which may not exist yet."""
+    if workers is not None and workers < 1:
+        raise invalid("workers", workers, "an integer >= 1")
+    progress = progress or Progress.silent()
+    check_spec(asked)
+    device = resolve_device(asked.device)
+    costs = None
+    if not (path / "spec.toml").is_file():
+        # Measured first: what cannot be built leaves no folder behind.
+        costs = _measured(asked, plugins, device, progress)
+        chosen = with_measured(asked, costs.method, costs.chunk_size)
+        StudyFolder.create(path.parent, path.name, dump_spec(chosen))
+    study = StudyFolder(path)
+    # A second process is refused before it touches anything.
+    with locked(study.path, "study"):
+        spec, remarks = merged(study, asked)
+        for remark in remarks:
+            progress.say(remark)
+        if dump_spec(spec) != study.spec_text:
             study.write_spec_text(dump_spec(spec))
-        if not _missing(study, spec):
-            return study, spec, None
+        tasks = missing_tasks(study, spec, asked.seeds)
+        if not tasks:
+            progress.say(f"{study.path}: all runs are done")
+            return conclude(study, spec)
+        costs = costs or _measured(spec, plugins, device, progress)
+        check_data(study, costs)
+        workers = min(workers or default_workers(spec.threads, device), len(tasks))
+        space = check_disk(study.path, disk_of(spec, tasks, costs))
         study.record_environment()
-        return study, spec, estimate(spec, plugins, resolve_device(spec.device))
+        create_runs(study, spec, tasks_of(spec, asked.seeds), costs.fingerprint)
+        progress.begin(study, spec, tasks, costs, workers, space)
+        try:
+            outcome = run_tasks(
+                study,
+                tasks,
+                workers=workers,
+                device=device,
+                threads=spec.threads,
+                plugins=plugins,
+                watch=progress.show,
+            )
+        finally:
+            progress.stop()
+        progress.end(outcome)
+        if outcome.interrupted or load(study).empty:
+            return StudyResult(study, [], None, [], outcome)
+        progress.say("drawing figures, writing the report ...")
+        return conclude(study, spec, outcome)
+
+
+def _measured(spec: Spec, plugins: Sequence[str], device: str, progress: Progress) -> Measurement:
     progress.say("measuring a few steps ...")
-    expected = estimate(spec, plugins, resolve_device(spec.device))
-    spec = _with_measured(spec, expected.method)
-    study = StudyFolder.create(root, name, dump_spec(spec))
-    return study, spec, expected
-
-
-def _with_measured(spec: Spec, method: str) -> Spec:
-    if spec.problem.product_method != "auto":
-        return spec
-    problem = spec.problem.model_copy(update={"product_method": method})
-    return spec.model_copy(update={"problem": problem})
-
-
-def _missing(study: StudyFolder, spec: Spec) -> list[Task]:
-    """The runs that are not done, or whose bound was raised since."""
-    missing = []
-    for task in tasks_of(spec):
-        run = study.run(task.seed, task.branch)
-        status = run.status() if run.path.is_dir() else None
-        if status is None or status.state != "done":
-            missing.append(task)
-        elif task.branch != TRUNK and _is_extended(run.run_text, _run_text(spec, task)):
-            run.write_run_text(_run_text(spec, task))
-            missing.append(task)
-    return missing
-
-
-def _is_extended(before: str, now: str) -> bool:
-    return tomllib.loads(before).get("steps") != tomllib.loads(now).get("steps")
-
-
-def _run_text(spec: Spec, task: Task) -> str:
-    import tomli_w
-
-    phases = spec.phases if task.branch == TRUNK else (spec.branch_phase(task.branch),)
-    content = {
-        "seed": task.seed,
-        "branch": task.branch,
-        "steps": [phase.steps or f"{phase.epochs} epochs" for phase in phases],
-        "phases": [phase.model_dump(mode="json", exclude_none=True) for phase in phases],
-    }
-    return tomli_w.dumps(content)
-
-
-def _default_workers(spec: Spec, device: str) -> int:
-    return max(1, usable_cores() // spec.threads) if device == "cpu" else 1
+    return measure(spec, plugins, device)

@@ -35,8 +35,8 @@ _WINDOWS_BYTE = 1 << 30
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run folder.
+def locked(folder: Path, what: str = "run folder") -> Iterator[None]:
+    """Hold the lock of a run folder, or of a study's (`what` says which, for messages).
 
     Raises:
         InvalidInput: another process holds it (the message names its number and machine), or the
@@ -47,7 +47,7 @@ def locked(folder: Path) -> Iterator[None]:
     with file:
         if not _acquire(file):
             raise InvalidInput(
-                f"run folder {folder}: in use by {_holder(file)}; wait until that ends, or stop it"
+                f"{what} {folder}: in use by {_holder(file)}; wait until that ends, or stop it"
             )
         with durable.storage_errors(folder):
             file.seek(0)

@@ -1,0 +1,45 @@
+"""What is there to compute with, and how many runs go side by side?"""
+
+from __future__ import annotations
+
+import os
+
+from thalweg.errors import InvalidInput
+
+
+def usable_cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def resolve_device(device: str) -> str:
+    """What "auto" means here; a device that is asked for must exist.
+
+    Raises:
+        InvalidInput: there is no such device.
+    """
+    import torch
+
+    has_cuda = torch.cuda.is_available()
+    if device == "auto":
+        return "cuda" if has_cuda else "cpu"
+    known = ["cpu"]
+    if has_cuda:
+        known += ["cuda", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        known.append("mps")
+    if device not in known:
+        allowed = ", ".join(repr(name) for name in ("auto", *known))
+        raise InvalidInput(f"device: got {device!r}, allowed on this machine: {allowed}")
+    return device
+
+
+def default_workers(threads: int, device: str) -> int:
+    """Processes side by side: as many as the cores take on a CPU, one on a GPU.
+
+    Small problems are bound by overheads: one thread a process and as many processes as cores was
+    several times faster than two processes with two threads each.
+    """
+    return max(1, usable_cores() // threads) if device == "cpu" else 1

@@ -1,0 +1,158 @@
+"""Which folder does a study live in, what is done there already, and what is missing?
+
+The folder's name holds a hash of everything that determines the numbers. So the same settings land
+in the same folder: a second call resumes or extends what is there, and nothing is overwritten.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from thalweg.errors import IntegrityError
+from thalweg.lab.measuring import Measurement
+from thalweg.lab.run_names import TRUNK
+from thalweg.lab.schedule import Task, tasks_of
+from thalweg.lab.spec import Spec, parse_spec, spec_hash
+from thalweg.lab.store import StudyFolder
+
+Model = TypeVar("Model", bound=BaseModel)
+PATHS = ("data_dir", "vocabulary_file")
+"""Settings of data sets that are paths."""
+
+
+def study_name(spec: Spec) -> str:
+    """The name of a study's folder."""
+    return f"{spec.name}-{spec.problem.data.registered_name}-{spec_hash(spec)}"
+
+
+def read_spec(study: StudyFolder) -> Spec:
+    """The spec that a study was begun with, and extended to.
+
+    Raises:
+        InvalidInput: it names what is not registered, such as a plugin's data set.
+    """
+    source = str(study.path / "spec.toml")
+    return parse_spec(tomllib.loads(study.spec_text), source=source)
+
+
+def with_absolute_paths(spec: Spec) -> Spec:
+    """The spec with paths that hold wherever it is resumed from."""
+    data = spec.problem.data
+    found: dict[str, Any] = {
+        name: _absolute(value)
+        for name in PATHS
+        if isinstance(value := getattr(data, name, None), str)
+    }
+    spec = _updated(spec, problem=_updated(spec.problem, data=_updated(data, **found)))
+    if spec.initial_checkpoint is not None:
+        spec = _updated(spec, initial_checkpoint=_absolute(spec.initial_checkpoint))
+    return spec
+
+
+def with_measured(spec: Spec, method: str, chunk_size: int | None) -> Spec:
+    """The spec with what was chosen by measuring, where it leaves the choice."""
+    changed: dict[str, Any] = {}
+    if spec.problem.product_method == "auto":
+        changed["product_method"] = method
+    if spec.problem.chunk_size is None:
+        changed["chunk_size"] = chunk_size
+    return _updated(spec, problem=_updated(spec.problem, **changed))
+
+
+def merged(study: StudyFolder, asked: Spec) -> tuple[Spec, list[str]]:
+    """The spec of a study that is there already and is asked for again, and remarks for people.
+
+    Seeds are added, branches are extended. What is done stays: a branch that has made more steps
+    than are asked for now keeps its end.
+    """
+    known = read_spec(study)
+    spec = with_measured(asked, known.problem.product_method, known.problem.chunk_size)
+    spec = _updated(spec, seeds=tuple(sorted({*known.seeds, *asked.seeds})))
+    remarks: list[str] = []
+    branches = dict(spec.branches)
+    for name in spec.branches:
+        now, before = asked.branch_phase(name), known.branch_phase(name)
+        shorter = now.steps is not None and before.steps is not None and now.steps < before.steps
+        done = [seed for seed in known.seeds if _state(study, Task(seed, name)) == "done"]
+        if shorter and done:
+            branches[name] = _updated(branches[name], steps=before.steps, epochs=None)
+            remarks.append(
+                f"{name}: {before.steps} steps are done already, and kept; {now.steps} were asked"
+            )
+    return _updated(spec, branches=branches), remarks
+
+
+def missing_tasks(study: StudyFolder, spec: Spec, seeds: Sequence[int]) -> list[Task]:
+    """The runs of these seeds that are not done, or whose bound was raised since."""
+    return [
+        task
+        for task in tasks_of(spec, seeds)
+        if _state(study, task) != "done" or _is_extended(study, spec, task)
+    ]
+
+
+def create_runs(study: StudyFolder, spec: Spec, tasks: Sequence[Task], fingerprint: str) -> None:
+    """Write each run's part of the spec into its folder, with the fingerprint of the data."""
+    for task in tasks:
+        run = study.run(task.seed, task.branch)
+        text = _run_text(spec, task, fingerprint)
+        if (run.path / "run.toml").is_file():
+            if run.run_text != text:
+                run.write_run_text(text)
+        else:
+            run.create(text)
+
+
+def check_data(study: StudyFolder, costs: Measurement) -> None:
+    """Check that the data is what the study's earlier runs were made with.
+
+    Raises:
+        IntegrityError: it is not.
+    """
+    for run in study.runs():
+        known = tomllib.loads(run.run_text).get("data_fingerprint", costs.fingerprint)
+        if known != costs.fingerprint:
+            raise IntegrityError(
+                f"{run.path}: was made with other data (SHA-256 of the samples {known[:12]}..., now"
+                f" {costs.fingerprint[:12]}...); bring the files back, or choose another --root"
+            )
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
+def _updated(model: Model, **changed: Any) -> Model:
+    return model.model_copy(update=changed) if changed else model
+
+
+def _state(study: StudyFolder, task: Task) -> str:
+    run = study.run(task.seed, task.branch)
+    status = run.status() if run.path.is_dir() else None
+    return "waiting" if status is None else status.state
+
+
+def _is_extended(study: StudyFolder, spec: Spec, task: Task) -> bool:
+    """Whether the bound of a branch is another one than the run was done with."""
+    if task.branch == TRUNK:
+        return False
+    before = tomllib.loads(study.run(task.seed, task.branch).run_text)["phases"][0]
+    now = spec.branch_phase(task.branch)
+    return (before.get("steps"), before.get("epochs")) != (now.steps, now.epochs)
+
+
+def _run_text(spec: Spec, task: Task, fingerprint: str) -> str:
+    import tomli_w
+
+    content = {
+        "seed": task.seed,
+        "branch": task.branch,
+        "data_fingerprint": fingerprint,
+        "phases": [p.model_dump(mode="json", exclude_none=True) for p in task.phases(spec)],
+    }
+    return tomli_w.dumps(content)

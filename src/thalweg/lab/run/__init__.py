@@ -1,0 +1,23 @@
+"""One run: the trunk of a seed, or a branch from its last checkpoint."""
+
+from __future__ import annotations
+
+from thalweg.lab.run.building import (
+    Setup,
+    build_setup,
+    make_objective,
+    number_of_directions,
+    top_eigenvalues,
+    widest_gap,
+)
+from thalweg.lab.run.loop import Run
+
+__all__ = [
+    "Run",
+    "Setup",
+    "build_setup",
+    "make_objective",
+    "number_of_directions",
+    "top_eigenvalues",
+    "widest_gap",
+]

@@ -1,0 +1,201 @@
+"""What does a run compute with? Problem, full loss, k, subspace and optimizer, from spec and seed.
+
+The measurement before a study builds the same things, so that what cannot be built is found out
+before any run begins.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from thalweg.curvature import (
+    FixedSubspace,
+    Hessian,
+    Objective,
+    Subspace,
+    SubspaceSource,
+    SubspaceTracker,
+    random_subspace,
+    top_eigenpairs,
+)
+from thalweg.curvature.controls import NextEigenspace
+from thalweg.errors import InvalidInput, invalid
+from thalweg.lab.problems import Problem, build_problem
+from thalweg.lab.random_streams import stream_seed
+from thalweg.lab.store.checkpoint import load_parameters
+from thalweg.optim import SplitUpdate
+
+if TYPE_CHECKING:
+    from thalweg.lab.spec import PhaseSpec, Spec
+    from thalweg.lab.spec.optimizers import OptimizerSettings
+
+DEFAULT_CHUNK = 1024
+GAP_CANDIDATES = 21
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The problem at its initial parameters, its full training loss, and k."""
+
+    problem: Problem
+    objective: Objective
+    k: int
+
+
+def build_setup(spec: Spec, seed: int, device: str) -> Setup:
+    """Build what a run of this seed computes with, with the spec's own parameters where it has any.
+
+    Raises:
+        InvalidInput: data or parameters that cannot be used, no k, k > P.
+        IntegrityError: a damaged file.
+    """
+    problem = build_problem(spec.problem, seed, getattr(torch, spec.dtype), device)
+    if spec.initial_checkpoint is not None:
+        _load_initial_parameters(problem, spec.initial_checkpoint)
+    for phase in spec.phases:
+        _check_batch(phase, problem)
+    objective = make_objective(spec, problem)
+    k = number_of_directions(spec, problem, objective)
+    if k > objective.num_parameters:
+        allowed = f"at most the number of parameters, {objective.num_parameters}"
+        raise invalid("subspace.k", k, allowed)
+    return Setup(problem, objective, k)
+
+
+def make_objective(spec: Spec, problem: Problem) -> Objective:
+    """The full training loss of a problem."""
+    return Objective(
+        problem.model,
+        problem.loss,
+        problem.train,
+        chunk_size=spec.problem.chunk_size or DEFAULT_CHUNK,
+        # The model trains as it is; curvature is that of the function it stands for.
+        mode="eval",
+        method=spec.problem.product_method,
+    )
+
+
+def number_of_directions(spec: Spec, problem: Problem, objective: Objective) -> int:
+    """k: as given, the number of classes, or where the spectrum has its widest gap.
+
+    The gap is that of the initial parameters' Hessian, the same for all runs of a seed.
+
+    Raises:
+        InvalidInput: the problem has no classes, so k must be given.
+    """
+    k = spec.subspace.k
+    if k == "gap":
+        return widest_gap(top_eigenvalues(objective, GAP_CANDIDATES))
+    if k == "classes":
+        if problem.num_classes is None:
+            raise InvalidInput(
+                "subspace.k: 'classes' was asked for, but the problem has none; give a number, or"
+                " 'gap'"
+            )
+        return problem.num_classes
+    return k
+
+
+def top_eigenvalues(objective: Objective, count: int) -> Tensor:
+    """The top eigenvalues at the model's current parameters, at most P of them."""
+    hessian = Hessian(objective, keep_graph=True)
+    count = min(count, objective.num_parameters)
+    return top_eigenpairs(hessian, count, check_repeated=0).eigenvalues
+
+
+def widest_gap(eigenvalues: Tensor) -> int:
+    """The k for which lambda_k / lambda_{k+1} is largest among the positive eigenvalues given."""
+    positive = eigenvalues[eigenvalues > 0]
+    if len(positive) < 2:
+        return 1
+    return int((positive[:-1] / positive[1:]).argmax()) + 1
+
+
+def make_source(spec: Spec, setup: Setup, seed: int) -> SubspaceSource:
+    """What gives the run its subspace at each step: a tracker, or a control."""
+    settings, objective = spec.subspace, setup.objective
+    own_seed = stream_seed("subspace", settings.seed, seed)
+    if settings.source == "random":
+        drawn = random_subspace(objective.num_parameters, setup.k, own_seed, dtype=objective.dtype)
+        return FixedSubspace(drawn.to(objective.device))
+    if settings.source == "next":
+        return NextEigenspace(objective, setup.k, tolerance=settings.tolerance)
+    return SubspaceTracker(
+        objective,
+        setup.k,
+        error=settings.error,
+        bulk_error=settings.bulk_error,
+        exact=settings.source == "exact",
+        every=settings.every,
+        tolerance=settings.tolerance,
+        seed=own_seed,
+    )
+
+
+def solved_subspace(spec: Spec, setup: Setup, seed: int, theta: Tensor) -> Subspace:
+    """The run's kind of subspace at theta (P,), from scratch: no tracker's state is touched."""
+    if spec.subspace.source in ("random", "next"):
+        return make_source(spec, setup, seed).update(theta)
+    return solve(setup.objective, theta, setup.k, spec.subspace.tolerance)
+
+
+def solve(objective: Objective, theta: Tensor, k: int, tolerance: float) -> Subspace:
+    """The top k eigenpairs at theta (P,) from scratch, at most P of them."""
+    hessian = Hessian(objective, theta, keep_graph=True)
+    k = min(k, objective.num_parameters)
+    return top_eigenpairs(hessian, k, tolerance=tolerance, check_repeated=0)
+
+
+def make_optimizer(
+    phase: PhaseSpec, setup: Setup, source: SubspaceSource, at_branch_point: Subspace | None
+) -> Optimizer:
+    """The phase's optimizer over all trainable parameters, wrapped where updates are split."""
+    model = setup.problem.model
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    optimizer = phase.optimizer.build(named)
+    if phase.split is None or (phase.split.dominant, phase.split.bulk) == (1.0, 1.0):
+        return optimizer
+    if phase.split.basis == "frozen":
+        assert at_branch_point is not None
+        source = FixedSubspace(at_branch_point)
+    return SplitUpdate(
+        optimizer,
+        source,
+        phase.split.dominant,
+        phase.split.bulk,
+        parameters=setup.objective.layout.parameters(model),
+    )
+
+
+def can_carry_state(before: OptimizerSettings, after: OptimizerSettings) -> bool:
+    """Whether an optimizer can go on with another's state: the same kind, which keeps the same."""
+
+    def kept(settings: OptimizerSettings) -> dict[str, bool]:
+        values = settings.model_dump()
+        return {
+            key: bool(value)
+            for key, value in values.items()
+            if isinstance(value, bool) or key == "momentum"
+        }
+
+    return type(before) is type(after) and kept(before) == kept(after)
+
+
+def _load_initial_parameters(problem: Problem, path: str) -> None:
+    given = load_parameters(path)
+    try:
+        problem.model.load_state_dict(given)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise InvalidInput(f"initial_checkpoint {path}: {reason}") from None
+
+
+def _check_batch(phase: PhaseSpec, problem: Problem) -> None:
+    if phase.batch_size != "all" and phase.batch_size > problem.num_samples:
+        allowed = f"at most the number of training samples, {problem.num_samples}, or 'all'"
+        raise invalid(f"batch_size of phase {phase.name!r}", phase.batch_size, allowed)

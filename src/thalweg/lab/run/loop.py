@@ -1,0 +1,354 @@
+"""One run: the trunk of a seed, or a branch from its last checkpoint; step by step, resumable.
+
+The natural way through a step at theta_t:
+
+    batch (seed, t) -> gradient -> optimizer proposes -> split on S_k(theta_t) -> probes -> row t
+
+Everything that the next step depends on is in the checkpoint, so a run that was killed goes on bit
+for bit as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from thalweg.curvature import SubspaceSource
+from thalweg.dynamics import BranchPoint, Moment
+from thalweg.errors import Diverged, IntegrityError, Interrupted, InvalidInput
+from thalweg.lab.random_streams import random_state, restore_random_state, stream_seed
+from thalweg.lab.run.building import (
+    build_setup,
+    can_carry_state,
+    make_optimizer,
+    make_source,
+    solve,
+    solved_subspace,
+)
+from thalweg.lab.run.progression import Progression
+from thalweg.lab.run.recording import Recorder
+from thalweg.lab.run.saving import (
+    branch_point_state,
+    restored_branch_point,
+    restored_state,
+    save_basis,
+    save_state,
+)
+from thalweg.lab.run.step import evaluate_test, train_one_step
+from thalweg.lab.run_names import BASES, END_PHASE, TRUNK
+from thalweg.lab.spec import Spec
+from thalweg.lab.spec.optimizers import OptimizerSettings
+from thalweg.lab.store import RunFolder, StudyFolder
+from thalweg.lab.store.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint
+from thalweg.lab.store.metrics import MetricsWriter
+from thalweg.lab.store.status import State, Status
+
+STATUS_SECONDS = 1.0
+
+
+@dataclass
+class _Clock:
+    """When things are due that depend on time and change no number."""
+
+    begun: float = field(default_factory=time.monotonic)
+    checkpoint: float = field(default_factory=time.monotonic)
+    status: float = 0.0
+    earlier_seconds: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return self.earlier_seconds + time.monotonic() - self.begun
+
+
+class Run:
+    """One run of a study in its folder; `execute` takes it to its end, from wherever it stands.
+
+    Args:
+        spec: the resolved spec of the study.
+        study: its folder.
+        seed: which seed.
+        branch: name of the branch, or "trunk".
+        device: where to compute, such as "cpu" or "cuda:1".
+        fingerprint: that of the data which the run began with; empty: not checked.
+        should_stop: asked at every step; True saves a checkpoint and raises `Interrupted`.
+
+    Raises:
+        InvalidInput: the problem cannot be built.
+        IntegrityError: a file is damaged, or the data is not that of the run's beginning.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        study: StudyFolder,
+        seed: int,
+        branch: str,
+        *,
+        device: str = "cpu",
+        fingerprint: str = "",
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.spec = spec
+        self.study = study
+        self.folder: RunFolder = study.run(seed, branch)
+        self.seed = seed
+        self.branch = branch
+        self.should_stop = should_stop
+        self.setup = build_setup(spec, seed, device)
+        if fingerprint and fingerprint != self.setup.problem.fingerprint():
+            raise IntegrityError(f"{self.folder.path}: the data has changed since the run began")
+        self.progression = Progression(
+            spec.phases if branch == TRUNK else (spec.branch_phase(branch),),
+            self.setup.problem.num_samples,
+            self.folder.path / END_PHASE,
+            self.folder.log,
+        )
+        self.recorder = Recorder(spec.probes)
+        self.source: SubspaceSource = make_source(spec, self.setup, seed)
+        self.branch_point: BranchPoint | None = None
+        self._optimizer: Optimizer | None = None
+        self._phase_of_optimizer = -1
+        self._clock = _Clock()
+
+    @property
+    def step(self) -> int:
+        """Updates made since the trunk's start."""
+        return self.progression.position.step
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer of the current phase, built when the phase begins.
+
+        The same kind of optimizer goes on with its momentum, under the new phase's settings.
+        """
+        number = self.progression.position.phase
+        if self._optimizer is None or self._phase_of_optimizer != number:
+            before = self._optimizer
+            phase_before = self.progression.phases[self._phase_of_optimizer]
+            point = self.branch_point
+            self._optimizer = make_optimizer(
+                self.progression.phase,
+                self.setup,
+                self.source,
+                None if point is None else point.subspace,
+            )
+            self._phase_of_optimizer = number
+            if before is not None:
+                self._carry_state(before.state_dict(), phase_before.optimizer)
+        return self._optimizer
+
+    def _carry_state(self, state: dict[str, Any], settings: OptimizerSettings) -> None:
+        if can_carry_state(settings, self.progression.phase.optimizer):
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({**state, "param_groups": groups})
+        elif state["state"]:
+            self.folder.log("another kind of optimizer: it begins without the state of the last")
+
+    def execute(self) -> None:
+        """Train from the last checkpoint, or from the start, to the end; write everything.
+
+        Raises:
+            Diverged: a loss or product became NaN or infinite; what was measured is kept.
+            Interrupted: `should_stop` said so; a checkpoint was saved.
+            IntegrityError: a checkpoint is damaged.
+            InvalidInput: another process is at work on this run; the trunk is not finished.
+        """
+        with self.folder.locked():
+            try:
+                self._train()
+            except Diverged as error:
+                self._write_status("diverged", f"at step {self.step}: {error}")
+                self.folder.log(f"diverged at step {self.step}: {error}")
+                raise
+            self._write_status("done")
+            self.folder.log(f"done at step {self.step}")
+
+    def _train(self) -> None:
+        self._begin()
+        with MetricsWriter(self.folder.metrics, self.recorder.columns) as metrics:
+            metrics.truncate(self.step)
+            self._write_status("running")
+            try:
+                self._loop(metrics)
+            except Diverged:
+                self._record_divergence(metrics)
+                raise
+            metrics.compact()
+
+    def _begin(self) -> None:
+        torch.manual_seed(stream_seed("training", self.seed))
+        newest = latest_checkpoint(self.folder.checkpoints)
+        status = self.folder.status()
+        if newest is not None:
+            self._restore(load_checkpoint(newest))
+            self._clock.earlier_seconds = status.seconds if status else 0.0
+            self.folder.log(f"resumed at step {self.step}")
+        else:
+            if self.branch != TRUNK:
+                self._start_branch()
+            self.folder.log(f"started at step {self.step}")
+
+    def _loop(self, metrics: MetricsWriter) -> None:
+        while self.progression.step_remains():
+            # Built at the phase's first step, whether or not a checkpoint falls there.
+            optimizer = self.optimizer
+            self._checkpoint_if_due(metrics)
+            moment = self._moment()
+            if self.progression.ends(moment):
+                continue
+            phase = self.progression.phase
+            buffers = train_one_step(moment, self.setup, optimizer, phase, self.seed)
+            row = self.recorder.row(moment, everything=self.step == self._first_step)
+            if row is not None:
+                metrics.append(row)
+            self.recorder.count_cost(moment, recorded=row is not None)
+            buffers.move_on()
+            self.progression.position.step += 1
+            self._status_if_due()
+        self._checkpoint(metrics, ends=True)
+        row = self.recorder.row(self._moment(), everything=True)
+        if row is not None:
+            metrics.append(row)
+
+    @property
+    def _first_step(self) -> int:
+        return self.progression.position.start
+
+    def _moment(self) -> Moment:
+        theta = self.setup.objective.theta()
+        if not bool(torch.isfinite(theta).all()):
+            raise Diverged("a parameter is NaN or infinite")
+        has_test = self.setup.problem.test is not None
+        return Moment(
+            step=self.step,
+            theta=theta,
+            objective=self.setup.objective,
+            source=self.source,
+            learning_rate=self.progression.learning_rate,
+            branch_point=self.branch_point,
+            evaluate_test=partial(evaluate_test, self.setup) if has_test else None,
+            solve=self._solve,
+        )
+
+    def _solve(self, theta: Tensor, k: int) -> Any:
+        return solve(self.setup.objective, theta, k, self.spec.subspace.tolerance)
+
+    def _record_divergence(self, metrics: MetricsWriter) -> None:
+        """A last row whose loss is NaN, so that the table itself says what happened."""
+        is_new = metrics.last_step is None or metrics.last_step < self.step
+        if "loss" in self.recorder.probes and is_new:
+            rate = self.progression.learning_rate
+            metrics.append({"step": self.step, "learning_rate": rate, "loss": float("nan")})
+        metrics.flush()
+
+    # Branches.
+
+    def _start_branch(self) -> None:
+        trunk = self.study.run(self.seed, TRUNK)
+        newest = latest_checkpoint(trunk.checkpoints)
+        if newest is None:
+            raise InvalidInput(f"{trunk.path}: the trunk has not been begun; run it first")
+        state = restored_state(load_checkpoint(newest), self.setup.objective.device)
+        if not state["progression"]["finished"]:
+            raise InvalidInput(f"{trunk.path}: the trunk is not finished; run it first")
+        self.progression.begin_at(state["progression"]["step"])
+        self._restore_model_and_random(state)
+        if self._needs_branch_point():
+            theta = self.setup.objective.theta()
+            self.branch_point = BranchPoint(theta, self.source.update(theta))
+        self._carry_state(state["optimizer"], self.spec.phases[-1].optimizer)
+
+    def _needs_branch_point(self) -> bool:
+        split = self.progression.phase.split
+        frozen = split is not None and split.basis == "frozen"
+        return frozen or not {"displacement", "overlap"}.isdisjoint(self.spec.probes)
+
+    # Checkpoints.
+
+    def _checkpoint_if_due(self, metrics: MetricsWriter) -> None:
+        settings = self.spec.checkpoint
+        if self.should_stop():
+            self._checkpoint(metrics)
+            self._write_status("interrupted", "stopped on request; thalweg resume goes on")
+            self.folder.log(f"interrupted at step {self.step}")
+            raise Interrupted(f"stopped on request at step {self.step}")
+        by_time = time.monotonic() - self._clock.checkpoint >= settings.every_seconds > 0
+        by_step = self.step > self._first_step and self.step % settings.every_steps == 0
+        if by_time or by_step:
+            self._checkpoint(metrics, regular=by_step)
+
+    def _checkpoint(
+        self, metrics: MetricsWriter, *, regular: bool = False, ends: bool = False
+    ) -> None:
+        # Rows first: a checkpoint must never be ahead of what was measured before it.
+        metrics.flush()
+        save_state(
+            self.folder.checkpoints,
+            self.step,
+            self._state(),
+            keep=self.spec.checkpoint.keep,
+            permanent=ends,
+        )
+        self.progression.forget_request()
+        if self.spec.checkpoint.save_bases and (regular or ends):
+            # Solved, not tracked: the tracker is left alone, so that runs with and without saved
+            # bases make the same steps. Not at checkpoints by time, whose steps are chance.
+            theta = self.setup.objective.theta()
+            subspace = solved_subspace(self.spec, self.setup, self.seed, theta)
+            save_basis(self.folder.path / BASES, self.step, subspace)
+        self._clock.checkpoint = time.monotonic()
+
+    def _state(self) -> dict[str, Any]:
+        model = self.setup.problem.model
+        return {
+            "progression": self.progression.state_dict(),
+            "parameters": {name: tensor.detach() for name, tensor in model.state_dict().items()},
+            "optimizer": self.optimizer.state_dict(),
+            "source": self.source.state_dict(),
+            "branch_point": branch_point_state(self.branch_point),
+            "recorder": self.recorder.state_dict(),
+            "random": random_state(self.setup.objective.device),
+        }
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        state = restored_state(checkpoint, self.setup.objective.device)
+        self.progression.load_state_dict(state["progression"])
+        self.branch_point = restored_branch_point(state["branch_point"])
+        self.source.load_state_dict(state["source"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.recorder.load_state_dict(state["recorder"])
+        self._restore_model_and_random(state)
+
+    def _restore_model_and_random(self, state: dict[str, Any]) -> None:
+        self.setup.problem.model.load_state_dict(state["parameters"])
+        restore_random_state(state["random"], self.setup.objective.device)
+
+    # Status.
+
+    def _status_if_due(self) -> None:
+        now = time.monotonic()
+        if now - self._clock.status >= STATUS_SECONDS:
+            self._clock.status = now
+            self._write_status("running")
+
+    def _write_status(self, state: State, message: str | None = None) -> None:
+        last = self.recorder.last
+        self.folder.write_status(
+            Status(
+                state=state,
+                step=self.step,
+                end_step=self.progression.end_step,
+                seconds=self._clock.seconds,
+                loss=last.get("loss"),
+                alignment=last.get("alignment_gradient"),
+                sharpness=last.get("sharpness"),
+                message=self.progression.position.message if message is None else message,
+            )
+        )

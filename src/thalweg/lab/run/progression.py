@@ -1,0 +1,183 @@
+"""Which phase is a run in, which step is next, and when does a phase end?
+
+A phase ends at its bound in steps, or before it: by the paper's rule on the averaged alignment, at
+a loss, or by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from thalweg.dynamics import Moment
+    from thalweg.lab.spec import PhaseSpec
+
+
+@dataclass
+class Position:
+    """Where a run stands.
+
+    Attributes:
+        step: updates made since the trunk's start.
+        start: the step that the run began at: 0, or the branch point.
+        phase: number of the phase; `phase_start`: the step it began at.
+        alignment_average: the rule's moving average, None before the phase's first step.
+        finished: whether the last phase has ended.
+        obeyed: the last request to end a phase by hand that was followed.
+        message: what the user should know about how a phase ended.
+    """
+
+    step: int = 0
+    start: int = 0
+    phase: int = 0
+    phase_start: int = 0
+    alignment_average: float | None = None
+    finished: bool = False
+    obeyed: str = ""
+    message: str = ""
+
+
+class Progression:
+    """Moves a run through its phases.
+
+    Args:
+        phases: of the run, in order.
+        num_samples: N, for phases counted in epochs.
+        request: a file that asks to end the current phase by hand, see `end_by_hand`.
+        say: takes one line on why a phase ended.
+    """
+
+    def __init__(
+        self,
+        phases: tuple[PhaseSpec, ...],
+        num_samples: int,
+        request: Path,
+        say: Callable[[str], None],
+    ) -> None:
+        self.phases = phases
+        self.num_samples = num_samples
+        self.position = Position()
+        self._request = request
+        self._say = say
+
+    def begin_at(self, step: int) -> None:
+        """Begin the first phase at this step: that of a branch point."""
+        self.position = Position(step=step, start=step, phase_start=step)
+
+    @property
+    def phase(self) -> PhaseSpec:
+        """The phase that the run is in."""
+        return self.phases[self.position.phase]
+
+    @property
+    def bound(self) -> int:
+        """The most steps of the current phase."""
+        return self.phase.most_steps(self.num_samples)
+
+    @property
+    def end_step(self) -> int | None:
+        """The step at which the run ends at the latest; None before its last phase."""
+        is_last = self.position.phase == len(self.phases) - 1
+        return self.position.phase_start + self.bound if is_last else None
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the next step."""
+        done = self.position.step - self.position.phase_start
+        return self.phase.learning_rate(min(done, self.bound - 1), self.bound)
+
+    def step_remains(self) -> bool:
+        """Whether a step remains; moves on to the next phase where a bound is reached."""
+        while not self.position.finished:
+            if self._below_bound():
+                return True
+            self._note_deadline()
+            self._next_phase()
+        if self._has_rule() or not self._below_bound():
+            return False
+        # A finished run whose bound was raised goes on.
+        self.position.finished = False
+        return True
+
+    def ends(self, moment: Moment) -> bool:
+        """Whether a rule ends the phase now, before this step; if so, moves on to the next."""
+        reason = self._reason(moment)
+        if reason:
+            self._say(f"phase {self.phase.name!r} ends at step {self.position.step}: {reason}")
+            self._next_phase()
+        return bool(reason)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, as plain values."""
+        return asdict(self.position)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        self.position = Position(**state)
+
+    def forget_request(self) -> None:
+        """Remove a request that was followed; only once a checkpoint knows that it was."""
+        if self.position.obeyed and self._requested() == self.position.obeyed:
+            self._request.unlink(missing_ok=True)
+
+    def _below_bound(self) -> bool:
+        return self.position.step - self.position.phase_start < self.bound
+
+    def _has_rule(self) -> bool:
+        return self.phase.until_alignment is not None or self.phase.until_loss is not None
+
+    def _reason(self, moment: Moment) -> str:
+        phase, position = self.phase, self.position
+        if phase.until_alignment is not None:
+            chi = moment.subspace.alignment(moment.gradient)
+            average, factor = position.alignment_average, phase.alignment_average
+            average = chi if average is None else factor * average + (1 - factor) * chi
+            position.alignment_average = average
+            if average >= phase.until_alignment:
+                return f"averaged alignment {average:.4f} reached {phase.until_alignment}"
+        if phase.until_loss is not None and moment.loss <= phase.until_loss:
+            return f"loss {moment.loss:.4g} is at or below {phase.until_loss}"
+        request = self._requested()
+        if request and request != position.obeyed:
+            position.obeyed = request
+            return "by hand"
+        return ""
+
+    def _requested(self) -> str:
+        """The request's own name; empty where there is none (the usual case: one look a step)."""
+        if not self._request.exists():
+            return ""
+        return self._request.read_text(encoding="utf-8").strip()
+
+    def _next_phase(self) -> None:
+        position = self.position
+        if position.phase + 1 == len(self.phases):
+            position.finished = True
+            return
+        position.phase += 1
+        position.phase_start = position.step
+        position.alignment_average = None
+
+    def _note_deadline(self) -> None:
+        if not self._has_rule():
+            return
+        average = self.position.alignment_average
+        reached = "" if average is None else f" (averaged alignment {average:.3f})"
+        self.position.message = (
+            f"phase {self.phase.name!r}: its rule never fired{reached}; ended at the deadline, step"
+            f" {self.position.step}"
+        )
+        self._say("warning: " + self.position.message)
+
+
+def end_by_hand(request: Path) -> None:
+    """Ask the run that reads `request` to end its current phase at the next step."""
+    import secrets
+
+    from thalweg.lab.store import durable
+
+    # A name of its own, so that a request is followed once, whatever is killed when.
+    durable.write_file(request, secrets.token_hex(8) + "\n")

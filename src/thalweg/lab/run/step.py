@@ -1,0 +1,126 @@
+"""One training step: mini-batch, gradient, the optimizer's proposal, the split.
+
+batch (seed, t) -> gradient -> optimizer proposes -> split on S_k(theta_t)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from thalweg.dynamics import Moment
+from thalweg.errors import Diverged
+from thalweg.lab.minibatches import minibatch
+from thalweg.lab.problems import Problem
+from thalweg.lab.run.building import Setup
+from thalweg.lab.spec import PhaseSpec
+from thalweg.optim import SplitUpdate
+
+
+class Buffers:
+    """Keeps a model's buffers (batch norm's running statistics) at theta_t until step t is over.
+
+    The forward pass in training mode moves them on. The split and the probes of step t must see
+    one function, whether they are asked before or after the pass: so the new values are put aside
+    until everything about the step is known.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._buffers = list(model.buffers())
+        self._before = [buffer.clone() for buffer in self._buffers]
+        self._after: list[Tensor] = []
+
+    def put_aside(self) -> None:
+        """Keep the new values, and go back to those before the step."""
+        self._after = [buffer.clone() for buffer in self._buffers]
+        self._write(self._before)
+
+    def move_on(self) -> None:
+        """The step is over: take the new values."""
+        self._write(self._after)
+
+    def _write(self, values: list[Tensor]) -> None:
+        with torch.no_grad():
+            for buffer, value in zip(self._buffers, values, strict=True):
+                buffer.copy_(value)
+
+
+def train_one_step(
+    moment: Moment, setup: Setup, optimizer: Optimizer, phase: PhaseSpec, seed: int
+) -> Buffers:
+    """Make the step from theta_t; `moment` gets what happened.
+
+    Returns:
+        The model's buffers: call `move_on` once everything about the step is known.
+
+    Raises:
+        Diverged: the mini-batch loss is NaN or infinite.
+    """
+    problem = setup.problem
+    buffers = Buffers(problem.model)
+    loss = _minibatch_loss(problem, phase, seed, moment.step)
+    optimizer.zero_grad()
+    loss.backward()
+    buffers.put_aside()
+    moment.minibatch_loss = float(loss.detach())
+    if not bool(torch.isfinite(loss.detach())):
+        raise Diverged(f"the mini-batch loss is {moment.minibatch_loss}")
+    if phase.clip_norm is not None:
+        torch.nn.utils.clip_grad_norm_(problem.model.parameters(), phase.clip_norm)
+    parameters = setup.objective.layout.parameters(problem.model)
+    moment.minibatch_gradient = torch.cat(
+        [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters]
+    )
+    for group in optimizer.param_groups:
+        group["lr"] = moment.learning_rate
+    optimizer.step()
+    moment.update = setup.objective.theta() - moment.theta
+    if isinstance(optimizer, SplitUpdate):
+        _note_split(moment, optimizer)
+    else:
+        moment.proposed = moment.update
+    return buffers
+
+
+def _minibatch_loss(problem: Problem, phase: PhaseSpec, seed: int, step: int) -> Tensor:
+    size = problem.num_samples if phase.batch_size == "all" else phase.batch_size
+    chosen = minibatch(seed, step, size, problem.num_samples)
+    inputs, targets = (part[chosen.to(part.device)] for part in problem.train)
+    return problem.loss(problem.model(inputs), targets)
+
+
+def _note_split(moment: Moment, optimizer: SplitUpdate) -> None:
+    """The parts that the split computed, refined where it refined them, serve the probes."""
+    assert optimizer.proposed is not None
+    moment.proposed = optimizer.proposed
+    if optimizer.split is not None and optimizer.source is moment.source:
+        moment.subspace_updated = True
+        moment.keep_parts(optimizer.split, optimizer.dominant, optimizer.bulk)
+
+
+def evaluate_test(setup: Setup, theta: Tensor) -> tuple[float, float | None]:
+    """Loss and accuracy (None without classes) on the held-out data at theta (P,).
+
+    The model is left as it was, its training modes included.
+    """
+    problem, objective = setup.problem, setup.objective
+    assert problem.test is not None
+    model, (inputs, targets) = problem.model, problem.test
+    now = objective.theta()
+    modes = {module: module.training for module in model.modules()}
+    objective.layout.write(model, theta)
+    model.eval()
+    size = objective.chunk_size or len(inputs)
+    loss = correct = 0.0
+    with torch.no_grad():
+        for x, y in zip(inputs.split(size), targets.split(size), strict=True):
+            output = model(x)
+            loss += float(problem.loss(output, y)) * len(x)
+            if problem.num_classes is not None:
+                correct += float(problem.accuracy(output, y)) * len(x)
+    for module, training in modes.items():
+        module.training = training
+    objective.layout.write(model, now)
+    accuracy = None if problem.num_classes is None else correct / len(inputs)
+    return loss / len(inputs), accuracy
