@@ -23,6 +23,8 @@ class NextEigenspace:
     """The span of u_{k+1}, ..., u_{2k}, solved at every update; a `SubspaceSource`."""
 
     def __init__(self, objective: Objective, k: int, *, tolerance: float = 1e-3) -> None:
+        if k < 1:
+            raise invalid("k", k, "an integer >= 1")
         if 2 * k > objective.num_parameters:
             raise invalid("k", k, f"at most P / 2 = {objective.num_parameters // 2} here")
         self.objective = objective

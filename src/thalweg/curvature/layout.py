@@ -32,12 +32,15 @@ class ParameterLayout:
     shapes: tuple[torch.Size, ...]
 
     @classmethod
-    def from_model(cls, model: nn.Module, patterns: Sequence[str] | None = None) -> ParameterLayout:
+    def from_model(
+        cls, model: nn.Module, patterns: Sequence[str] | str | None = None
+    ) -> ParameterLayout:
         """Lay out all parameters of `model` that require a gradient, or those matching `patterns`.
 
         Args:
             model: any module; a parameter tied to two places counts once.
-            patterns: shell patterns of names, such as `"layers.0.*"`; each must match something.
+            patterns: one or several shell patterns of names, such as `"layers.0.*"`; each must
+                match something.
 
         Raises:
             InvalidInput: a pattern matches no trainable parameter, or none is trainable.
@@ -47,6 +50,8 @@ class ParameterLayout:
             raise InvalidInput(
                 "the model has no parameter that requires a gradient; call requires_grad_(True)"
             )
+        if isinstance(patterns, str):
+            patterns = [patterns]
         chosen = trainable if patterns is None else _matching(trainable, patterns)
         return cls(tuple(chosen), tuple(p.shape for p in chosen.values()))
 
@@ -94,6 +99,8 @@ class ParameterLayout:
 
 
 def _matching(trainable: Mapping[str, Tensor], patterns: Sequence[str]) -> dict[str, Tensor]:
+    if not patterns:
+        raise invalid("parameters", [], "at least one pattern", "or None for all")
     for pattern in patterns:
         if not fnmatch.filter(trainable, pattern):
             raise invalid(

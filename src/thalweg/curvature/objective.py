@@ -27,9 +27,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from thalweg.curvature.determinism import (
+    mode_dependent_layers,
+    no_random_numbers,
+    refuse_unfit_layers,
+)
 from thalweg.curvature.layout import ParameterLayout
 from thalweg.curvature.samples import Batch, Samples, as_samples
-from thalweg.curvature.weighting import batch_weight_of
+from thalweg.curvature.weighting import batch_weight_of, is_torch_loss, target_name
 from thalweg.errors import Diverged, InvalidInput, invalid
 
 ProductMethod = Literal["auto", "graph", "batched"]
@@ -37,7 +42,8 @@ ProductMethod = Literal["auto", "graph", "batched"]
 
 `graph`: one backward pass through the kept gradient graph for each vector; works for every model.
 `batched`: one vectorized backward pass for all; faster where overheads dominate, slower on
-convolutions, not implemented for some layers. `auto` measures once and keeps the faster.
+convolutions, not implemented for some layers. `auto` measures once and keeps the faster, if both
+give the same.
 """
 
 
@@ -64,7 +70,9 @@ class Objective:
         loss: `loss(output, target) -> scalar`, the mean over the batch; or None for a model that
             returns the loss itself or an object with a `.loss`.
         data: a tuple `(inputs..., target)` or dict of tensors, a `Dataset`, a `DataLoader`, or a
-            list of batches. Dict batches are passed to the model as keywords.
+            list of batches. Dict batches are passed to the model as keywords; a loss of torch then
+            gets the entry 'labels' or 'target', and the model the others; a loss of your own gets
+            `loss(output, batch)`.
         parameters: shell patterns of the names that make up theta; None for all that require a
             gradient.
         batch_weight: `batch_weight(batch) -> weight` of a batch in the mean, where the loss does
@@ -78,8 +86,8 @@ class Objective:
         method: how to multiply by the Hessian, see `ProductMethod`.
 
     Raises:
-        InvalidInput: a dropout or batch-norm layer in training mode, empty data, no trainable
-            parameter, an impossible chunk size.
+        InvalidInput: a dropout or batch-norm layer in training mode, here or when the loss is
+            evaluated; empty data, no trainable parameter, an impossible chunk size.
     """
 
     def __init__(
@@ -88,7 +96,7 @@ class Objective:
         loss: Callable[[Any, Any], Tensor] | None,
         data: object,
         *,
-        parameters: Sequence[str] | None = None,
+        parameters: Sequence[str] | str | None = None,
         batch_weight: Callable[[Batch], Tensor | float] | None = None,
         chunk_size: int | None = 1024,
         mode: Literal["eval"] | None = None,
@@ -109,8 +117,9 @@ class Objective:
         self.batch_weight = batch_weight or batch_weight_of(loss)
         self._loss_of_batch = _LossOfBatch(model, loss)
         self._unused: set[str] = set()
-        if mode is None:
-            _refuse_training_layers(model)
+        self._total_weight: float | None = None
+        self._mode_dependent = mode_dependent_layers(model)
+        refuse_unfit_layers(self._mode_dependent, mode)
 
     @property
     def num_parameters(self) -> int:
@@ -148,7 +157,7 @@ class Objective:
         """
         leaves = self._leaves(theta, requires_grad=False)
         total = torch.zeros((), device=self.device)
-        with torch.no_grad(), self._evaluation():
+        with self._evaluation(), torch.no_grad():
             for batch, share in self._chunks(samples):
                 total = total + share * self._loss(leaves, batch)
         return _finite(total, "loss")
@@ -156,6 +165,23 @@ class Objective:
     def gradient(self, theta: Tensor | None = None, samples: Tensor | None = None) -> Tensor:
         """The gradient of the mean loss, (P,). See `value` for arguments and errors."""
         return self.value_and_gradient(theta, samples)[1]
+
+    def weight(self, samples: Tensor | None = None) -> float:
+        """How much samples count in the mean: their number, or the sum of their batch weights.
+
+        The mean over a union of disjoint sets is that of their means, with these weights.
+        """
+        if self.batch_weight is None:
+            return float(self.num_samples if samples is None else len(samples))
+        if samples is None and self._total_weight is not None:
+            return self._total_weight
+        chunks = self.samples.chunks(samples, self.chunk_size)
+        total = sum(float(self.batch_weight(batch)) for batch, _ in chunks)
+        if not total > 0:
+            raise invalid("batch_weight", total, "a positive sum over all batches")
+        if samples is None:
+            self._total_weight = total
+        return total
 
     def value_and_gradient(
         self, theta: Tensor | None = None, samples: Tensor | None = None
@@ -167,7 +193,7 @@ class Objective:
             for batch, share in self._chunks(samples):
                 leaves = self._leaves(theta, requires_grad=True)
                 value = self._loss(leaves, batch)
-                parts = torch.autograd.grad(value, leaves, allow_unused=True)
+                parts = _derivatives(value, leaves, create_graph=False)
                 gradient += share * self.layout.flatten(self._filled(parts, leaves))
                 total = total + share * value.detach()
         return _finite(total, "loss"), _finite(gradient, "gradient")
@@ -184,15 +210,29 @@ class Objective:
                 leaves = self._leaves(theta, requires_grad=True)
                 value = self._loss(leaves, batch)
                 _finite(value.detach(), "loss")
-                parts = torch.autograd.grad(value, leaves, create_graph=True, allow_unused=True)
+                parts = _derivatives(value, leaves, create_graph=True)
             yield Linearization(share, leaves, self._filled(parts, leaves))
 
     def multiply(self, linearization: Linearization, rows: Tensor) -> Tensor:
-        """H of one chunk times each row of (k, P), returned as rows (k, P), not weighted."""
+        """H of one chunk times each row of (k, P), returned as rows (k, P), not weighted.
+
+        Raises:
+            InvalidInput: method 'batched' where a layer has no vectorized second derivative.
+        """
         if self.method == "auto" and rows.shape[0] > 1:
             self.method = self._faster_method(linearization, rows)
         if self.method == "batched" and rows.shape[0] > 1:
-            return self._multiply_batched(linearization, rows)
+            try:
+                return self._multiply_batched(linearization, rows)
+            except (RuntimeError, NotImplementedError) as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                raise invalid(
+                    "method",
+                    self.method,
+                    "'auto' or 'graph' for this model",
+                    f"torch says: {str(error).splitlines()[0]}",
+                ) from error
         return torch.stack([self._multiply_one(linearization, row) for row in rows])
 
     def _multiply_one(self, linearization: Linearization, row: Tensor) -> Tensor:
@@ -239,13 +279,14 @@ class Objective:
     def _faster_method(self, linearization: Linearization, rows: Tensor) -> ProductMethod:
         """Time both ways on this chunk; where vectorization fails, the general way serves."""
         seconds: dict[ProductMethod, float] = {}
+        products: dict[ProductMethod, Tensor] = {}
         ways: dict[ProductMethod, Callable[[], Tensor]] = {
             "batched": lambda: self._multiply_batched(linearization, rows),
             "graph": lambda: torch.stack([self._multiply_one(linearization, r) for r in rows]),
         }
         for name, multiply in ways.items():
             try:
-                multiply()
+                products[name] = multiply()
                 begin = time.perf_counter()
                 # Copying to the host waits for an accelerator's queue.
                 float(multiply().sum())
@@ -253,6 +294,8 @@ class Objective:
             except (RuntimeError, NotImplementedError):
                 if name == "graph":
                     raise
+        if "batched" in products and not _agree(products["batched"], products["graph"]):
+            return "graph"
         return min(seconds, key=lambda name: seconds[name])
 
     def _leaves(self, theta: Tensor | None, *, requires_grad: bool) -> tuple[Tensor, ...]:
@@ -270,27 +313,31 @@ class Objective:
         # Copies: a layer that updates its buffers in place must not touch the user's.
         for name, buffer in self.model.named_buffers():
             state["model." + name] = buffer.clone()
-        value = functional_call(self._loss_of_batch, state, (batch,))
+        with no_random_numbers(self.device):
+            value = functional_call(self._loss_of_batch, state, (batch,))
         if not isinstance(value, Tensor) or value.numel() != 1:
             given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise invalid("loss", given, "a scalar tensor", "average over the batch")
         return value.reshape(())
 
     def _chunks(self, samples: Tensor | None) -> Iterator[tuple[Batch, float]]:
-        chunks = self.samples.chunks(samples, self.chunk_size)
-        if self.batch_weight is None:
-            total = self.num_samples if samples is None else len(samples)
-            for batch, count in chunks:
-                yield batch, count / total
-            return
-        weighed = [(batch, float(self.batch_weight(batch))) for batch, _ in chunks]
-        total_weight = sum(weight for _, weight in weighed)
-        if not total_weight > 0:
-            raise invalid("batch_weight", total_weight, "a positive sum over all batches")
-        for batch, weight in weighed:
+        if samples is not None:
+            self._refuse_unfit_indices(samples)
+        # Where batches are weighed, the data is read twice rather than held in memory.
+        total = self.weight(samples)
+        for batch, count in self.samples.chunks(samples, self.chunk_size):
+            weight = count if self.batch_weight is None else float(self.batch_weight(batch))
             # A chunk in which every target is ignored has the mean 0/0.
             if weight:
-                yield batch, weight / total_weight
+                yield batch, weight / total
+
+    def _refuse_unfit_indices(self, samples: Tensor) -> None:
+        allowed = f"int64 (n,), n >= 1, each from 0 to {self.num_samples - 1}"
+        if samples.dtype != torch.int64 or samples.dim() != 1 or len(samples) == 0:
+            raise invalid("samples", f"{samples.dtype} {tuple(samples.shape)}", allowed)
+        low, high = int(samples.min()), int(samples.max())
+        if low < 0 or high >= self.num_samples:
+            raise invalid("samples", low if low < 0 else high, allowed)
 
     def _filled(
         self, parts: Sequence[Tensor | None], leaves: Sequence[Tensor]
@@ -311,6 +358,8 @@ class Objective:
     @contextmanager
     def _evaluation(self) -> Iterator[None]:
         """Attention that can be differentiated twice, autograd on, and the mode asked for."""
+        # At every evaluation: a model built in evaluation mode is switched when it is trained.
+        refuse_unfit_layers(self._mode_dependent, self.mode)
         training = [m for m in self.model.modules() if m.training] if self.mode == "eval" else []
         for module in training:
             module.training = False
@@ -341,6 +390,10 @@ class _LossOfBatch(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         loss = self._loss[0]
         if isinstance(batch, Mapping):
+            if loss is not None and is_torch_loss(loss):
+                target = target_name(batch)
+                inputs = {name: value for name, value in batch.items() if name != target}
+                return loss(self.model(**inputs), batch[target])
             output = self.model(**batch)
             if loss is not None:
                 return loss(output, batch)
@@ -355,22 +408,20 @@ class _LossOfBatch(nn.Module):
         return found
 
 
-def _refuse_training_layers(model: nn.Module) -> None:
-    norms = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
-    for name, module in model.named_modules():
-        if not module.training:
-            continue
-        kind = type(module).__name__
-        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
-            reason = "makes the loss random"
-        elif isinstance(module, norms) and module.track_running_stats:
-            reason = "makes the loss depend on which samples share a batch"
-        else:
-            continue
+def _derivatives(
+    value: Tensor, leaves: Sequence[Tensor], *, create_graph: bool
+) -> tuple[Tensor | None, ...]:
+    if not value.requires_grad:
         raise InvalidInput(
-            f"layer {name or 'model'!r} ({kind}) in training mode {reason}; pass mode='eval' to"
-            " evaluate with dropout off and running statistics, or call model.eval()"
+            "loss: it does not depend on any parameter; was an output detached, or computed under"
+            " no_grad?"
         )
+    return torch.autograd.grad(value, leaves, create_graph=create_graph, allow_unused=True)
+
+
+def _agree(first: Tensor, second: Tensor) -> bool:
+    tolerance = torch.finfo(first.dtype).eps ** 0.5
+    return float((first - second).norm()) <= tolerance * float(second.norm())
 
 
 def _finite(tensor: Tensor, what: str) -> Tensor:

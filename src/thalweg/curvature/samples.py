@@ -12,13 +12,23 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils._pytree import tree_leaves, tree_map, tree_structure
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    default_collate,
+)
 
 from thalweg.errors import InvalidInput, invalid
 
 Batch = Any
 """A tuple (inputs..., target) or a dict of tensors whose first dimension counts samples."""
+
+# An augmentation that acts on half the samples escapes with probability 2^-8.
+SAMPLES_READ_TWICE = 8
 
 
 class Samples(Protocol):
@@ -42,7 +52,9 @@ class TensorSamples:
     """Samples held as a tuple, list or dict of tensors with a common first dimension."""
 
     def __init__(self, tensors: Batch) -> None:
-        self.tensors = tensors
+        # torch takes a mapping class it does not know, such as a tokenizer's, for one value.
+        self.tensors = dict(tensors) if isinstance(tensors, Mapping) else tensors
+        tensors = self.tensors
         sizes = {_first_dimension(t) for t in tree_leaves(tensors) if isinstance(t, Tensor)}
         if len(sizes) != 1:
             raise invalid("data", f"tensors of {sorted(sizes)} samples", "one number of samples")
@@ -70,13 +82,11 @@ class DatasetSamples:
             )
         self.dataset: Any = dataset
         self.collate = collate
+        if not hasattr(dataset, "__len__"):
+            raise invalid("data", type(dataset).__name__, "a Dataset with a length")
         if len(self) == 0:
             raise InvalidInput("data: the data set is empty; give at least one sample")
-        if not _same(self.dataset[0], self.dataset[0]):
-            raise InvalidInput(
-                "data: reading sample 0 twice gives two values (random augmentation?); curvature"
-                " needs a fixed loss: give the data set without augmentation"
-            )
+        self._refuse_randomness()
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -84,7 +94,21 @@ class DatasetSamples:
     def chunks(self, indices: Tensor | None, size: int | None) -> Iterator[tuple[Batch, int]]:
         order = range(len(self)) if indices is None else indices.tolist()
         for begin, end in _ranges(len(order), size):
-            yield self.collate([self.dataset[i] for i in order[begin:end]]), end - begin
+            yield self._batch(order[begin:end]), end - begin
+
+    def _batch(self, indices: Sequence[int]) -> Batch:
+        batch = self.collate([self.dataset[i] for i in indices])
+        return dict(batch) if isinstance(batch, Mapping) else batch
+
+    def _refuse_randomness(self) -> None:
+        step = max(1, len(self) // SAMPLES_READ_TWICE)
+        with torch.random.fork_rng(devices=[]):
+            for i in range(0, len(self), step)[:SAMPLES_READ_TWICE]:
+                if not _same(self._batch([i]), self._batch([i])):
+                    raise InvalidInput(
+                        f"data: reading sample {i} twice gives two values (random augmentation?);"
+                        " curvature needs a fixed loss: give the data set without augmentation"
+                    )
 
 
 class BatchSamples:
@@ -118,33 +142,76 @@ def as_samples(data: object) -> Samples:
             iterable of batches.
 
     Raises:
-        InvalidInput: empty data, unequal numbers of samples, random augmentation, or no order.
+        InvalidInput: empty data, unequal numbers of samples, random augmentation, no order, or a
+            sampler that leaves samples out.
     """
     if isinstance(data, (TensorSamples, DatasetSamples, BatchSamples)):
         return data
     if isinstance(data, DataLoader):
-        return DatasetSamples(data.dataset, data.collate_fn)
+        return _from_loader(data)
     if isinstance(data, Dataset):
         return DatasetSamples(data)
     if isinstance(data, Mapping) or (
         isinstance(data, tuple) and all(isinstance(part, Tensor) for part in data)
     ):
         return TensorSamples(data)
-    if isinstance(data, Iterable):
+    if isinstance(data, Iterable) and not isinstance(data, (Tensor, str, bytes)):
         return _from_batches(list(data))
     raise invalid(
         "data", type(data).__name__, "tensors (inputs, target), a Dataset, or a list of batches"
     )
 
 
+def _from_loader(loader: DataLoader) -> Samples:
+    dataset = loader.dataset
+    if isinstance(dataset, IterableDataset):
+        return DatasetSamples(dataset)
+    if loader.batch_sampler is None:
+        # The data set itself holds batches.
+        batches: Any = dataset
+        return _from_batches([loader.collate_fn(batches[i]) for i in range(len(batches))])
+    sampler = getattr(loader.batch_sampler, "sampler", loader.batch_sampler)
+    ordinary = isinstance(sampler, SequentialSampler) or (
+        isinstance(sampler, RandomSampler)
+        and not sampler.replacement
+        and sampler.num_samples == len(sampler.data_source)
+    )
+    if not ordinary:
+        raise invalid(
+            "data",
+            f"a DataLoader with {type(sampler).__name__}",
+            "a loader that reads its whole data set once",
+            "give the data set, a torch.utils.data.Subset, or list(loader)",
+        )
+    return DatasetSamples(dataset, loader.collate_fn)
+
+
 def _from_batches(batches: list[Batch]) -> Samples:
     if not batches:
         raise InvalidInput("data: the list of batches is empty; give at least one batch")
-    shapes = [[t.shape[1:] for t in tree_leaves(b) if isinstance(t, Tensor)] for b in batches]
-    if all(s == shapes[0] for s in shapes):
-        # Joined, any subset is one indexing operation instead of one for each batch.
-        return TensorSamples(tree_map(lambda *parts: torch.cat(parts), *batches))
-    return BatchSamples(batches)
+    for batch in batches:
+        if not isinstance(batch, (tuple, list, Mapping)):
+            raise invalid(
+                "batch",
+                type(batch).__name__,
+                "a tuple (inputs, target) or a dict of tensors",
+                "tensors of all samples go in as a tuple (inputs, target), not as a list",
+            )
+    separate = BatchSamples(batches)
+    joinable = [_kind(batch.tensors) for batch in separate.batches]
+    if None in joinable or any(kind != joinable[0] for kind in joinable):
+        return separate
+    # Joined, any subset is one indexing operation instead of one for each batch.
+    parts = [batch.tensors for batch in separate.batches]
+    return TensorSamples(tree_map(lambda *leaves: torch.cat(leaves), *parts))
+
+
+def _kind(batch: Batch) -> object | None:
+    """What batches must have in common to be joined; None where one cannot be."""
+    leaves = tree_leaves(batch)
+    if not all(isinstance(leaf, Tensor) for leaf in leaves):
+        return None
+    return tree_structure(batch), [(leaf.shape[1:], leaf.dtype, leaf.device) for leaf in leaves]
 
 
 def _ranges(total: int, size: int | None) -> Iterator[tuple[int, int]]:
@@ -171,10 +238,11 @@ def _first_dimension(tensor: Tensor) -> int:
 def _same(first: Any, second: Any) -> bool:
     def equal(a: Any, b: Any) -> bool:
         if isinstance(a, Tensor):
-            return torch.equal(a.nan_to_num(), b.nan_to_num())
+            return isinstance(b, Tensor) and torch.equal(a.nan_to_num(), b.nan_to_num())
         try:
             return bool(a == b)
         except (ValueError, RuntimeError):
-            return True
+            # Arrays compare element by element.
+            return bool((a == b).all())
 
     return all(map(equal, tree_leaves(first), tree_leaves(second)))

@@ -82,25 +82,33 @@ class Subspace:
         return _like(vector, dominant), _like(vector, flat - dominant)
 
     def alignment(self, vector: Vector) -> float:
-        """chi_k(v) = norm(P_k v) / norm(v), in [0, 1]; NaN for the zero vector.
+        """chi_k(v) = norm(P_k v) / norm(v), in [0, 1]; NaN for the zero vector or one with NaN.
 
         Source: Song, Ahn, Yun 2025 (arXiv 2405.16002), section 2. Gur-Ari et al. 2018 use its
         square under the name f_top.
         """
-        flat = _flat(vector)
-        norm = flat.norm()
-        if norm == 0:
+        flat = _flat(vector).detach()
+        largest = flat.abs().max()
+        if largest == 0:
             return float("nan")
-        # A unit vector first: squares of tiny gradients would underflow.
-        return min(1.0, float(self.coordinates(flat / norm).norm()))
+        # Squares of tiny numbers would underflow, in the norm as well.
+        flat = flat / largest
+        return _at_most_one(self.coordinates(flat).norm() / flat.norm())
 
     def overlap(self, other: Subspace) -> float:
         """Mean squared cosine trace(P P') / k, in [0, 1] (Gur-Ari et al. 2018, arXiv 1812.04754).
 
         For subspaces of different dimension the smaller one divides.
+
+        Raises:
+            InvalidInput: the other subspace is one of another space.
         """
+        if other.basis.shape[0] != self.basis.shape[0]:
+            raise invalid(
+                "other subspace", f"P = {other.basis.shape[0]}", f"P = {self.basis.shape[0]}"
+            )
         cosines = self.basis.T @ other.basis.to(self.basis)
-        return min(1.0, float(cosines.square().sum()) / min(self.k, other.k))
+        return _at_most_one(cosines.square().sum() / min(self.k, other.k))
 
     def to(self, device: torch.device | str) -> Subspace:
         """The same subspace on another device."""
@@ -122,6 +130,11 @@ class Subspace:
 
     def _project_flat(self, flat: Tensor) -> Tensor:
         return (self.basis @ self.coordinates(flat)).to(flat.dtype)
+
+
+def _at_most_one(value: Tensor) -> float:
+    # Rounding can exceed 1; `min(1.0, nan)` would turn NaN into perfect alignment.
+    return float(value.clamp(max=1.0))
 
 
 def orthonormalize(block: Tensor) -> Tensor:

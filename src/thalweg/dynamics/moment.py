@@ -63,7 +63,8 @@ class Moment:
     subspace_updated: bool = False
     steps_before: int = 0
     gradients_before: float = 0.0
-    _parts: dict[int, Parts] = field(default_factory=dict)
+    # The vector is kept beside its parts: the identity of one that is gone may be given again.
+    _parts: dict[int, tuple[Tensor, Parts]] = field(default_factory=dict)
 
     @cached_property
     def loss_and_gradient(self) -> tuple[float, Tensor]:
@@ -103,12 +104,13 @@ class Moment:
         """Note the parts of the proposed update, and so of the update made, from the split."""
         assert self.proposed is not None
         assert self.update is not None
-        self._parts[id(self.proposed)] = (split.dominant, split.bulk)
-        self._parts[id(self.update)] = (dominant * split.dominant, bulk * split.bulk)
+        made = (dominant * split.dominant, bulk * split.bulk)
+        self._parts[id(self.proposed)] = (self.proposed, (split.dominant, split.bulk))
+        self._parts[id(self.update)] = (self.update, made)
 
     def parts(self, vector: Tensor) -> Parts:
         """Dominant and bulk part of a vector, split once."""
         key = id(vector)
         if key not in self._parts:
-            self._parts[key] = self.subspace.split(vector)
-        return self._parts[key]
+            self._parts[key] = (vector, self.subspace.split(vector))
+        return self._parts[key][1]

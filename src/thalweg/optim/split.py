@@ -44,7 +44,8 @@ class SplitUpdate(Optimizer):
         bulk: b, the factor on the rest. (1, 1) leaves the optimizer alone, bit for bit, and never
             asks for the subspace.
         parameters: the parameters that make up theta, in the order of the source; default: those of
-            the source's objective, or all of the optimizer's.
+            the source's objective, or all of the optimizer's. The optimizer's other parameters
+            take its whole update.
 
     Attributes:
         proposed: delta of the last step before scaling, (P,).
@@ -81,6 +82,8 @@ class SplitUpdate(Optimizer):
                 "SplitUpdate: the optimizer updates none of the parameters of the subspace; build"
                 " both from one model"
             )
+        theta = {id(p) for p in self.parameters}
+        self._others: list[nn.Parameter] = [p for p in own if id(p) not in theta]
         self.proposed: Tensor | None = None
         self.split: Split | None = None
 
@@ -88,12 +91,19 @@ class SplitUpdate(Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Make one step; returns the loss of `closure`, if one is given."""
         before = self._flat()
+        others_before = [p.clone() for p in self._others]
         loss = self.optimizer.step(closure)  # type: ignore[arg-type]
         self.proposed = self._flat() - before
         self.split = None
         if (self.dominant, self.bulk) != (1.0, 1.0):
-            self.source.update(before, self.proposed)
-            self.split = self.source.split(self.proposed)
+            others_after = [p.clone() for p in self._others]
+            # The subspace is that of the point before the step in all parameters.
+            self._copy(others_before)
+            try:
+                self.source.update(before, self.proposed)
+                self.split = self.source.split(self.proposed)
+            finally:
+                self._copy(others_after)
             self._write(before + self.dominant * self.split.dominant + self.bulk * self.split.bulk)
         return loss
 
@@ -113,6 +123,10 @@ class SplitUpdate(Optimizer):
 
     def _flat(self) -> Tensor:
         return torch.cat([p.detach().reshape(-1) for p in self.parameters])
+
+    def _copy(self, values: list[Tensor]) -> None:
+        for parameter, value in zip(self._others, values, strict=True):
+            parameter.copy_(value)
 
     def _write(self, theta: Tensor) -> None:
         parts = theta.split([p.numel() for p in self.parameters])

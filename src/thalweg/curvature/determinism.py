@@ -1,0 +1,73 @@
+"""Is the loss a function of theta alone? What makes it random or chunk-dependent is refused.
+
+A Hessian of a loss that changes from call to call is the Hessian of nothing. Known layers are named
+with their mend; whatever else draws random numbers is noticed by the generators' states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from thalweg.errors import InvalidInput
+
+Layer = tuple[str, nn.Module, str]
+"""A layer's name, the layer, and what it does to the loss."""
+
+
+def mode_dependent_layers(model: nn.Module) -> list[Layer]:
+    """Layers with which the loss is not a function of theta alone in training mode, and why."""
+    found: list[Layer] = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
+            found.append((name, module, "makes the loss random"))
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+            found.append((name, module, "makes the loss depend on which samples share a batch"))
+    return found
+
+
+def refuse_unfit_layers(layers: list[Layer], mode: str | None) -> None:
+    """Raise for the first layer that is in no state to be differentiated, naming the mend.
+
+    Raises:
+        InvalidInput: dropout or batch norm in training mode, unless `mode` is "eval"; batch norm
+            without running statistics in any mode.
+    """
+    for name, module, reason in layers:
+        always = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
+        if always:
+            mend = "build it with track_running_stats=True, or take nn.GroupNorm"
+        elif module.training and mode is None:
+            mend = (
+                "pass mode='eval' to evaluate with dropout off and running statistics, or call"
+                " model.eval()"
+            )
+        else:
+            continue
+        where = "without running statistics" if always else "in training mode"
+        kind = type(module).__name__
+        raise InvalidInput(f"layer {name or 'model'!r} ({kind}) {where} {reason}; {mend}")
+
+
+@contextmanager
+def no_random_numbers(device: torch.device) -> Iterator[None]:
+    """Refuse a loss that draws random numbers, whichever layer or function drew them."""
+    states = _random_states(device)
+    yield
+    if all(map(torch.equal, states, _random_states(device))):
+        return
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
+    raise InvalidInput(
+        "the loss draws random numbers (dropout inside attention, or by function?); pass"
+        " mode='eval', call model.eval(), or remove them"
+    )
+
+
+def _random_states(device: torch.device) -> list[Tensor]:
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
