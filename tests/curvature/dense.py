@@ -55,8 +55,8 @@ def gradient(loss: Loss, theta: Tensor) -> Tensor:
     return torch.autograd.grad(loss(theta), theta)[0]
 
 
-def differences(loss: Loss, theta: Tensor, vector: Tensor, step: float = 1e-4) -> Tensor:
-    """H v by a fourth-order central difference of the gradient."""
+def differences(loss: Loss, theta: Tensor, vector: Tensor, step: float = 1e-6) -> Tensor:
+    """H v by a fourth-order central difference of the gradient, too short to cross a kink."""
 
     def central(h: float) -> Tensor:
         ahead, behind = gradient(loss, theta + h * vector), gradient(loss, theta - h * vector)

@@ -8,7 +8,8 @@ Lanczos (Wu and Simon 2000, "Thick-restart Lanczos method for large symmetric ei
    symmetric is noticed.
 2. Full reorthogonalization, twice: copies of converged eigenvalues cannot appear.
 3. One random start vector cannot see repeated eigenvalues. Before the result is accepted, a fresh
-   random direction is iterated beside what was found (`check_repeated`).
+   random direction is iterated beside what was found (`check_repeated`), again and again while
+   that brings in another copy. From then on the space grows by the residual of the worst pair.
 4. Everything stays in torch on the operator's device. Through SciPy's ARPACK the same products
    took three times as long: copies, float64 round trips and a second thread pool.
 
@@ -53,10 +54,11 @@ def top_eigenpairs(
     Args:
         operator: anything with `shape`, `dtype`, `device` and `@` on a block (P, b).
         k: how many, 1 <= k <= P.
-        tolerance: largest accepted norm(A u - lambda u) / abs(lambda_1) over the k pairs.
-        max_products: give up after so many products; default max(20 k, 200).
-        basis_size: vectors kept before a restart; default 2 k + 20, at most P. Memory is twice
-            this many vectors.
+        tolerance: largest accepted norm(A u - lambda u) / abs(lambda_1) over the k pairs. Where
+            lambda_1 is below sqrt(eps) norm(A), eps that of the dtype, this takes its place.
+        max_products: give up after so many products, >= k; default max(20 k, 200).
+        basis_size: vectors kept before a restart, at least k + 2; default 2 k + 20, at most P.
+            Memory is twice this many vectors.
         start: one vector (P,) or a block (P, b) to start from; a block of b vectors makes every
             round b products. Default: one random vector from `seed`.
         seed: of the start and of the check.
@@ -67,64 +69,101 @@ def top_eigenpairs(
         A `Subspace` with residuals, the number of products, and whether it converged.
 
     Raises:
-        InvalidInput: k or the start do not fit the operator; the operator is not symmetric.
+        InvalidInput: k, a limit or the start do not fit the operator; it is not symmetric.
         Diverged: a product is NaN or infinite.
 
     Warns:
-        NotConverged: the limit of products was reached first.
+        NotConverged: the limit of products, or that of rounding, was reached first.
     """
     size = operator.shape[0]
+    generator = torch.Generator().manual_seed(seed)
+    block = _start_block(operator, start, generator)
+    least = min(size, k + block.shape[1] + 1)
+    limit = max(20 * k, 200) if max_products is None else max_products
+    room = 2 * k + max(20, block.shape[1]) if basis_size is None else basis_size
     if not 1 <= k <= size:
         raise invalid("k", k, f"an integer from 1 to the number of parameters, {size}")
     if not tolerance > 0:
         raise invalid("tolerance", tolerance, "a number > 0")
-    generator = torch.Generator().manual_seed(seed)
-    block = _random_vector(operator, generator) if start is None else start.reshape(len(start), -1)
-    if block.shape[0] != size:
-        raise invalid(
-            "start", tuple(start.shape if start is not None else ()), f"(P,) or (P, b), P={size}"
-        )
-    block = orthonormalize(block.to(operator.dtype))
-    limit = max_products or max(20 * k, 200)
-    krylov = _Krylov(operator, min(size, basis_size or 2 * k + max(20, block.shape[1])))
+    if limit < k:
+        raise invalid("max_products", max_products, f"an integer >= k = {k}")
+    if room < least:
+        raise invalid("basis_size", basis_size, f"an integer >= {least}, the result and a block")
+    if check_repeated < 0:
+        raise invalid("check_repeated", check_repeated, "an integer >= 0")
+    krylov = _Krylov(operator, min(size, room))
     checks_left = check_repeated
+    settled_at: Tensor | None = None
     while True:
         krylov.expand(block)
         complete = krylov.dimension == size
-        found = krylov.ritz(k, tolerance, exact=complete or checks_left < check_repeated)
-        settled = found.k == k and (complete or found.residual <= tolerance)
-        if settled and (complete or checks_left == 0):
-            return krylov.subspace(found, converged=found.residual <= tolerance)
-        if krylov.products >= limit:
-            found = krylov.ritz(k, tolerance, exact=True)
-            warnings.warn(
-                f"{krylov.products} products were not enough: residual {found.residual:.1e}, wanted"
-                f" {tolerance:.1e}; raise max_products or the tolerance",
-                NotConverged,
-                stacklevel=2,
-            )
-            return krylov.subspace(found, converged=False)
+        found = krylov.ritz(k, tolerance, exact=complete or settled_at is not None)
+        settled = found.k == k and found.residual <= tolerance
+        if settled and settled_at is not None and found.rose_from(settled_at, tolerance):
+            # The fresh direction brought in another copy: there may be more.
+            checks_left = check_repeated
+        if complete or (settled and checks_left == 0) or krylov.products >= limit:
+            if found.residuals is None:
+                found = krylov.ritz(k, tolerance, exact=True)
+            return _result(krylov, found, tolerance)
         if settled and checks_left == check_repeated:
+            settled_at = found.values
             block = _random_vector(operator, generator)
-        else:
+        elif settled or found.worst is None:
             block = krylov.remainder()
+        else:
+            # Beside a second Krylov space the last product no longer points to what is missing.
+            block = found.worst
         checks_left -= int(settled)
         krylov.make_room(k, block.shape[1])
         block = krylov.outside(block, generator)
 
 
+def _start_block(
+    operator: SymmetricOperator, start: Tensor | None, generator: torch.Generator
+) -> Tensor:
+    size = operator.shape[0]
+    if start is None:
+        return orthonormalize(_random_vector(operator, generator))
+    if start.dim() not in (1, 2) or start.shape[0] != size:
+        raise invalid("start", tuple(start.shape), f"(P,) or (P, b), P={size}")
+    return orthonormalize(start.reshape(size, -1).to(operator.dtype))
+
+
+def _result(krylov: _Krylov, found: _Ritz, tolerance: float) -> Subspace:
+    converged = found.residual <= tolerance
+    if not converged:
+        complete = krylov.dimension == krylov.operator.shape[0]
+        mend = "rounding allows no better" if complete else "raise max_products or the tolerance"
+        warnings.warn(
+            f"{krylov.products} products were not enough: residual {found.residual:.1e}, wanted"
+            f" {tolerance:.1e}; {mend}",
+            NotConverged,
+            stacklevel=3,
+        )
+    return krylov.subspace(found, converged=converged)
+
+
 @dataclass(frozen=True)
 class _Ritz:
-    """Rayleigh-Ritz pairs: coefficients in the Krylov basis, and the largest residual."""
+    """Rayleigh-Ritz pairs: coefficients in the Krylov basis, and the largest residual.
+
+    `residuals` (k,) and the residual vector of the worst pair (P, 1) are those of actual products.
+    """
 
     values: Tensor
     coefficients: Tensor
     residual: float
     residuals: Tensor | None = None
+    worst: Tensor | None = None
 
     @property
     def k(self) -> int:
         return len(self.values)
+
+    def rose_from(self, values: Tensor, tolerance: float) -> bool:
+        """Whether an eigenvalue is larger than it was by more than convergence explains."""
+        return bool(((self.values - values) > 2 * tolerance * self.values.abs().max()).any())
 
 
 class _Krylov:
@@ -139,6 +178,7 @@ class _Krylov:
         self.dimension = 0
         self.last = 0
         self.products = 0
+        self.norm = 0.0
 
     def expand(self, block: Tensor) -> None:
         """Append an orthonormal block (P, b), orthogonal to the basis, and its products."""
@@ -200,18 +240,23 @@ class _Krylov:
         """
         m = self.dimension
         values, vectors = torch.linalg.eigh(self.projected[:m, :m])
+        self.norm = max(self.norm, float(values.abs().max()))
         count = min(k, m)
         values = values.flip(0)[:count]
         vectors = vectors.flip(1)[:, :count]
-        scale = max(float(values[0].abs()), torch.finfo(torch.float64).tiny)
+        # Rounding is relative to the norm: relative to lambda_1 near 0 nothing would converge.
+        least = torch.finfo(self.basis.dtype).eps ** 0.5 * self.norm
+        scale = max(float(values[0].abs()), least, torch.finfo(torch.float64).tiny)
         if not exact:
             tail = torch.linalg.vector_norm(self.remainder(), dim=0).double().cpu()
             estimates = (tail[:, None] * vectors[self.last :]).norm(dim=0)
             estimate = float(estimates.max()) / scale
             if count < k or estimate > tolerance:
                 return _Ritz(values, vectors, estimate)
-        residuals = self._residuals(values, vectors) / scale
-        return _Ritz(values, vectors, float(residuals.max()), residuals)
+        vectors_of_residuals = self._residuals(values, vectors)
+        residuals = vectors_of_residuals.norm(dim=1).double().cpu() / scale
+        worst = vectors_of_residuals[int(residuals.argmax())][:, None]
+        return _Ritz(values, vectors, float(residuals.max()), residuals, worst)
 
     def subspace(self, found: _Ritz, *, converged: bool) -> Subspace:
         """The found pairs as a subspace."""
@@ -240,18 +285,19 @@ class _Krylov:
         self.dimension = self.last = keep
 
     def _residuals(self, values: Tensor, vectors: Tensor) -> Tensor:
-        """norm(A u - value u) of each pair, from the products themselves."""
+        """A u - value u of each pair as rows (k, P), from the products themselves."""
         basis = self._combine(self.basis, vectors)
         images = self._combine(self.images, vectors)
-        gram = (basis @ images.T).double().cpu()
-        asymmetry = float((gram - gram.T).abs().max()) / max(float(gram.abs().max()), 1e-300)
+        one_way = basis @ self.images[: self.dimension].T
+        other_way = images @ self.basis[: self.dimension].T
+        asymmetry = float((one_way - other_way).abs().max()) / max(self.norm, 1e-300)
         if asymmetry > 1e-3:
             raise invalid(
                 "operator",
-                f"u_i^T A u_j and u_j^T A u_i that differ by {asymmetry:.1e} of the largest",
+                f"u^T A v and v^T A u that differ by {asymmetry:.1e} of its norm",
                 "a symmetric operator, the same at every product",
             )
-        return (images - values.to(images)[:, None] * basis).norm(dim=1).double().cpu()
+        return images - values.to(images)[:, None] * basis
 
     def _combine(self, rows: Tensor, coefficients: Tensor) -> Tensor:
         return coefficients.T.to(rows) @ rows[: self.dimension]

@@ -32,8 +32,8 @@ class Subspace:
     Attributes:
         basis: (P, k), orthonormal columns, stored column by column.
         eigenvalues: (k,), descending.
-        residuals: (k,), norm(H u_i - lambda_i u_i) / abs(lambda_1); None where not known, as for
-            a tracked subspace.
+        residuals: (k,), norm(H u_i - lambda_i u_i) / abs(lambda_1), see `top_eigenpairs`; None
+            where not known, as for a tracked subspace.
         products: products with the operator that were spent, in full-data products.
         converged: whether the residuals met the tolerance; None where there was none to meet.
     """
