@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -85,3 +87,32 @@ CASES: dict[str, Callable[[], Case]] = {
     "cnn": cnn,
     "attention": attention,
 }
+
+
+def digits(warm_up: int = 200) -> Case:
+    """A small tanh network on 8x8 digits, half squared error, after some steps of SGD."""
+    with resources.files("thalweg.lab.problems").joinpath("digits.npz").open("rb") as file:
+        arrays = np.load(file, allow_pickle=False)
+        images, labels = (torch.from_numpy(arrays[name]) for name in ("images", "labels"))
+    inputs = images.reshape(len(images), -1).float() / 16
+    target = functional.one_hot(labels.long(), 10).float()
+    torch.manual_seed(4)
+    model = nn.Sequential(nn.Linear(64, 20), nn.Tanh(), nn.Linear(20, 10))
+    case = Case(model, half_squared_error, (inputs, target))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(warm_up):
+        descend(case, optimizer, step)
+    return case
+
+
+def half_squared_error(output: Tensor, target: Tensor) -> Tensor:
+    return (output - target).square().sum(1).mean() / 2
+
+
+def descend(case: Case, optimizer: torch.optim.Optimizer, step: int, batch_size: int = 50) -> None:
+    """One step on a mini-batch that depends on the step alone."""
+    generator = torch.Generator().manual_seed(step)
+    chosen = torch.randint(0, len(case.data[0]), (batch_size,), generator=generator)
+    optimizer.zero_grad()
+    case.loss(case.model(case.data[0][chosen]), case.data[1][chosen]).backward()
+    optimizer.step()

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from thalweg.curvature import FixedSubspace, Objective, Split, Subspace
+from thalweg.dynamics import Moment
+
+
+class Counting(FixedSubspace):
+    """A fixed subspace that counts what is asked of it."""
+
+    updates = 0
+
+    def update(self, theta: Tensor | None = None, vector: Tensor | None = None) -> Subspace:
+        self.updates += 1
+        return super().update(theta, vector)
+
+
+class CountingObjective(Objective):
+    evaluations = 0
+
+    def value(self, theta: Tensor | None = None, samples: Tensor | None = None) -> Tensor:
+        self.evaluations += 1
+        return super().value(theta, samples)
+
+    def value_and_gradient(
+        self, theta: Tensor | None = None, samples: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        self.evaluations += 1
+        return super().value_and_gradient(theta, samples)
+
+
+def make_moment(**changes: Any) -> Moment:
+    torch.manual_seed(0)
+    data = (torch.randn(9, 3), torch.randn(9, 1))
+    objective = CountingObjective(nn.Linear(3, 1), nn.MSELoss(), data)
+    source = Counting(Subspace(torch.eye(4)[:, :2], torch.tensor([3.0, 2.0])))
+    theta = objective.theta()
+    return Moment(
+        **{"step": 0, "theta": theta, "objective": objective, "source": source}
+        | {"learning_rate": 0.1}
+        | changes
+    )
+
+
+def test_nothing_is_computed_that_nobody_asks_for() -> None:
+    moment = make_moment()
+    assert moment.objective.evaluations == 0  # type: ignore[attr-defined]
+    assert moment.source.updates == 0  # type: ignore[attr-defined]
+    assert not moment.used_subspace
+
+
+def test_loss_gradient_and_subspace_are_computed_once() -> None:
+    moment = make_moment()
+    gradient = moment.gradient
+    assert moment.gradient is gradient
+    assert moment.loss == float(moment.objective.value_and_gradient(moment.theta)[0])
+    assert moment.objective.evaluations == 2  # type: ignore[attr-defined]
+    for _ in range(3):
+        moment.parts(gradient)
+        moment.parts(moment.theta)
+    assert moment.source.updates == 1  # type: ignore[attr-defined]
+    assert moment.used_subspace
+
+
+def test_the_loss_alone_needs_no_gradient() -> None:
+    moment = make_moment()
+    loss = moment.loss
+    assert "loss_and_gradient" not in vars(moment)
+    assert loss == pytest.approx(moment.loss_and_gradient[0])
+
+
+def test_a_subspace_that_the_split_moved_on_is_not_moved_again() -> None:
+    moment = make_moment(subspace_updated=True)
+    _ = moment.subspace
+    assert moment.source.updates == 0  # type: ignore[attr-defined]
+    assert moment.used_subspace
+
+
+def test_the_parts_are_those_of_the_subspace() -> None:
+    moment = make_moment()
+    vector = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    dominant, bulk = moment.parts(vector)
+    assert (dominant.tolist(), bulk.tolist()) == ([1, 2, 0, 0], [0, 0, 3, 4])
+    assert moment.parts(vector)[0] is dominant
+
+
+def test_parts_of_vectors_that_are_gone_are_never_handed_out_for_others() -> None:
+    # Python gives the identity of a freed tensor to the next one.
+    moment = make_moment()
+    for number in range(200):
+        dominant, _ = moment.parts(torch.full((4,), float(number)))
+        assert dominant.tolist() == [number, number, 0, 0]
+
+
+def test_the_split_of_the_step_serves_proposed_and_update() -> None:
+    proposed, update = torch.ones(4), torch.full((4,), 2.0)
+    moment = make_moment(proposed=proposed, update=update)
+    parts = torch.tensor([5.0, 0, 0, 0]), torch.tensor([0, 0, 0, 7.0])
+    moment.keep_parts(Split(*parts, error=0.0, bulk_error=0.0), 0.5, 2.0)
+    assert moment.parts(proposed) == parts
+    assert [part.tolist() for part in moment.parts(update)] == [[2.5, 0, 0, 0], [0, 0, 0, 14]]
+    assert moment.source.updates == 0  # type: ignore[attr-defined]
