@@ -119,3 +119,17 @@ def test_branches_are_shown_in_the_order_of_their_roles() -> None:
 )
 def test_labels_are_written_as_in_the_literature(name: str, label: str) -> None:
     assert branch_label(name) == label
+
+
+def test_a_curve_begins_where_all_seeds_have_begun() -> None:
+    rows = [
+        {"seed": seed, "branch": "trunk", "step": step, "loss": 1.0 + seed}
+        for seed, length in ((0, 10), (1, 20))
+        for step in range(length)
+    ]
+    rows += [{"seed": s, "branch": "sgd", "step": n, "loss": 1.0} for s, n in ((0, 9), (1, 19))]
+    data = pd.DataFrame(rows)
+    found = curve(data, "trunk", column("loss"), step_axis(data))
+    assert found is not None
+    assert found.steps[0] == -9
+    assert set(found.center) == {1.5}

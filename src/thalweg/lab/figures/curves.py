@@ -165,7 +165,7 @@ def curve(
     """The quantity along one branch over all seeds; None where it was never measured.
 
     Seeds measured at other steps than the first one are interpolated linearly between their own
-    rows (only needed where seeds branch at different steps).
+    rows (only needed where seeds branch at different steps). It begins where all seeds have begun.
     """
     rows = rows_where(data, "branch", branch)
     runs: dict[int, tuple[Vector, Vector]] = {}
@@ -183,7 +183,9 @@ def curve(
     stacked = np.stack(list(of_seed.values()))
     if logarithmic:
         stacked = np.where(stacked > 0, stacked, math.nan)
-    kept = ~np.isnan(stacked).all(axis=0)
+    # From where all seeds have begun: one that enters later would make the mean jump.
+    begun = max(steps[0] for steps, _ in runs.values())
+    kept = ~np.isnan(stacked).all(axis=0) & (grid >= begun)
     if not kept.any():
         return None
     shown = stacked[:, kept]
