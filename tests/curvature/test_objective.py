@@ -80,6 +80,20 @@ def test_nothing_of_the_models_state_is_touched() -> None:
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
+def test_a_layer_that_updates_its_buffers_in_place_updates_a_copy() -> None:
+    model = nn.Sequential(
+        nn.Unflatten(1, (1, 3)), nn.InstanceNorm1d(1, track_running_stats=True), nn.Flatten()
+    )
+    model.append(nn.Linear(3, 2))
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    loss = objective(model)
+    loss.value()
+    _ = Hessian(loss) @ torch.ones(loss.num_parameters)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+    model(INPUTS)
+    assert any(not torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+
+
 def test_flags_are_put_back_after_a_failure() -> None:
     class Failing(nn.Dropout):
         def forward(self, input: Tensor) -> Tensor:
