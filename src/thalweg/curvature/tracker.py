@@ -409,7 +409,10 @@ class _Reference:
         # In ascending order each part reads the data forwards.
         parts = [p.sort().values for p in order.tensor_split((subset // 2, subset))]
         images = [(Hessian(objective, theta, part) @ rows.T).T for part in parts if len(part)]
-        whole = sum((len(p) / n) * y for p, y in zip(parts, images, strict=False))
+        # Weights, not numbers of samples: classes and ignored targets may weigh unequally.
+        total = objective.weight()
+        shares = [objective.weight(p) / total for p in parts if len(p)]
+        whole = sum(share * y for share, y in zip(shares, images, strict=True))
         assert isinstance(whole, Tensor)
         reference = cls(rows, whole - images[0], whole - images[1], parts[0], parts[1])
         return reference, whole
