@@ -67,6 +67,12 @@ def test_loss_gradient_and_subspace_are_computed_once() -> None:
     assert moment.used_subspace
 
 
+def test_the_subspace_alone_needs_no_gradient() -> None:
+    moment = make_moment()
+    assert moment.subspace.k > 0
+    assert "loss_and_gradient" not in vars(moment)
+
+
 def test_the_loss_alone_needs_no_gradient() -> None:
     moment = make_moment()
     loss = moment.loss

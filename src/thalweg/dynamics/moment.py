@@ -90,9 +90,14 @@ class Moment:
 
     @cached_property
     def subspace(self) -> Subspace:
-        """S_k at theta_t, computed once a step for the split and all probes together."""
+        """S_k at theta_t, computed once a step for the split and all probes together.
+
+        Its error is that of the full gradient's projection where the gradient is known by then, of
+        a subset's gradient otherwise.
+        """
         if not self.subspace_updated:
-            self.source.update(self.theta, self.gradient)
+            known = self.__dict__.get("loss_and_gradient")
+            self.source.update(self.theta, None if known is None else known[1])
         return self.source.subspace
 
     @property

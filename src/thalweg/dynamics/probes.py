@@ -28,12 +28,17 @@ VECTOR_COLUMNS = ("eigenvalues", "solved_eigenvalues", "solved_residuals")
 
 @dataclass(frozen=True)
 class Probe:
-    """Something measured at a step: a name, the columns it fills, and how."""
+    """Something measured at a step: a name, the columns it fills, and how.
+
+    `needs_gradient`: it uses the full gradient. That is then computed first, so that the loss comes
+    with it and the subspace's error is measured by it.
+    """
 
     name: str
     columns: tuple[str, ...]
     measure: Measure
     vectors: tuple[str, ...] = ()
+    needs_gradient: bool = False
 
 
 PROBES: dict[str, Probe] = {}
@@ -41,7 +46,11 @@ PROBES: dict[str, Probe] = {}
 
 
 def probe(
-    name: str, columns: Sequence[str], *, vectors: Sequence[str] = ()
+    name: str,
+    columns: Sequence[str],
+    *,
+    vectors: Sequence[str] = (),
+    needs_gradient: bool = False,
 ) -> Callable[[Measure], Measure]:
     """Register a function of a `Moment` as a probe.
 
@@ -49,6 +58,7 @@ def probe(
         name: what a spec calls it.
         columns: what it fills; not filled at a step means not measured.
         vectors: those of the columns that hold a list of numbers.
+        needs_gradient: whether it uses the full gradient.
 
     Raises:
         InvalidInput: the name, or one of the columns, is taken.
@@ -60,7 +70,7 @@ def probe(
         raise invalid("columns of probe " + name, sorted(clash), "names no other probe fills")
 
     def register(measure: Measure) -> Measure:
-        PROBES[name] = Probe(name, tuple(columns), measure, tuple(vectors))
+        PROBES[name] = Probe(name, tuple(columns), measure, tuple(vectors), needs_gradient)
         return measure
 
     return register
@@ -112,7 +122,7 @@ def solved_eigenvalues(moment: Moment) -> Mapping[str, Value]:
     return {"solved_eigenvalues": solved.eigenvalues.tolist(), "solved_residuals": residuals}
 
 
-@probe("alignment_gradient", ["alignment_gradient"])
+@probe("alignment_gradient", ["alignment_gradient"], needs_gradient=True)
 def alignment_gradient(moment: Moment) -> Mapping[str, Value]:
     """chi_k of the gradient of the full training loss."""
     return {"alignment_gradient": _alignment(moment, moment.gradient)}
@@ -143,6 +153,7 @@ def alignment_update(moment: Moment) -> Mapping[str, Value]:
         for vector in ("gradient", "proposed", "update")
         for part in ("dominant", "bulk")
     ],
+    needs_gradient=True,
 )
 def norms(moment: Moment) -> Mapping[str, Value]:
     """Norms of both parts of the full gradient, of the proposed update and of the update made."""
@@ -176,6 +187,7 @@ def displacement(moment: Moment) -> Mapping[str, Value]:
         "lr_numerator_bulk",
         "lr_denominator_bulk",
     ],
+    needs_gradient=True,
 )
 def effective_learning_rates(moment: Moment) -> Mapping[str, Value]:
     """Numerators and denominators of the effective learning rates of the proposed update.

@@ -57,6 +57,8 @@ class Recorder:
         ]
         if not due:
             return None
+        if any(probe.needs_gradient for probe in due):
+            _ = moment.gradient
         moment.steps_before = self._steps_since_row
         moment.gradients_before = self._gradients_since_row
         row: dict[str, Any] = {"step": moment.step, "learning_rate": moment.learning_rate}
