@@ -1,4 +1,4 @@
-"""Look at what is there: one study, one run, several runs side by side."""
+"""Look at what is there: all runs, one study, one run, several runs side by side."""
 
 from __future__ import annotations
 
@@ -8,10 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thalweg.errors import InvalidInput, invalid, unknown_name
-from thalweg.lab.store import RunFolder, open_study
+from thalweg.lab.store import RunFolder, find_studies, open_study
 
 if TYPE_CHECKING:
     import pandas
+
+
+def run_rows(root: Path | str = "runs") -> list[dict[str, Any]]:
+    """All runs of all studies below `root`: name and status."""
+    rows: list[dict[str, Any]] = []
+    for study in find_studies(root):
+        for run in study.runs():
+            status = run.status()
+            state = {"state": "waiting"} if status is None else asdict(status)
+            rows.append({"run": f"{study.name}/seed-{run.seed}/{run.branch}", **state})
+    return rows
 
 
 def open_run(name: str, root: Path | str = "runs") -> RunFolder:
@@ -31,20 +42,24 @@ def open_run(name: str, root: Path | str = "runs") -> RunFolder:
 
 
 def describe(name: str, root: Path | str = "runs") -> dict[str, Any]:
-    """What is known of a study or of a run."""
+    """What is known of a study (its runs, its verdicts) or of a run (status, last numbers).
+
+    Raises:
+        InvalidInput: there is no such study or run.
+    """
     study_name, rest = _parts(name)
     if rest is None:
         study = open_study(study_name, root)
-        runs = {f"seed-{r.seed}/{r.branch}": _state(r) for r in study.runs()}
+        runs = {f"seed-{run.seed}/{run.branch}": _state(run) for run in study.runs()}
         verdicts = study.read_verdicts() or []
         judged = {verdict["claim"]: verdict["outcome"] for verdict in verdicts}
         return {"study": str(study.path), **runs, **judged}
     run = open_run(name, root)
     status = run.status()
-    last = run.read_metrics().to_pylist()[-1:] if status else []
+    last = run.read_metrics().to_pylist()[-1:]
     return {
         "run": str(run.path),
-        **({} if status is None else asdict(status)),
+        **({"state": "waiting"} if status is None else asdict(status)),
         **({key: value for key, value in last[0].items() if value is not None} if last else {}),
     }
 
@@ -53,7 +68,7 @@ def compare(names: Sequence[str], root: Path | str = "runs") -> pandas.DataFrame
     """The numbers of several runs at the last step that all of them measured, a column a run.
 
     Raises:
-        InvalidInput: no step is common to all.
+        InvalidInput: there is no such run, or no step is common to all.
     """
     import pandas
 
@@ -74,7 +89,10 @@ def _scalar(value: Any) -> Any:
 
 def _state(run: RunFolder) -> str:
     status = run.status()
-    return "waiting" if status is None else f"{status.state} at step {status.step}"
+    if status is None:
+        return "waiting"
+    message = f": {status.message}" if status.message else ""
+    return f"{status.state} at step {status.step}{message}"
 
 
 def _parts(name: str) -> tuple[str, str | None]:

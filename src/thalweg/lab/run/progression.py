@@ -46,7 +46,7 @@ class Progression:
     Args:
         phases: of the run, in order.
         num_samples: N, for phases counted in epochs.
-        request: a file that asks to end the current phase by hand, see `end_by_hand`.
+        request: a file that asks to end the current phase by hand, see `phase_request`.
         say: takes one line on why a phase ended.
     """
 
@@ -132,7 +132,9 @@ class Progression:
     def _reason(self, moment: Moment) -> str:
         phase, position = self.phase, self.position
         if phase.until_alignment is not None:
-            chi = moment.subspace.alignment(moment.gradient)
+            # The gradient first, so that the subspace is as exact as its projection needs.
+            gradient = moment.gradient
+            chi = moment.subspace.alignment(gradient)
             average, factor = position.alignment_average, phase.alignment_average
             average = chi if average is None else factor * average + (1 - factor) * chi
             position.alignment_average = average
@@ -171,13 +173,3 @@ class Progression:
             f" {self.position.step}"
         )
         self._say("warning: " + self.position.message)
-
-
-def end_by_hand(request: Path) -> None:
-    """Ask the run that reads `request` to end its current phase at the next step."""
-    import secrets
-
-    from thalweg.lab.store import durable
-
-    # A name of its own, so that a request is followed once, whatever is killed when.
-    durable.write_file(request, secrets.token_hex(8) + "\n")

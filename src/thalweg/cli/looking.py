@@ -1,0 +1,94 @@
+"""The commands that only look: list, show, compare, claims, spec, env."""
+
+from __future__ import annotations
+
+import argparse
+
+from thalweg.cli.output import err, out, out_json
+
+
+def list_runs(options: argparse.Namespace) -> int:
+    """List the runs there are."""
+    from thalweg.lab.inspection import run_rows
+
+    rows = run_rows(options.root)
+    if options.json:
+        out_json(rows)
+        return 0
+    if not rows:
+        err(f"thalweg: no study in {options.root}; start one with: thalweg reproduce")
+    for row in rows:
+        loss = row.get("loss")
+        numbers = f"step {row.get('step', 0)}" + (f", loss {loss:.4g}" if loss is not None else "")
+        out(f"{row['run']}  {row['state']}  {numbers}")
+    return 0
+
+
+def show(options: argparse.Namespace) -> int:
+    """Show a study or a run."""
+    from thalweg.lab.inspection import describe
+
+    description = describe(options.run, options.root)
+    if options.json:
+        out_json(description)
+        return 0
+    width = max(len(key) for key in description)
+    for key, value in description.items():
+        out(f"{key:{width}}  {value}")
+    return 0
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Compare runs at their last common measured step."""
+    from thalweg.lab.inspection import compare as compare_runs
+
+    table = compare_runs(options.runs, options.root)
+    out(str(table.to_json(orient="index", indent=2)) if options.json else table.to_string())
+    return 0
+
+
+def claims(options: argparse.Namespace) -> int:
+    """List the claims, their rules and the last verdicts."""
+    from thalweg.lab.claims.listing import claim_rows
+
+    rows = claim_rows(options.root)
+    if options.json:
+        out_json(rows)
+        return 0
+    for row in rows:
+        out(f"{row['claim']}: {row['statement']}")
+        for key in ("source", "statistic", "rule", "refuted_by", "minimum_seeds"):
+            out(f"    {key.replace('_', ' ')}: {row[key]}")
+        for study, verdict in row["verdicts"].items():
+            out(f"    last verdict in {study}: {verdict}")
+    return 0
+
+
+def spec(options: argparse.Namespace) -> int:
+    """List the built-in specs, or show one in full."""
+    from thalweg.cli.studying import load_plugins
+    from thalweg.errors import unknown_name
+    from thalweg.lab.spec import builtin_specs, dump_spec, load_spec
+
+    load_plugins(options)
+    if options.action == "list":
+        for name, description in builtin_specs().items():
+            out(f"{name:32} {description}")
+        return 0
+    if options.spec is None:
+        raise unknown_name("spec", "", builtin_specs())
+    out(dump_spec(load_spec(options.spec, options.overrides)), end="")
+    return 0
+
+
+def env(options: argparse.Namespace) -> int:
+    """Print versions and machine."""
+    from thalweg.lab.store.environment import environment
+
+    found = environment()
+    if options.json:
+        out_json(found)
+        return 0
+    for key, value in found.items():
+        out(f"{key}: {value}")
+    return 0

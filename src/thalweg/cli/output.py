@@ -1,0 +1,23 @@
+"""Where words go: results to standard output, everything for people to standard error."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+
+def out(text: str, end: str = "\n") -> None:
+    """A result."""
+    sys.stdout.write(text + end)
+
+
+def out_json(value: Any) -> None:
+    """A result as strict JSON; NaN and infinity, which JSON lacks, as text."""
+    from thalweg.lab.store.durable import to_json
+
+    out(to_json(value), end="")
+
+
+def err(text: str) -> None:
+    """A line for people."""
+    sys.stderr.write(text + "\n")

@@ -1,0 +1,236 @@
+"""Which commands and options are there? Any value of a spec is an option too, by its key path."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import NoReturn
+
+from thalweg import __version__
+from thalweg.cli import looking, studying
+from thalweg.cli.output import out
+from thalweg.errors import InvalidInput
+
+Handler = Callable[[argparse.Namespace], int]
+
+WITH_OVERRIDES = ("reproduce", "run", "spec")
+OVERRIDES = """
+any value of the spec is an option, by its key path: --phases.0.optimizer.lr 0.1
+short forms: --lr, --batch-size, --steps (of the branches), --samples, --k, --seeds
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage."""
+        raise InvalidInput(f"{self.prog}: {message}; see {self.prog} --help")
+
+
+class Verbs:
+    """Collects the commands, each with its example."""
+
+    def __init__(self, parser: Parser) -> None:
+        self._subparsers = parser.add_subparsers(
+            title="commands", metavar="COMMAND", parser_class=Parser
+        )
+        self.parsers: dict[str, Parser] = {}
+        self.examples: list[str] = []
+
+    def add(
+        self, name: str, handler: Handler, summary: str, example: str, *, json: str | None = None
+    ) -> Parser:
+        """A command; `json` says what it prints as JSON, if it can."""
+        overrides = OVERRIDES if name in WITH_OVERRIDES else ""
+        found = self._subparsers.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog=f"example:\n  {example}\n{overrides}",
+        )
+        found.set_defaults(handler=handler)
+        if json is not None:
+            found.add_argument("--json", action="store_true", help=f"{json} as JSON")
+        self.parsers[name] = found
+        self.examples.append(example)
+        return found
+
+
+def build_parser() -> tuple[Parser, dict[str, Parser]]:
+    """The parser, and that of each command."""
+    parser = Parser(
+        prog="thalweg",
+        description="Follow the dominant Hessian subspace of a network in training, and test"
+        " published claims about it.",
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"thalweg {__version__}")
+    verbs = Verbs(parser)
+    _add_studying(verbs)
+    _add_looking(verbs)
+    completion = verbs.add(
+        "completion",
+        lambda options: _completion(parser, options.shell),
+        "Print a script for the completion of commands in your shell.",
+        "thalweg completion bash > ~/.local/share/bash-completion/completions/thalweg",
+    )
+    completion.add_argument("shell", choices=["bash", "zsh", "tcsh"])
+    parser.epilog = "examples:\n" + "\n".join(f"  {example}" for example in verbs.examples)
+    return parser, verbs.parsers
+
+
+def take_overrides(arguments: list[str], verbs: dict[str, Parser]) -> tuple[list[str], list[str]]:
+    """Part the words of `--some.key VALUE ...` that set values of a spec from the options."""
+    name = next((word for word in arguments if not word.startswith("-")), None)
+    if name not in WITH_OVERRIDES:
+        return arguments, []
+    known = set(verbs[name]._option_string_actions)
+    words: list[str] = []
+    overrides: list[str] = []
+    into = words
+    for word in arguments:
+        if word.startswith("--") and len(word) > 2:
+            into = words if word.partition("=")[0] in known else overrides
+        elif word in known:
+            into = words
+        into.append(word)
+    return words, overrides
+
+
+def _add_studying(verbs: Verbs) -> None:
+    reproduce = verbs.add(
+        "reproduce",
+        studying.reproduce,
+        "Run a study of the paper and test its claims.",
+        "thalweg reproduce --problem mnist --data-dir ~/data",
+    )
+    reproduce.add_argument("study", nargs="?", default="main", help="which study (default: main)")
+    reproduce.add_argument("--problem", default="digits", help="which problem (default: digits)")
+    reproduce.add_argument("--data-dir", help="folder or file with the data; else downloaded")
+    _execution_options(reproduce)
+    _dry_run(reproduce)
+
+    run = verbs.add("run", studying.run, "Run a spec.", "thalweg run my-spec.toml --seeds 0 1")
+    run.add_argument("spec", help="a TOML file, or the name of a built-in spec")
+    _execution_options(run)
+    _dry_run(run)
+
+    resume = verbs.add(
+        "resume", studying.resume, "Go on with a study.", "thalweg resume main-digits"
+    )
+    _study(resume)
+    _execution_options(resume)
+
+    report = verbs.add(
+        "report",
+        studying.report,
+        "Judge, draw and write the report anew.",
+        "thalweg report main-digits",
+        json="verdicts",
+    )
+    _study(report)
+    _plugins(report)
+    _root(report)
+
+    end_phase = verbs.add(
+        "end-phase",
+        studying.end_phase,
+        "End the current phase of a running run by hand.",
+        "thalweg end-phase main-digits/seed-0/trunk",
+    )
+    end_phase.add_argument("run", help="STUDY/seed-N/BRANCH")
+    _root(end_phase)
+
+
+def _add_looking(verbs: Verbs) -> None:
+    listing = verbs.add(
+        "list", looking.list_runs, "List the runs there are.", "thalweg list", json="the runs"
+    )
+    _root(listing)
+
+    show = verbs.add(
+        "show",
+        looking.show,
+        "Show a study or a run.",
+        "thalweg show main-digits/seed-0/sgd",
+        json="all that is known",
+    )
+    show.add_argument("run", help="STUDY or STUDY/seed-N/BRANCH")
+    _root(show)
+
+    compare = verbs.add(
+        "compare",
+        looking.compare,
+        "Compare runs at their last common measured step.",
+        "thalweg compare main-digits/seed-0/sgd main-digits/seed-0/bulk-sgd",
+        json="the table",
+    )
+    compare.add_argument("runs", nargs="+", metavar="run", help="STUDY/seed-N/BRANCH")
+    _root(compare)
+
+    claims = verbs.add(
+        "claims",
+        looking.claims,
+        "List the claims, their rules and the last verdicts.",
+        "thalweg claims",
+        json="the claims",
+    )
+    _root(claims)
+
+    spec = verbs.add(
+        "spec",
+        looking.spec,
+        "List the built-in specs, or show one in full.",
+        "thalweg spec show digits --lr 0.1",
+    )
+    spec.add_argument("action", choices=["list", "show"], help="list, or show one in full")
+    spec.add_argument("spec", nargs="?", help="a TOML file, or the name of a built-in spec")
+    _plugins(spec)
+
+    verbs.add(
+        "env",
+        looking.env,
+        "Print versions and machine, for bug reports.",
+        "thalweg env",
+        json="versions and machine",
+    )
+
+
+def _execution_options(parser: Parser) -> None:
+    parser.add_argument("--workers", type=int, help="processes side by side (default: the cores)")
+    _plugins(parser)
+    parser.add_argument("-q", "--quiet", action="store_true", help="say only what went wrong")
+    parser.add_argument("--json", action="store_true", help="verdicts as JSON on standard output")
+    _root(parser)
+
+
+def _dry_run(parser: Parser) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved spec only")
+
+
+def _root(parser: Parser) -> None:
+    parser.add_argument("--root", default="runs", help="folder of all studies (default: runs)")
+
+
+def _study(parser: Parser) -> None:
+    parser.add_argument("study", help="its folder, name, or the beginning of its name")
+
+
+def _plugins(parser: Parser) -> None:
+    parser.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        help="module or .py file that registers your own problems and probes",
+    )
+
+
+def _completion(parser: Parser, shell: str) -> int:
+    import shtab
+
+    out(shtab.complete(parser, shell))
+    return 0
