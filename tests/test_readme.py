@@ -1,0 +1,48 @@
+"""What the README shows must run as it stands."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_example_on_your_own_model_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    example = next(block for block in blocks("python") if "SubspaceTracker" in block)
+    exec(compile(example, "README.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5
+    assert all(line.startswith("sharpness") for line in lines)
+
+
+def test_the_probe_of_your_own_measures() -> None:
+    import torch
+
+    from thalweg.curvature import Objective, Subspace
+    from thalweg.curvature.tracker import FixedSubspace
+    from thalweg.dynamics import PROBES, Moment
+
+    example = next(block for block in blocks("python") if "@probe" in block)
+    exec(compile(example, "README.md", "exec"), {})
+    probe = PROBES.pop("theta_norm")
+    data = (torch.ones(4, 2), torch.ones(4, 1))
+    objective = Objective(torch.nn.Linear(2, 1), torch.nn.MSELoss(), data)
+    source = FixedSubspace(Subspace(torch.eye(3)[:, :1], torch.ones(1)))
+    moment = Moment(0, torch.tensor([0.0, 3.0, 4.0]), objective, source, 0.1)
+    assert probe.measure(moment) == {"theta_norm": 5.0}
+
+
+def test_the_spec_shown_is_a_spec() -> None:
+    from thalweg.lab.spec import parse_spec
+
+    (shown,) = blocks("toml")
+    spec = parse_spec(tomllib.loads(shown))
+    assert spec.branches.keys() == {"sgd", "bulk-sgd"}
