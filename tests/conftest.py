@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+
+MEMORY = Path("/dev/shm")
 
 
 @pytest.fixture(autouse=True)
@@ -14,3 +19,16 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def quick_path(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory where there is such a thing: flushing to a disk takes most of a short run.
+
+    A kill, unlike a power cut, loses nothing that was written without being flushed.
+    """
+    if not (MEMORY.is_dir() and os.access(MEMORY, os.W_OK)):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=MEMORY, prefix="thalweg-test-") as folder:
+        yield Path(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +85,7 @@ def compare(names: Sequence[str], root: Path | str = "runs") -> pandas.DataFrame
 
 
 def _scalar(value: Any) -> Any:
-    return value if isinstance(value, (int, float)) else None
+    return value if isinstance(value, Real) else None
 
 
 def _state(run: RunFolder) -> str:

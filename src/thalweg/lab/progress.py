@@ -6,6 +6,7 @@ Everything for people goes to standard error; results go to standard output.
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -68,9 +69,12 @@ class Progress:
         tasks: Sequence[Task],
         costs: Measurement,
         workers: int,
+        plugins: Sequence[str] = (),
         space: str = "",
     ) -> None:
         """Say what will be done, how long it should take, and how much disk."""
+        words = [word for plugin in plugins for word in ("--plugin", plugin)]
+        self._to_go_on = shlex.join(["thalweg", "resume", str(study.path), *words])
         self._study, self._spec, self._tasks, self._workers = study, spec, list(tasks), workers
         self._costs = costs
         self._begun = time.monotonic()
@@ -124,7 +128,7 @@ class Progress:
             reason = "interrupted" if outcome.interrupted else "its trunk did not end well"
             _line(self.failures, f"{task}: not begun, {reason}")
         if outcome.exit_code:
-            _line(self.failures, f"to go on: thalweg resume {self._study.path}")
+            _line(self.failures, f"to go on: {self._to_go_on}")
         self.say(f"took {duration(time.monotonic() - self._begun)}")
 
     def table(

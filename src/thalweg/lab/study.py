@@ -253,7 +253,7 @@ def _run_in(
         space = check_disk(study.path, disk_of(spec, tasks, costs))
         study.record_environment()
         create_runs(study, spec, tasks_of(spec, asked.seeds), costs.fingerprint)
-        progress.begin(study, spec, tasks, costs, workers, space)
+        progress.begin(study, spec, tasks, costs, workers, plugins, space)
         try:
             outcome = run_tasks(
                 study,
