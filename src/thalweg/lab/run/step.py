@@ -74,13 +74,28 @@ def train_one_step(
     )
     for group in optimizer.param_groups:
         group["lr"] = moment.learning_rate
-    optimizer.step()
+    _make_update(optimizer)
     moment.update = setup.objective.theta() - moment.theta
     if isinstance(optimizer, SplitUpdate):
         _note_split(moment, optimizer)
     else:
         moment.proposed = moment.update
     return buffers
+
+
+def _make_update(optimizer: Optimizer) -> None:
+    """The optimizer's step, and its split; a split of an update beyond all numbers is divergence.
+
+    Raises:
+        Diverged: the proposed update, or its norm, is NaN or infinite.
+    """
+    try:
+        optimizer.step()
+    except (ArithmeticError, RuntimeError, ValueError) as error:
+        proposed = optimizer.proposed if isinstance(optimizer, SplitUpdate) else None
+        if proposed is None or bool(torch.isfinite(proposed.norm())):
+            raise
+        raise Diverged("the norm of the proposed update is NaN or infinite") from error
 
 
 def _minibatch_loss(problem: Problem, phase: PhaseSpec, seed: int, step: int) -> Tensor:

@@ -1,0 +1,100 @@
+"""Which run goes when, and what becomes of those that cannot."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.lab.small_study import PLUGIN, begin, small_spec
+from thalweg.lab.processes import Child, Ending, call
+from thalweg.lab.registry import load_plugin
+from thalweg.lab.schedule import Outcome, Task, run_tasks, tasks_of
+from thalweg.lab.worker import work
+
+
+def test_trunks_come_first_and_branches_need_theirs() -> None:
+    spec = small_spec({"seeds": [3, 5], "branches": {"a": {}, "b": {}}})
+    tasks = tasks_of(spec)
+    assert [str(task) for task in tasks][:3] == ["seed 3 trunk", "seed 5 trunk", "seed 3 a"]
+    assert [task.needs for task in tasks[:3]] == [None, None, tasks[0]]
+    assert tasks_of(spec, [5]) == [Task(5, "trunk"), Task(5, "a"), Task(5, "b")]
+
+
+def test_a_failed_trunk_leaves_its_branches_out_and_no_others(quick_path: Path) -> None:
+    load_plugin(PLUGIN)
+    short = {"seeds": [0, 1], "phases.0.steps": 2, "branches": {"a": {"steps": 2}}}
+    spec = small_spec({**short, "probes": {"loss": 1}})
+    study = begin(quick_path / "study", spec)
+    study.run(1, "trunk").write_run_text("data_fingerprint = 'other'\n")
+    seen: set[int] = set()
+    outcome = run_tasks(
+        study,
+        tasks_of(spec),
+        workers=2,
+        device="cpu",
+        threads=1,
+        watch=lambda running: seen.add(len(running)),
+    )
+    assert outcome.left_out == [Task(1, "a")]
+    codes = {str(task): ending.exit_code for task, ending in outcome.endings.items()}
+    assert codes == {"seed 0 trunk": 0, "seed 1 trunk": 4, "seed 0 a": 0}
+    assert "the data has changed" in outcome.endings[Task(1, "trunk")].message
+    assert max(seen) <= 2
+    assert outcome.exit_code == 4
+
+
+def test_a_signal_to_the_parent_stops_every_run_with_a_checkpoint(quick_path: Path) -> None:
+    spec = small_spec({"phases.0.steps": 100_000, "probes": {"loss": 1000}, "seeds": [0, 1]})
+    study = begin(quick_path / "study", spec)
+
+    def stop(running: object) -> None:
+        if all(list(study.run(s, "trunk").checkpoints.glob("step-*")) for s in (0, 1)):
+            signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    outcome = run_tasks(study, tasks_of(spec), workers=2, device="cpu", threads=1, watch=stop)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert outcome.interrupted
+    assert outcome.exit_code == 75
+    assert {ending.exit_code for ending in outcome.endings.values()} <= {75, 1}
+    states = [study.run(seed, "trunk").status() for seed in (0, 1)]
+    assert [status.state for status in states if status] == ["interrupted"] * 2
+    assert len(outcome.left_out) == 6
+
+
+def test_tasks_run_in_a_thread_too(quick_path: Path) -> None:
+    spec = small_spec({"phases.0.steps": 2, "branches": {}, "probes": {}})
+    study = begin(quick_path / "study", spec)
+    found: list[Outcome] = []
+    thread = threading.Thread(
+        target=lambda: found.append(
+            run_tasks(study, tasks_of(spec), workers=1, device="cpu", threads=1)
+        )
+    )
+    thread.start()
+    thread.join()
+    assert found[0].exit_code == 0
+
+
+def test_an_interruption_after_the_last_run_is_none() -> None:
+    outcome = Outcome({Task(0, "trunk"): Ending(0)}, interrupted=True)
+    assert outcome.exit_code == 0
+
+
+def test_a_process_that_is_killed_is_said_to_be(quick_path: Path) -> None:
+    child = Child(time.sleep, (60,))
+    child.kill()
+    assert child.ending() == Ending(
+        1, "its process was ended by SIGKILL: out of memory, or killed by hand"
+    )
+
+
+def test_an_error_crosses_the_process_with_its_class_and_message(quick_path: Path) -> None:
+    from thalweg.errors import InvalidInput
+
+    with pytest.raises(InvalidInput, match="one that holds"):
+        call(work, (str(quick_path), 0, "trunk", "cpu", 1, ()))
