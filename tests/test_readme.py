@@ -26,8 +26,7 @@ def test_the_example_on_your_own_model_runs(capsys: pytest.CaptureFixture[str]) 
 def test_the_probe_of_your_own_measures() -> None:
     import torch
 
-    from thalweg.curvature import Objective, Subspace
-    from thalweg.curvature.tracker import FixedSubspace
+    from thalweg.curvature import FixedSubspace, Objective, Subspace
     from thalweg.dynamics import PROBES, Moment
 
     example = next(block for block in blocks("python") if "@probe" in block)

@@ -12,8 +12,10 @@ from tests.curvature.networks import Case, descend, digits, mlp
 from thalweg.curvature.eigensolver import top_eigenpairs
 from thalweg.curvature.objective import Objective
 from thalweg.curvature.operators import Hessian
+from thalweg.curvature.power_step import power_step
+from thalweg.curvature.source import FixedSubspace
 from thalweg.curvature.subspace import Subspace, orthonormalize, random_subspace
-from thalweg.curvature.tracker import FixedSubspace, SubspaceTracker, power_step
+from thalweg.curvature.tracker import SubspaceTracker
 from thalweg.errors import Diverged, InvalidInput
 
 K = 10

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from thalweg.curvature.eigensolver import top_eigenpairs
 from thalweg.curvature.objective import Objective
-from thalweg.curvature.operators import Hessian
+from thalweg.curvature.operators import PRODUCT_COST, Hessian
+from thalweg.curvature.source import Split, TrackerReport
 from thalweg.curvature.subspace import Subspace
-from thalweg.curvature.tracker import PRODUCT_COST, Split, TrackerReport
 from thalweg.errors import InvalidInput, invalid
 
 

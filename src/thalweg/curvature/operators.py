@@ -22,6 +22,10 @@ from torch import Tensor
 from thalweg.curvature.objective import Linearization, Objective
 from thalweg.errors import Diverged, invalid
 
+# What a product with the Hessian is counted as, in gradients of the same samples. Measured on an
+# MLP, its share of building the graph included: 1.2 to 1.4. Other models differ.
+PRODUCT_COST = 1.3
+
 
 class SymmetricOperator(Protocol):
     """What an eigensolver needs: shape (P, P), dtype, device, and a product with a block."""

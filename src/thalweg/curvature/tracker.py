@@ -27,125 +27,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from thalweg.curvature.eigensolver import top_eigenpairs
 from thalweg.curvature.objective import Objective
-from thalweg.curvature.operators import Hessian
+from thalweg.curvature.operators import PRODUCT_COST, Hessian
+from thalweg.curvature.power_step import PowerStep, power_step
 from thalweg.curvature.renewal import RenewalPolicy
-from thalweg.curvature.subspace import Subspace, orthonormalize
+from thalweg.curvature.source import Split, TrackerReport
+from thalweg.curvature.subspace import Subspace
 from thalweg.errors import InvalidInput, invalid
 
-# Measured on an MLP: a product over a chunk, its share of building the graph included, takes 1.2 to
-# 1.4 gradients of the same chunk. Other models differ; counts are for comparing settings.
-PRODUCT_COST = 1.3
 # Until the first renewal has measured it: how much of a basis's error one power step leaves.
 INITIAL_DAMPING = 0.1
 DAMPING_RANGE = (0.02, 0.9)
-# Columns of a block of rows that fit a core's cache.
-CACHED_COLUMNS = 8192
-
-
-@dataclass(frozen=True)
-class TrackerReport:
-    """What the last step of a tracker cost, and how far its result can be trusted.
-
-    Attributes:
-        error: estimated norm(P_k v - tracked) / norm(v) for the vector the step was given.
-        gradients: what the step cost, counted in gradients of the full loss.
-        renewed: whether a product over all samples was taken.
-        subset: samples used at this step besides.
-        age: steps since the reference.
-        checked_error: at a renewal, how far a fresh power step over all samples moved the projected
-            vector, relative to it; None at other steps. Compare with `error` there.
-    """
-
-    error: float
-    gradients: float
-    renewed: bool
-    subset: int
-    age: int
-    checked_error: float | None = None
-
-
-@dataclass(frozen=True)
-class Split:
-    """A vector in its dominant and its bulk part, with the estimated error of either.
-
-    Attributes:
-        dominant: P_k v, (P,).
-        bulk: v - P_k v, (P,).
-        error: estimated error of both parts, relative to norm(v).
-        bulk_error: the same error relative to the norm of the bulk part.
-        refined: whether two products were spent on this vector.
-        gradients: cost of the refinement, in gradients of the full loss.
-    """
-
-    dominant: Tensor
-    bulk: Tensor
-    error: float
-    bulk_error: float
-    refined: bool = False
-    gradients: float = 0.0
-
-
-class SubspaceSource(Protocol):
-    """What gives an optimizer or a probe the subspace at each step."""
-
-    report: TrackerReport
-
-    @property
-    def subspace(self) -> Subspace:
-        """The subspace of the last update."""
-        ...
-
-    def update(self, theta: Tensor | None = None, vector: Tensor | None = None) -> Subspace:
-        """The subspace at theta (P,); `vector` is what its error is measured by."""
-        ...
-
-    def split(self, vector: Tensor) -> Split:
-        """Split a vector (P,) at the theta of the last update."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on bit for bit."""
-        ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
-        ...
-
-
-class FixedSubspace:
-    """A subspace that stays: frozen at a branch point, or a control (random, next k)."""
-
-    def __init__(self, subspace: Subspace) -> None:
-        self._subspace = subspace
-        self.report = TrackerReport(0.0, 0.0, False, 0, 0)
-
-    @property
-    def subspace(self) -> Subspace:
-        """The subspace."""
-        return self._subspace
-
-    def update(self, theta: Tensor | None = None, vector: Tensor | None = None) -> Subspace:
-        """The same subspace at every theta."""
-        return self.subspace
-
-    def split(self, vector: Tensor) -> Split:
-        """Split a vector (P,); the error is rounding alone."""
-        return Split(*self.subspace.split(vector), error=0.0, bulk_error=0.0)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The basis (as rows, so that its layout survives) and its eigenvalues."""
-        return {"rows": self.subspace.basis.T, "eigenvalues": self.subspace.eigenvalues}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
-        self._subspace = Subspace(state["rows"].T, state["eigenvalues"])
 
 
 class SubspaceTracker:
@@ -198,7 +96,7 @@ class SubspaceTracker:
         self._generator = torch.Generator().manual_seed(seed)
         self._calls = 0
         self._theta: Tensor | None = None
-        self._step: _PowerStep | None = None
+        self._step: PowerStep | None = None
         self._reference: _Reference | None = None
 
     @property
@@ -244,7 +142,9 @@ class SubspaceTracker:
         error = self.estimate_error(vector)
         relative = _ratio(vector.norm(), (vector - dominant).norm())
         needed = self.bulk_error is not None and error * relative > self.bulk_error
-        if not needed or self.exact:
+        # The refinement divides by the eigenvalues.
+        possible = not self.exact and float(step.eigenvalues[-1]) > 0
+        if not (needed and possible):
             return Split(dominant, vector - dominant, error, error * relative)
         refined = self._refine(step, vector)
         correction = float(_ratio((refined - dominant).norm(), vector.norm()))
@@ -258,7 +158,7 @@ class SubspaceTracker:
         sampling, bias = self._errors(vector)
         return (sampling**2 + bias**2) ** 0.5
 
-    def _current(self) -> _PowerStep:
+    def _current(self) -> PowerStep:
         if self._step is None:
             raise InvalidInput("the tracker has no subspace yet; call update() first")
         return self._step
@@ -270,7 +170,7 @@ class SubspaceTracker:
             hessian, self.k, tolerance=self.tolerance, start=start, check_repeated=0
         )
         gradients = PRODUCT_COST * solved.products
-        self._step = _PowerStep(solved.basis.T, solved.eigenvalues.double().cpu())
+        self._step = PowerStep(solved.basis.T, solved.eigenvalues.double().cpu())
         error = self.tolerance
         if not self.exact:
             gradients += self._renew()
@@ -299,7 +199,7 @@ class SubspaceTracker:
         cost += PRODUCT_COST * self.k
         self.report = TrackerReport(left, cost, True, subset, 0, checked)
 
-    def _check(self, step: _PowerStep, vector: Tensor, sampling: float, bias: float) -> float:
+    def _check(self, step: PowerStep, vector: Tensor, sampling: float, bias: float) -> float:
         """Renew the reference; learn from the fresh product how wrong the tracked basis was."""
         before = step.project(vector)
         self._renew()
@@ -343,7 +243,7 @@ class SubspaceTracker:
         """The finite population correction: a subset of all samples has no sampling error."""
         return (1 - self.policy.subset / self.objective.num_samples) ** 0.5
 
-    def _refine(self, step: _PowerStep, vector: Tensor) -> Tensor:
+    def _refine(self, step: PowerStep, vector: Tensor) -> Tensor:
         """P_k v by two products; formula and figures: the module's documentation of `split`.
 
         v_perp = v - C C^T v;  z = H v_perp;  c = C^T v + M^-1 C^T z;  y = H C M^-1 c;
@@ -379,7 +279,7 @@ class SubspaceTracker:
         self.objective.method = state["method"]
         self.report = TrackerReport(**state["report"])
         self._theta = state["theta"]
-        self._step = None if state["step"] is None else _PowerStep(**state["step"])
+        self._step = None if state["step"] is None else PowerStep(**state["step"])
         reference = state["reference"]
         self._reference = None if reference is None else _Reference(**reference)
 
@@ -430,104 +330,6 @@ class _Reference:
 
     def state_dict(self) -> dict[str, Tensor]:
         return vars(self).copy()
-
-
-@dataclass
-class _PowerStep:
-    """The basis after a power step, C = Z^T Y as rows (k, P), and what its error is estimated by.
-
-    `combination` is Z (b, k); `difference` is half the difference of Y between the halves (b, P);
-    `stale` is the basis before the step.
-    """
-
-    rows: Tensor
-    eigenvalues: Tensor
-    combination: Tensor | None = None
-    difference: Tensor | None = None
-    stale: Tensor | None = None
-    estimated: tuple[Tensor, float, float] | None = None
-
-    def subspace(self) -> Subspace:
-        return Subspace(self.rows.T, self.eigenvalues.to(self.rows))
-
-    def project(self, vector: Tensor) -> Tensor:
-        return self.rows.T @ (self.rows @ vector)
-
-    def movement(self, vector: Tensor) -> Tensor:
-        """norm of the change of the projection of v by this power step."""
-        if self.stale is None:
-            return vector.new_zeros(())
-        return (self.project(vector) - self.stale.T @ (self.stale @ vector)).norm()
-
-    def sampling_deviation(self, vector: Tensor) -> Tensor:
-        """Half the difference of the two halves' projections of v, to first order.
-
-        With F = Z^T E the difference of C between the halves, the projector differs by
-        (I - P) F^T C + C^T F (I - P).
-        """
-        if self.difference is None or self.combination is None:
-            return vector.new_zeros(())
-        coordinates = self.rows @ vector
-        outside = vector - self.rows.T @ coordinates
-        combination = self.combination.to(self.rows)
-        moved = self.difference.T @ (combination @ coordinates)
-        moved = moved - self.rows.T @ (self.rows @ moved)
-        turned = combination.T @ (self.difference @ outside)
-        return (moved.square().sum() + turned.square().sum()).sqrt()
-
-    def state_dict(self) -> dict[str, Tensor | None]:
-        return {name: value for name, value in vars(self).items() if name != "estimated"}
-
-
-def power_step(rows: Tensor, images: Tensor, k: int) -> _PowerStep:
-    """The top-k Ritz directions of span(U) moved by one power step, from U and Y = H U.
-
-    Args:
-        rows: U^T, orthonormal rows (b, P).
-        images: Y^T (b, P).
-        k: how many to keep.
-
-    With V, Theta the top eigenpairs of U^T Y and L L^T the Gram matrix of Y V Theta^-1, the new
-    basis is C = Y V Theta^-1 L^-T, and C^T H C is L^T Theta L to second order: that is, the Ritz
-    values belong to the new basis and not to the old one.
-    """
-    projected = _inner_products(rows, images)
-    values, vectors = torch.linalg.eigh((projected + projected.T) / 2)
-    values, vectors = values.flip(0)[:k], vectors.flip(1)[:, :k]
-    if not float(values[-1]) > 1e-6 * float(values[0]):
-        return _power_step_indefinite(images, values, vectors)
-    combination = vectors / values
-    scaled = combination.T.to(images) @ images
-    # Columns of nearly unit length and nearly orthogonal: one Cholesky factorization is accurate,
-    # and five times cheaper than a QR of a tall matrix.
-    factor = torch.linalg.cholesky(_inner_products(scaled, scaled))
-    ritz, rotation = torch.linalg.eigh(factor.T @ torch.diag(values) @ factor)
-    ritz, rotation = ritz.flip(0), rotation.flip(1)
-    to_basis = torch.linalg.solve_triangular(factor.T, rotation, upper=True)
-    return _PowerStep(to_basis.T.to(scaled) @ scaled, ritz, combination @ to_basis)
-
-
-def _inner_products(first: Tensor, second: Tensor) -> Tensor:
-    """A B^T of rows (k, P) and (b, P), in float64 on the CPU, (k, b).
-
-    On a CPU block by block, each small enough for the cache: 2.6 times as fast on 10 rows of
-    200,000 as one product of matrices that are so flat. Sums of the blocks are in float64.
-    """
-    if first.device.type != "cpu":
-        return (first @ second.T).double().cpu()
-    total = torch.zeros(first.shape[0], second.shape[0], dtype=torch.float64)
-    for a, b in zip(first.split(CACHED_COLUMNS, 1), second.split(CACHED_COLUMNS, 1), strict=True):
-        total += a @ b.T
-    return total
-
-
-def _power_step_indefinite(images: Tensor, values: Tensor, vectors: Tensor) -> _PowerStep:
-    """The same by QR, where an eigenvalue among the top k is not positive."""
-    scaled = (vectors.T.to(images) @ images).T
-    basis = orthonormalize(scaled)
-    triangle = (basis.T @ scaled).double().cpu()
-    combination = vectors @ torch.linalg.pinv(triangle)
-    return _PowerStep(basis.T, values, combination)
 
 
 def _ratio(part: Tensor, whole: Tensor) -> float:

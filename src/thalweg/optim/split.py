@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from thalweg.curvature.tracker import Split, SubspaceSource
+from thalweg.curvature.source import Split, SubspaceSource
 from thalweg.errors import InvalidInput
 
 
