@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -41,6 +40,7 @@ from thalweg.lab.run.saving import (
     save_basis,
     save_state,
 )
+from thalweg.lab.run.saying import StatusWriter
 from thalweg.lab.run.step import evaluate_test, train_one_step
 from thalweg.lab.run_names import BASES, END_PHASE, TRUNK
 from thalweg.lab.spec import Spec
@@ -48,23 +48,6 @@ from thalweg.lab.spec.optimizers import OptimizerSettings
 from thalweg.lab.store import RunFolder, StudyFolder
 from thalweg.lab.store.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint
 from thalweg.lab.store.metrics import MetricsWriter
-from thalweg.lab.store.status import State, Status
-
-STATUS_SECONDS = 1.0
-
-
-@dataclass
-class _Clock:
-    """When things are due that depend on time and change no number."""
-
-    begun: float = field(default_factory=time.monotonic)
-    checkpoint: float = field(default_factory=time.monotonic)
-    status: float = 0.0
-    earlier_seconds: float = 0.0
-
-    @property
-    def seconds(self) -> float:
-        return self.earlier_seconds + time.monotonic() - self.begun
 
 
 class Run:
@@ -115,7 +98,8 @@ class Run:
         self.branch_point: BranchPoint | None = None
         self._optimizer: Optimizer | None = None
         self._phase_of_optimizer = -1
-        self._clock = _Clock()
+        self.status = StatusWriter(self.folder, self.progression, self.recorder)
+        self._saved_at = time.monotonic()
 
     @property
     def step(self) -> int:
@@ -164,17 +148,17 @@ class Run:
             try:
                 self._train()
             except Diverged as error:
-                self._write_status("diverged", f"at step {self.step}: {error}")
+                self.status.write("diverged", f"at step {self.step}: {error}")
                 self.folder.log(f"diverged at step {self.step}: {error}")
                 raise
-            self._write_status("done")
+            self.status.write("done")
             self.folder.log(f"done at step {self.step}")
 
     def _train(self) -> None:
         self._begin()
         with MetricsWriter(self.folder.metrics, self.recorder.columns) as metrics:
             metrics.truncate(self.step)
-            self._write_status("running")
+            self.status.write("running")
             try:
                 self._loop(metrics)
             except Diverged:
@@ -185,10 +169,9 @@ class Run:
     def _begin(self) -> None:
         torch.manual_seed(stream_seed("training", self.seed))
         newest = latest_checkpoint(self.folder.checkpoints)
-        status = self.folder.status()
         if newest is not None:
             self._restore(load_checkpoint(newest))
-            self._clock.earlier_seconds = status.seconds if status else 0.0
+            self.status.continue_from(self.folder.status())
             self.folder.log(f"resumed at step {self.step}")
         else:
             if self.branch != TRUNK:
@@ -211,7 +194,7 @@ class Run:
             self.recorder.count_cost(moment, recorded=row is not None)
             buffers.move_on()
             self.progression.position.step += 1
-            self._status_if_due()
+            self.status.running()
         self._checkpoint(metrics, ends=True)
         row = self.recorder.row(self._moment(), everything=True)
         if row is not None:
@@ -276,10 +259,10 @@ class Run:
         settings = self.spec.checkpoint
         if self.should_stop():
             self._checkpoint(metrics)
-            self._write_status("interrupted", "stopped on request; thalweg resume goes on")
+            self.status.write("interrupted", "stopped on request; thalweg resume goes on")
             self.folder.log(f"interrupted at step {self.step}")
             raise Interrupted(f"stopped on request at step {self.step}")
-        by_time = time.monotonic() - self._clock.checkpoint >= settings.every_seconds > 0
+        by_time = time.monotonic() - self._saved_at >= settings.every_seconds > 0
         by_step = self.step > self._first_step and self.step % settings.every_steps == 0
         if by_time or by_step:
             self._checkpoint(metrics, regular=by_step)
@@ -303,7 +286,7 @@ class Run:
             theta = self.setup.objective.theta()
             subspace = solved_subspace(self.spec, self.setup, self.seed, theta)
             save_basis(self.folder.path / BASES, self.step, subspace)
-        self._clock.checkpoint = time.monotonic()
+        self._saved_at = time.monotonic()
 
     def _state(self) -> dict[str, Any]:
         model = self.setup.problem.model
@@ -329,26 +312,3 @@ class Run:
     def _restore_model_and_random(self, state: dict[str, Any]) -> None:
         self.setup.problem.model.load_state_dict(state["parameters"])
         restore_random_state(state["random"], self.setup.objective.device)
-
-    # Status.
-
-    def _status_if_due(self) -> None:
-        now = time.monotonic()
-        if now - self._clock.status >= STATUS_SECONDS:
-            self._clock.status = now
-            self._write_status("running")
-
-    def _write_status(self, state: State, message: str | None = None) -> None:
-        last = self.recorder.last
-        self.folder.write_status(
-            Status(
-                state=state,
-                step=self.step,
-                end_step=self.progression.end_step,
-                seconds=self._clock.seconds,
-                loss=last.get("loss"),
-                alignment=last.get("alignment_gradient"),
-                sharpness=last.get("sharpness"),
-                message=self.progression.position.message if message is None else message,
-            )
-        )
