@@ -18,8 +18,8 @@ BLOCKS = 5
 """Blocks (P, k) in a tracker's state: reference, two offsets, their difference, basis."""
 START_SECONDS = 0.5
 """From starting a process to its first line."""
-RATE_SECONDS = 2.0
-"""A run's own rate counts once it has gone on for so long."""
+RATE_SECONDS, RATE_STEPS = 2.0, 20
+"""A run's own rate counts once it has gone on for so long: its first solve is no step."""
 
 
 def seconds_of(spec: Spec, task: Task, costs: Measurement) -> float:
@@ -56,7 +56,8 @@ def time_left(
     own: dict[Task, float] = {}
     for task, status in statuses.items():
         made, total = _steps(spec, task, status, costs)
-        if status is not None and made and status.seconds >= RATE_SECONDS:
+        enough = made >= max(1, min(RATE_STEPS, total // 4))
+        if status is not None and enough and status.seconds >= RATE_SECONDS:
             own[task] = status.seconds / made
             rates.setdefault(task.branch, []).append(own[task])
         ended = status is not None and status.state in ("done", "diverged", "failed")

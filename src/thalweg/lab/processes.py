@@ -156,7 +156,8 @@ def _redirect_output(out: Path | None) -> None:
 def _without_word(exit_code: int) -> Ending:
     """The ending of a process that did not come to say what happened."""
     if exit_code >= 0:
-        return Ending(exit_code or 1, f"its process ended with status {exit_code}")
+        mend = "in a script, call Thalweg below: if __name__ == '__main__'"
+        return Ending(exit_code or 1, f"its process ended with status {exit_code}; {mend}")
     try:
         name = signal.Signals(-exit_code).name
     except ValueError:
