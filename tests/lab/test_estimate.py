@@ -60,12 +60,12 @@ def test_the_time_left_goes_by_the_runs_own_rates() -> None:
 
 def test_a_run_that_has_hardly_begun_has_no_rate_of_its_own() -> None:
     spec = small_spec({"branches.sgd.steps": 1000})
-    statuses = dict.fromkeys(tasks_of(spec), Status("done", step=24, end_step=24, seconds=24.0))
+    statuses = dict.fromkeys(tasks_of(spec), Status("done", step=24, end_step=24, seconds=2.4))
     # Its first solve took 5 seconds; going by it, 999 steps would take more than an hour.
     statuses[SGD] = Status("running", step=13, end_step=1012, seconds=5.0)
     left = time_left(spec, statuses, 2, COSTS)
     assert left is not None
-    assert left < 1000 * 2 * seconds_of(spec, SGD, COSTS) / 100
+    assert left < 1000
 
 
 def test_before_the_first_rate_the_measurement_counts() -> None:
