@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # One thread a process: on small problems several times faster than two processes of two threads.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: reproduce test lint unit clean
+.PHONY: reproduce test lint unit slow clean
 
 reproduce: $(READY)
 	$(BIN)/thalweg reproduce
@@ -22,6 +22,9 @@ lint: $(READY)
 
 unit: $(READY)
 	$(BIN)/python -m pytest -n 2
+
+slow: $(READY)
+	$(BIN)/python -m pytest -n 2 -m slow
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -23,12 +23,14 @@ def test_the_example_on_your_own_model_runs(capsys: pytest.CaptureFixture[str]) 
     assert all(line.startswith("sharpness") for line in lines)
 
 
-def test_the_probe_of_your_own_measures() -> None:
+def test_the_probe_of_your_own_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     from thalweg.curvature import FixedSubspace, Objective, Subspace
     from thalweg.dynamics import PROBES, Moment
 
+    # Another test's plugin may have the same name.
+    monkeypatch.delitem(PROBES, "theta_norm", raising=False)
     example = next(block for block in blocks("python") if "@probe" in block)
     exec(compile(example, "README.md", "exec"), {})
     probe = PROBES.pop("theta_norm")

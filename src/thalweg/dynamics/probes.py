@@ -3,11 +3,11 @@
 A probe names its columns and gives their values from a `Moment`. One of your own is a function:
 
 Example:
-    >>> @probe("theta_norm", ["theta_norm"])
-    ... def theta_norm(moment):
-    ...     return {"theta_norm": float(moment.theta.norm())}
-    >>> PROBES.pop("theta_norm").columns
-    ('theta_norm',)
+    >>> @probe("largest_parameter", ["largest_parameter"])
+    ... def largest_parameter(moment):
+    ...     return {"largest_parameter": float(moment.theta.abs().max())}
+    >>> PROBES.pop("largest_parameter").columns
+    ('largest_parameter',)
 """
 
 from __future__ import annotations
