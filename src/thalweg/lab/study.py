@@ -1,6 +1,6 @@
 """A study from its spec to its verdicts: run what is missing, judge, draw, report.
 
-Example (about two minutes on two cores):
+Example (a few minutes on two cores):
 
     >>> from thalweg.lab.study import reproduce       # doctest: +SKIP
     >>> result = reproduce(problem="digits")          # doctest: +SKIP
