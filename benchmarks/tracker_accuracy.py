@@ -47,7 +47,7 @@ def main() -> None:
 
     for step in range(options.warm_up):
         train(step)
-    objective = Objective(model, problem.loss, problem.train, method="batched")
+    objective = Objective(model, problem.loss, problem.train)
     exact = _float64(model, problem)
     tracker = SubspaceTracker(objective, 10, error=options.error, bulk_error=options.bulk_error)
     seconds, gradient = timed(objective.gradient, 5)

@@ -12,7 +12,7 @@ from thalweg.errors import InvalidInput
 
 def objective() -> Objective:
     case = mlp().to(torch.float64)
-    return Objective(case.model, case.loss, case.data, method="graph")
+    return Objective(case.model, case.loss, case.data, vectorize_up_to=0)
 
 
 def test_the_next_eigenspace_is_spanned_by_the_eigenvectors_below_the_dominant_ones() -> None:

@@ -30,8 +30,8 @@ def objective(model: nn.Module, loss: Any = None, **options: Any) -> Objective:
 def test_the_chunk_size_changes_only_the_rounding(name: str, chunk_size: int) -> None:
     case = CASES[name]().to(torch.float64)
     loss, theta = dense.flat_loss(case), dense.flat_parameters(case)
-    chunked = Objective(case.model, case.loss, case.data, chunk_size=chunk_size, method="graph")
-    whole = Objective(case.model, case.loss, case.data, chunk_size=None, method="graph")
+    chunked = Objective(case.model, case.loss, case.data, chunk_size=chunk_size, vectorize_up_to=0)
+    whole = Objective(case.model, case.loss, case.data, chunk_size=None, vectorize_up_to=0)
     value, gradient = chunked.value_and_gradient()
     assert abs(float(chunked.value() - loss(theta))) < 1e-12
     assert abs(float(value - loss(theta))) < 1e-12
@@ -249,7 +249,7 @@ def test_a_model_without_loss_or_scalar_is_refused() -> None:
     [
         ({"chunk_size": 0}, "chunk_size: got 0"),
         ({"mode": "train"}, "mode: got 'train'"),
-        ({"method": "fast"}, "method: got 'fast'"),
+        ({"vectorize_up_to": -1}, "vectorize_up_to: got -1"),
         ({"parameters": ["head.*"]}, r"parameters: got 'head\.\*'"),
     ],
 )
@@ -303,6 +303,4 @@ def test_gradients_are_there_under_no_grad() -> None:
 
 
 def test_it_says_what_it_is() -> None:
-    assert repr(objective(nn.Linear(3, 2), chunk_size=4)) == (
-        "Objective(P=8, N=8, chunk_size=4, method='auto')"
-    )
+    assert repr(objective(nn.Linear(3, 2), chunk_size=4)) == ("Objective(P=8, N=8, chunk_size=4)")

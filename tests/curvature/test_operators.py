@@ -10,14 +10,15 @@ from tests.curvature import dense
 from tests.curvature.networks import CASES, mlp
 from thalweg.curvature.objective import Objective
 from thalweg.curvature.operators import DenseOperator, Hessian
+from thalweg.curvature.products import EVERY_SIZE, BlockProducts
 from thalweg.errors import Diverged, InvalidInput
 
 # Vectorized second derivatives are not implemented for group norm and max-pooling.
-METHODS = [
-    (name, method)
+WAYS = [
+    (name, vectorize_up_to)
     for name in CASES
-    for method in ("graph", "batched", "auto")
-    if (name, method) != ("cnn", "batched")
+    for vectorize_up_to in (0, EVERY_SIZE, None)
+    if (name, vectorize_up_to) != ("cnn", EVERY_SIZE)
 ]
 
 
@@ -54,13 +55,17 @@ def test_the_dense_reference_agrees_with_differences_of_the_gradient(
     assert dense.relative(dense.differences(loss, theta, vector), matrix @ vector) < 1e-8
 
 
-@pytest.mark.parametrize(("name", "method"), METHODS)
+@pytest.mark.parametrize(("name", "vectorize_up_to"), WAYS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
 def test_gradient_and_products_agree_with_the_dense_hessian(
-    name: str, method: Any, dtype: torch.dtype, tolerance: float, references: dict[str, Any]
+    name: str,
+    vectorize_up_to: int | None,
+    dtype: torch.dtype,
+    tolerance: float,
+    references: dict[str, Any],
 ) -> None:
     gradient, matrix = references[name]
-    loss = objective(name, dtype, method=method, chunk_size=5)
+    loss = objective(name, dtype, vectorize_up_to=vectorize_up_to, chunk_size=5)
     hessian = Hessian(loss)
     vectors = block(loss.num_parameters, 4, dtype)
     assert dense.relative(hessian @ vectors, matrix @ vectors.double()) < tolerance
@@ -69,28 +74,6 @@ def test_gradient_and_products_agree_with_the_dense_hessian(
     assert dense.relative(hessian.gradient, gradient) < tolerance
     assert dense.relative(loss.gradient(), gradient) < tolerance
     assert hessian.products == 5
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_the_way_that_auto_chose_is_noted_and_kept(name: str) -> None:
-    loss = objective(name, torch.float64)
-    _ = Hessian(loss) @ block(loss.num_parameters, 3)
-    assert loss.method in ("graph", "batched")
-    if name == "cnn":
-        assert loss.method == "graph"
-
-
-def test_auto_distrusts_a_vectorized_product_that_differs(monkeypatch: pytest.MonkeyPatch) -> None:
-    loss = objective("mlp", torch.float64)
-    monkeypatch.setattr(Objective, "_multiply_batched", lambda self, chunk, rows: 1.01 * rows)
-    _ = Hessian(loss) @ block(loss.num_parameters, 3)
-    assert loss.method == "graph"
-
-
-def test_batched_where_it_cannot_work_names_the_mend() -> None:
-    loss = objective("cnn", torch.float64, method="batched")
-    with pytest.raises(InvalidInput, match="'auto' or 'graph' for this model"):
-        _ = Hessian(loss) @ block(loss.num_parameters, 2)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -167,8 +150,8 @@ def test_the_hessian_of_a_linear_loss_is_zero() -> None:
             return (inputs * self.weight).sum(1).mean()
 
     loss = Objective(Sum(), None, (torch.randn(5, 3),))
-    for method in ("graph", "batched"):
-        loss.method = method
+    for vectorize_up_to in (0, EVERY_SIZE):
+        loss.products = BlockProducts(vectorize_up_to)
         assert not (Hessian(loss) @ torch.eye(3)).any()
 
 

@@ -105,7 +105,7 @@ def trained(warm: Case) -> Case:
 
 
 def tracked(case: Case, **options: Any) -> SubspaceTracker:
-    objective = Objective(case.model, case.loss, case.data, method="graph")
+    objective = Objective(case.model, case.loss, case.data, vectorize_up_to=0)
     return SubspaceTracker(objective, K, **options)
 
 
@@ -119,7 +119,7 @@ def along(case: Case, steps: int, begin: int = 1000) -> Iterator[int]:
 def solved(case: Case) -> Subspace:
     """The subspace in float64, from scratch."""
     exact = copy.deepcopy(case).to(torch.float64)
-    objective = Objective(exact.model, exact.loss, exact.data, method="graph")
+    objective = Objective(exact.model, exact.loss, exact.data, vectorize_up_to=0)
     return top_eigenpairs(Hessian(objective, keep_graph=True), K, tolerance=1e-6, max_products=2000)
 
 
@@ -261,7 +261,7 @@ def test_unequally_weighted_samples_give_the_subspace_of_the_weighted_loss() -> 
     inputs = torch.randn(400, 6, dtype=torch.float64)
     target = torch.where(inputs[:, 0] > 1, 0, torch.randint(1, 3, (400,)))
     loss = nn.CrossEntropyLoss(weight=torch.tensor([50.0, 1.0, 0.1], dtype=torch.float64))
-    objective = Objective(model, loss, (inputs, target), method="graph")
+    objective = Objective(model, loss, (inputs, target), vectorize_up_to=0)
     exact = top_eigenpairs(Hessian(objective), 2, tolerance=1e-9)
     tracker = SubspaceTracker(objective, 2, tolerance=1e-9)
     assert tracker.update().overlap(exact) > 1 - 1e-8

@@ -65,12 +65,12 @@ def test_a_loss_that_weighs_targets_is_the_same_for_every_chunk_size(
     loss, tokens = LOSSES[name]
     data = token_data() if tokens else label_data()
     model = classifier(tokens)
-    objective = Objective(model, loss, data, chunk_size=chunk_size, method="graph")
+    objective = Objective(model, loss, data, chunk_size=chunk_size, vectorize_up_to=0)
     expected = loss(model(data[0]), data[1])
     gradient = torch.autograd.grad(expected, list(model.parameters()))
     assert torch.allclose(objective.value(), expected.detach(), rtol=1e-12)
     assert torch.allclose(objective.gradient(), objective.layout.flatten(gradient), rtol=1e-9)
-    whole = Objective(model, loss, data, chunk_size=None, method="graph")
+    whole = Objective(model, loss, data, chunk_size=None, vectorize_up_to=0)
     vectors = torch.eye(objective.num_parameters, dtype=torch.float64)[:, :3]
     assert torch.allclose(Hessian(objective) @ vectors, Hessian(whole) @ vectors, atol=1e-12)
 

@@ -23,7 +23,7 @@ def trajectory(
     model = nn.Linear(6, 1).double()
     data = (torch.randn(60, 6).double() * torch.tensor([5, 3, 1, 1, 0.5, 0.2]), torch.randn(60, 1))
     data = (data[0].double(), data[1].double())
-    objective = Objective(model, nn.MSELoss(), data, method="graph")
+    objective = Objective(model, nn.MSELoss(), data, vectorize_up_to=0)
     source = SubspaceTracker(objective, 2, exact=True, tolerance=1e-10)
     stepper = optimizer(model.parameters(), lr=LEARNING_RATE, **options)
     start = BranchPoint(objective.theta(), source.update())

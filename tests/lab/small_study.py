@@ -30,7 +30,7 @@ RAW: dict[str, Any] = {
         "loss": "mse",
         # Not chosen by measuring: two studies of one test must compute alike.
         "chunk_size": 256,
-        "product_method": "graph",
+        "vectorize_up_to": 0,
     },
     "subspace": {"k": 3},
     "phases": [{"optimizer": {"name": "sgd", "lr": 0.05}, "batch_size": 20, "steps": 12}],

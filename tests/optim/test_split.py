@@ -30,7 +30,7 @@ def network(bias: bool = True) -> nn.Sequential:
 
 
 def objective(model: nn.Module) -> Objective:
-    return Objective(model, nn.MSELoss(), (INPUTS, TARGETS), method="graph")
+    return Objective(model, nn.MSELoss(), (INPUTS, TARGETS), vectorize_up_to=0)
 
 
 def tracker(model: nn.Module) -> SubspaceTracker:

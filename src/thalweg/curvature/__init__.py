@@ -9,11 +9,13 @@ from thalweg.curvature.eigensolver import NotConverged, top_eigenpairs
 from thalweg.curvature.layout import ParameterLayout
 from thalweg.curvature.objective import Objective
 from thalweg.curvature.operators import DenseOperator, Hessian, SymmetricOperator
+from thalweg.curvature.products import BlockProducts
 from thalweg.curvature.source import FixedSubspace, Split, SubspaceSource, TrackerReport
 from thalweg.curvature.subspace import Subspace, random_subspace
 from thalweg.curvature.tracker import SubspaceTracker
 
 __all__ = [
+    "BlockProducts",
     "DenseOperator",
     "FixedSubspace",
     "Hessian",

@@ -67,8 +67,7 @@ class ParameterLayout:
 
     def parameters(self, model: nn.Module) -> list[nn.Parameter]:
         """The model's own parameter objects, in the order of this layout."""
-        named = dict(model.named_parameters())
-        return [named[name] for name in self.names]
+        return [model.get_parameter(name) for name in self.names]
 
     def read(self, model: nn.Module) -> Tensor:
         """Copy the model's current parameters into a flat vector (P,)."""

@@ -9,18 +9,17 @@ Example:
     >>> model, data = torch.nn.Linear(3, 2), (torch.randn(8, 3), torch.randn(8, 2))
     >>> objective = Objective(model, torch.nn.MSELoss(), data)
     >>> objective
-    Objective(P=8, N=8, chunk_size=1024, method='auto')
+    Objective(P=8, N=8, chunk_size=1024)
     >>> objective.gradient().shape
     torch.Size([8])
 """
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,32 +32,10 @@ from thalweg.curvature.determinism import (
     refuse_unfit_layers,
 )
 from thalweg.curvature.layout import ParameterLayout
+from thalweg.curvature.products import BlockProducts, Linearization
 from thalweg.curvature.samples import Batch, Samples, as_samples
 from thalweg.curvature.weighting import batch_weight_of, is_torch_loss, target_name
 from thalweg.errors import Diverged, InvalidInput, invalid
-
-ProductMethod = Literal["auto", "graph", "batched"]
-"""How a block is multiplied by the Hessian.
-
-`graph`: one backward pass through the kept gradient graph for each vector; works for every model.
-`batched`: one vectorized backward pass for all; faster where overheads dominate, slower on
-convolutions, not implemented for some layers. `auto` measures once and keeps the faster, if both
-give the same.
-"""
-
-
-class Linearization(NamedTuple):
-    """The gradient of one chunk with its graph: multiply it by H of the chunk as often as needed.
-
-    Attributes:
-        share: the weight of the chunk in the mean over all that was asked for.
-        leaves: the parameters, leaves of the graph.
-        gradient: the gradient of the chunk's mean loss, shaped like the parameters.
-    """
-
-    share: float
-    leaves: tuple[Tensor, ...]
-    gradient: tuple[Tensor, ...]
 
 
 class Objective:
@@ -83,7 +60,8 @@ class Objective:
         mode: "eval" evaluates with dropout off and batch norm at its running statistics; None
             takes the model as it is and refuses such layers in training mode, since they make the
             loss random or dependent on the chunk.
-        method: how to multiply by the Hessian, see `ProductMethod`.
+        vectorize_up_to: samples in the largest chunk whose block of products is one vectorized
+            backward pass, 0 for none; None measures. See `products.py`.
 
     Raises:
         InvalidInput: a dropout or batch-norm layer in training mode, here or when the loss is
@@ -100,22 +78,21 @@ class Objective:
         batch_weight: Callable[[Batch], Tensor | float] | None = None,
         chunk_size: int | None = 1024,
         mode: Literal["eval"] | None = None,
-        method: ProductMethod = "auto",
+        vectorize_up_to: int | None = None,
     ) -> None:
         if chunk_size is not None and chunk_size < 1:
             raise invalid("chunk_size", chunk_size, "an integer >= 1, or None for no limit")
         if mode not in (None, "eval"):
             raise invalid("mode", mode, "None or 'eval'")
-        if method not in ("auto", "graph", "batched"):
-            raise invalid("method", method, "'auto', 'graph' or 'batched'")
         self.model = model
         self.samples: Samples = as_samples(data)
         self.layout = ParameterLayout.from_model(model, parameters)
         self.chunk_size = chunk_size
         self.mode = mode
-        self.method: ProductMethod = method
+        self.products = BlockProducts(vectorize_up_to)
         self.batch_weight = batch_weight or batch_weight_of(loss)
         self._loss_of_batch = _LossOfBatch(model, loss)
+        self._state_names = tuple("model." + name for name in self.layout.names)
         self._unused: set[str] = set()
         self._total_weight: float | None = None
         self._mode_dependent = mode_dependent_layers(model)
@@ -158,7 +135,7 @@ class Objective:
         leaves = self._leaves(theta, requires_grad=False)
         total = torch.zeros((), device=self.device)
         with self._evaluation(), torch.no_grad():
-            for batch, share in self._chunks(samples):
+            for batch, _, share in self._chunks(samples):
                 total = total + share * self._loss(leaves, batch)
         return _finite(total, "loss")
 
@@ -190,7 +167,7 @@ class Objective:
         total = torch.zeros((), device=self.device)
         gradient = torch.zeros(self.num_parameters, dtype=self.dtype, device=self.device)
         with self._evaluation():
-            for batch, share in self._chunks(samples):
+            for batch, _, share in self._chunks(samples):
                 leaves = self._leaves(theta, requires_grad=True)
                 value = self._loss(leaves, batch)
                 parts = _derivatives(value, leaves, create_graph=False)
@@ -205,98 +182,21 @@ class Objective:
 
         Consume with products inside the loop: see `Hessian`.
         """
-        for batch, share in self._chunks(samples):
+        for batch, count, share in self._chunks(samples):
             with self._evaluation():
                 leaves = self._leaves(theta, requires_grad=True)
                 value = self._loss(leaves, batch)
                 _finite(value.detach(), "loss")
                 parts = _derivatives(value, leaves, create_graph=True)
-            yield Linearization(share, leaves, self._filled(parts, leaves))
+            yield Linearization(share, count, leaves, self._filled(parts, leaves))
 
     def multiply(self, linearization: Linearization, rows: Tensor) -> Tensor:
         """H of one chunk times each row of (k, P), returned as rows (k, P), not weighted.
 
         Raises:
-            InvalidInput: method 'batched' where a layer has no vectorized second derivative.
+            InvalidInput: `vectorize_up_to` was given, and a layer has no vectorized derivative.
         """
-        if self.method == "auto" and rows.shape[0] > 1:
-            self.method = self._faster_method(linearization, rows)
-        if self.method == "batched" and rows.shape[0] > 1:
-            try:
-                return self._multiply_batched(linearization, rows)
-            except (RuntimeError, NotImplementedError) as error:
-                if isinstance(error, torch.OutOfMemoryError):
-                    raise
-                raise invalid(
-                    "method",
-                    self.method,
-                    "'auto' or 'graph' for this model",
-                    f"torch says: {str(error).splitlines()[0]}",
-                ) from error
-        return torch.stack([self._multiply_one(linearization, row) for row in rows])
-
-    def _multiply_one(self, linearization: Linearization, row: Tensor) -> Tensor:
-        _, leaves, gradient = linearization
-        # A gradient that does not depend on theta (a linear loss) has no graph: its part of H is 0.
-        active = [i for i, g in enumerate(gradient) if g.requires_grad]
-        if not active:
-            return torch.zeros_like(row)
-        vectors = self.layout.unflatten(row)
-        parts = torch.autograd.grad(
-            [gradient[i] for i in active],
-            leaves,
-            [vectors[i] for i in active],
-            retain_graph=True,
-            allow_unused=True,
-        )
-        return self.layout.flatten(
-            [torch.zeros_like(x) if p is None else p for p, x in zip(parts, leaves, strict=True)]
-        )
-
-    def _multiply_batched(self, linearization: Linearization, rows: Tensor) -> Tensor:
-        _, leaves, gradient = linearization
-        active = [i for i, g in enumerate(gradient) if g.requires_grad]
-        if not active:
-            return torch.zeros_like(rows)
-        vectors = self.layout.unflatten(rows)
-        parts = torch.autograd.grad(
-            [gradient[i] for i in active],
-            leaves,
-            [vectors[i] for i in active],
-            retain_graph=True,
-            allow_unused=True,
-            is_grads_batched=True,
-        )
-        k = rows.shape[0]
-        return torch.cat(
-            [
-                x.new_zeros(k, x.numel()) if p is None else p.reshape(k, -1)
-                for p, x in zip(parts, leaves, strict=True)
-            ],
-            dim=1,
-        )
-
-    def _faster_method(self, linearization: Linearization, rows: Tensor) -> ProductMethod:
-        """Time both ways on this chunk; where vectorization fails, the general way serves."""
-        seconds: dict[ProductMethod, float] = {}
-        products: dict[ProductMethod, Tensor] = {}
-        ways: dict[ProductMethod, Callable[[], Tensor]] = {
-            "batched": lambda: self._multiply_batched(linearization, rows),
-            "graph": lambda: torch.stack([self._multiply_one(linearization, r) for r in rows]),
-        }
-        for name, multiply in ways.items():
-            try:
-                products[name] = multiply()
-                begin = time.perf_counter()
-                # Copying to the host waits for an accelerator's queue.
-                float(multiply().sum())
-                seconds[name] = time.perf_counter() - begin
-            except (RuntimeError, NotImplementedError):
-                if name == "graph":
-                    raise
-        if "batched" in products and not _agree(products["batched"], products["graph"]):
-            return "graph"
-        return min(seconds, key=lambda name: seconds[name])
+        return self.products.multiply(self.layout, linearization, rows)
 
     def _leaves(self, theta: Tensor | None, *, requires_grad: bool) -> tuple[Tensor, ...]:
         """Fresh leaves, so that no graph is shared between calls or with the user's own."""
@@ -307,9 +207,7 @@ class Objective:
         return tuple(part.requires_grad_(requires_grad) for part in parts)
 
     def _loss(self, leaves: Sequence[Tensor], batch: Batch) -> Tensor:
-        state = {
-            "model." + name: leaf for name, leaf in zip(self.layout.names, leaves, strict=True)
-        }
+        state = dict(zip(self._state_names, leaves, strict=True))
         # Copies: a layer that updates its buffers in place must not touch the user's.
         for name, buffer in self.model.named_buffers():
             state["model." + name] = buffer.clone()
@@ -320,7 +218,8 @@ class Objective:
             raise invalid("loss", given, "a scalar tensor", "average over the batch")
         return value.reshape(())
 
-    def _chunks(self, samples: Tensor | None) -> Iterator[tuple[Batch, float]]:
+    def _chunks(self, samples: Tensor | None) -> Iterator[tuple[Batch, int, float]]:
+        """Each chunk, its number of samples, and its weight in the mean."""
         if samples is not None:
             self._refuse_unfit_indices(samples)
         # Where batches are weighed, the data is read twice rather than held in memory.
@@ -329,7 +228,7 @@ class Objective:
             weight = count if self.batch_weight is None else float(self.batch_weight(batch))
             # A chunk in which every target is ignored has the mean 0/0.
             if weight:
-                yield batch, weight / total
+                yield batch, count, weight / total
 
     def _refuse_unfit_indices(self, samples: Tensor) -> None:
         allowed = f"int64 (n,), n >= 1, each from 0 to {self.num_samples - 1}"
@@ -374,7 +273,7 @@ class Objective:
     def __repr__(self) -> str:
         return (
             f"Objective(P={self.num_parameters}, N={self.num_samples},"
-            f" chunk_size={self.chunk_size}, method={self.method!r})"
+            f" chunk_size={self.chunk_size})"
         )
 
 
@@ -417,11 +316,6 @@ def _derivatives(
             " no_grad?"
         )
     return torch.autograd.grad(value, leaves, create_graph=create_graph, allow_unused=True)
-
-
-def _agree(first: Tensor, second: Tensor) -> bool:
-    tolerance = torch.finfo(first.dtype).eps ** 0.5
-    return float((first - second).norm()) <= tolerance * float(second.norm())
 
 
 def _finite(tensor: Tensor, what: str) -> Tensor:

@@ -19,7 +19,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from thalweg.curvature.objective import Linearization, Objective
+from thalweg.curvature.objective import Objective
+from thalweg.curvature.products import Linearization
 from thalweg.errors import Diverged, invalid
 
 # What a product with the Hessian is counted as, in gradients of the same samples. Measured on an
@@ -135,8 +136,10 @@ class Hessian:
         gradient = None if self.gradient is not None else torch.zeros_like(self.theta)
         kept: list[Linearization] = []
         for chunk in self._kept or self.objective.linearizations(self.theta, self.samples):
-            part = self.objective.multiply(chunk, rows).mul_(chunk.share)
+            part = self.objective.multiply(chunk, rows)
             # In place: on small chunks the passes over (k, P) cost more than the arithmetic.
+            if chunk.share != 1:
+                part.mul_(chunk.share)
             result = part if result is None else result.add_(part)
             if gradient is not None:
                 parts = [g.detach() for g in chunk.gradient]

@@ -26,7 +26,6 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,6 +35,7 @@ from thalweg.curvature.eigensolver import top_eigenpairs
 from thalweg.curvature.objective import Objective
 from thalweg.curvature.operators import PRODUCT_COST, Hessian
 from thalweg.curvature.power_step import PowerStep, power_step
+from thalweg.curvature.reference import Reference
 from thalweg.curvature.renewal import RenewalPolicy
 from thalweg.curvature.source import Split, TrackerReport
 from thalweg.curvature.subspace import Subspace
@@ -97,7 +97,9 @@ class SubspaceTracker:
         self._calls = 0
         self._theta: Tensor | None = None
         self._step: PowerStep | None = None
-        self._reference: _Reference | None = None
+        self._reference: Reference | None = None
+        # The first half of the subset at the last theta, where the subset was used there.
+        self._half: Hessian | None = None
 
     @property
     def subspace(self) -> Subspace:
@@ -179,18 +181,18 @@ class SubspaceTracker:
     def _follow(self, vector: Tensor | None) -> None:
         assert self._reference is not None
         assert self._theta is not None
-        images, difference, gradient = self._reference.images(self.objective, self._theta)
+        images, gradient = self._reference.images(self.objective, self._theta)
         step = power_step(self._reference.rows, images, self.k)
-        step.difference = difference
-        step.stale = self._reference.rows
         self._step = step
+        self._half = self._reference.first_half(self.objective, self._theta)
         vector = gradient if vector is None else vector
         sampling, bias = self._errors(vector)
         self.policy.record(sampling, bias)
         error = (sampling**2 + bias**2) ** 0.5
         subset = self.policy.subset
         age = len(self.policy.history)
-        cost = PRODUCT_COST * self.k * subset / self.objective.num_samples
+        # Two products with half the subset estimate the error.
+        cost = PRODUCT_COST * (self.k + 1) * subset / self.objective.num_samples
         if error <= self.error and not self.policy.due():
             self.report = TrackerReport(error, cost, False, subset, age)
             return
@@ -216,11 +218,11 @@ class SubspaceTracker:
         assert self._theta is not None
         self.policy.plan()
         rows = self._current().rows
-        self._reference, images = _Reference.at(
+        self._reference, images = Reference.at(
             self.objective, self._theta, rows, self.policy.subset, self._generator
         )
         self._step = power_step(rows, images, self.k)
-        self._step.stale = rows
+        self._half = None
         return PRODUCT_COST * self.k
 
     def _errors(self, vector: Tensor) -> tuple[float, float]:
@@ -233,8 +235,12 @@ class SubspaceTracker:
             _, sampling, moved = step.estimated
             return sampling, self.damping * moved
         norm = vector.norm()
-        sampling = _ratio(step.sampling_deviation(vector), norm) * self._subset_share
         moved = _ratio(step.movement(vector), norm)
+        sampling = 0.0
+        if self._half is not None:
+            assert self._reference is not None
+            deviation = self._reference.deviation(self._half, step, vector)
+            sampling = _ratio(deviation, norm) * self._subset_share
         step.estimated = (vector, sampling, moved)
         return sampling, self.damping * moved
 
@@ -264,9 +270,10 @@ class SubspaceTracker:
             "damping": self.damping,
             "policy": self.policy.state_dict(),
             "generator": self._generator.get_state(),
-            "method": self.objective.method,
+            "products": self.objective.products.state_dict(),
             "report": vars(self.report).copy(),
             "theta": self._theta,
+            "sampled": self._half is not None,
             "step": None if self._step is None else self._step.state_dict(),
             "reference": None if self._reference is None else self._reference.state_dict(),
         }
@@ -276,60 +283,17 @@ class SubspaceTracker:
         self._calls, self.damping = state["calls"], state["damping"]
         self.policy.load_state_dict(state["policy"])
         self._generator.set_state(state["generator"])
-        self.objective.method = state["method"]
+        self.objective.products.load_state_dict(state["products"])
         self.report = TrackerReport(**state["report"])
         self._theta = state["theta"]
         self._step = None if state["step"] is None else PowerStep(**state["step"])
         reference = state["reference"]
-        self._reference = None if reference is None else _Reference(**reference)
-
-
-@dataclass
-class _Reference:
-    """A basis as rows (b, P), and how far the halves of the subset are from all samples there."""
-
-    rows: Tensor
-    offset_first: Tensor
-    offset_second: Tensor
-    first: Tensor
-    second: Tensor
-
-    @classmethod
-    def at(
-        cls,
-        objective: Objective,
-        theta: Tensor,
-        rows: Tensor,
-        subset: int,
-        generator: torch.Generator,
-    ) -> tuple[_Reference, Tensor]:
-        """Take the reference at theta; also return the products over all samples, as rows."""
-        n = objective.num_samples
-        order = torch.randperm(n, generator=generator)
-        # In ascending order each part reads the data forwards.
-        parts = [p.sort().values for p in order.tensor_split((subset // 2, subset))]
-        images = [(Hessian(objective, theta, part) @ rows.T).T for part in parts if len(part)]
-        # Weights, not numbers of samples: classes and ignored targets may weigh unequally.
-        total = objective.weight()
-        shares = [objective.weight(p) / total for p in parts if len(p)]
-        whole = sum(share * y for share, y in zip(shares, images, strict=True))
-        assert isinstance(whole, Tensor)
-        reference = cls(rows, whole - images[0], whole - images[1], parts[0], parts[1])
-        return reference, whole
-
-    def images(self, objective: Objective, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """H(theta) times the basis, by the subset; half the halves' difference; their gradient."""
-        first = Hessian(objective, theta, self.first)
-        second = Hessian(objective, theta, self.second)
-        one = (first @ self.rows.T).T.add_(self.offset_first)
-        two = (second @ self.rows.T).T.add_(self.offset_second)
-        assert first.gradient is not None
-        assert second.gradient is not None
-        difference = (one - two).mul_(0.5)
-        return one.sub_(difference), difference, (first.gradient + second.gradient) / 2
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return vars(self).copy()
+        self._reference = None if reference is None else Reference(**reference)
+        self._half = None
+        if state["sampled"]:
+            assert self._reference is not None
+            assert self._theta is not None
+            self._half = self._reference.first_half(self.objective, self._theta)
 
 
 def _ratio(part: Tensor, whole: Tensor) -> float:

@@ -54,11 +54,11 @@ def with_absolute_paths(spec: Spec) -> Spec:
     return spec
 
 
-def with_measured(spec: Spec, method: str, chunk_size: int | None) -> Spec:
+def with_measured(spec: Spec, vectorize_up_to: int | None, chunk_size: int | None) -> Spec:
     """The spec with what was chosen by measuring, where it leaves the choice."""
     changed: dict[str, Any] = {}
-    if spec.problem.product_method == "auto":
-        changed["product_method"] = method
+    if spec.problem.vectorize_up_to is None:
+        changed["vectorize_up_to"] = vectorize_up_to
     if spec.problem.chunk_size is None:
         changed["chunk_size"] = chunk_size
     return _updated(spec, problem=_updated(spec.problem, **changed))
@@ -71,7 +71,7 @@ def merged(study: StudyFolder, asked: Spec) -> tuple[Spec, list[str]]:
     than are asked for now keeps its end.
     """
     known = read_spec(study)
-    spec = with_measured(asked, known.problem.product_method, known.problem.chunk_size)
+    spec = with_measured(asked, known.problem.vectorize_up_to, known.problem.chunk_size)
     spec = _updated(spec, seeds=tuple(sorted({*known.seeds, *asked.seeds})))
     remarks: list[str] = []
     branches = dict(spec.branches)

@@ -233,7 +233,7 @@ def _run_in(
     if not (path / "spec.toml").is_file():
         # Measured first: what cannot be built leaves no folder behind.
         costs = _measured(asked, plugins, device, progress)
-        chosen = with_measured(asked, costs.method, costs.chunk_size)
+        chosen = with_measured(asked, costs.vectorize_up_to, costs.chunk_size)
         StudyFolder.create(path.parent, path.name, dump_spec(chosen))
     study = StudyFolder(path)
     # A second process is refused before it touches anything.

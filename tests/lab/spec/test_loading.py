@@ -372,7 +372,7 @@ def test_the_hash_is_stable():
         {"branches.bulk.epochs": 3},
         {"phases.0.name": "other"},
         {"problem.chunk_size": 10},
-        {"problem.product_method": "graph"},
+        {"problem.vectorize_up_to": 0},
         {"problem.data.data_dir": "/elsewhere"},
         {"branches.sgd.batch_size": 50},
     ],

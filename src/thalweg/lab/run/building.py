@@ -76,7 +76,7 @@ def make_objective(spec: Spec, problem: Problem) -> Objective:
         chunk_size=spec.problem.chunk_size or DEFAULT_CHUNK,
         # The model trains as it is; curvature is that of the function it stands for.
         mode="eval",
-        method=spec.problem.product_method,
+        vectorize_up_to=spec.problem.vectorize_up_to,
     )
 
 

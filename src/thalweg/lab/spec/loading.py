@@ -56,7 +56,7 @@ PROBLEM_SPECS: dict[str, str] = {
 """The built-in spec of each problem, at the paper's settings where it has them."""
 
 NOT_HASHED = {"name", "description", "seeds", "threads", "checkpoint", "claims", "branches"}
-NOT_HASHED_OF_PROBLEM = {"chunk_size", "product_method"}
+NOT_HASHED_OF_PROBLEM = {"chunk_size", "vectorize_up_to"}
 
 
 def load_spec(name_or_path: str | Path, overrides: Mapping[str, Any] | Sequence[str] = ()) -> Spec:

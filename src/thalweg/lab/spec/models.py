@@ -55,9 +55,10 @@ class ProblemSpec(SpecModel):
         default=None,
         description="samples in one pass over the data, bounds memory; measured if not given",
     )
-    product_method: Literal["auto", "graph", "batched"] = Field(
-        default="auto",
-        description="how the Hessian is multiplied, auto: the faster where measured",
+    vectorize_up_to: Annotated[int, Field(ge=0), Wording("an integer >= 0")] | None = Field(
+        default=None,
+        description="samples in the largest chunk whose block of products with the Hessian is one "
+        "vectorized pass, 0: none; measured if not given",
     )
 
     @model_validator(mode="after")

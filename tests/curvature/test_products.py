@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.curvature.networks import CASES
+from thalweg.curvature import products
+from thalweg.curvature.objective import Objective
+from thalweg.curvature.operators import Hessian
+from thalweg.curvature.products import EVERY_SIZE, BlockProducts
+from thalweg.errors import InvalidInput
+
+
+def objective(name: str, vectorize_up_to: int | None = None) -> Objective:
+    case = CASES[name]().to(torch.float64)
+    return Objective(case.model, case.loss, case.data, vectorize_up_to=vectorize_up_to)
+
+
+def multiply(loss: Objective, samples: int | None = None) -> Tensor:
+    generator = torch.Generator().manual_seed(7)
+    block = torch.randn(loss.num_parameters, 3, generator=generator, dtype=torch.float64)
+    chosen = None if samples is None else torch.arange(samples)
+    return Hessian(loss, samples=chosen) @ block
+
+
+def timing(
+    monkeypatch: pytest.MonkeyPatch, seconds: Callable[[bool], float], factor: float = 1.0
+) -> None:
+    """Let a vectorized product take `seconds(True)` and one by one `seconds(False)`."""
+    asked: list[bool] = []
+
+    def timed(compute: Callable[[], Tensor]) -> tuple[Tensor, float]:
+        asked.append(bool(asked) and not asked[-1])
+        return compute() * (factor if asked[-1] else 1.0), seconds(asked[-1])
+
+    monkeypatch.setattr(products, "_timed", timed)
+
+
+def test_the_faster_way_is_measured_once_for_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    loss = objective("mlp")
+    timing(monkeypatch, lambda vectorized: 1.0 if vectorized else 2.0)
+    multiply(loss, 4)
+    assert loss.products.vectorize_up_to == 4
+    timing(monkeypatch, lambda vectorized: 2.0 if vectorized else 1.0)
+    multiply(loss, 3)
+    assert loss.products.vectorize_up_to == 4
+    multiply(loss, 6)
+    assert loss.products.state_dict() == {"up_to": 4, "beyond": 6}
+
+
+def test_a_vectorized_product_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    loss = objective("mlp")
+    timing(monkeypatch, lambda vectorized: 1.0 if vectorized else 2.0, factor=1.01)
+    multiply(loss, 4)
+    assert loss.products.vectorize_up_to == 0
+
+
+def test_a_model_without_vectorized_derivatives_is_multiplied_one_by_one() -> None:
+    loss = objective("cnn")
+    assert torch.equal(multiply(loss), multiply(objective("cnn", 0)))
+    assert loss.products.state_dict() == {"up_to": 0, "beyond": 1}
+
+
+def test_asking_for_what_a_model_does_not_have_names_the_mend() -> None:
+    with pytest.raises(InvalidInput, match=r"vectorize_up_to.*None or 0 for this model"):
+        multiply(objective("cnn", EVERY_SIZE))
+
+
+def test_a_given_size_decides_without_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(products, "_timed")
+    loss = objective("mlp", 5)
+    assert torch.allclose(multiply(loss), multiply(objective("mlp", 0)), rtol=1e-12, atol=0)
+
+
+def test_what_is_known_survives_a_restart() -> None:
+    known, fresh = BlockProducts(), BlockProducts()
+    known.load_state_dict({"up_to": 7, "beyond": 30})
+    fresh.load_state_dict(known.state_dict())
+    assert fresh.state_dict() == {"up_to": 7, "beyond": 30}
+
+
+def test_a_negative_size_is_refused() -> None:
+    with pytest.raises(InvalidInput, match=r"vectorize_up_to.*-1.*>= 0"):
+        BlockProducts(-1)
