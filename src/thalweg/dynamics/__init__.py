@@ -2,7 +2,30 @@
 
 from __future__ import annotations
 
+from thalweg.dynamics.batch_curvature import BatchSharpness, batch_sharpness
 from thalweg.dynamics.moment import BranchPoint, Moment
 from thalweg.dynamics.probes import PROBES, Probe, probe
+from thalweg.dynamics.stability import (
+    StabilityThreshold,
+    preconditioner,
+    sam_threshold,
+    stability_threshold,
+)
+from thalweg.dynamics.watcher import Watcher, WatchWarning, watch
 
-__all__ = ["PROBES", "BranchPoint", "Moment", "Probe", "probe"]
+__all__ = [
+    "PROBES",
+    "BatchSharpness",
+    "BranchPoint",
+    "Moment",
+    "Probe",
+    "StabilityThreshold",
+    "WatchWarning",
+    "Watcher",
+    "batch_sharpness",
+    "preconditioner",
+    "probe",
+    "sam_threshold",
+    "stability_threshold",
+    "watch",
+]

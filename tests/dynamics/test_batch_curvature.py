@@ -9,7 +9,7 @@ from torch import Tensor
 from tests.curvature import dense
 from tests.curvature.networks import Case, silu
 from thalweg.curvature import Objective
-from thalweg.dynamics.batch_sharpness import batch_sharpness
+from thalweg.dynamics.batch_curvature import batch_sharpness
 from thalweg.errors import Diverged, InvalidInput
 
 

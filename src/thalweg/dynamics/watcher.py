@@ -1,0 +1,427 @@
+"""Watch a training loop of one's own: how sharp is it, and where do the updates go?
+
+At every n-th step of an optimizer a `Watcher` reports sharpness and stability threshold, how much
+of the gradient and of the update lies in the dominant subspace, and the effective learning rate of
+either part, on the console and in a file. The training is bit for bit what it is without.
+
+Example:
+    >>> import torch
+    >>> torch.manual_seed(0) and None
+    >>> model, loss = torch.nn.Linear(8, 3), torch.nn.CrossEntropyLoss()
+    >>> data = torch.randn(90, 8), torch.randint(0, 3, (90,))
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> with watch(model, loss, data, optimizer, every=10, quiet=True) as watcher:
+    ...     for step in range(21):
+    ...         optimizer.zero_grad()
+    ...         loss(model(data[0]), data[1]).backward()
+    ...         optimizer.step()
+    >>> [row["step"] for row in watcher.history]
+    [0, 10, 20]
+    >>> round(watcher.history[-1]["effective_lr_bulk"], 4)
+    0.1
+"""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import math
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from thalweg.curvature import Objective, ParameterLayout, SubspaceSource, SubspaceTracker
+from thalweg.curvature.samples import as_samples
+from thalweg.dynamics.moment import Moment
+from thalweg.dynamics.probes import PROBES
+from thalweg.dynamics.rows import CONSOLE_COLUMNS, RowFile, console_heading, console_line
+from thalweg.dynamics.stability import stability_threshold
+from thalweg.dynamics.undisturbed import undisturbed
+from thalweg.errors import Diverged, InvalidInput, invalid
+
+MEASURED = (
+    "loss",
+    "sharpness",
+    "alignment_gradient",
+    "alignment_minibatch",
+    "alignment_update",
+    "effective_learning_rates",
+    "subspace_cost",
+)
+"""The probes that a report asks."""
+
+COLUMNS = (
+    "step",
+    "learning_rate",
+    "loss",
+    "sharpness",
+    "lr_sharpness",
+    "stability_threshold",
+    "alignment_gradient",
+    "alignment_minibatch",
+    "alignment_update",
+    "effective_lr_dominant",
+    "effective_lr_bulk",
+    *PROBES["effective_learning_rates"].columns,
+    "subspace_error",
+    "subspace_gradients",
+    "seconds",
+)
+"""The columns of the file, and the keys of each row of `Watcher.history`.
+
+Those that are not plain: `learning_rate` is the largest of the parameter groups; `lr_sharpness` is
+that times lambda_1; `stability_threshold` as `thalweg.stability_threshold` defines it;
+`alignment_*` is chi_k of the full gradient, of the gradient that the optimizer was given (clipped,
+accumulated), and of the update it made; `effective_lr_*` is a ratio of sums over the last
+`WINDOW` reports, whose terms are the `lr_numerator_*` and `lr_denominator_*`; `subspace_error` is
+the tracker's estimate of the error of the full gradient's dominant part, relative to the gradient;
+`subspace_gradients` is what the subspace cost, in gradients of the loss over the watched data, the
+one gradient that each report takes not included; `seconds` is what the whole report took.
+"""
+
+# A single step's ratio is ruled by the noise of its mini-batch.
+WINDOW = 10
+HEADING_EVERY = 20
+MOST_INFERRED_CLASSES = 100
+# Enough for a mean, few enough to cost nothing.
+SAMPLES_CHECKED = 8
+
+
+class WatchWarning(UserWarning):
+    """A report could not be made or written; the training goes on."""
+
+
+class Watcher:
+    """Reports at every n-th step of an optimizer, until it is closed.
+
+    It acts through the optimizer's own hooks. The subspace, the loss and its gradient are those of
+    theta before the step. Steps that no report is due at cost the check of a counter. Steps that
+    are never made, such as those that a gradient scaler skips, are not counted. A context manager,
+    closed at its end.
+
+    Args:
+        objective: the loss, over the data that is watched.
+        source: gives the dominant subspace; usually a `SubspaceTracker` of the objective.
+        optimizer: whose steps are watched.
+        every: report at steps 0, every, 2 every, ...
+        file: CSV file for the rows, one a report; None for `history` alone.
+        quiet: write nothing to the console (standard error).
+        overwrite: replace the file, if it is there.
+        resume_at: for a resumed training, the number of its next optimizer step: steps count from
+            there, and a file that is there is gone on with.
+
+    Attributes:
+        history: one dict a report, keys `COLUMNS`; `pandas.DataFrame(watcher.history)`.
+        step: the number of the next step.
+
+    Raises:
+        InvalidInput: a number out of its range; the file is there already, or has other columns.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        source: SubspaceSource,
+        optimizer: Optimizer,
+        *,
+        every: int = 50,
+        file: str | os.PathLike[str] | None = None,
+        quiet: bool = False,
+        overwrite: bool = False,
+        resume_at: int | None = None,
+    ) -> None:
+        if every < 1:
+            raise invalid("every", every, "an integer >= 1")
+        if resume_at is not None and resume_at < 0:
+            raise invalid("resume_at", resume_at, "an integer >= 0")
+        self.objective = objective
+        self.source = source
+        self.optimizer = optimizer
+        self.every = every
+        self.quiet = quiet
+        self.step = resume_at or 0
+        self._file = (
+            None
+            if file is None
+            else RowFile(file, COLUMNS, overwrite=overwrite, resume_at=resume_at)
+        )
+        self.history: list[dict[str, Any]] = []
+        self._parameters = objective.layout.parameters(objective.model)
+        self._moment: Moment | None = None
+        self._seconds = 0.0
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+
+    def close(self) -> None:
+        """Stop watching; `history` stays. To close twice does nothing."""
+        while self._hooks:
+            self._hooks.pop().remove()
+        self._moment = None
+
+    def __enter__(self) -> Watcher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "watching" if self._hooks else "closed"
+        return (
+            f"Watcher({state}, every={self.every}, step={self.step}, reports={len(self.history)})"
+        )
+
+    def _before_step(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if self.step % self.every:
+            return None
+        begin = time.perf_counter()
+        with undisturbed(self.objective.device):
+            moment = Moment(
+                step=self.step,
+                theta=self.objective.theta(),
+                objective=self.objective,
+                source=self.source,
+                learning_rate=max(
+                    float(group.get("lr", math.nan)) for group in optimizer.param_groups
+                ),
+            )
+            try:
+                # The gradient first: the subspace's error is measured by it.
+                _ = moment.gradient, moment.subspace
+            except Diverged as error:
+                self._moment = None
+                self._report({"step": self.step, "learning_rate": moment.learning_rate})
+                self._warn(f"step {self.step}: {error}; this report is empty")
+                return None
+        self._moment = moment
+        self._seconds = time.perf_counter() - begin
+        return self._observe_gradient(moment, args, kwargs)
+
+    def _observe_gradient(
+        self, moment: Moment, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Note the mini-batch gradient: it is there already, or after a closure's first call."""
+        optimizer, *rest = args
+        closure = kwargs.get("closure", rest[0] if rest else None)
+        if closure is None:
+            moment.minibatch_gradient = self._minibatch_gradient()
+            return None
+        calls = itertools.count()
+
+        def observed() -> Any:
+            result = closure()
+            if next(calls) == 0:
+                moment.minibatch_gradient = self._minibatch_gradient()
+            return result
+
+        if rest:
+            return (optimizer, observed, *rest[1:]), kwargs
+        return args, kwargs | {"closure": observed}
+
+    def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
+        self.step += 1
+        moment, self._moment = self._moment, None
+        if moment is None:
+            return
+        begin = time.perf_counter()
+        with undisturbed(self.objective.device):
+            moment.update = moment.proposed = self.objective.theta() - moment.theta
+            row: dict[str, Any] = {"step": moment.step, "learning_rate": moment.learning_rate}
+            for name in MEASURED:
+                row.update(PROBES[name].measure(moment))
+        row["stability_threshold"] = stability_threshold(optimizer, self._parameters).value
+        row["seconds"] = self._seconds + time.perf_counter() - begin
+        self._report(row)
+
+    def _report(self, measured: Mapping[str, Any]) -> None:
+        row = {column: measured.get(column) for column in COLUMNS}
+        self.history.append(row)
+        for part in ("dominant", "bulk"):
+            row[f"effective_lr_{part}"] = _ratio_of_sums(self.history[-WINDOW:], part)
+        if not self.quiet:
+            if (len(self.history) - 1) % HEADING_EVERY == 0:
+                _say(console_heading(SHOWN))
+            _say(console_line(SHOWN, row))
+        if self._file is not None:
+            try:
+                self._file.append(row)
+            except OSError as error:
+                self._warn(f"step {row['step']} could not be written: {error}")
+
+    def _minibatch_gradient(self) -> Tensor | None:
+        """The gradient that the optimizer is about to use, (P,); None where there is none."""
+        gradients = [parameter.grad for parameter in self._parameters]
+        if all(gradient is None for gradient in gradients):
+            return None
+        return self.objective.layout.flatten(
+            torch.zeros_like(p) if g is None else g.detach().to_dense().to(p.dtype)
+            for p, g in zip(self._parameters, gradients, strict=True)
+        )
+
+    def _warn(self, message: str) -> None:
+        warnings.warn(message, WatchWarning, stacklevel=2)
+
+
+def watch(
+    model: nn.Module,
+    loss: Callable[[Any, Any], Tensor] | None,
+    data: object,
+    optimizer: Optimizer,
+    *,
+    every: int = 50,
+    k: int | None = None,
+    file: str | os.PathLike[str] | None = None,
+    samples: int | None = None,
+    parameters: Sequence[str] | str | None = None,
+    batch_weight: Callable[[Any], Tensor | float] | None = None,
+    chunk_size: int | None = 1024,
+    error: float = 0.01,
+    exact: bool = False,
+    seed: int = 0,
+    quiet: bool = False,
+    overwrite: bool = False,
+    resume_at: int | None = None,
+) -> Watcher:
+    """Watch the curvature of a loss while an optimizer of one's own trains the model.
+
+    The curvature is that of the model in evaluation mode: dropout is off and batch norm uses its
+    running statistics, since a loss that is random or depends on who shares a batch has no Hessian
+    of its own. The model's modes are put back before the training goes on. Neither parameters,
+    gradients, buffers, optimizer state nor random generators change; forward hooks of your own do
+    see the additional passes. Under a gradient scaler or `torch.autocast`, reports are made in the
+    precision of the parameters.
+
+    A report costs one gradient over the watched data and about one to fifteen more for the
+    subspace, the first one about thirty: bound it by `samples`, or by giving less data.
+
+    Args:
+        model, loss, data, batch_weight, chunk_size: as for `Objective`; `data` is what the
+            curvature is measured over, usually the training set without augmentation.
+        optimizer: any optimizer of torch; those of its parameters that belong to the model and
+            require a gradient make up theta.
+        every, file, quiet, overwrite, resume_at: as for `Watcher`.
+        k: dimension of the dominant subspace; None for the number of classes, where the model's
+            output is (n, classes) with at most 100 of them.
+        samples: watch a random subset of so many samples, drawn once and held in memory; None for
+            all of `data`.
+        parameters: shell patterns of names, to watch a part of the model only.
+        error, exact: as for `SubspaceTracker`; exact solves from scratch at every report.
+        seed: of the subset and of the tracker.
+
+    Raises:
+        InvalidInput: no k is given and none can be inferred; the optimizer has none of the model's
+            parameters; the file is there already; whatever `Objective` and `SubspaceTracker`
+            refuse.
+        Diverged: the loss is NaN or infinite from the start.
+
+    Warns:
+        WatchWarning: later, where the loss diverges or a row cannot be written. The training is
+            not stopped.
+    """
+    # A compiled model cannot be differentiated twice; the one it was made from shares all tensors.
+    model = getattr(model, "_orig_mod", model)
+    layout = _watched_layout(model, optimizer, parameters)
+    watched = layout.parameters(model)
+    with undisturbed(watched[0].device):
+        objective = Objective(
+            model,
+            loss,
+            data if samples is None else _subset(data, samples, seed, chunk_size),
+            parameters=[glob.escape(name) for name in layout.names],
+            batch_weight=batch_weight,
+            chunk_size=chunk_size,
+            mode="eval",
+        )
+        classes = _number_of_classes(objective)
+    k = classes if k is None else k
+    if k is None:
+        raise invalid(
+            "k",
+            None,
+            f"an integer from 1 to P = {objective.num_parameters}",
+            "the model's output does not tell a number of classes up to"
+            f" {MOST_INFERRED_CLASSES}: give k",
+        )
+    tracker = SubspaceTracker(objective, k, error=error, exact=exact, seed=seed)
+    note = stability_threshold(optimizer, watched).note
+    if note and not quiet:
+        _say(f"thalweg.watch: {note}")
+    return Watcher(
+        objective,
+        tracker,
+        optimizer,
+        every=every,
+        file=file,
+        quiet=quiet,
+        overwrite=overwrite,
+        resume_at=resume_at,
+    )
+
+
+SHOWN = tuple(column for column in CONSOLE_COLUMNS if column in COLUMNS)
+
+
+def _watched_layout(
+    model: nn.Module, optimizer: Optimizer, patterns: Sequence[str] | str | None
+) -> ParameterLayout:
+    """The model's parameters that match, and that the optimizer updates."""
+    layout = ParameterLayout.from_model(model, patterns)
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    named = zip(layout.names, layout.parameters(model), strict=True)
+    found = {name: parameter.shape for name, parameter in named if id(parameter) in held}
+    if not found:
+        raise InvalidInput(
+            "watch: the optimizer updates none of these parameters of the model; build both of one"
+            " model"
+        )
+    return ParameterLayout(tuple(found), tuple(found.values()))
+
+
+def _subset(data: object, samples: int, seed: int, chunk_size: int | None) -> list[Any]:
+    """So many samples, drawn without replacement, as batches that are read once."""
+    everything = as_samples(data)
+    if not 1 <= samples <= len(everything):
+        raise invalid("samples", samples, f"an integer from 1 to N = {len(everything)}")
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randperm(len(everything), generator=generator)[:samples].sort().values
+    return [batch for batch, _ in everything.chunks(drawn, chunk_size)]
+
+
+def _number_of_classes(objective: Objective) -> int | None:
+    """By the shape of the model's output; evaluating the loss also shows early what is wrong."""
+    outputs: list[Any] = []
+    hook = objective.model.register_forward_hook(lambda *call: outputs.append(call[2]))
+    try:
+        objective.value(samples=torch.arange(min(SAMPLES_CHECKED, objective.num_samples)))
+    finally:
+        hook.remove()
+    output = outputs[-1]
+    if isinstance(output, Mapping):
+        output = output.get("logits")
+    output = getattr(output, "logits", output)
+    if not isinstance(output, Tensor) or output.dim() != 2:
+        return None
+    classes = output.shape[1]
+    return min(classes, objective.num_parameters) if 2 <= classes <= MOST_INFERRED_CLASSES else None
+
+
+def _ratio_of_sums(rows: Sequence[Mapping[str, Any]], part: str) -> float | None:
+    """The effective learning rate of a part over some reports; see the probe of that name."""
+    pairs = [(row[f"lr_numerator_{part}"], row[f"lr_denominator_{part}"]) for row in rows]
+    finite = [(a, b) for a, b in pairs if None not in (a, b) and math.isfinite(a) and b > 0]
+    total = sum(b for _, b in finite)
+    return sum(a for a, _ in finite) / total if total > 0 else None
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
