@@ -28,6 +28,9 @@ from thalweg.errors import invalid
 EVERY_SIZE = 2**31
 """More samples than any chunk has."""
 
+FEW_VECTORS = 2
+"""Vectorizing a backward pass costs more than so many passes, whatever the chunk."""
+
 
 class Linearization(NamedTuple):
     """The gradient of one chunk with its graph: multiply it by H of the chunk as often as needed.
@@ -78,8 +81,8 @@ class BlockProducts:
         Raises:
             InvalidInput: vectorization was asked for, and a layer does not have it.
         """
-        if rows.shape[0] == 1:
-            return _multiply(layout, linearization, rows[0])[None]
+        if rows.shape[0] <= FEW_VECTORS:
+            return _one_by_one(layout, linearization, rows)
         if self._up_to < linearization.samples < self._beyond:
             self._measure(layout, linearization, rows)
         if linearization.samples > self._up_to:
