@@ -52,10 +52,10 @@ def eigenvalues(matrix: Tensor) -> Tensor:
 
 def test_a_wigner_matrix_has_the_semicircle() -> None:
     grid = np.linspace(-2.5, 2.5, 41)
-    spectrum = spectral_density(DenseOperator(wigner(1000)), probes=30, steps=40)
+    spectrum = spectral_density(DenseOperator(wigner(600)), probes=30, steps=40)
     found = spectrum.density(torch.from_numpy(grid), 0.15)
     law = torch.from_numpy(semicircle(grid, 0.15))
-    assert float((found.value - law).abs().max()) < 0.02
+    assert float((found.value - law).abs().max()) < 0.03
     assert float(found.standard_error.max()) < 0.02
     # The law's own distance from one matrix is of order 1 / P.
     assert bool(((found.value - law).abs() <= 4 * found.standard_error + 2e-3).all())
@@ -64,7 +64,7 @@ def test_a_wigner_matrix_has_the_semicircle() -> None:
 
 
 def test_the_cumulative_share_is_the_semicircle_s() -> None:
-    spectrum = spectral_density(DenseOperator(wigner(1000, seed=1)), steps=40)
+    spectrum = spectral_density(DenseOperator(wigner(600, seed=1)), steps=40)
     law = scipy.stats.semicircular(scale=2)
     points = torch.linspace(-2.2, 2.2, 23)
     step, smooth = spectrum.cumulative(points), spectrum.cumulative(points, 0.1)
@@ -103,6 +103,24 @@ def test_known_outliers_enter_with_their_exact_weight() -> None:
     assert spectrum.extremes == pytest.approx((-30, 50), rel=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_directions_that_are_no_eigenvectors_leave_the_operator_on_their_complement(
+    dtype: torch.dtype,
+) -> None:
+    matrix = wigner(200).to(dtype)
+    basis = random_subspace(200, 3, 0, dtype=dtype).basis
+    known = Subspace(basis, (basis * (matrix @ basis)).sum(0))
+    spectrum = spectral_density(DenseOperator(matrix), probes=2, steps=300, known=known)
+    rest = scipy.linalg.null_space(basis.T.double().numpy())
+    exact = torch.from_numpy(scipy.linalg.eigvalsh(rest.T @ matrix.double().numpy() @ rest))
+    assert torch.allclose(
+        spectrum.nodes, exact.expand(2, -1), atol=2 * torch.finfo(dtype).eps ** 0.8
+    )
+    # The complement is exhausted: nothing is left out.
+    assert not spectrum.residuals.any()
+    assert spectrum.products == 2 * 197
+
+
 def test_the_quadrature_of_a_probe_integrates_polynomials_of_degree_below_twice_its_steps() -> None:
     matrix, steps = wigner(60), 4
     spectrum = spectral_density(DenseOperator(matrix), probes=3, steps=steps, seed=5)
@@ -130,14 +148,14 @@ def test_the_truth_lies_within_the_error_bars(name: str) -> None:
     below = scipy.stats.norm.cdf((0.6 - values) / 0.3).mean()
     height = scipy.stats.norm.pdf(0.6, values, 0.3).mean()
     misses = []
-    for seed in range(60):
+    for seed in range(40):
         spectrum = spectral_density(operator, steps=20, seed=seed)
         moments = [deviations(spectrum.moment(p), (values**p).mean()) for p in (1, 2, 3)]
         share = deviations(spectrum.cumulative(point, 0.3), below)
         density_there = deviations(spectrum.density(point, 0.3), height)
         misses.append(torch.stack([*moments, share[0], density_there[0]]))
     found = torch.stack(misses)
-    assert bool(((found.abs() <= 3).double().mean(0) >= 0.96).all())
+    assert bool(((found.abs() <= 3).double().mean(0) >= 0.95).all())
     assert bool((found.std(0) > 0.6).all())
     assert bool((found.std(0) < 1.2).all())
     assert bool((found.mean(0).abs() < 0.5).all())
@@ -263,6 +281,19 @@ def test_float32_agrees_with_float64() -> None:
     assert float(difference.abs().max()) < 1e-4
 
 
+@pytest.mark.gpu
+def test_a_gpu_gives_the_same_quadrature() -> None:
+    matrix = wigner(200)
+    known = top_eigenpairs(DenseOperator(matrix), 2, tolerance=1e-9)
+    here, there = (
+        spectral_density(DenseOperator(matrix.to(device)), steps=20, known=known)
+        for device in ("cpu", "cuda")
+    )
+    assert torch.allclose(here.nodes, there.nodes, atol=1e-9)
+    assert torch.allclose(here.weights, there.weights, atol=1e-8)
+    assert float(here.moment(1).value) == pytest.approx(float(there.moment(1).value))
+
+
 def test_the_same_seed_gives_the_same_bits_and_the_global_random_state_is_left_alone() -> None:
     operator, before = DenseOperator(wigner(40).float()), torch.get_rng_state()
     first, again, other = (spectral_density(operator, steps=8, seed=seed) for seed in (3, 3, 4))
@@ -320,8 +351,11 @@ def test_impossible_questions_are_refused() -> None:
         spectrum.cumulative(torch.zeros(1), -1)
     with pytest.raises(InvalidInput, match=r"points: got \(\)"):
         spectrum.cumulative(torch.tensor(0.0))
-    with pytest.raises(InvalidInput, match="power: got -1"):
-        spectrum.moment(-1)
+    with pytest.raises(InvalidInput, match=r"grid: got \(2, 2\)"):
+        spectrum.density(torch.zeros(2, 2), 0.1)
+    for power in (-1, 0.5):
+        with pytest.raises(InvalidInput, match=f"power: got {power}, allowed: an integer"):
+            spectrum.moment(power)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["mlp", "silu"])

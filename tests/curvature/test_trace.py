@@ -141,6 +141,18 @@ def test_float32_agrees_with_float64() -> None:
     assert narrow.standard_error == pytest.approx(wide.standard_error, rel=1e-3)
 
 
+@pytest.mark.gpu
+def test_a_gpu_gives_the_same_estimate() -> None:
+    matrix = symmetric(100)
+    for products in (30, 100):
+        here, there = (
+            trace(DenseOperator(matrix.to(device)), products=products, known=ritz(matrix, 2, 0))
+            for device in ("cpu", "cuda")
+        )
+        assert there.value == pytest.approx(here.value, rel=1e-9)
+        assert there.standard_error == pytest.approx(here.standard_error, rel=1e-6)
+
+
 def test_the_same_seed_gives_the_same_bits_and_the_global_random_state_is_left_alone() -> None:
     operator, before = DenseOperator(symmetric(40).float()), torch.get_rng_state()
     first, again, other = (trace(operator, products=12, seed=seed) for seed in (3, 3, 4))

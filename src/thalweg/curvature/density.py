@@ -112,7 +112,8 @@ class SpectralDensity:
             InvalidInput: a power above 2 n - 1, which the quadrature does not integrate.
         """
         highest = 2 * self.nodes.shape[1] - 1
-        if power < 0 or (power > highest and bool(self.residuals.any())):
+        limited = bool(self.residuals.any())
+        if not isinstance(power, int) or power < 0 or (limited and power > highest):
             raise invalid("power", power, f"an integer from 0 to {highest}", "take more steps")
         return self.average(lambda values: values**power)
 
@@ -121,7 +122,7 @@ class SpectralDensity:
 
         Per unit of the operator. A width below the bulk's extent / steps shows single nodes.
         """
-        points = self._points(grid)
+        points = _points("grid", grid)
         if not width > 0:
             raise invalid("width", width, "a number > 0, in units of the operator")
         height = 1 / (width * math.sqrt(2 * math.pi))
@@ -137,7 +138,7 @@ class SpectralDensity:
             width: of the Gaussian that smooths the steps. With 0 each node is one step, and the
                 share is known no better than to the weights of the nodes around x.
         """
-        points = self._points(points)
+        points = _points("points", points)
         if width < 0:
             raise invalid("width", width, "a number >= 0, in units of the operator")
         if width == 0:
@@ -150,11 +151,6 @@ class SpectralDensity:
             f"SpectralDensity(from {smallest:.4g} to {largest:.4g}, probes={len(self.nodes)},"
             f" steps={self.nodes.shape[1]}, products={self.products})"
         )
-
-    def _points(self, points: Tensor) -> Tensor:
-        if points.dim() != 1:
-            raise invalid("points", tuple(points.shape), "a tensor of shape (g,)")
-        return points.double().cpu()
 
 
 def spectral_density(
@@ -243,8 +239,6 @@ def _lanczos(
         diagonal[:, step] = torch.where(ended, diagonal[:, 0], alpha.cpu())
         norms = _norms(images)
         ended |= norms <= rounding * scale
-        if step + 1 == rows.shape[1] - known.shape[1]:
-            ended[:] = True
         off_diagonal[:, step] = torch.where(ended, 0.0, norms)
         if bool(ended.all()):
             diagonal[:, step + 1 :] = diagonal[:, :1]
@@ -252,6 +246,12 @@ def _lanczos(
         before, beta = rows, off_diagonal[:, step, None].to(images)
         rows = torch.where(beta > 0, images / beta, 0.0)
     return steps
+
+
+def _points(name: str, points: Tensor) -> Tensor:
+    if points.dim() != 1:
+        raise invalid(name, tuple(points.shape), "a tensor of shape (g,)")
+    return points.double().cpu()
 
 
 def _norms(rows: Tensor) -> Tensor:
