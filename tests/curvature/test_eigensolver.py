@@ -110,8 +110,10 @@ def test_any_eigenpairs_agree_with_scipy_within_the_bound_of_their_residuals(
     start = None
     if width is not None:
         start = torch.randn(len(matrix), width, generator=generator, dtype=torch.float64)
-    options: dict[str, Any] = {"tolerance": 1e-8, "max_products": 3000, "seed": seed}
-    found = solve(matrix, which=which, band=band, start=start, **options)
+    # Nine different whole numbers: so many products leave a missing copy no place to hide. With the
+    # usual number one in some 2,000 of these matrices loses one.
+    options: dict[str, Any] = {"tolerance": 1e-8, "max_products": 3000, "check_repeated": 10}
+    found = solve(matrix, which=which, band=band, start=start, seed=seed, **options)
     assert found.k == band[1] - band[0]
     check(matrix, found, 1e-8, which=which, first=band[0])
 

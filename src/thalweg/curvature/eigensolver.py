@@ -108,7 +108,8 @@ def eigenpairs(
             of b vectors makes every round b products. Default: one random vector from `seed`.
         seed: of the start and of the check.
         check_repeated: products spent on a fresh random direction before the result is accepted,
-            so that a repeated eigenvalue is not missed; 0 leaves the check out.
+            so that a repeated eigenvalue is not missed: likely found by 4, surer by more. 0 leaves
+            the check out. (A start block of b vectors sees up to b copies without it.)
 
     Returns:
         A `Subspace` with residuals, the number of products, and whether it converged. Its

@@ -38,7 +38,8 @@ WANTED: dict[str, Callable[[Tensor], Tensor]] = {
 # What residuals are relative to is at least this part of norm(A).
 LEAST_SCALE = 0.01
 
-# Products of a bfloat16 model are symmetric to 1e-2 or so; another matrix is off by its norm.
+# How much u^T A v and v^T A u may differ, relative to norm(A). From the second product on
+# only what is gross counts, for norm(A) is not known yet and rounding weighs more.
 GROSS_ASYMMETRY = 0.1
 SLIGHT_ASYMMETRY = 1e-3
 
@@ -122,11 +123,7 @@ class Krylov:
 
     def _product(self, block: Tensor) -> Tensor:
         images = self.operator @ block
-        if (images.shape, images.dtype, images.device) != (
-            block.shape,
-            block.dtype,
-            block.device,
-        ):
+        if _description(images) != _description(block):
             raise invalid(
                 "operator",
                 f"a product of {_description(images)}",
@@ -150,7 +147,10 @@ class Krylov:
             )
 
     def remainder(self) -> Tensor:
-        """The products of the last block, minus their part in the basis: (P, b)."""
+        """The products of the last block, minus their part in the basis: (P, b).
+
+        A restart forgets which block was the last: take it before.
+        """
         return self._reject(self.images[self.last : self.dimension].T)
 
     def outside(self, block: Tensor, generator: torch.Generator) -> Tensor:
@@ -191,6 +191,9 @@ class Krylov:
         The residual is the recurrence's cheap estimate, and the actual one once that is within
         `tolerance`, or where the recurrence does not hold (`exact`). It is relative to the most
         wanted eigenvalue's absolute value, or to `LEAST_SCALE` norm(A) where that is larger.
+
+        Raises:
+            InvalidInput: u^T A v and v^T A u differ by more than `tolerance` and 1e-3 of norm(A).
         """
         values, vectors = self._most_wanted(k)
         # Relative to an eigenvalue near 0, as the smallest of a Gauss-Newton matrix, nothing would
