@@ -11,7 +11,8 @@ from thalweg.dynamics.stability import (
     sam_threshold,
     stability_threshold,
 )
-from thalweg.dynamics.watcher import Watcher, WatchWarning, watch
+from thalweg.dynamics.watcher import Watcher, WatchWarning
+from thalweg.dynamics.watching import watch
 
 __all__ = [
     "PROBES",

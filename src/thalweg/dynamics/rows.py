@@ -16,6 +16,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,11 @@ def console_line(columns: Sequence[str], row: Mapping[str, Any]) -> str:
         value = row.get(column)
         cells.append(f"{'-' if value is None else form.format(value):>{width}}")
     return "".join(cells)
+
+
+def say(line: str) -> None:
+    """Write a line where people read: results alone go to standard output."""
+    sys.stderr.write(line + "\n")
 
 
 def _line(values: Sequence[Any]) -> str:
