@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tests.curvature.networks import Case
 
 Loss = Callable[[Tensor], Tensor]
+Outputs = Callable[[Tensor], Tensor]
 
 
 def parameter_names(case: Case) -> list[str]:
@@ -29,25 +30,45 @@ def flat_parameters(case: Case, names: Sequence[str] | None = None) -> Tensor:
 
 def flat_loss(case: Case, names: Sequence[str] | None = None, rows: object = slice(None)) -> Loss:
     """The mean loss over some rows of the data, as a function of one flat vector."""
+    outputs, target = flat_outputs(case, names, rows), case.data[1][rows]  # type: ignore[index]
+    return lambda theta: case.loss(outputs(theta), target)
+
+
+def flat_outputs(
+    case: Case, names: Sequence[str] | None = None, rows: object = slice(None)
+) -> Outputs:
+    """The model's outputs on some rows of the data, as a function of one flat vector."""
     named = dict(case.model.named_parameters())
     names = parameter_names(case) if names is None else names
-    inputs, target = case.data[0][rows], case.data[1][rows]  # type: ignore[index]
+    inputs = case.data[0][rows]  # type: ignore[index]
 
-    def loss(theta: Tensor) -> Tensor:
+    def outputs(theta: Tensor) -> Tensor:
         state, begin = {}, 0
         for name in names:
             size = named[name].numel()
             state[name] = theta[begin : begin + size].reshape(named[name].shape)
             begin += size
         with sdpa_kernel(SDPBackend.MATH):
-            return case.loss(functional_call(case.model, state, (inputs,)), target)
+            return functional_call(case.model, state, (inputs,))
 
-    return loss
+    return outputs
 
 
 def hessian(loss: Loss, theta: Tensor) -> Tensor:
     """By double backward; `torch.func.hessian` is wrong on LayerNorm."""
     return torch.autograd.functional.hessian(loss, theta)
+
+
+def gauss_newton(case: Case, theta: Tensor) -> Tensor:
+    """J^T H_L J from the whole Jacobian of the outputs, one backward pass for each of them."""
+    outputs = flat_outputs(case)
+    z = outputs(theta)
+    jacobian = torch.autograd.functional.jacobian(outputs, theta).reshape(z.numel(), -1)
+
+    def loss(flat: Tensor) -> Tensor:
+        return case.loss(flat.reshape(z.shape), case.data[1])
+
+    return jacobian.T @ torch.autograd.functional.hessian(loss, z.reshape(-1)) @ jacobian
 
 
 def gradient(loss: Loss, theta: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import Any
 
@@ -12,8 +13,9 @@ from torch.nn import functional
 
 from tests.curvature import dense
 from tests.curvature.networks import CASES, cnn, mlp
-from thalweg.curvature.objective import Objective
+from thalweg.curvature.objective import ChunkHalved, Objective
 from thalweg.curvature.operators import Hessian
+from thalweg.curvature.products import BlockProducts
 from thalweg.errors import Diverged, InvalidInput
 
 INPUTS = torch.linspace(-1, 1, 24).reshape(8, 3)
@@ -304,3 +306,86 @@ def test_gradients_are_there_under_no_grad() -> None:
 
 def test_it_says_what_it_is() -> None:
     assert repr(objective(nn.Linear(3, 2), chunk_size=4)) == ("Objective(P=8, N=8, chunk_size=4)")
+
+
+def test_out_of_memory_halves_the_chunk_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES["mlp"]()
+    loss = Objective(case.model, case.loss, case.data, chunk_size=8, vectorize_up_to=0)
+    expected, image = loss.gradient(), Hessian(loss) @ torch.ones(loss.num_parameters)
+    forward = case.model.forward
+
+    def greedy(inputs: Tensor) -> Tensor:
+        if len(inputs) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(inputs)
+
+    monkeypatch.setattr(case.model, "forward", greedy)
+    with pytest.warns(ChunkHalved, match="out of memory with chunks of 8 samples: 4 from now on"):
+        gradient = loss.gradient()
+    assert torch.allclose(gradient, expected, atol=1e-6)
+    assert loss.chunk_size == 4
+    hessian = Hessian(loss, keep_graph=True)
+    for _ in range(2):
+        assert torch.allclose(hessian @ torch.ones(loss.num_parameters), image, atol=1e-5)
+
+
+def test_a_product_that_runs_out_of_memory_gives_up_the_graphs_it_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case = CASES["mlp"]()
+    loss = Objective(case.model, case.loss, case.data, chunk_size=8, vectorize_up_to=0)
+    hessian = Hessian(loss, keep_graph=True)
+    expected = hessian @ torch.ones(loss.num_parameters)
+    multiply = BlockProducts.multiply
+
+    def greedy(self: BlockProducts, chunk: Any, vectors: Any) -> Tensor:
+        if chunk.samples > 4:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+        return multiply(self, chunk, vectors)
+
+    monkeypatch.setattr(BlockProducts, "multiply", greedy)
+    with pytest.warns(ChunkHalved):
+        again = hessian @ torch.ones(loss.num_parameters)
+    assert torch.allclose(again, expected, atol=1e-5)
+
+
+def test_memory_that_does_not_suffice_for_one_sample_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case = CASES["mlp"]()
+    loss = Objective(case.model, case.loss, case.data)
+
+    def greedy(inputs: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(case.model, "forward", greedy)
+    with pytest.warns(ChunkHalved), pytest.raises(torch.OutOfMemoryError):
+        loss.value()
+
+
+def test_a_bfloat16_forward_pass_keeps_products_in_float32() -> None:
+    case = CASES["silu"]()
+    whole = Objective(case.model, case.loss, case.data)
+    rough = Objective(case.model, case.loss, case.data, forward_dtype=torch.bfloat16)
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(whole.num_parameters, 3, generator=generator)
+    exact, image = Hessian(whole) @ vectors, Hessian(rough) @ vectors
+    assert image.dtype == rough.gradient().dtype == torch.float32
+    # Eight bits of mantissa: not equal, and not far off.
+    assert 1e-5 < float((image - exact).norm() / exact.norm()) < 3e-2
+
+
+def test_model_and_data_on_two_devices_are_refused() -> None:
+    case = CASES["mlp"]()
+    inputs, target = case.data
+    with pytest.raises(InvalidInput, match="data: got 'on meta', allowed: on cpu"):
+        Objective(case.model, case.loss, (inputs.to("meta"), target))
+    halved = copy.deepcopy(case.model)
+    halved[0].to("meta")  # type: ignore[index]
+    with pytest.raises(InvalidInput, match="model: got 'parameters on cpu, meta'"):
+        Objective(halved, case.loss, case.data)
+    loss = Objective(case.model, case.loss, case.data)
+    with pytest.raises(InvalidInput, match="theta: got 'on meta'"):
+        Hessian(loss, loss.theta().to("meta"))
+    with pytest.raises(InvalidInput, match="vector: got 'on meta'"):
+        _ = Hessian(loss) @ loss.theta().to("meta")

@@ -17,25 +17,33 @@ Example:
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves, tree_map
 
 from thalweg.curvature.determinism import (
     mode_dependent_layers,
     no_random_numbers,
     refuse_unfit_layers,
 )
+from thalweg.curvature.evaluation import Evaluation, LossOfBatch
 from thalweg.curvature.layout import ParameterLayout
-from thalweg.curvature.products import BlockProducts, Linearization
+from thalweg.curvature.products import BlockProducts
 from thalweg.curvature.samples import Batch, Samples, as_samples
-from thalweg.curvature.weighting import batch_weight_of, is_torch_loss, target_name
+from thalweg.curvature.weighting import batch_weight_of
 from thalweg.errors import Diverged, InvalidInput, invalid
+
+Result = TypeVar("Result")
+
+
+class ChunkHalved(UserWarning):
+    """Memory did not suffice for a chunk of samples; from now on smaller ones are used."""
 
 
 class Objective:
@@ -60,6 +68,9 @@ class Objective:
         mode: "eval" evaluates with dropout off and batch norm at its running statistics; None
             takes the model as it is and refuses such layers in training mode, since they make the
             loss random or dependent on the chunk.
+        forward_dtype: `torch.bfloat16` or `torch.float16` to compute the matrix products of the
+            forward pass, and of its derivatives, in it (autocast); None for the dtype of the
+            parameters. Loss, gradient and products stay in that of the parameters.
         vectorize_up_to: samples in the largest chunk whose block of products is one vectorized
             backward pass, 0 for none; None measures. See `products.py`.
 
@@ -78,25 +89,30 @@ class Objective:
         batch_weight: Callable[[Batch], Tensor | float] | None = None,
         chunk_size: int | None = 1024,
         mode: Literal["eval"] | None = None,
+        forward_dtype: torch.dtype | None = None,
         vectorize_up_to: int | None = None,
     ) -> None:
         if chunk_size is not None and chunk_size < 1:
             raise invalid("chunk_size", chunk_size, "an integer >= 1, or None for no limit")
         if mode not in (None, "eval"):
             raise invalid("mode", mode, "None or 'eval'")
+        if forward_dtype not in (None, torch.bfloat16, torch.float16):
+            raise invalid("forward_dtype", forward_dtype, "None, torch.bfloat16 or torch.float16")
         self.model = model
         self.samples: Samples = as_samples(data)
         self.layout = ParameterLayout.from_model(model, parameters)
         self.chunk_size = chunk_size
         self.mode = mode
+        self.forward_dtype = forward_dtype
         self.products = BlockProducts(vectorize_up_to)
         self.batch_weight = batch_weight or batch_weight_of(loss)
-        self._loss_of_batch = _LossOfBatch(model, loss)
+        self._loss_of_batch = LossOfBatch(model, loss)
         self._state_names = tuple("model." + name for name in self.layout.names)
         self._unused: set[str] = set()
         self._total_weight: float | None = None
         self._mode_dependent = mode_dependent_layers(model)
         refuse_unfit_layers(self._mode_dependent, mode)
+        self._refuse_other_devices()
 
     @property
     def num_parameters(self) -> int:
@@ -132,12 +148,7 @@ class Objective:
         Raises:
             Diverged: the loss is NaN or infinite.
         """
-        leaves = self._leaves(theta, requires_grad=False)
-        total = torch.zeros((), device=self.device)
-        with self._evaluation(), torch.no_grad():
-            for batch, _, share in self._chunks(samples):
-                total = total + share * self._loss(leaves, batch)
-        return _finite(total, "loss")
+        return _finite(self.within_memory(lambda: self._value(theta, samples)), "loss")
 
     def gradient(self, theta: Tensor | None = None, samples: Tensor | None = None) -> Tensor:
         """The gradient of the mean loss, (P,). See `value` for arguments and errors."""
@@ -164,39 +175,95 @@ class Objective:
         self, theta: Tensor | None = None, samples: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Loss and gradient (P,) from one pass. See `value` for arguments and errors."""
-        total = torch.zeros((), device=self.device)
-        gradient = torch.zeros(self.num_parameters, dtype=self.dtype, device=self.device)
-        with self._evaluation():
-            for batch, _, share in self._chunks(samples):
-                leaves = self._leaves(theta, requires_grad=True)
-                value = self._loss(leaves, batch)
-                parts = _derivatives(value, leaves, create_graph=False)
-                gradient += share * self.layout.flatten(self._filled(parts, leaves))
-                total = total + share * value.detach()
-        return _finite(total, "loss"), _finite(gradient, "gradient")
+        value, gradient = self.within_memory(lambda: self._value_and_gradient(theta, samples))
+        return _finite(value, "loss"), _finite(gradient, "gradient")
 
-    def linearizations(
+    def evaluations(
         self, theta: Tensor | None = None, samples: Tensor | None = None
-    ) -> Iterator[Linearization]:
-        """Yield the gradient of each chunk with its graph; drop it to free the chunk's memory.
+    ) -> Iterator[Evaluation]:
+        """Yield outputs and loss of each chunk with their graph; drop one to free its memory.
 
-        Consume with products inside the loop: see `Hessian`.
+        What the operators are built on: see `operators.py`.
         """
         for batch, count, share in self._chunks(samples):
             with self._evaluation():
                 leaves = self._leaves(theta, requires_grad=True)
-                value = self._loss(leaves, batch)
-                _finite(value.detach(), "loss")
-                parts = _derivatives(value, leaves, create_graph=True)
-            yield Linearization(share, count, leaves, self._filled(parts, leaves))
+                outputs, loss = self._outputs_and_loss(leaves, batch)
+                _finite(loss.detach(), "loss")
+            yield Evaluation(share, count, leaves, outputs, loss)
 
-    def multiply(self, linearization: Linearization, rows: Tensor) -> Tensor:
-        """H of one chunk times each row of (k, P), returned as rows (k, P), not weighted.
+    def evaluations_of_each(
+        self, theta: Tensor | None = None, samples: Tensor | None = None, batch_size: int = 1
+    ) -> Iterator[Evaluation]:
+        """The same with the losses of single samples, or of batches, as the outputs.
 
-        Raises:
-            InvalidInput: `vectorize_up_to` was given, and a layer has no vectorized derivative.
+        Args:
+            batch_size: b, a divisor of the number of samples; a batch is b samples in their order.
+
+        Yields:
+            Evaluations with outputs (losses (n,), weights (n,)), the weights of sum 1.
         """
-        return self.products.multiply(self.layout, linearization, rows)
+        size = None if self.chunk_size is None else max(1, self.chunk_size // batch_size)
+        for batch, count, share in self._chunks(samples, size and size * batch_size):
+            if count % batch_size:
+                raise invalid("batch_size", batch_size, f"a divisor of {count}, the data's batch")
+            parts = tree_map(lambda tensor: tensor.unflatten(0, (-1, batch_size)), batch)
+            weights = self._weights_of_each(parts, count // batch_size)
+            # A batch in which every target is ignored has the mean 0/0.
+            parts, weights = _entries(parts, weights > 0), weights[weights > 0]
+            with self._evaluation():
+                leaves = self._leaves(theta, requires_grad=True)
+                losses = self._losses_of_each(leaves, parts, len(weights))
+                loss = losses @ weights
+                _finite(loss.detach(), "loss")
+            yield Evaluation(share, count, leaves, (losses, weights), loss)
+
+    def gradient_of(
+        self, evaluation: Evaluation, *, create_graph: bool = False, retain_graph: bool = False
+    ) -> tuple[Tensor, ...]:
+        """The gradient of a chunk's mean loss, shaped like the parameters, not weighted.
+
+        Args:
+            create_graph: it can be differentiated again.
+            retain_graph: the evaluation's own graph is wanted again.
+        """
+        loss, leaves = evaluation.loss, evaluation.leaves
+        if not loss.requires_grad:
+            raise InvalidInput(
+                "loss: it does not depend on any parameter; was an output detached, or computed"
+                " under no_grad?"
+            )
+        parts = torch.autograd.grad(
+            loss,
+            leaves,
+            create_graph=create_graph,
+            retain_graph=create_graph or retain_graph,
+            allow_unused=True,
+        )
+        return self._filled(parts, leaves)
+
+    def within_memory(self, compute: Callable[[], Result]) -> Result:
+        """The result of a computation in chunks; out of memory, again with chunks half as large.
+
+        Warns:
+            ChunkHalved: the chunk size that is used from now on.
+        """
+        while True:
+            try:
+                return compute()
+            except (RuntimeError, MemoryError) as error:
+                size = min(self.chunk_size or self.num_samples, self.num_samples)
+                if size == 1 or not _is_out_of_memory(error):
+                    raise
+            # Outside of the handler, whose traceback would keep the graph alive.
+            self.chunk_size = (size + 1) // 2
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            warnings.warn(
+                f"out of memory with chunks of {size} samples: {self.chunk_size} from now on",
+                ChunkHalved,
+                stacklevel=3,
+            )
 
     def _leaves(self, theta: Tensor | None, *, requires_grad: bool) -> tuple[Tensor, ...]:
         """Fresh leaves, so that no graph is shared between calls or with the user's own."""
@@ -206,29 +273,85 @@ class Objective:
             parts = [part.detach() for part in self.layout.unflatten(theta)]
         return tuple(part.requires_grad_(requires_grad) for part in parts)
 
-    def _loss(self, leaves: Sequence[Tensor], batch: Batch) -> Tensor:
+    def _value(self, theta: Tensor | None, samples: Tensor | None) -> Tensor:
+        leaves = self._leaves(theta, requires_grad=False)
+        total = torch.zeros((), device=self.device)
+        with self._evaluation(), torch.no_grad():
+            for batch, _, share in self._chunks(samples):
+                total = total + share * self._outputs_and_loss(leaves, batch)[1]
+        return total
+
+    def _value_and_gradient(
+        self, theta: Tensor | None, samples: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        value = torch.zeros((), device=self.device)
+        gradient = torch.zeros(self.num_parameters, dtype=self.dtype, device=self.device)
+        for evaluation in self.evaluations(theta, samples):
+            parts = self.layout.flatten(self.gradient_of(evaluation))
+            gradient.add_(parts, alpha=evaluation.share)
+            value = value + evaluation.share * evaluation.loss.detach()
+        return value, gradient
+
+    def _outputs_and_loss(
+        self, leaves: Sequence[Tensor], batch: Batch
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
         state = dict(zip(self._state_names, leaves, strict=True))
         # Copies: a layer that updates its buffers in place must not touch the user's.
         for name, buffer in self.model.named_buffers():
             state["model." + name] = buffer.clone()
         with no_random_numbers(self.device):
-            value = functional_call(self._loss_of_batch, state, (batch,))
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            outputs, loss = functional_call(self._loss_of_batch, state, (batch,))
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            given = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise invalid("loss", given, "a scalar tensor", "average over the batch")
-        return value.reshape(())
+        return outputs, loss.reshape(())
 
-    def _chunks(self, samples: Tensor | None) -> Iterator[tuple[Batch, int, float]]:
+    def _losses_of_each(self, leaves: Sequence[Tensor], parts: Batch, count: int) -> Tensor:
+        """The losses (n,) of batches stacked along the first dimension."""
+
+        def loss(part: Batch) -> Tensor:
+            return self._outputs_and_loss(leaves, part)[1]
+
+        try:
+            return torch.vmap(loss)(parts)
+        except (RuntimeError, NotImplementedError, ValueError) as error:
+            if _is_out_of_memory(error):
+                raise
+            return torch.stack([loss(_entries(parts, i)) for i in range(count)])
+
+    def _weights_of_each(self, parts: Batch, count: int) -> Tensor:
+        """The share (n,) of each of the stacked batches in the mean of their losses."""
+        if self.batch_weight is None:
+            return torch.full((count,), 1 / count, dtype=self.dtype, device=self.device)
+        weights = [float(self.batch_weight(_entries(parts, i))) for i in range(count)]
+        found = torch.tensor(weights, dtype=self.dtype, device=self.device)
+        return found / found.sum()
+
+    def _chunks(
+        self, samples: Tensor | None, size: int | None = None
+    ) -> Iterator[tuple[Batch, int, float]]:
         """Each chunk, its number of samples, and its weight in the mean."""
         if samples is not None:
             self._refuse_unfit_indices(samples)
         # Where batches are weighed, the data is read twice rather than held in memory.
         total = self.weight(samples)
-        for batch, count in self.samples.chunks(samples, self.chunk_size):
+        for batch, count in self.samples.chunks(samples, size or self.chunk_size):
             weight = count if self.batch_weight is None else float(self.batch_weight(batch))
             # A chunk in which every target is ignored has the mean 0/0.
             if weight:
                 yield batch, count, weight / total
+
+    def _refuse_other_devices(self) -> None:
+        """Raise where model and data do not live together, before torch fails somewhere inside."""
+        parameters = {p.device for p in self.model.parameters()}
+        if len(parameters) > 1:
+            given = ", ".join(sorted(map(str, parameters)))
+            raise invalid("model", f"parameters on {given}", "one device", "call model.to(device)")
+        batch, _ = next(iter(self.samples.chunks(torch.zeros(1, dtype=torch.int64), 1)))
+        for leaf in tree_leaves(batch):
+            if isinstance(leaf, Tensor) and leaf.device != self.device:
+                allowed = f"on {self.device}, like the model"
+                raise invalid("data", f"on {leaf.device}", allowed, "move one of them")
 
     def _refuse_unfit_indices(self, samples: Tensor) -> None:
         allowed = f"int64 (n,), n >= 1, each from 0 to {self.num_samples - 1}"
@@ -247,7 +370,7 @@ class Objective:
                 warnings.warn(
                     f"the loss does not use parameter {name!r}: its part of every gradient and"
                     " product is zero",
-                    stacklevel=4,
+                    stacklevel=8,
                 )
         return tuple(
             torch.zeros_like(leaf) if part is None else part
@@ -264,7 +387,13 @@ class Objective:
             module.training = False
         try:
             # Fused attention kernels have no second derivative.
-            with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            with (
+                torch.enable_grad(),
+                sdpa_kernel(SDPBackend.MATH),
+                torch.autocast(
+                    self.device.type, self.forward_dtype, enabled=self.forward_dtype is not None
+                ),
+            ):
                 yield
         finally:
             for module in training:
@@ -277,45 +406,14 @@ class Objective:
         )
 
 
-class _LossOfBatch(nn.Module):
-    """The loss as a function of one batch, so that parameters can be swapped under it."""
-
-    def __init__(self, model: nn.Module, loss: Callable[[Any, Any], Tensor] | None) -> None:
-        super().__init__()
-        self.model = model
-        # Kept out of the module tree: a loss with buffers of its own is a constant.
-        self._loss = [loss]
-
-    def forward(self, batch: Batch) -> Tensor:
-        loss = self._loss[0]
-        if isinstance(batch, Mapping):
-            if loss is not None and is_torch_loss(loss):
-                target = target_name(batch)
-                inputs = {name: value for name, value in batch.items() if name != target}
-                return loss(self.model(**inputs), batch[target])
-            output = self.model(**batch)
-            if loss is not None:
-                return loss(output, batch)
-        elif loss is not None:
-            *inputs, target = batch
-            return loss(self.model(*inputs), target)
-        else:
-            output = self.model(*batch)
-        found = output["loss"] if isinstance(output, Mapping) else getattr(output, "loss", output)
-        if not isinstance(found, Tensor):
-            raise invalid("model output", type(output).__name__, "a scalar or an object with .loss")
-        return found
+def _entries(batch: Batch, chosen: int | Tensor) -> Batch:
+    return tree_map(lambda tensor: tensor[chosen], batch)
 
 
-def _derivatives(
-    value: Tensor, leaves: Sequence[Tensor], *, create_graph: bool
-) -> tuple[Tensor | None, ...]:
-    if not value.requires_grad:
-        raise InvalidInput(
-            "loss: it does not depend on any parameter; was an output detached, or computed under"
-            " no_grad?"
-        )
-    return torch.autograd.grad(value, leaves, create_graph=create_graph, allow_unused=True)
+def _is_out_of_memory(error: BaseException) -> bool:
+    """On a CPU torch raises a RuntimeError."""
+    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return known or "can't allocate memory" in str(error)
 
 
 def _finite(tensor: Tensor, what: str) -> Tensor:

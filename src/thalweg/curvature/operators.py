@@ -14,13 +14,17 @@ Example:
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from thalweg.curvature.evaluation import Evaluation
 from thalweg.curvature.objective import Objective
-from thalweg.curvature.products import Linearization
+from thalweg.curvature.products import Linearization, pull_back
 from thalweg.errors import Diverged, invalid
 
 # What a product with the Hessian is counted as, in gradients of the same samples. Measured on an
@@ -73,19 +77,22 @@ class DenseOperator:
         return self.matrix @ vectors
 
 
-class Hessian:
-    """H, the Hessian of the mean loss at theta, over all samples or some.
+class LossOperator(ABC):
+    """A curvature of the mean loss at theta, over all samples or some; the sum of its chunks.
 
     Args:
         objective: the loss.
         theta: the point (P,); None for the model's parameters as they are now (copied).
         samples: indices of the samples to average over, int64 (n,); None for all.
-        keep_graph: keep the gradient graphs of all chunks between products: right for many
-            products one after another (an eigensolver), at the price of holding them in memory.
+        keep_graph: keep the graphs of all chunks between products: right for many products one
+            after another (an eigensolver), at the price of holding them in memory.
 
     Attributes:
         products: how many vectors were multiplied.
         gradient: the gradient at theta (P,), known after the first product.
+
+    Raises:
+        InvalidInput: theta has another length than P, or is on another device than the model.
     """
 
     def __init__(
@@ -100,6 +107,10 @@ class Hessian:
         self.theta = objective.theta() if theta is None else theta
         if self.theta.shape != (objective.num_parameters,):
             raise invalid("theta", tuple(self.theta.shape), f"({objective.num_parameters},)")
+        if self.theta.device != objective.device:
+            raise invalid(
+                "theta", f"on {self.theta.device}", f"on {objective.device}, like the model"
+            )
         self.samples = samples
         self.keep_graph = keep_graph
         self.products = 0
@@ -121,38 +132,96 @@ class Hessian:
         """The device of the parameters."""
         return self.theta.device
 
+    @abstractmethod
+    def linearize(self, evaluation: Evaluation) -> Linearization:
+        """The graph of one chunk that the operator's products go through."""
+
+    def evaluations(self) -> Iterator[Evaluation]:
+        """Each chunk, evaluated at theta."""
+        return self.objective.evaluations(self.theta, self.samples)
+
+    def linearizations(self) -> Iterator[Linearization]:
+        """The graph of each chunk; drop one before the next to free its memory."""
+        return map(self.linearize, self.evaluations())
+
     def __matmul__(self, vectors: Tensor) -> Tensor:
-        """H v for (P,), or H V for the columns of (P, k), stored column by column.
+        """A v for (P,), or A V for the columns of (P, k), stored column by column.
 
         Raises:
-            InvalidInput: the first dimension is not P.
+            InvalidInput: the first dimension is not P, or another device than the model's.
             Diverged: the loss or the product is NaN or infinite.
         """
-        if vectors.dim() not in (1, 2) or vectors.shape[0] != self.shape[0]:
-            raise invalid("vector", tuple(vectors.shape), f"(P,) or (P, k) with P={self.shape[0]}")
-        rows = vectors.reshape(1, -1) if vectors.dim() == 1 else vectors.T
-        rows = rows.contiguous()
+        rows = rows_of(vectors, self)
+        result = self.objective.within_memory(lambda: self._multiply(rows))
+        self.products += rows.shape[0]
+        # One sum, since it is NaN or infinite if an element is: `isfinite` takes 25 times as long.
+        if not bool(torch.isfinite(result.sum())):
+            name = type(self).__name__
+            raise Diverged(f"a product with the {name} is NaN or infinite")
+        return result[0] if vectors.dim() == 1 else result.T
+
+    def _multiply(self, rows: Tensor) -> Tensor:
+        """A times each row of (k, P), as rows."""
+        objective = self.objective
+        shaped = objective.layout.unflatten(rows)
         result: Tensor | None = None
         gradient = None if self.gradient is not None else torch.zeros_like(self.theta)
-        kept: list[Linearization] = []
-        for chunk in self._kept or self.objective.linearizations(self.theta, self.samples):
-            part = self.objective.multiply(chunk, rows)
+        chunks = self._kept or self.linearizations()
+        # Given up until all is done: where memory runs out, what is kept must not stay.
+        self._kept, kept = None, []
+        for chunk in chunks:
+            part = objective.products.multiply(chunk, shaped)
             # In place: on small chunks the passes over (k, P) cost more than the arithmetic.
             if chunk.share != 1:
                 part.mul_(chunk.share)
             result = part if result is None else result.add_(part)
             if gradient is not None:
                 parts = [g.detach() for g in chunk.gradient]
-                gradient += chunk.share * self.objective.layout.flatten(parts)
-            if self.keep_graph and self._kept is None:
+                gradient.add_(objective.layout.flatten(parts), alpha=chunk.share)
+            if self.keep_graph:
                 kept.append(chunk)
-        if kept:
-            self._kept = kept
+        self._kept = kept or None
         if gradient is not None:
             self.gradient = gradient
-        self.products += rows.shape[0]
         assert result is not None
-        # One sum, since it is NaN or infinite if an element is: `isfinite` takes 25 times as long.
-        if not bool(torch.isfinite(result.sum())):
-            raise Diverged("a product with the Hessian is NaN or infinite")
-        return result[0] if vectors.dim() == 1 else result.T
+        return result
+
+
+class Hessian(LossOperator):
+    """H, the Hessian of the mean loss at theta.
+
+    Arguments, attributes and errors are those of `LossOperator`.
+    """
+
+    def linearize(self, evaluation: Evaluation) -> Linearization:
+        """The gradient of the chunk with its graph."""
+        gradient = self.objective.gradient_of(evaluation, create_graph=True)
+        return _GradientGraph(evaluation.share, evaluation.samples, evaluation.leaves, gradient)
+
+
+@dataclass(frozen=True)
+class _GradientGraph:
+    """The gradient of a chunk as a function of the parameters: its Jacobian is H."""
+
+    share: float
+    samples: int
+    leaves: tuple[Tensor, ...]
+    gradient: tuple[Tensor, ...]
+
+    def multiply(self, vectors: Sequence[Tensor], *, vectorized: bool) -> list[Tensor]:
+        return pull_back(self.gradient, self.leaves, vectors, vectorized=vectorized)
+
+
+def rows_of(vectors: Tensor, operator: SymmetricOperator) -> Tensor:
+    """A vector (P,) or the columns of (P, k) as contiguous rows, fit for the operator.
+
+    Raises:
+        InvalidInput: another shape, or another device than the operator's.
+    """
+    size = operator.shape[0]
+    if vectors.dim() not in (1, 2) or vectors.shape[0] != size:
+        raise invalid("vector", tuple(vectors.shape), f"(P,) or (P, k) with P={size}")
+    if vectors.device != operator.device:
+        raise invalid("vector", f"on {vectors.device}", f"on {operator.device}, like the operator")
+    rows = vectors.reshape(1, -1) if vectors.dim() == 1 else vectors.T
+    return rows.contiguous()

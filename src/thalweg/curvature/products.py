@@ -1,11 +1,11 @@
-"""The Hessian of one chunk of samples times a block of vectors: one backward pass each, or one for
+"""Curvature of one chunk of samples times a block of vectors: one backward pass each, or one for
 all.
 
-A product with H is a backward pass through the graph of the gradient. One pass a vector works for
-every model. One vectorized pass for the whole block saves overheads, which decide on small chunks
-(2 to 3 times faster on 32 samples of a small MLP); on large ones it falls out of the cache, on
-convolutions it is slower, and some layers do not have it. So it serves chunks up to a size, which
-is given or measured.
+A product is a backward pass through a kept graph. One pass a vector works for every model. One
+vectorized pass for the whole block saves overheads, which decide on small chunks (2 to 3 times
+faster on 32 samples of a small MLP); on large ones it falls out of the cache, on convolutions it is
+slower, and some layers do not have it. So it serves chunks up to a size, which is given or
+measured.
 
 Example:
     >>> products = BlockProducts(vectorize_up_to=256)
@@ -16,40 +16,49 @@ Example:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from thalweg.curvature.layout import ParameterLayout
 from thalweg.errors import invalid
 
 EVERY_SIZE = 2**31
 """More samples than any chunk has."""
-
 FEW_VECTORS = 2
 """Vectorizing a backward pass costs more than so many passes, whatever the chunk."""
 
 
-class Linearization(NamedTuple):
-    """The gradient of one chunk with its graph: multiply it by H of the chunk as often as needed.
+class Linearization(Protocol):
+    """The graph of one chunk: multiply with it as often as needed."""
 
-    Attributes:
-        share: the weight of the chunk in the mean over all that was asked for.
-        samples: how many samples the chunk has.
-        leaves: the parameters, leaves of the graph.
-        gradient: the gradient of the chunk's mean loss, shaped like the parameters.
-    """
+    @property
+    def share(self) -> float:
+        """The weight of the chunk in the mean over all that was asked for."""
+        ...
 
-    share: float
-    samples: int
-    leaves: tuple[Tensor, ...]
-    gradient: tuple[Tensor, ...]
+    @property
+    def samples(self) -> int:
+        """How many samples the chunk has."""
+        ...
+
+    @property
+    def gradient(self) -> tuple[Tensor, ...]:
+        """The gradient of the chunk's mean loss, shaped like the parameters."""
+        ...
+
+    def multiply(self, vectors: Sequence[Tensor], *, vectorized: bool) -> list[Tensor]:
+        """The curvature of the chunk, not weighted, times tensors shaped like the parameters.
+
+        Args:
+            vectorized: each has a first dimension of k; so has the result.
+        """
+        ...
 
 
 class BlockProducts:
-    """Multiplies blocks by the Hessian of a chunk, the way that is faster for the chunk's size.
+    """Multiplies blocks by the curvature of a chunk, the way that is faster for the chunk's size.
 
     Args:
         vectorize_up_to: samples in the largest chunk whose block is one vectorized pass; 0 for
@@ -73,22 +82,23 @@ class BlockProducts:
         """The largest chunk that is known to be vectorized."""
         return self._up_to
 
-    def multiply(
-        self, layout: ParameterLayout, linearization: Linearization, rows: Tensor
-    ) -> Tensor:
-        """H of the chunk times each row of (k, P), returned as rows (k, P), not weighted.
+    def multiply(self, linearization: Linearization, vectors: Sequence[Tensor]) -> Tensor:
+        """The curvature of a chunk times k vectors, as rows (k, P), not weighted.
+
+        Args:
+            vectors: shaped like the parameters, with a first dimension of k.
 
         Raises:
             InvalidInput: vectorization was asked for, and a layer does not have it.
         """
-        if rows.shape[0] <= FEW_VECTORS:
-            return _one_by_one(layout, linearization, rows)
+        if vectors[0].shape[0] <= FEW_VECTORS:
+            return _one_by_one(linearization, vectors)
         if self._up_to < linearization.samples < self._beyond:
-            self._measure(layout, linearization, rows)
+            self._measure(linearization, vectors)
         if linearization.samples > self._up_to:
-            return _one_by_one(layout, linearization, rows)
+            return _one_by_one(linearization, vectors)
         try:
-            return _multiply(layout, linearization, rows)
+            return _vectorized(linearization, vectors)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, NotImplementedError) as error:
@@ -99,11 +109,11 @@ class BlockProducts:
                 f"torch says: {str(error).splitlines()[0]}",
             ) from error
 
-    def _measure(self, layout: ParameterLayout, linearization: Linearization, rows: Tensor) -> None:
+    def _measure(self, linearization: Linearization, vectors: Sequence[Tensor]) -> None:
         """Time both ways on this chunk, and learn for which sizes it speaks."""
-        one_by_one, seconds = _timed(lambda: _one_by_one(layout, linearization, rows))
+        one_by_one, seconds = _timed(lambda: _one_by_one(linearization, vectors))
         try:
-            vectorized, faster = _timed(lambda: _multiply(layout, linearization, rows))
+            vectorized, faster = _timed(lambda: _vectorized(linearization, vectors))
         except (RuntimeError, NotImplementedError):
             self._beyond = self._up_to + 1  # where it fails, it fails for every chunk
             return
@@ -124,31 +134,51 @@ class BlockProducts:
         return f"BlockProducts(vectorize_up_to={self._up_to if self._given else None})"
 
 
-def _one_by_one(layout: ParameterLayout, linearization: Linearization, rows: Tensor) -> Tensor:
-    return torch.stack([_multiply(layout, linearization, row) for row in rows])
+def pull_back(
+    outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    vectors: Sequence[Tensor],
+    *,
+    vectorized: bool,
+    create_graph: bool = False,
+) -> list[Tensor]:
+    """J^T v for the Jacobian of outputs with respect to inputs; the graph is kept.
 
-
-def _multiply(layout: ParameterLayout, linearization: Linearization, vectors: Tensor) -> Tensor:
-    """H times a vector (P,), or each row of (k, P) in one vectorized backward pass."""
-    # A gradient that does not depend on theta (a linear loss) has no graph: its part of H is 0.
-    active = [i for i, g in enumerate(linearization.gradient) if g.requires_grad]
-    if not active:
-        return torch.zeros_like(vectors)
-    shaped = layout.unflatten(vectors)
-    parts = torch.autograd.grad(
-        [linearization.gradient[i] for i in active],
-        linearization.leaves,
-        [shaped[i] for i in active],
-        retain_graph=True,
-        allow_unused=True,
-        is_grads_batched=vectors.dim() == 2,
-    )
-    lead = vectors.shape[:-1]
-    flat = [
-        vectors.new_zeros((*lead, leaf.numel())) if part is None else part.reshape((*lead, -1))
-        for part, leaf in zip(parts, linearization.leaves, strict=True)
+    Args:
+        vectors: shaped like the outputs; with a first dimension of k where `vectorized`.
+        create_graph: the result can be differentiated again.
+    """
+    # An output that does not depend on the inputs (the gradient of a linear loss) has no graph.
+    active = [i for i, output in enumerate(outputs) if output.requires_grad]
+    lead = vectors[0].shape[:1] if vectorized else ()
+    parts: Sequence[Tensor | None] = [None] * len(inputs)
+    if active:
+        parts = torch.autograd.grad(
+            [outputs[i] for i in active],
+            inputs,
+            [vectors[i] for i in active],
+            retain_graph=True,
+            create_graph=create_graph,
+            allow_unused=True,
+            is_grads_batched=vectorized,
+        )
+    return [
+        x.new_zeros((*lead, *x.shape)) if part is None else part
+        for part, x in zip(parts, inputs, strict=True)
     ]
-    return torch.cat(flat, dim=-1)
+
+
+def _one_by_one(linearization: Linearization, vectors: Sequence[Tensor]) -> Tensor:
+    rows = []
+    for one in zip(*vectors, strict=True):
+        parts = linearization.multiply(one, vectorized=False)
+        rows.append(torch.cat([part.reshape(-1) for part in parts]))
+    return torch.stack(rows)
+
+
+def _vectorized(linearization: Linearization, vectors: Sequence[Tensor]) -> Tensor:
+    parts = linearization.multiply(vectors, vectorized=True)
+    return torch.cat([part.reshape(part.shape[0], -1) for part in parts], dim=1)
 
 
 def _timed(multiply: Callable[[], Tensor]) -> tuple[Tensor, float]:
