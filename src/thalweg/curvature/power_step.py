@@ -67,7 +67,7 @@ def power_step(rows: Tensor, images: Tensor, k: int) -> PowerStep:
     Raises:
         Diverged: a product is NaN or infinite.
     """
-    projected = _inner_products(rows, images)
+    projected = inner_products(rows, images)
     if not bool(torch.isfinite(projected).all()):
         raise Diverged("a product with the Hessian is NaN or infinite")
     values, vectors = torch.linalg.eigh((projected + projected.T) / 2)
@@ -94,7 +94,7 @@ def column_blocks(rows: Tensor) -> Iterator[slice]:
         yield slice(begin, begin + width)
 
 
-def _inner_products(first: Tensor, second: Tensor) -> Tensor:
+def inner_products(first: Tensor, second: Tensor) -> Tensor:
     """A B^T of rows (k, P) and (b, P), summed over column blocks in float64, on the CPU (k, b).
 
     2.6 times as fast on 10 rows of 200,000 as one product of matrices that are so flat.

@@ -1,26 +1,28 @@
-"""The fixed reference of a tracker: a control variate for products with the Hessian.
+"""The fixed reference of a tracker: a control variate for products with a curvature A of the loss.
 
-At theta_r the product of a basis U with the Hessian of all samples is known, Y_r = H(theta_r) U. At
-a later theta only a fixed subset B of the samples is multiplied, and corrected by what it missed at
-theta_r:
+At theta_r the product of a basis U with A over all samples is known. At a later theta only a fixed
+subset B of the samples is multiplied, and corrected by what it missed at theta_r:
 
-    H(theta) U  ~  H_B(theta) U + (H(theta_r) U - H_B(theta_r) U)
+    A(theta) U  ~  A_B(theta) U + (A(theta_r) U - A_B(theta_r) U)
 
 The first half of B, corrected likewise, differs from this by a sampling error of the same size:
-(H_1 - H_2) / 2 = H_1 - H_B. Its effect on the projection of one vector costs two products with the
+(A_1 - A_2) / 2 = A_1 - A_B. Its effect on the projection of one vector costs two products with the
 half, not k.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from thalweg.curvature.objective import Objective
-from thalweg.curvature.operators import Hessian
-from thalweg.curvature.power_step import PowerStep
+from thalweg.curvature.operators import SymmetricOperator
+from thalweg.curvature.power_step import PowerStep, inner_products
+
+Curvature = Callable[[Tensor | None], SymmetricOperator]
+"""A at one theta, over some of the samples; None for all."""
 
 
 @dataclass
@@ -29,8 +31,8 @@ class Reference:
 
     Attributes:
         rows: U^T.
-        offset: (H - H_B) U at the reference, as rows.
-        offset_first: (H - H_1) U at the reference, as rows.
+        offset: (A - A_B) U at the reference, as rows.
+        offset_first: (A - A_1) U at the reference, as rows.
         subset: the samples B, first half first, int64 (m,).
     """
 
@@ -42,45 +44,54 @@ class Reference:
     @classmethod
     def at(
         cls,
-        objective: Objective,
-        theta: Tensor,
+        curvature: Curvature,
         rows: Tensor,
         size: int,
+        num_samples: int,
         generator: torch.Generator,
     ) -> tuple[Reference, Tensor]:
-        """Take the reference at theta; also return the products over all samples, as rows.
+        """Take the reference; also return the products over all samples, as rows.
 
         Args:
+            curvature: A at the reference point, over given samples.
             size: m, samples in the subset.
             generator: what the subset is drawn by.
         """
-        order = torch.randperm(objective.num_samples, generator=generator)
-        # In ascending order each part reads the data forwards.
-        parts = [part.sort().values for part in order.tensor_split((size // 2, size)) if len(part)]
-        products = [(Hessian(objective, theta, part) @ rows.T).T for part in parts]
-        # Weights, not numbers of samples: classes and ignored targets may weigh unequally.
-        shares = [objective.weight(part) / objective.weight() for part in parts]
-        sampled = products[0].mul(shares[0]).add_(products[1], alpha=shares[1])
-        whole = sampled.clone()
-        for share, product in zip(shares[2:], products[2:], strict=True):
-            whole.add_(product, alpha=share)
-        offset = whole - sampled.div_(shares[0] + shares[1])
-        subset = torch.cat(parts[:2])
-        return cls(rows, offset, whole - products[0], subset), whole
+        order = torch.randperm(num_samples, generator=generator)
+        # In ascending order each half reads the data forwards.
+        first, second = (part.sort().values for part in order[:size].tensor_split(2))
+        subset = torch.cat([first, second])
+        whole, sampled, half = ((curvature(part) @ rows.T).T for part in (None, subset, first))
+        return cls(rows, whole - sampled, whole - half, subset), whole
 
-    def images(self, objective: Objective, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """H(theta) times the basis by the subset, as rows; and the subset's gradient (P,)."""
-        hessian = Hessian(objective, theta, self.subset)
-        images = (hessian @ self.rows.T).T.add_(self.offset)
-        assert hessian.gradient is not None
-        return images, hessian.gradient
+    def turned(self, rows: Tensor) -> Reference:
+        """The same reference seen from another basis C near U, as rows.
 
-    def first_half(self, objective: Objective, theta: Tensor) -> Hessian:
-        """H_1 at theta, ready for several products."""
-        return Hessian(objective, theta, self.subset[: len(self.subset) // 2], keep_graph=True)
+        Of C = U R + D the part in span(U) is corrected, with R = U^T C; the small rest D enters by
+        the subset alone.
+        """
+        coordinates = inner_products(rows, self.rows).to(rows)
+        return Reference(
+            rows, coordinates @ self.offset, coordinates @ self.offset_first, self.subset
+        )
 
-    def deviation(self, half: Hessian, step: PowerStep, vector: Tensor) -> Tensor:
+    def images(self, curvature: Curvature) -> tuple[Tensor, Tensor | None]:
+        """A times the basis by the subset, as rows; and the subset's gradient (P,), if known."""
+        operator = curvature(self.subset)
+        images = (operator @ self.rows.T).T.add_(self.offset)
+        return images, getattr(operator, "gradient", None)
+
+    @property
+    def first_half(self) -> Tensor:
+        """The samples of the first half, int64 (m / 2,)."""
+        return self.subset[: len(self.subset) // 2]
+
+    def deviation(self, half: SymmetricOperator, step: PowerStep, vector: Tensor) -> Tensor:
         """How far the projection of v would be off by half the difference of the halves, its norm.
+
+        Args:
+            half: A over the first half, at the point of the step.
+            step: the power step from the basis of this reference.
 
         To first order: with E the difference in the images and F = Z^T E that in the basis C, the
         projector differs by (I - P) F^T C + C^T F (I - P).

@@ -26,14 +26,15 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from thalweg.curvature.anchor import Anchors
 from thalweg.curvature.eigensolver import top_eigenpairs
 from thalweg.curvature.objective import Objective
-from thalweg.curvature.operators import PRODUCT_COST, Hessian
+from thalweg.curvature.operators import PRODUCT_COST, Hessian, SymmetricOperator
 from thalweg.curvature.power_step import PowerStep, power_step
 from thalweg.curvature.reference import Reference
 from thalweg.curvature.renewal import RenewalPolicy
@@ -44,6 +45,21 @@ from thalweg.errors import InvalidInput, invalid
 # Until the first renewal has measured it: how much of a basis's error one power step leaves.
 INITIAL_DAMPING = 0.1
 DAMPING_RANGE = (0.02, 0.9)
+# A second power step is taken where the first leaves more than this share of the target.
+SECOND_STEP = 0.5
+
+
+class OperatorAt(Protocol):
+    """Builds a symmetric operator of a loss at theta (P,), over some samples or all."""
+
+    def __call__(
+        self,
+        objective: Objective,
+        theta: Tensor | None = None,
+        samples: Tensor | None = None,
+        *,
+        keep_graph: bool = False,
+    ) -> SymmetricOperator: ...
 
 
 class SubspaceTracker:
@@ -52,6 +68,8 @@ class SubspaceTracker:
     Args:
         objective: the loss.
         k: dimension of the subspace.
+        operator: whose eigenspace, at a theta and over some samples: `Hessian`, `GaussNewton`, or
+            any function with their arguments that returns a symmetric operator.
         error: target for norm(tracked - P_k v) / norm(v); most steps stay below it, and a step
             whose estimate exceeds it renews the reference at once.
         bulk_error: target for the same error relative to norm((I - P_k) v). Where tracking alone
@@ -70,6 +88,7 @@ class SubspaceTracker:
         objective: Objective,
         k: int,
         *,
+        operator: OperatorAt = Hessian,
         error: float = 0.01,
         bulk_error: float | None = None,
         exact: bool = False,
@@ -85,21 +104,28 @@ class SubspaceTracker:
             raise invalid("every", every, "an integer >= 1")
         self.objective = objective
         self.k = k
+        self.operator = operator
         self.error = error
         self.bulk_error = bulk_error
         self.exact = exact or objective.num_samples < 8
         self.every = every
         self.tolerance = tolerance
-        self.policy = RenewalPolicy(objective.num_samples, error)
         self.damping = INITIAL_DAMPING
         self.report = TrackerReport(float("nan"), 0.0, False, 0, 0)
         self._generator = torch.Generator().manual_seed(seed)
         self._calls = 0
         self._theta: Tensor | None = None
         self._step: PowerStep | None = None
-        self._reference: Reference | None = None
-        # The first half of the subset at the last theta, where the subset was used there.
-        self._half: Hessian | None = None
+        self._anchors = Anchors(objective.num_samples, error)
+        # Where the subset was used at the last theta: the operator over its first half, and the
+        # reference that the last power step began from.
+        self._half: SymmetricOperator | None = None
+        self._seen_from: Reference | None = None
+
+    @property
+    def policy(self) -> RenewalPolicy:
+        """How many samples are followed, and when the reference is renewed."""
+        return self._anchors.policy
 
     @property
     def subspace(self) -> Subspace:
@@ -165,41 +191,55 @@ class SubspaceTracker:
             raise InvalidInput("the tracker has no subspace yet; call update() first")
         return self._step
 
+    def _curvature(self, samples: Tensor | None, *, keep_graph: bool = False) -> SymmetricOperator:
+        """The operator at the theta of the last update."""
+        assert self._theta is not None
+        return self.operator(self.objective, self._theta, samples, keep_graph=keep_graph)
+
     def _solve(self) -> None:
         start = None if self._step is None else self._step.rows.sum(0)
-        hessian = Hessian(self.objective, self._theta, keep_graph=True)
+        operator = self._curvature(None, keep_graph=True)
         solved = top_eigenpairs(
-            hessian, self.k, tolerance=self.tolerance, start=start, check_repeated=0
+            operator, self.k, tolerance=self.tolerance, start=start, check_repeated=0
         )
         gradients = PRODUCT_COST * solved.products
         self._step = PowerStep(solved.basis.T, solved.eigenvalues.double().cpu())
-        error = self.tolerance
         if not self.exact:
             gradients += self._renew()
-        self.report = TrackerReport(error, gradients, True, 0, 0)
+        self.report = TrackerReport(self.tolerance, gradients, True, 0, 0)
 
     def _follow(self, vector: Tensor | None) -> None:
-        assert self._reference is not None
         assert self._theta is not None
-        images, gradient = self._reference.images(self.objective, self._theta)
-        step = power_step(self._reference.rows, images, self.k)
-        self._step = step
-        self._half = self._reference.first_half(self.objective, self._theta)
-        vector = gradient if vector is None else vector
+        reference = self._anchors.serve(self._theta)
+        self._half = self._curvature(reference.first_half, keep_graph=True)
+        gradient = self._power_step(reference)
+        if vector is None:
+            vector = self.objective.gradient(self._theta) if gradient is None else gradient
+        passes = 1
+        if self._bias(vector) > SECOND_STEP * self.error:
+            # The basis has turned so far that one step leaves too much of it: another one.
+            self._power_step(reference.turned(self._current().rows))
+            passes = 2
         sampling, bias = self._errors(vector)
         self.policy.record(sampling, bias)
         error = (sampling**2 + bias**2) ** 0.5
         subset = self.policy.subset
         age = len(self.policy.history)
         # Two products with half the subset estimate the error.
-        cost = PRODUCT_COST * (self.k + 1) * subset / self.objective.num_samples
+        cost = PRODUCT_COST * (passes * self.k + 1) * subset / self.objective.num_samples
         if error <= self.error and not self.policy.due():
             self.report = TrackerReport(error, cost, False, subset, age)
             return
-        checked = self._check(step, vector, sampling, bias)
+        checked = self._check(self._current(), vector, sampling, bias)
         left = checked * self.damping / (1 - self.damping)
-        cost += PRODUCT_COST * self.k
-        self.report = TrackerReport(left, cost, True, subset, 0, checked)
+        self.report = TrackerReport(left, cost + self._renewal_cost, True, subset, 0, checked)
+
+    def _power_step(self, reference: Reference) -> Tensor | None:
+        """Move the basis of a reference by a power step; the gradient of the subset, if known."""
+        images, gradient = reference.images(self._curvature)
+        self._step = power_step(reference.rows, images, self.k)
+        self._seen_from = reference
+        return gradient
 
     def _check(self, step: PowerStep, vector: Tensor, sampling: float, bias: float) -> float:
         """Renew the reference; learn from the fresh product how wrong the tracked basis was."""
@@ -216,14 +256,24 @@ class SubspaceTracker:
     def _renew(self) -> float:
         """A product over all samples at the current theta: a new reference, and a power step."""
         assert self._theta is not None
-        self.policy.plan()
-        rows = self._current().rows
-        self._reference, images = Reference.at(
-            self.objective, self._theta, rows, self.policy.subset, self._generator
+        policy, rows = self._anchors.plan(), self._current().rows
+        reference, images = Reference.at(
+            self._curvature, rows, policy.subset, self.objective.num_samples, self._generator
         )
+        self._anchors.renew(reference, self._theta, policy)
         self._step = power_step(rows, images, self.k)
-        self._half = None
-        return PRODUCT_COST * self.k
+        self._half, self._seen_from = None, reference
+        return self._renewal_cost
+
+    @property
+    def _renewal_cost(self) -> float:
+        """In gradients: all samples, the subset and its first half."""
+        share = self.policy.subset / self.objective.num_samples
+        return PRODUCT_COST * self.k * (1 + 1.5 * share)
+
+    def _bias(self, vector: Tensor) -> float:
+        """Estimated error that the power step left, relative to norm(v)."""
+        return self.damping * _ratio(self._current().movement(vector), vector.norm())
 
     def _errors(self, vector: Tensor) -> tuple[float, float]:
         """Estimated sampling error and bias of the projection, relative to norm(v)."""
@@ -231,17 +281,14 @@ class SubspaceTracker:
             return self.tolerance, 0.0
         step = self._current()
         # The same vector is often asked about twice in a step: by the control and by the split.
-        if step.estimated is not None and step.estimated[0] is vector:
-            _, sampling, moved = step.estimated
-            return sampling, self.damping * moved
-        norm = vector.norm()
-        moved = _ratio(step.movement(vector), norm)
-        sampling = 0.0
-        if self._half is not None:
-            assert self._reference is not None
-            deviation = self._reference.deviation(self._half, step, vector)
-            sampling = _ratio(deviation, norm) * self._subset_share
-        step.estimated = (vector, sampling, moved)
+        if step.estimated is None or step.estimated[0] is not vector:
+            sampling = 0.0
+            if self._half is not None:
+                assert self._seen_from is not None
+                deviation = self._seen_from.deviation(self._half, step, vector)
+                sampling = _ratio(deviation, vector.norm()) * self._subset_share
+            step.estimated = (vector, sampling, self._bias(vector) / self.damping)
+        _, sampling, moved = step.estimated
         return sampling, self.damping * moved
 
     @property
@@ -255,7 +302,7 @@ class SubspaceTracker:
         v_perp = v - C C^T v;  z = H v_perp;  c = C^T v + M^-1 C^T z;  y = H C M^-1 c;
         P_k v = C c + (y - C C^T y), with C the basis and M = diag(eigenvalues) close to C^T H C.
         """
-        hessian = Hessian(self.objective, self._theta)
+        hessian = self._curvature(None)
         rows, values = step.rows, step.eigenvalues.to(step.rows)
         coordinates = rows @ vector
         image = hessian @ (vector - rows.T @ coordinates)
@@ -265,35 +312,37 @@ class SubspaceTracker:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on bit for bit: bases as rows, so that their layout survives."""
+        sampled = self._half is not None
+        turned = (
+            self._seen_from if sampled and self._seen_from is not self._anchors.reference else None
+        )
         return {
             "calls": self._calls,
             "damping": self.damping,
-            "policy": self.policy.state_dict(),
             "generator": self._generator.get_state(),
             "products": self.objective.products.state_dict(),
             "report": vars(self.report).copy(),
             "theta": self._theta,
-            "sampled": self._half is not None,
             "step": None if self._step is None else self._step.state_dict(),
-            "reference": None if self._reference is None else self._reference.state_dict(),
+            "anchors": self._anchors.state_dict(),
+            "sampled": sampled,
+            "turned": None if turned is None else turned.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave, the way to multiply by the Hessian included."""
         self._calls, self.damping = state["calls"], state["damping"]
-        self.policy.load_state_dict(state["policy"])
         self._generator.set_state(state["generator"])
         self.objective.products.load_state_dict(state["products"])
         self.report = TrackerReport(**state["report"])
         self._theta = state["theta"]
         self._step = None if state["step"] is None else PowerStep(**state["step"])
-        reference = state["reference"]
-        self._reference = None if reference is None else Reference(**reference)
-        self._half = None
+        self._anchors.load_state_dict(state["anchors"])
+        self._half = self._seen_from = None
         if state["sampled"]:
-            assert self._reference is not None
-            assert self._theta is not None
-            self._half = self._reference.first_half(self.objective, self._theta)
+            turned = state["turned"]
+            self._seen_from = self._anchors.reference if turned is None else Reference(**turned)
+            self._half = self._curvature(self._seen_from.first_half, keep_graph=True)
 
 
 def _ratio(part: Tensor, whole: Tensor) -> float:

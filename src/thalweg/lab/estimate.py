@@ -14,8 +14,8 @@ from thalweg.lab.store.status import Status
 
 APART = ("test", "solved_eigenvalues", "minibatch_loss")
 """Probes that ask neither for the full gradient nor for the subspace."""
-BLOCKS = 5
-"""Blocks (P, k) in a tracker's state: reference, two offsets, their difference, basis."""
+BLOCKS = 8
+"""Blocks (P, k) in a tracker's state: two references of three, basis, the basis before."""
 START_SECONDS = 0.5
 """From starting a process to its first line."""
 RATE_SECONDS, RATE_STEPS = 2.0, 20
