@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Adam, AdamW, Muon, NAdam, Optimizer, RMSprop
 
-from thalweg.dynamics.stability import preconditioner, sam_threshold, stability_threshold
+from thalweg.dynamics.stability import sam_threshold, stability_threshold
 from thalweg.errors import InvalidInput
 
 # Gradients stay far below it, so that D is this number at every step.
@@ -144,55 +144,6 @@ def test_groups_without_any_of_the_parameters_do_not_count() -> None:
     assert stability_threshold(optimizer, [one]).value == pytest.approx(20)
     with pytest.raises(InvalidInput, match="none of the parameters"):
         stability_threshold(optimizer, [nn.Parameter(torch.zeros(1))])
-
-
-@pytest.mark.parametrize(
-    ("kind", "options"),
-    [
-        (Adam, {"eps": 1e-3}),
-        (Adam, {"betas": (0.8, 0.9), "amsgrad": True}),
-        (AdamW, {"weight_decay": 0.0, "foreach": True}),
-        (RMSprop, {"eps": 1e-3}),
-        (RMSprop, {"centered": True, "alpha": 0.5}),
-    ],
-)
-def test_the_update_of_torch_is_the_moving_average_divided_by_the_preconditioner(
-    kind: type[Optimizer], options: dict[str, Any]
-) -> None:
-    torch.manual_seed(0)
-    parts = [nn.Parameter(torch.randn(shape, dtype=torch.float64)) for shape in ((3, 2), (4,))]
-    optimizer = kind(
-        [{"params": parts[:1]}, {"params": parts[1:], "eps": 1e-2}],  # type: ignore[call-arg]
-        **{"lr": 0.1} | options,
-    )
-    # Not the optimizer's order.
-    order = parts[::-1]
-    for _ in range(4):
-        for part in parts:
-            part.grad = torch.randn_like(part)
-        before = torch.cat([part.detach().reshape(-1) for part in order])
-        optimizer.step()
-        update = torch.cat([part.detach().reshape(-1) for part in order]) - before
-        average = torch.cat([optimizer.state[p].get("exp_avg", p.grad).reshape(-1) for p in order])
-        diagonal = preconditioner(optimizer, order)
-        torch.testing.assert_close(update, -0.1 * average / diagonal, rtol=1e-9, atol=1e-12)
-    assert torch.equal(preconditioner(optimizer), torch.cat([diagonal[4:], diagonal[:4]]))
-
-
-def test_a_preconditioner_that_does_not_exist_is_refused() -> None:
-    one, two = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(2))
-    with pytest.raises(InvalidInput, match="got 'SGD', allowed: Adam, AdamW or RMSprop"):
-        preconditioner(SGD([one], lr=0.1))
-    adam = Adam([one, two])
-    with pytest.raises(InvalidInput, match=r"parameter 0, \(1,\): .*no second moment of it yet"):
-        preconditioner(adam)
-    one.grad = torch.ones(1)
-    adam.step()
-    assert preconditioner(adam, [one]).shape == (1,)
-    with pytest.raises(InvalidInput, match=r"parameter 1, \(2,\): .*in which it has a gradient"):
-        preconditioner(adam)
-    with pytest.raises(InvalidInput, match="one that the optimizer updates"):
-        preconditioner(adam, [nn.Parameter(torch.zeros(3))])
 
 
 @pytest.mark.parametrize("rho", [1e-12, 0.01, 0.5])

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from thalweg.curvature import Objective, SubspaceTracker
+from thalweg.curvature import Hessian, Objective, SubspaceTracker
+from thalweg.dynamics.preconditioning import preconditioner
 from thalweg.dynamics.watcher import COLUMNS, Watcher, WatchWarning
 from thalweg.dynamics.watching import watch
 from thalweg.errors import Diverged, InvalidInput
@@ -134,6 +135,9 @@ class Regression:
         options = {"k": 2, "exact": True, "quiet": True, "every": 2} | options
         data = (self.inputs, self.target)
         return watch(self.model, self.loss, data, self.optimizer, **options)
+
+    def objective(self) -> Objective:
+        return Objective(self.model, self.loss, (self.inputs, self.target))
 
     def backward(self) -> Tensor:
         self.optimizer.zero_grad()
@@ -283,8 +287,9 @@ def test_the_file_holds_the_history(tmp_path: Path) -> None:
     for _ in range(5):
         problem.step()
     with path.open(newline="") as file:
-        rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
-    assert rows == watcher.history
+        rows = [{k: float(v or 0) for k, v in row.items()} for row in csv.DictReader(file)]
+    # Plain gradient descent has no metric of its own: the cell is empty.
+    assert rows == [{**row, "preconditioned_sharpness": 0.0} for row in watcher.history]
     with pytest.raises(InvalidInput, match="not there yet; pass overwrite=True, or resume_at"):
         problem.watch(file=path)
     # Neither the file nor the optimizer was touched by that.
@@ -355,8 +360,8 @@ def test_several_watchers_of_one_optimizer_do_not_meet() -> None:
         problem.step()
     assert [row["step"] for row in first.history] == [0, 2, 4, 6]
     assert [row["step"] for row in second.history] == [0, 3, 6]
-    known = {key: first.history[-1][key] for key in COLUMNS[:9]}
-    assert known == pytest.approx({key: second.history[-1][key] for key in COLUMNS[:9]}, rel=1e-3)
+    known = {key: first.history[-1][key] for key in COLUMNS[:10]}
+    assert known == pytest.approx({key: second.history[-1][key] for key in COLUMNS[:10]}, rel=1e-3)
     first.close()
     problem.step()
     assert (first.step, second.step) == (7, 8)
@@ -447,8 +452,7 @@ def test_a_model_that_returns_its_loss_is_watched_too() -> None:
 
 def test_of_a_split_optimizer_the_update_made_is_watched() -> None:
     problem = Regression()
-    data = (problem.inputs, problem.target)
-    source = SubspaceTracker(Objective(problem.model, problem.loss, data), 2, exact=True)
+    source = SubspaceTracker(problem.objective(), 2, exact=True)
     problem.optimizer = SplitUpdate(problem.optimizer, source, dominant=0.0, bulk=1.0)
     watcher = problem.watch(every=1)
     for _ in range(3):
@@ -559,6 +563,32 @@ def test_the_console_gets_a_heading_and_a_line_a_report(capsys: pytest.CaptureFi
     problem.step()
     problem.step()
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_under_adam_the_preconditioned_sharpness_is_that_of_the_step(
+    capsys: pytest.CaptureFixture,
+) -> None:
+    problem = Regression(torch.optim.Adam)
+    watcher = problem.watch(quiet=False, every=1)
+    matrix = Hessian(problem.objective()) @ torch.eye(7, dtype=torch.float64)
+    for _ in range(4):
+        problem.step()
+        diagonal = preconditioner(problem.optimizer)
+        expected = float(torch.linalg.eigvals(matrix / diagonal[:, None]).real.max())
+        row = watcher.history[-1]
+        assert row["preconditioned_sharpness"] == pytest.approx(expected, rel=1e-2)
+        assert row["stability_threshold"] == pytest.approx(38 / LEARNING_RATE)
+    assert "in metric" in capsys.readouterr().err
+
+
+def test_a_parameter_that_adam_never_moved_leaves_the_preconditioned_sharpness_out() -> None:
+    problem = Regression(torch.optim.Adam)
+    watcher = problem.watch()
+    problem.backward()
+    problem.model.bias.grad = None
+    with pytest.warns(WatchWarning, match="no preconditioned sharpness: parameter 1, "):
+        problem.optimizer.step()
+    assert watcher.history[0]["preconditioned_sharpness"] is None
 
 
 def test_a_missing_threshold_is_explained(capsys: pytest.CaptureFixture) -> None:

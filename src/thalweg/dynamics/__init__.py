@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from thalweg.dynamics.batch_curvature import BatchSharpness, batch_sharpness
 from thalweg.dynamics.moment import BranchPoint, Moment
+from thalweg.dynamics.preconditioning import preconditioned_sharpness, preconditioner
 from thalweg.dynamics.probes import PROBES, Probe, probe
 from thalweg.dynamics.stability import (
     StabilityThreshold,
-    preconditioner,
     sam_threshold,
     stability_threshold,
 )
@@ -24,6 +24,7 @@ __all__ = [
     "WatchWarning",
     "Watcher",
     "batch_sharpness",
+    "preconditioned_sharpness",
     "preconditioner",
     "probe",
     "sam_threshold",

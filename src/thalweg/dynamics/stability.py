@@ -2,9 +2,9 @@
 
 On a quadratic every optimizer below is a linear recurrence along each eigenvector, and it diverges
 as soon as the largest eigenvalue exceeds a threshold that depends on its settings alone. Adam,
-AdamW and RMSprop divide the gradient by a diagonal D: they compare the eigenvalues of
-D^-1/2 H D^-1/2, the *preconditioned* sharpness, with D from `preconditioner`. Training at the edge
-of stability hovers about these thresholds.
+AdamW and RMSprop divide the gradient by a diagonal D: what counts for them is the *preconditioned*
+sharpness, that of D^-1/2 H D^-1/2, see `preconditioning.py`. Training at the edge of stability
+hovers about these thresholds.
 
 Source: Cohen et al. 2021 (arXiv 2103.00065) for gradient descent and momentum, 2022 (2207.14484)
 for adaptive methods, Long and Bartlett 2024 (2309.12488) for SAM.
@@ -26,7 +26,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer, RMSprop
 
@@ -107,48 +106,6 @@ def stability_threshold(
         max(limit.shift for limit in found),
         "the smallest of the parameter groups': stable below it" if differ else "",
     )
-
-
-def preconditioner(optimizer: Optimizer, parameters: Iterable[Tensor] | None = None) -> Tensor:
-    """D, the diagonal by which Adam, AdamW or RMSprop divided at its last step, (P,).
-
-    The update is -lr m / D, apart from AdamW's decay, where m is the moving average of gradients
-    that the optimizer keeps (for RMSprop the gradient). Adam: (1 - beta1^t) (sqrt(v_hat) + eps),
-    v_hat the second moment corrected for its bias (its maximum with `amsgrad`) and t the number of
-    steps; the first factor corrects m and is soon 1. RMSprop: sqrt(v) + eps, v the variance where
-    it is centered.
-
-    Args:
-        optimizer: one that has made a step.
-        parameters: in the order of theta, such as `objective.layout.parameters(model)`; None for
-            all of the optimizer's.
-
-    Returns:
-        A new vector of the dtype and device of the parameters.
-
-    Raises:
-        InvalidInput: the optimizer has no such diagonal, or none yet for one of the parameters.
-
-    Source: Cohen et al. 2022 (arXiv 2207.14484).
-    """
-    if not isinstance(optimizer, (Adam, RMSprop)):
-        raise invalid("optimizer", type(optimizer).__name__, "Adam, AdamW or RMSprop")
-    diagonal = _adam_diagonal if isinstance(optimizer, Adam) else _rmsprop_diagonal
-    group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-    wanted = list(_parameters(optimizer) if parameters is None else parameters)
-    parts: list[Tensor] = []
-    for number, parameter in enumerate(wanted):
-        shape = tuple(parameter.shape)
-        if id(parameter) not in group_of:
-            raise invalid(f"parameter {number}", shape, "one that the optimizer updates")
-        state = optimizer.state.get(parameter)
-        if not state:
-            raise InvalidInput(
-                f"parameter {number}, {shape}: the optimizer has no second moment of it yet; make"
-                " a step in which it has a gradient"
-            )
-        parts.append(diagonal(state, group_of[id(parameter)]).detach().reshape(-1))
-    return torch.cat(parts)
 
 
 def sam_threshold(gradient_norm: float, lr: float, rho: float) -> float:
@@ -232,25 +189,6 @@ _FORMULAS: dict[type[Optimizer], Callable[[Mapping[str, Any]], _Limit]] = {
 
 def _per_lr(factor: float, lr: float) -> float:
     return factor / lr if lr else math.inf
-
-
-def _adam_diagonal(state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
-    beta1, beta2 = (float(beta) for beta in group["betas"])
-    step = float(state["step"])
-    second = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
-    root = second.sqrt() / (1 - beta2**step) ** 0.5
-    return (root + group["eps"]) * (1 - beta1**step)
-
-
-def _rmsprop_diagonal(state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
-    second = state["square_avg"]
-    if group["centered"]:
-        second = second - state["grad_avg"].square()
-    return second.sqrt() + group["eps"]
-
-
-def _parameters(optimizer: Optimizer) -> list[Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def _groups(optimizer: Optimizer, parameters: Iterable[Tensor] | None) -> list[dict[str, Any]]:

@@ -21,11 +21,12 @@ from torch.optim import Optimizer
 
 from thalweg.curvature import Objective, SubspaceSource
 from thalweg.dynamics.moment import Moment
+from thalweg.dynamics.preconditioning import preconditioned_sharpness
 from thalweg.dynamics.probes import PROBES
 from thalweg.dynamics.rows import CONSOLE_COLUMNS, RowFile, console_heading, console_line, say
 from thalweg.dynamics.stability import stability_threshold
 from thalweg.dynamics.undisturbed import undisturbed
-from thalweg.errors import Diverged, invalid
+from thalweg.errors import Diverged, InvalidInput, invalid
 
 MEASURED = (
     "loss",
@@ -44,6 +45,7 @@ COLUMNS = (
     "loss",
     "sharpness",
     "lr_sharpness",
+    "preconditioned_sharpness",
     "stability_threshold",
     "alignment_gradient",
     "alignment_minibatch",
@@ -58,7 +60,8 @@ COLUMNS = (
 """The columns of the file, and the keys of each row of `Watcher.history`.
 
 Those that are not plain: `learning_rate` is the largest of the parameter groups; `lr_sharpness` is
-that times lambda_1; `stability_threshold` as `thalweg.stability_threshold` defines it;
+that times lambda_1; `stability_threshold` is to be compared with `sharpness`, or with
+`preconditioned_sharpness` where that is given, in the metric of the step reported;
 `alignment_*` is chi_k of the full gradient, of the gradient that the optimizer was given (clipped,
 accumulated), and of the update it made; `effective_lr_*` is a ratio of sums over the last
 `WINDOW` reports, whose terms are the `lr_numerator_*` and `lr_denominator_*`; `subspace_error` is
@@ -70,7 +73,6 @@ one gradient that each report takes not included; `seconds` is what the whole re
 # A single step's ratio is ruled by the noise of its mini-batch.
 WINDOW = 10
 HEADING_EVERY = 20
-SHOWN = tuple(column for column in CONSOLE_COLUMNS if column in COLUMNS)
 
 
 class WatchWarning(UserWarning):
@@ -135,6 +137,10 @@ class Watcher:
         self._parameters = objective.layout.parameters(objective.model)
         self._moment: Moment | None = None
         self._seconds = 0.0
+        self._direction: Tensor | None = None
+        preconditioned = stability_threshold(optimizer, self._parameters).preconditioned
+        hidden = set() if preconditioned else {"preconditioned_sharpness"}
+        self._shown = tuple(column for column in CONSOLE_COLUMNS if column not in hidden)
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -218,9 +224,23 @@ class Watcher:
             row: dict[str, Any] = {"step": moment.step, "learning_rate": moment.learning_rate}
             for name in MEASURED:
                 row.update(PROBES[name].measure(moment))
-        row["stability_threshold"] = stability_threshold(optimizer, self._parameters).value
+            threshold = stability_threshold(optimizer, self._parameters)
+            row["stability_threshold"] = threshold.value
+            if threshold.preconditioned:
+                row["preconditioned_sharpness"] = self._preconditioned_sharpness(moment)
         row["seconds"] = self._seconds + time.perf_counter() - begin
         self._report(row)
+
+    def _preconditioned_sharpness(self, moment: Moment) -> float | None:
+        try:
+            found = preconditioned_sharpness(
+                self.objective, self.optimizer, moment.theta, start=self._direction
+            )
+        except (InvalidInput, Diverged) as error:
+            self._warn(f"no preconditioned sharpness: {error}")
+            return None
+        self._direction = found.basis[:, 0]
+        return float(found.eigenvalues[0])
 
     def _report(self, measured: Mapping[str, Any]) -> None:
         row = {column: measured.get(column) for column in COLUMNS}
@@ -229,8 +249,8 @@ class Watcher:
             row[f"effective_lr_{part}"] = _ratio_of_sums(self.history[-WINDOW:], part)
         if not self.quiet:
             if (len(self.history) - 1) % HEADING_EVERY == 0:
-                say(console_heading(SHOWN))
-            say(console_line(SHOWN, row))
+                say(console_heading(self._shown))
+            say(console_line(self._shown, row))
         if self._file is not None:
             try:
                 self._file.append(row)

@@ -75,7 +75,8 @@ def watch(
 
     A report costs one gradient over the watched data and at k = 10 up to about 20 more for the
     subspace, fewer where it turns slowly (see `FollowOrSolve`), the first one several times that:
-    bound it by `samples`, or by giving less data.
+    bound it by `samples`, or by giving less data. Under Adam, AdamW and RMSprop it also solves for
+    the preconditioned sharpness.
 
     Args:
         model, loss, data, batch_weight, chunk_size: as for `Objective`; `data` is what the

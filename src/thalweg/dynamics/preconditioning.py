@@ -1,0 +1,137 @@
+"""The sharpness that Adam and RMSprop feel: that of the Hessian in the metric of their divisor.
+
+Example:
+    >>> import torch
+    >>> model, data = torch.nn.Linear(3, 1), (torch.randn(32, 3), torch.randn(32, 1))
+    >>> optimizer, loss = torch.optim.Adam(model.parameters(), lr=0.01), torch.nn.MSELoss()
+    >>> loss(model(data[0]), data[1]).backward()
+    >>> optimizer.step()
+    >>> found = preconditioned_sharpness(Objective(model, loss, data), optimizer)
+    >>> found.k, float(found.eigenvalues[0]) > 0
+    (1, True)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Adam, Optimizer, RMSprop
+
+from thalweg.curvature import Hessian, Objective, Subspace, top_eigenpairs
+from thalweg.dynamics.stability import stability_threshold
+from thalweg.errors import InvalidInput, invalid
+
+
+def preconditioner(optimizer: Optimizer, parameters: Iterable[Tensor] | None = None) -> Tensor:
+    """D, the diagonal by which Adam, AdamW or RMSprop divided at its last step, (P,).
+
+    The update is -lr m / D, apart from AdamW's decay, where m is the moving average of gradients
+    that the optimizer keeps (for RMSprop the gradient). Adam: (1 - beta1^t) (sqrt(v_hat) + eps),
+    v_hat the second moment corrected for its bias (its maximum with `amsgrad`) and t the number of
+    steps; the first factor corrects m and is soon 1. RMSprop: sqrt(v) + eps, v the variance where
+    it is centered.
+
+    Args:
+        optimizer: one that has made a step.
+        parameters: in the order of theta, such as `objective.layout.parameters(model)`; None for
+            all of the optimizer's.
+
+    Returns:
+        A new vector of the dtype and device of the parameters.
+
+    Raises:
+        InvalidInput: the optimizer has no such diagonal, or none yet for one of the parameters.
+
+    Source: Cohen et al. 2022 (arXiv 2207.14484).
+    """
+    if not isinstance(optimizer, (Adam, RMSprop)):
+        raise invalid("optimizer", type(optimizer).__name__, "Adam, AdamW or RMSprop")
+    diagonal = _adam_diagonal if isinstance(optimizer, Adam) else _rmsprop_diagonal
+    group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    if parameters is None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parts: list[Tensor] = []
+    for number, parameter in enumerate(parameters):
+        shape = tuple(parameter.shape)
+        if id(parameter) not in group_of:
+            raise invalid(f"parameter {number}", shape, "one that the optimizer updates")
+        state = optimizer.state.get(parameter)
+        if not state:
+            raise InvalidInput(
+                f"parameter {number}, {shape}: the optimizer has no second moment of it yet; make"
+                " a step in which it has a gradient"
+            )
+        parts.append(diagonal(state, group_of[id(parameter)]).detach().reshape(-1))
+    return torch.cat(parts)
+
+
+def preconditioned_sharpness(
+    objective: Objective,
+    optimizer: Optimizer,
+    theta: Tensor | None = None,
+    *,
+    tolerance: float = 1e-2,
+    start: Tensor | None = None,
+) -> Subspace:
+    """lambda_1 of D^-1/2 (H + w I) D^-1/2, to compare with the optimizer's `stability_threshold`.
+
+    D is from `preconditioner`, w the weight decay that Adam or RMSprop adds to the gradient.
+
+    Args:
+        objective: the loss.
+        optimizer: Adam, AdamW or RMSprop after a step.
+        theta: the point (P,), such as that before the step; None for the model's parameters.
+        tolerance: of the residual, see `top_eigenpairs`; the eigenvalue's error is about its square
+            over the gap.
+        start: a vector (P,) to start from, such as the eigenvector found a few steps before.
+
+    Returns:
+        The eigenvalue, with its eigenvector in the coordinates D^1/2 theta.
+
+    Raises:
+        InvalidInput: the optimizer has no preconditioner, or none yet; it holds a zero.
+        Diverged: the loss or a product is NaN or infinite.
+
+    Source: Cohen et al. 2022 (arXiv 2207.14484).
+    """
+    parameters = objective.layout.parameters(objective.model)
+    diagonal = preconditioner(optimizer, parameters)
+    if not bool((diagonal > 0).all()):
+        raise invalid("preconditioner", float(diagonal.min()), "positive numbers", "raise eps")
+    hessian = Hessian(objective, theta, keep_graph=True)
+    operator = _InMetric(hessian, diagonal, stability_threshold(optimizer, parameters).shift)
+    return top_eigenpairs(operator, 1, tolerance=tolerance, start=start, check_repeated=0)
+
+
+def _adam_diagonal(state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
+    beta1, beta2 = (float(beta) for beta in group["betas"])
+    step = float(state["step"])
+    second = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
+    root = second.sqrt() / (1 - beta2**step) ** 0.5
+    return (root + group["eps"]) * (1 - beta1**step)
+
+
+def _rmsprop_diagonal(state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
+    second = state["square_avg"]
+    if group["centered"]:
+        second = second - state["grad_avg"].square()
+    return second.sqrt() + group["eps"]
+
+
+class _InMetric:
+    """D^-1/2 (H + w I) D^-1/2 as an operator."""
+
+    def __init__(self, hessian: Hessian, diagonal: Tensor, shift: float) -> None:
+        self.hessian = hessian
+        self.scale = diagonal.rsqrt()[:, None]
+        self.shift = shift
+        self.shape = hessian.shape
+        self.dtype: torch.dtype = hessian.dtype
+        self.device: torch.device = hessian.device
+
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        scaled = self.scale * vectors
+        return self.scale * (self.hessian @ scaled + self.shift * scaled)
