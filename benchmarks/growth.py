@@ -1,9 +1,9 @@
 """How do time and memory grow with samples N, parameters P and dimensions k?
 
 One of the three is varied at a time around a base case: an MLP 784-h-h-10 (tanh, half squared
-error) on random data of MNIST's shape, one thread. Every row has a process of its own. Memory is the most
-that the process held, less the most it held up to its first gradient, data included; a float has 4
-bytes. A gradient is the median of five, timed in the same process. The operations:
+error) on random data of MNIST's shape, one thread. Every row has a process of its own. Memory is
+the most that the process held, less the most it held up to its first gradient, data included; a
+float has 4 bytes. A gradient is the median of five, timed in the same process. The operations:
 
     product   H @ V for a block V (P, k)
     solve     the top k eigenpairs from scratch, residual 1e-3, the graph of one chunk at a time
