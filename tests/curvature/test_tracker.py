@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from tests.curvature.networks import Case, descend, digits, mlp
 from thalweg.curvature.eigensolver import top_eigenpairs
+from thalweg.curvature.gauss_newton import GaussNewton
+from thalweg.curvature.gradient_covariance import GradientCovariance
 from thalweg.curvature.objective import Objective
 from thalweg.curvature.operators import Hessian
 from thalweg.curvature.power_step import power_step
@@ -361,3 +363,66 @@ def test_a_refinement_is_exact_to_second_order() -> None:
         errors.append(float(error.norm() / plain.norm()))
     # First order is damped by at most lambda_4 / lambda_3 = 0.1; nothing else is left.
     assert max(errors) < 0.12
+
+
+def test_a_repeated_eigenvalue_is_tracked_with_its_copies() -> None:
+    # Two outputs of a linear model have one Hessian each, and the same.
+    torch.manual_seed(0)
+    inputs = torch.randn(64, 3) * torch.tensor([3.0, 1.0, 1.0])
+    objective = Objective(nn.Linear(3, 2), nn.MSELoss(), (inputs, torch.randn(64, 2)))
+    tracker = SubspaceTracker(objective, 2)
+    eigenvalues = tracker.update().eigenvalues
+    expected = torch.linalg.eigvalsh(Hessian(objective) @ torch.eye(8)).flip(0)[:2]
+    assert torch.allclose(expected[0], expected[1], rtol=1e-4)
+    assert torch.allclose(eigenvalues, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("kind", "k"), [(GaussNewton, 10), (GradientCovariance, 8)])
+def test_any_operator_of_the_loss_is_tracked(trained: Case, kind: Any, k: int) -> None:
+    objective = Objective(trained.model, trained.loss, trained.data, vectorize_up_to=0)
+    tracker = SubspaceTracker(objective, k, operator=kind)
+    exact = copy.deepcopy(trained).to(torch.float64)
+    errors = []
+    for step in along(trained, 21):
+        gradient = tracker.objective.gradient()
+        subspace = tracker.update(vector=gradient)
+        if step % 5 == 0 and step > 1000:
+            exact.model.load_state_dict(trained.model.state_dict())
+            copied = Objective(exact.model, exact.loss, exact.data, vectorize_up_to=0)
+            operator = kind(copied, keep_graph=True)
+            truth = top_eigenpairs(operator, k, tolerance=1e-6, max_products=2000)
+            difference = subspace.project(gradient).double() - truth.project(gradient.double())
+            errors.append(float(difference.norm() / gradient.norm()))
+    assert max(errors) < 0.02
+    assert max(errors) > 1e-5
+
+
+def test_at_the_edge_of_stability_renewals_are_rare(warm: Case) -> None:
+    case = copy.deepcopy(warm)
+    optimizer = torch.optim.SGD(case.model.parameters(), lr=0.4)
+
+    def descend_all() -> None:
+        optimizer.zero_grad()
+        case.loss(case.model(case.data[0]), case.data[1]).backward()
+        optimizer.step()
+
+    for _ in range(150):
+        descend_all()
+    tracker, renewals, errors, turns = tracked(case), 0, [], []
+    before = solved(case)
+    for step in range(40):
+        gradient = tracker.objective.gradient()
+        subspace = tracker.update(vector=gradient)
+        renewals += tracker.report.renewed
+        if step % 4 == 1:
+            truth = solved(case)
+            projected = truth.project(gradient.double())
+            norm = gradient.norm()
+            errors.append(float((subspace.project(gradient) - projected).norm() / norm))
+            turns.append(float((before.project(gradient.double()) - projected).norm() / norm))
+        before = solved(case) if step % 4 == 0 else before
+        descend_all()
+    # The eigenspace turns at every step by more than the target allows for a basis left behind.
+    assert sorted(turns)[len(turns) // 2] > 0.02
+    assert sorted(errors)[len(errors) // 2] < 0.01
+    assert renewals < 14

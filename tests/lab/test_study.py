@@ -18,7 +18,7 @@ from tests.lab.small_study import PLUGIN, begin, execute, small_spec
 from thalweg.errors import IntegrityError, InvalidInput
 from thalweg.lab import study as study_module
 from thalweg.lab.registry import load_plugin
-from thalweg.lab.run import Run, widest_gap
+from thalweg.lab.run import Run
 from thalweg.lab.spec import Spec
 from thalweg.lab.store import StudyFolder
 from thalweg.lab.store.checkpoint import latest_checkpoint, load_checkpoint
@@ -183,12 +183,6 @@ def test_k_must_be_given_without_classes_or_chosen_by_gap(quick_path: Path) -> N
     )
     data = run_study(spec, root=quick_path, plugins=[PLUGIN]).data
     assert data.eigenvalues.map(len).nunique() == 1
-
-
-def test_the_widest_gap_is_that_of_ratios_of_positive_eigenvalues() -> None:
-    assert widest_gap(torch.tensor([9.0, 8.0, 7.0, 1.0, 0.5])) == 3
-    assert widest_gap(torch.tensor([9.0, 8.0, -1.0, -5.0])) == 1
-    assert widest_gap(torch.tensor([3.0])) == 1
 
 
 def test_the_trunk_goes_through_its_phases(quick_path: Path) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -26,6 +27,7 @@ class TrackerReport:
         age: steps since the reference.
         checked_error: at a renewal, how far a fresh power step over all samples moved the projected
             vector, relative to it; None at other steps. Compare with `error` there.
+        next_eigenvalue: lambda_{k+1} when last looked at, from below; NaN where not known.
     """
 
     error: float
@@ -34,6 +36,7 @@ class TrackerReport:
     subset: int
     age: int
     checked_error: float | None = None
+    next_eigenvalue: float = math.nan
 
 
 @dataclass(frozen=True)

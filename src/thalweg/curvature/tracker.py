@@ -16,7 +16,7 @@ Cost is counted in gradients of the full loss, one product with all N samples as
 Example:
     >>> import torch
     >>> from thalweg.curvature.objective import Objective
-    >>> data = (torch.randn(64, 3), torch.randn(64, 2))
+    >>> data = (torch.randn(64, 3) * torch.tensor([3.0, 1.0, 1.0]), torch.randn(64, 2))
     >>> objective = Objective(torch.nn.Linear(3, 2), torch.nn.MSELoss(), data)
     >>> tracker = SubspaceTracker(objective, k=2)
     >>> tracker.update().k, tracker.report.renewed
@@ -25,6 +25,7 @@ Example:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -33,6 +34,7 @@ from torch import Tensor
 
 from thalweg.curvature.anchor import Anchors
 from thalweg.curvature.eigensolver import top_eigenpairs
+from thalweg.curvature.gap import CLOSED, next_eigenpair, warn_of_closed_gap
 from thalweg.curvature.objective import Objective
 from thalweg.curvature.operators import PRODUCT_COST, Hessian, SymmetricOperator
 from thalweg.curvature.power_step import PowerStep, power_step
@@ -42,7 +44,7 @@ from thalweg.curvature.source import Split, TrackerReport
 from thalweg.curvature.subspace import Subspace
 from thalweg.errors import InvalidInput, invalid
 
-# Until the first renewal has measured it: how much of a basis's error one power step leaves.
+# Until a renewal has measured it: the least that one power step leaves of a basis's error.
 INITIAL_DAMPING = 0.1
 DAMPING_RANGE = (0.02, 0.9)
 # A second power step is taken where the first leaves more than this share of the target.
@@ -77,10 +79,15 @@ class SubspaceTracker:
         exact: solve for a converged basis at every update (dear: about 25 gradients).
         every: recompute at every n-th update only, and keep the basis in between.
         tolerance: residual of solves from scratch, see `top_eigenpairs`.
+        gap_every: renewals of the reference from one look at lambda_{k+1} to the next, 0 for none.
+            Each costs at most 15 products.
         seed: of the subsets.
 
     Raises:
         InvalidInput: k < 1 or k > P, a target or period that is not positive.
+
+    Warns:
+        GapClosed: lambda_k and lambda_{k+1} are nearly equal, so that S_k is ill defined.
     """
 
     def __init__(
@@ -94,6 +101,7 @@ class SubspaceTracker:
         exact: bool = False,
         every: int = 1,
         tolerance: float = 1e-3,
+        gap_every: int = 10,
         seed: int = 0,
     ) -> None:
         if not 1 <= k <= objective.num_parameters:
@@ -102,6 +110,8 @@ class SubspaceTracker:
             raise invalid("error", error if bulk_error is None else bulk_error, "a number > 0")
         if every < 1:
             raise invalid("every", every, "an integer >= 1")
+        if gap_every < 0:
+            raise invalid("gap_every", gap_every, "an integer >= 0")
         self.objective = objective
         self.k = k
         self.operator = operator
@@ -111,7 +121,12 @@ class SubspaceTracker:
         self.every = every
         self.tolerance = tolerance
         self.damping = INITIAL_DAMPING
-        self.report = TrackerReport(float("nan"), 0.0, False, 0, 0)
+        self.gap_every = gap_every
+        self._renewals = 0
+        self._next_eigenvalue = math.nan
+        self._next_vector: Tensor | None = None
+        self._gap_closed = False
+        self._report(math.nan, 0.0)
         self._generator = torch.Generator().manual_seed(seed)
         self._calls = 0
         self._theta: Tensor | None = None
@@ -148,7 +163,7 @@ class SubspaceTracker:
         self._calls += 1
         if self._step is not None and (self._calls - 1) % self.every:
             age = self.report.age + 1
-            self.report = TrackerReport(float("nan"), 0.0, False, 0, age)
+            self._report(math.nan, 0.0, age=age)
             return self.subspace
         self._theta = self.objective.theta() if theta is None else theta.detach()
         if self._step is None or self.exact:
@@ -199,14 +214,14 @@ class SubspaceTracker:
     def _solve(self) -> None:
         start = None if self._step is None else self._step.rows.sum(0)
         operator = self._curvature(None, keep_graph=True)
-        solved = top_eigenpairs(
-            operator, self.k, tolerance=self.tolerance, start=start, check_repeated=0
-        )
+        solved = top_eigenpairs(operator, self.k, tolerance=self.tolerance, start=start)
         gradients = PRODUCT_COST * solved.products
         self._step = PowerStep(solved.basis.T, solved.eigenvalues.double().cpu())
-        if not self.exact:
+        if self.exact:
+            gradients += self._look_at_gap()
+        else:
             gradients += self._renew()
-        self.report = TrackerReport(self.tolerance, gradients, True, 0, 0)
+        self._report(self.tolerance, gradients, renewed=True)
 
     def _follow(self, vector: Tensor | None) -> None:
         assert self._theta is not None
@@ -228,11 +243,11 @@ class SubspaceTracker:
         # Two products with half the subset estimate the error.
         cost = PRODUCT_COST * (passes * self.k + 1) * subset / self.objective.num_samples
         if error <= self.error and not self.policy.due():
-            self.report = TrackerReport(error, cost, False, subset, age)
+            self._report(error, cost, subset=subset, age=age)
             return
-        checked = self._check(self._current(), vector, sampling, bias)
+        checked, renewal = self._check(self._current(), vector, sampling, bias)
         left = checked * self.damping / (1 - self.damping)
-        self.report = TrackerReport(left, cost + self._renewal_cost, True, subset, 0, checked)
+        self._report(left, cost + renewal, renewed=True, subset=subset, checked_error=checked)
 
     def _power_step(self, reference: Reference) -> Tensor | None:
         """Move the basis of a reference by a power step; the gradient of the subset, if known."""
@@ -241,17 +256,23 @@ class SubspaceTracker:
         self._seen_from = reference
         return gradient
 
-    def _check(self, step: PowerStep, vector: Tensor, sampling: float, bias: float) -> float:
-        """Renew the reference; learn from the fresh product how wrong the tracked basis was."""
+    def _check(
+        self, step: PowerStep, vector: Tensor, sampling: float, bias: float
+    ) -> tuple[float, float]:
+        """Renew the reference; learn from the fresh product how wrong the tracked basis was.
+
+        Returns:
+            That error, relative to norm(v), and the cost in gradients.
+        """
         before = step.project(vector)
-        self._renew()
+        cost = self._renew()
         checked = _ratio((self._current().project(vector) - before).norm(), vector.norm())
         stale = bias / self.damping
         if stale > 0:
             excess = max(checked**2 - sampling**2, 0.0) ** 0.5
             measured = min(max(excess / stale, DAMPING_RANGE[0]), DAMPING_RANGE[1])
             self.damping = (self.damping * measured) ** 0.5
-        return checked
+        return checked, cost
 
     def _renew(self) -> float:
         """A product over all samples at the current theta: a new reference, and a power step."""
@@ -263,13 +284,43 @@ class SubspaceTracker:
         self._anchors.renew(reference, self._theta, policy)
         self._step = power_step(rows, images, self.k)
         self._half, self._seen_from = None, reference
-        return self._renewal_cost
+        # All samples, the subset and its first half.
+        share = 1 + 1.5 * policy.subset / self.objective.num_samples
+        return PRODUCT_COST * self.k * share + self._look_at_gap()
 
-    @property
-    def _renewal_cost(self) -> float:
-        """In gradients: all samples, the subset and its first half."""
-        share = self.policy.subset / self.objective.num_samples
-        return PRODUCT_COST * self.k * (1 + 1.5 * share)
+    def _look_at_gap(self) -> float:
+        """At every `gap_every`-th renewal, find lambda_{k+1}; return the cost in gradients."""
+        step, self._renewals = self._current(), self._renewals + 1
+        due = self.gap_every and (self._renewals - 1) % self.gap_every == 0
+        if not due or self.k == self.objective.num_parameters:
+            return 0.0
+        operator = self._curvature(None, keep_graph=True)
+        found = next_eigenpair(
+            operator, step.rows, float(step.eigenvalues[0]), self._next_vector
+        )
+        self._next_eigenvalue, self._next_vector = found.value, found.vector
+        if self._renewals == 1:
+            # What a power step leaves is at worst lambda_{k+1} / lambda_k, on average less.
+            ratio = abs(found.value) / max(abs(float(step.eigenvalues[-1])), 1e-30)
+            self.damping = min(max(INITIAL_DAMPING, ratio / 2), DAMPING_RANGE[1])
+        closed = self._gap_closed  # said once, until it has opened again
+        if not closed or found.value < CLOSED * float(step.eigenvalues[-1]):
+            self._gap_closed = warn_of_closed_gap(step.eigenvalues, found.value)
+        return PRODUCT_COST * found.products
+
+    def _report(
+        self,
+        error: float,
+        gradients: float,
+        *,
+        renewed: bool = False,
+        subset: int = 0,
+        age: int = 0,
+        checked_error: float | None = None,
+    ) -> None:
+        self.report = TrackerReport(
+            error, gradients, renewed, subset, age, checked_error, self._next_eigenvalue
+        )
 
     def _bias(self, vector: Tensor) -> float:
         """Estimated error that the power step left, relative to norm(v)."""
@@ -319,6 +370,10 @@ class SubspaceTracker:
         return {
             "calls": self._calls,
             "damping": self.damping,
+            "renewals": self._renewals,
+            "next_eigenvalue": self._next_eigenvalue,
+            "next_vector": self._next_vector,
+            "gap_closed": self._gap_closed,
             "generator": self._generator.get_state(),
             "products": self.objective.products.state_dict(),
             "report": vars(self.report).copy(),
@@ -332,6 +387,8 @@ class SubspaceTracker:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave, the way to multiply by the Hessian included."""
         self._calls, self.damping = state["calls"], state["damping"]
+        self._renewals, self._gap_closed = state["renewals"], state["gap_closed"]
+        self._next_eigenvalue, self._next_vector = state["next_eigenvalue"], state["next_vector"]
         self._generator.set_state(state["generator"])
         self.objective.products.load_state_dict(state["products"])
         self.report = TrackerReport(**state["report"])

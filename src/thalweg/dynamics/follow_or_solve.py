@@ -10,7 +10,7 @@ and solving 21 at 0.01 %; with cross-entropy and Adam, where the eigenvalues clo
 
 Example:
     >>> import torch
-    >>> data = (torch.randn(64, 3), torch.randn(64, 2))
+    >>> data = (torch.randn(64, 3) * torch.tensor([3.0, 1.0, 1.0]), torch.randn(64, 2))
     >>> source = FollowOrSolve(Objective(torch.nn.Linear(3, 2), torch.nn.MSELoss(), data), k=2)
     >>> source.update().k, source.solving
     (2, False)

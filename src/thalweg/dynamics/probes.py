@@ -216,16 +216,21 @@ def overlap(moment: Moment) -> Mapping[str, Value]:
     return {"overlap_branch_point": moment.subspace.overlap(moment.branch_point.subspace)}
 
 
-@probe("subspace_cost", ["subspace_error", "subspace_gradients"])
+@probe("subspace_cost", ["subspace_error", "subspace_gradients", "next_eigenvalue"])
 def subspace_cost(moment: Moment) -> Mapping[str, Value]:
-    """The tracker's own error estimate at this step, and its cost a step in full gradients.
+    """The tracker's own error estimate at this step, its cost a step, and lambda_{k+1}.
 
-    The cost is counted, and averaged over the steps since the last row, renewals included.
+    The cost is counted in full gradients and averaged over the steps since the last row, renewals
+    included; lambda_{k+1} is a bound from below, as of when it was last looked at.
     """
     _ = moment.subspace
     report = moment.source.report
     gradients = (moment.gradients_before + report.gradients) / (moment.steps_before + 1)
-    return {"subspace_error": report.error, "subspace_gradients": gradients}
+    return {
+        "subspace_error": report.error,
+        "subspace_gradients": gradients,
+        "next_eigenvalue": report.next_eigenvalue,
+    }
 
 
 def _alignment(moment: Moment, vector: Tensor | None) -> Value:

@@ -9,7 +9,8 @@ Source: Song, Ahn, Yun 2025 (arXiv 2405.16002), section 4; for any optimizer: se
 Example:
     >>> import torch
     >>> from thalweg.curvature import Objective, SubspaceTracker
-    >>> model, data = torch.nn.Linear(3, 2), (torch.randn(64, 3), torch.randn(64, 2))
+    >>> inputs, targets = torch.randn(64, 3) * torch.tensor([3.0, 1.0, 1.0]), torch.randn(64, 2)
+    >>> model, data = torch.nn.Linear(3, 2), (inputs, targets)
     >>> loss = torch.nn.MSELoss()
     >>> tracker = SubspaceTracker(Objective(model, loss, data), k=2)
     >>> base = torch.optim.SGD(model.parameters(), lr=0.1)

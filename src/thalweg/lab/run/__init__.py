@@ -8,7 +8,6 @@ from thalweg.lab.run.building import (
     make_objective,
     number_of_directions,
     top_eigenvalues,
-    widest_gap,
 )
 from thalweg.lab.run.loop import Run
 
@@ -19,5 +18,4 @@ __all__ = [
     "make_objective",
     "number_of_directions",
     "top_eigenvalues",
-    "widest_gap",
 ]

@@ -22,6 +22,7 @@ from thalweg.curvature import (
     SubspaceTracker,
     random_subspace,
     top_eigenpairs,
+    widest_gap,
 )
 from thalweg.curvature.controls import NextEigenspace
 from thalweg.errors import InvalidInput, invalid
@@ -106,14 +107,6 @@ def top_eigenvalues(objective: Objective, count: int) -> Tensor:
     hessian = Hessian(objective, keep_graph=True)
     count = min(count, objective.num_parameters)
     return top_eigenpairs(hessian, count, check_repeated=0).eigenvalues
-
-
-def widest_gap(eigenvalues: Tensor) -> int:
-    """The k for which lambda_k / lambda_{k+1} is largest among the positive eigenvalues given."""
-    positive = eigenvalues[eigenvalues > 0]
-    if len(positive) < 2:
-        return 1
-    return int((positive[:-1] / positive[1:]).argmax()) + 1
 
 
 def make_source(spec: Spec, setup: Setup, seed: int) -> SubspaceSource:

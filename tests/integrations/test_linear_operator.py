@@ -9,10 +9,10 @@ from scipy.sparse.linalg import eigsh
 
 from tests.curvature import dense
 from tests.curvature.networks import CASES
-from thalweg.curvature.linear_operator import as_linear_operator
 from thalweg.curvature.objective import Objective
 from thalweg.curvature.operators import Hessian
 from thalweg.errors import InvalidInput
+from thalweg.integrations.linear_operator import as_linear_operator
 
 
 def test_scipy_finds_the_eigenvalues_of_the_dense_hessian_through_it() -> None:

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from thalweg.curvature.operators import SymmetricOperator
 from thalweg.errors import InvalidInput
 
 if TYPE_CHECKING:
+    import numpy as np
     from scipy.sparse.linalg import LinearOperator
 
 
@@ -32,6 +32,7 @@ def as_linear_operator(operator: SymmetricOperator) -> LinearOperator:
         InvalidInput: SciPy is not installed.
     """
     try:
+        import numpy as np
         from scipy.sparse.linalg import LinearOperator
     except ImportError:
         raise InvalidInput("as_linear_operator needs SciPy: pip install 'thalweg[scipy]'") from None

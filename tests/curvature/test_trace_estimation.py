@@ -15,7 +15,7 @@ from thalweg.curvature.eigensolver import top_eigenpairs
 from thalweg.curvature.objective import Objective
 from thalweg.curvature.operators import DenseOperator, Hessian
 from thalweg.curvature.subspace import Subspace, random_subspace
-from thalweg.curvature.trace import trace
+from thalweg.curvature.trace_estimation import trace
 from thalweg.errors import Diverged, InvalidInput
 
 

@@ -1,0 +1,7 @@
+"""Thalweg in other libraries' worlds. Each module imports its library when it is used."""
+
+from __future__ import annotations
+
+from thalweg.integrations.linear_operator import as_linear_operator
+
+__all__ = ["as_linear_operator"]
