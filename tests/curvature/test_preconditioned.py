@@ -36,6 +36,14 @@ def test_it_is_the_matrix_scaled_on_both_sides() -> None:
     assert torch.allclose(operator @ torch.ones(SIZE, dtype=torch.float64), expected.sum(1))
 
 
+def test_a_shift_adds_a_multiple_of_the_identity_before_scaling() -> None:
+    matrix, diagonal = symmetric(), positive()
+    shifted = matrix + 0.3 * torch.eye(SIZE, dtype=torch.float64)
+    vector = torch.ones(SIZE, dtype=torch.float64)
+    found = Preconditioned(DenseOperator(matrix), diagonal, shift=0.3) @ vector
+    assert torch.allclose(found, Preconditioned(DenseOperator(shifted), diagonal) @ vector)
+
+
 def metric_subspace(seed: int) -> tuple[MetricSubspace, Tensor, Tensor]:
     matrix, diagonal = symmetric(seed), positive(seed)
     solved = top_eigenpairs(Preconditioned(DenseOperator(matrix), diagonal), 3, tolerance=1e-10)

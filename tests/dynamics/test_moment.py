@@ -21,16 +21,16 @@ class Counting(FixedSubspace):
 
 
 class CountingObjective(Objective):
-    evaluations = 0
+    evaluated = 0
 
     def value(self, theta: Tensor | None = None, samples: Tensor | None = None) -> Tensor:
-        self.evaluations += 1
+        self.evaluated += 1
         return super().value(theta, samples)
 
     def value_and_gradient(
         self, theta: Tensor | None = None, samples: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        self.evaluations += 1
+        self.evaluated += 1
         return super().value_and_gradient(theta, samples)
 
 
@@ -49,7 +49,7 @@ def make_moment(**changes: Any) -> Moment:
 
 def test_nothing_is_computed_that_nobody_asks_for() -> None:
     moment = make_moment()
-    assert moment.objective.evaluations == 0  # type: ignore[attr-defined]
+    assert moment.objective.evaluated == 0  # type: ignore[attr-defined]
     assert moment.source.updates == 0  # type: ignore[attr-defined]
     assert not moment.used_subspace
 
@@ -59,7 +59,7 @@ def test_loss_gradient_and_subspace_are_computed_once() -> None:
     gradient = moment.gradient
     assert moment.gradient is gradient
     assert moment.loss == float(moment.objective.value_and_gradient(moment.theta)[0])
-    assert moment.objective.evaluations == 2  # type: ignore[attr-defined]
+    assert moment.objective.evaluated == 2  # type: ignore[attr-defined]
     for _ in range(3):
         moment.parts(gradient)
         moment.parts(moment.theta)

@@ -104,6 +104,8 @@ def same(first: Any, second: Any) -> bool:
     return first == second
 
 
+# The gap of these small problems is closed here and there: of no matter.
+@pytest.mark.filterwarnings("ignore::thalweg.GapClosed")
 @pytest.mark.parametrize("make", [mlp, cnn])
 def test_training_is_bit_for_bit_what_it_was_without(
     make: Callable[[], nn.Module], tmp_path: Path
@@ -220,7 +222,7 @@ def test_effective_learning_rates_are_ratios_of_sums_over_the_last_ten_reports()
 def test_steps_that_are_not_due_cost_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = Regression()
     calls: list[str] = []
-    for name in ("theta", "value", "value_and_gradient", "linearizations"):
+    for name in ("theta", "value", "value_and_gradient", "evaluations"):
         original = getattr(Objective, name)
 
         def counted(*args: Any, _name: str = name, _original: Any = original, **more: Any) -> Any:
@@ -360,8 +362,9 @@ def test_several_watchers_of_one_optimizer_do_not_meet() -> None:
         problem.step()
     assert [row["step"] for row in first.history] == [0, 2, 4, 6]
     assert [row["step"] for row in second.history] == [0, 3, 6]
-    known = {key: first.history[-1][key] for key in COLUMNS[:10]}
-    assert known == pytest.approx({key: second.history[-1][key] for key in COLUMNS[:10]}, rel=1e-3)
+    for key in COLUMNS[:10]:
+        one, other = first.history[-1][key], second.history[-1][key]
+        assert one == other if one is None else one == pytest.approx(other, rel=1e-3)
     first.close()
     problem.step()
     assert (first.step, second.step) == (7, 8)

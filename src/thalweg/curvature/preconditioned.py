@@ -31,19 +31,23 @@ from thalweg.errors import invalid
 
 
 class Preconditioned:
-    """D^-1/2 A D^-1/2 of any symmetric operator A and a positive diagonal D.
+    """D^-1/2 (A + s I) D^-1/2 of any symmetric operator A and a positive diagonal D.
 
     Args:
         operator: A.
         diagonal: D, (P,), such as sqrt(v) + eps of Adam.
+        shift: s, such as a weight decay that is added to the gradient.
 
     Raises:
         InvalidInput: another shape or device than the operator's; an element that is not positive
             or not finite.
     """
 
-    def __init__(self, operator: SymmetricOperator, diagonal: Tensor) -> None:
+    def __init__(
+        self, operator: SymmetricOperator, diagonal: Tensor, *, shift: float = 0.0
+    ) -> None:
         self.operator = operator
+        self.shift = shift
         self._scale = _inverse_root(diagonal, operator).to(operator.dtype)
 
     @property
@@ -69,11 +73,13 @@ class Preconditioned:
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """The product with (P,) or the columns of (P, k); errors are those of A."""
-        scaled = rows_of(vectors, self).mul(self._scale)
         scale = self._scale
-        if vectors.dim() == 1:
-            return scale * (self.operator @ scaled[0])
-        return scale[:, None] * (self.operator @ scaled.T)
+        scaled = rows_of(vectors, self).mul(scale).T
+        image = self.operator @ scaled
+        if self.shift:
+            image = image + self.shift * scaled
+        image = scale[:, None] * image
+        return image[:, 0] if vectors.dim() == 1 else image
 
 
 @dataclass(frozen=True)

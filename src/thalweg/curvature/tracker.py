@@ -295,9 +295,7 @@ class SubspaceTracker:
         if not due or self.k == self.objective.num_parameters:
             return 0.0
         operator = self._curvature(None, keep_graph=True)
-        found = next_eigenpair(
-            operator, step.rows, float(step.eigenvalues[0]), self._next_vector
-        )
+        found = next_eigenpair(operator, step.rows, float(step.eigenvalues[0]), self._next_vector)
         self._next_eigenvalue, self._next_vector = found.value, found.vector
         if self._renewals == 1:
             # What a power step leaves is at worst lambda_{k+1} / lambda_k, on average less.

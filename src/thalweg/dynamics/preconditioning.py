@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.optim import Adam, Optimizer, RMSprop
 
-from thalweg.curvature import Hessian, Objective, Subspace, top_eigenpairs
+from thalweg.curvature import Hessian, Objective, Preconditioned, Subspace, top_eigenpairs
 from thalweg.dynamics.stability import stability_threshold
 from thalweg.errors import InvalidInput, invalid
 
@@ -102,7 +102,8 @@ def preconditioned_sharpness(
     if not bool((diagonal > 0).all()):
         raise invalid("preconditioner", float(diagonal.min()), "positive numbers", "raise eps")
     hessian = Hessian(objective, theta, keep_graph=True)
-    operator = _InMetric(hessian, diagonal, stability_threshold(optimizer, parameters).shift)
+    shift = stability_threshold(optimizer, parameters).shift
+    operator = Preconditioned(hessian, diagonal, shift=shift)
     return top_eigenpairs(operator, 1, tolerance=tolerance, start=start, check_repeated=0)
 
 
@@ -119,19 +120,3 @@ def _rmsprop_diagonal(state: Mapping[str, Any], group: Mapping[str, Any]) -> Ten
     if group["centered"]:
         second = second - state["grad_avg"].square()
     return second.sqrt() + group["eps"]
-
-
-class _InMetric:
-    """D^-1/2 (H + w I) D^-1/2 as an operator."""
-
-    def __init__(self, hessian: Hessian, diagonal: Tensor, shift: float) -> None:
-        self.hessian = hessian
-        self.scale = diagonal.rsqrt()[:, None]
-        self.shift = shift
-        self.shape = hessian.shape
-        self.dtype: torch.dtype = hessian.dtype
-        self.device: torch.device = hessian.device
-
-    def __matmul__(self, vectors: Tensor) -> Tensor:
-        scaled = self.scale * vectors
-        return self.scale * (self.hessian @ scaled + self.shift * scaled)
