@@ -11,14 +11,18 @@ Example:
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from thalweg.curvature.eigensolver import NotConverged, top_eigenpairs
 from thalweg.curvature.operators import SymmetricOperator
+from thalweg.errors import invalid
 
 CLOSED = 0.95
 """lambda_{k+1} / lambda_k from which on a gap counts as closed."""
@@ -82,25 +86,85 @@ def widest_gap(eigenvalues: Tensor) -> int:
     return int((positive[:-1] / positive[1:]).argmax()) + 1
 
 
-def warn_of_closed_gap(eigenvalues: Tensor, following: float) -> bool:
-    """Whether the gap below the top k eigenvalues is closed; if so, say where it is wider.
+class GapWatch:
+    """Looks at lambda_{k+1} now and then, and says so where the gap has closed.
 
-    Warns:
-        GapClosed
+    Args:
+        every: calls from one look to the next, the first one included; 0 for none.
+
+    Attributes:
+        value: lambda_{k+1} when last looked at, from below; NaN before.
+        looks: how many there were.
+
+    Raises:
+        InvalidInput: a negative `every`.
     """
-    last = float(eigenvalues[-1])
-    if not (following > CLOSED * last > 0):
-        return False
-    k = len(eigenvalues)
-    wider = widest_gap(torch.cat([eigenvalues, eigenvalues.new_tensor([following])]))
-    mend = f"; the gap is widest at k = {wider}" if wider != k else ""
-    warnings.warn(
-        f"lambda_{k} = {last:.4g} and lambda_{k + 1} = {following:.4g} close up: the dominant"
-        f" subspace of dimension {k} is ill defined{mend}",
-        GapClosed,
-        stacklevel=4,
-    )
-    return True
+
+    def __init__(self, every: int) -> None:
+        if every < 0:
+            raise invalid("gap_every", every, "an integer >= 0")
+        self.every = every
+        self.value = math.nan
+        self.looks = 0
+        self._calls = 0
+        self._vector: Tensor | None = None
+        self._closed = False
+
+    def look(
+        self, operator: Callable[[], SymmetricOperator], rows: Tensor, eigenvalues: Tensor
+    ) -> float:
+        """Find lambda_{k+1} if that is due; returns the products spent.
+
+        Args:
+            operator: builds the operator, if need be.
+            rows: the basis of the subspace as rows (k, P).
+            eigenvalues: (k,), descending.
+
+        Warns:
+            GapClosed: once, until the gap has opened again.
+        """
+        self._calls += 1
+        if not self.every or (self._calls - 1) % self.every or rows.shape[0] == rows.shape[1]:
+            return 0.0
+        found = next_eigenpair(operator(), rows, float(eigenvalues[0]), self._vector)
+        self.value, self._vector = found.value, found.vector
+        self.looks += 1
+        closed = self.value > CLOSED * float(eigenvalues[-1]) > 0
+        if closed and not self._closed:
+            self._warn(eigenvalues)
+        self._closed = closed
+        return found.products
+
+    def ratio(self, eigenvalues: Tensor) -> float:
+        """abs(lambda_{k+1}) / abs(lambda_k)."""
+        last = abs(float(eigenvalues[-1]))
+        return abs(self.value) / last if last else math.inf
+
+    def _warn(self, eigenvalues: Tensor) -> None:
+        k = len(eigenvalues)
+        wider = widest_gap(torch.cat([eigenvalues, eigenvalues.new_tensor([self.value])]))
+        mend = f"; the gap is widest at k = {wider}" if wider != k else ""
+        warnings.warn(
+            f"lambda_{k} = {float(eigenvalues[-1]):.4g} and lambda_{k + 1} = {self.value:.4g} close"
+            f" up: the dominant subspace of dimension {k} is ill defined{mend}",
+            GapClosed,
+            stacklevel=7,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next look depends on."""
+        return {
+            "value": self.value,
+            "looks": self.looks,
+            "calls": self._calls,
+            "vector": self._vector,
+            "closed": self._closed,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        self.value, self.looks, self._calls = state["value"], state["looks"], state["calls"]
+        self._vector, self._closed = state["vector"], state["closed"]
 
 
 class _Deflated:

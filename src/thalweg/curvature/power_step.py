@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from thalweg.curvature.operators import SymmetricOperator
 from thalweg.curvature.subspace import Subspace, orthonormalize
 from thalweg.errors import Diverged
 
@@ -41,6 +42,19 @@ class PowerStep:
 
     def project(self, vector: Tensor) -> Tensor:
         return self.rows.T @ (self.rows @ vector)
+
+    def refined_projection(self, operator: SymmetricOperator, vector: Tensor) -> Tensor:
+        """P_k v by two products: to second order, a warm power step of the whole basis for one v.
+
+        v_perp = v - C C^T v;  z = A v_perp;  c = C^T v + M^-1 C^T z;  y = A C M^-1 c;
+        P_k v = C c + (y - C C^T y), with C the basis and M = diag(eigenvalues) close to C^T A C.
+        """
+        rows, values = self.rows, self.eigenvalues.to(self.rows)
+        coordinates = rows @ vector
+        image = operator @ (vector - rows.T @ coordinates)
+        coordinates = coordinates + (rows @ image) / values
+        image = operator @ (rows.T @ (coordinates / values))
+        return rows.T @ coordinates + image - rows.T @ (rows @ image)
 
     def movement(self, vector: Tensor) -> Tensor:
         """norm of the change of the projection of v by this power step."""

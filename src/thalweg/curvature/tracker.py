@@ -34,7 +34,7 @@ from torch import Tensor
 
 from thalweg.curvature.anchor import Anchors
 from thalweg.curvature.eigensolver import top_eigenpairs
-from thalweg.curvature.gap import CLOSED, next_eigenpair, warn_of_closed_gap
+from thalweg.curvature.gap import GapWatch
 from thalweg.curvature.objective import Objective
 from thalweg.curvature.operators import PRODUCT_COST, Hessian, SymmetricOperator
 from thalweg.curvature.power_step import PowerStep, power_step
@@ -110,8 +110,6 @@ class SubspaceTracker:
             raise invalid("error", error if bulk_error is None else bulk_error, "a number > 0")
         if every < 1:
             raise invalid("every", every, "an integer >= 1")
-        if gap_every < 0:
-            raise invalid("gap_every", gap_every, "an integer >= 0")
         self.objective = objective
         self.k = k
         self.operator = operator
@@ -121,11 +119,7 @@ class SubspaceTracker:
         self.every = every
         self.tolerance = tolerance
         self.damping = INITIAL_DAMPING
-        self.gap_every = gap_every
-        self._renewals = 0
-        self._next_eigenvalue = math.nan
-        self._next_vector: Tensor | None = None
-        self._gap_closed = False
+        self._gap = GapWatch(gap_every)
         self._report(math.nan, 0.0)
         self._generator = torch.Generator().manual_seed(seed)
         self._calls = 0
@@ -189,7 +183,7 @@ class SubspaceTracker:
         possible = not self.exact and float(step.eigenvalues[-1]) > 0
         if not (needed and possible):
             return Split(dominant, vector - dominant, error, error * relative)
-        refined = self._refine(step, vector)
+        refined = step.refined_projection(self._curvature(None), vector)
         correction = float(_ratio((refined - dominant).norm(), vector.norm()))
         error = self.damping * correction
         bulk = vector - refined
@@ -289,22 +283,16 @@ class SubspaceTracker:
         return PRODUCT_COST * self.k * share + self._look_at_gap()
 
     def _look_at_gap(self) -> float:
-        """At every `gap_every`-th renewal, find lambda_{k+1}; return the cost in gradients."""
-        step, self._renewals = self._current(), self._renewals + 1
-        due = self.gap_every and (self._renewals - 1) % self.gap_every == 0
-        if not due or self.k == self.objective.num_parameters:
-            return 0.0
-        operator = self._curvature(None, keep_graph=True)
-        found = next_eigenpair(operator, step.rows, float(step.eigenvalues[0]), self._next_vector)
-        self._next_eigenvalue, self._next_vector = found.value, found.vector
-        if self._renewals == 1:
+        """Find lambda_{k+1} where that is due; the cost in gradients."""
+        step, first = self._current(), self._gap.looks == 0
+        products = self._gap.look(
+            lambda: self._curvature(None, keep_graph=True), step.rows, step.eigenvalues
+        )
+        if first and self._gap.looks:
             # What a power step leaves is at worst lambda_{k+1} / lambda_k, on average less.
-            ratio = abs(found.value) / max(abs(float(step.eigenvalues[-1])), 1e-30)
+            ratio = self._gap.ratio(step.eigenvalues)
             self.damping = min(max(INITIAL_DAMPING, ratio / 2), DAMPING_RANGE[1])
-        closed = self._gap_closed  # said once, until it has opened again
-        if not closed or found.value < CLOSED * float(step.eigenvalues[-1]):
-            self._gap_closed = warn_of_closed_gap(step.eigenvalues, found.value)
-        return PRODUCT_COST * found.products
+        return PRODUCT_COST * products
 
     def _report(
         self,
@@ -317,7 +305,7 @@ class SubspaceTracker:
         checked_error: float | None = None,
     ) -> None:
         self.report = TrackerReport(
-            error, gradients, renewed, subset, age, checked_error, self._next_eigenvalue
+            error, gradients, renewed, subset, age, checked_error, self._gap.value
         )
 
     def _bias(self, vector: Tensor) -> float:
@@ -345,20 +333,6 @@ class SubspaceTracker:
         """The finite population correction: a subset of all samples has no sampling error."""
         return (1 - self.policy.subset / self.objective.num_samples) ** 0.5
 
-    def _refine(self, step: PowerStep, vector: Tensor) -> Tensor:
-        """P_k v by two products; formula and figures: the module's documentation of `split`.
-
-        v_perp = v - C C^T v;  z = H v_perp;  c = C^T v + M^-1 C^T z;  y = H C M^-1 c;
-        P_k v = C c + (y - C C^T y), with C the basis and M = diag(eigenvalues) close to C^T H C.
-        """
-        hessian = self._curvature(None)
-        rows, values = step.rows, step.eigenvalues.to(step.rows)
-        coordinates = rows @ vector
-        image = hessian @ (vector - rows.T @ coordinates)
-        coordinates = coordinates + (rows @ image) / values
-        image = hessian @ (rows.T @ (coordinates / values))
-        return rows.T @ coordinates + image - rows.T @ (rows @ image)
-
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on bit for bit: bases as rows, so that their layout survives."""
         sampled = self._half is not None
@@ -368,12 +342,10 @@ class SubspaceTracker:
         return {
             "calls": self._calls,
             "damping": self.damping,
-            "renewals": self._renewals,
-            "next_eigenvalue": self._next_eigenvalue,
-            "next_vector": self._next_vector,
-            "gap_closed": self._gap_closed,
+            "gap": self._gap.state_dict(),
             "generator": self._generator.get_state(),
             "products": self.objective.products.state_dict(),
+            "chunk_size": self.objective.chunk_size,
             "report": vars(self.report).copy(),
             "theta": self._theta,
             "step": None if self._step is None else self._step.state_dict(),
@@ -385,10 +357,10 @@ class SubspaceTracker:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave, the way to multiply by the Hessian included."""
         self._calls, self.damping = state["calls"], state["damping"]
-        self._renewals, self._gap_closed = state["renewals"], state["gap_closed"]
-        self._next_eigenvalue, self._next_vector = state["next_eigenvalue"], state["next_vector"]
+        self._gap.load_state_dict(state["gap"])
         self._generator.set_state(state["generator"])
         self.objective.products.load_state_dict(state["products"])
+        self.objective.chunk_size = state["chunk_size"]
         self.report = TrackerReport(**state["report"])
         self._theta = state["theta"]
         self._step = None if state["step"] is None else PowerStep(**state["step"])
