@@ -6,10 +6,12 @@ small subset B only, and correct the reference by the difference (a control vari
 
     Y_t = Y_r + (H_B(theta_t) U - H_B(theta_r) U),    new basis = orth(Y_t V)
 
-a warm power step, V the top eigenvectors of U^T Y_t. B is two halves, so half the difference of the
-two projections of a vector estimates the sampling error. What the halves share (the bias of one
-power step) is measured against a fresh product over all samples at each renewal. Subset size and
-renewal are chosen for a target error: see `renewal.py`.
+a warm power step, V the top eigenvectors of U^T Y_t. Half the difference that the first half of B
+makes to the projection of a vector estimates the sampling error: see `reference.py`. What the
+halves share (the bias of one power step) is measured against a fresh product over all samples at
+each renewal. Subset size and renewal are chosen for a target error: see `renewal.py`. Where the
+basis turns much from one step to the next, as at the edge of stability, a second power step
+follows, and there may be two references: see `anchor.py`.
 
 Cost is counted in gradients of the full loss, one product with all N samples as `PRODUCT_COST`.
 
