@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from tests.curvature.networks import Case, descend, digits, mlp
 from thalweg.curvature.eigensolver import top_eigenpairs
+from thalweg.curvature.gap import GapClosed
 from thalweg.curvature.gauss_newton import GaussNewton
 from thalweg.curvature.gradient_covariance import GradientCovariance
 from thalweg.curvature.objective import Objective
@@ -426,3 +428,28 @@ def test_at_the_edge_of_stability_renewals_are_rare(warm: Case) -> None:
     assert sorted(turns)[len(turns) // 2] > 0.02
     assert sorted(errors)[len(errors) // 2] < 0.01
     assert renewals < 14
+
+
+def test_an_eigenvector_that_overtakes_one_of_the_subspace_is_taken_in() -> None:
+    # Along the first parameter the curvature of the second grows past that of the third.
+    class Crossing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.theta = nn.Parameter(torch.tensor([0.0, 0.0, 0.0]))
+
+        def forward(self, samples: Tensor) -> Tensor:
+            a, b, c = self.theta
+            return (samples * (b * b * (1 + a) + 1.5 * c * c)).mean() / 2
+
+    objective = Objective(Crossing(), None, (torch.ones(40),))
+    tracker = SubspaceTracker(objective, 1, gap_every=1)
+    theta = torch.zeros(3)
+    assert abs(float(tracker.update(theta).basis[2, 0])) > 0.99
+    for a in torch.linspace(0.1, 1.5, 15):
+        theta = torch.tensor([float(a), 0.0, 0.0])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", GapClosed)
+            for _ in range(25):
+                subspace = tracker.update(theta, torch.tensor([0.0, 1.0, 1.0]))
+    assert abs(float(subspace.basis[1, 0])) > 0.99
+    assert float(subspace.eigenvalues[0]) == pytest.approx(2.5, rel=1e-3)

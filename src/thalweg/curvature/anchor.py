@@ -91,6 +91,11 @@ class Anchors:
         self._all = [*keeps, anchor]
         self._serving = len(self._all) - 1
 
+    def forget(self) -> None:
+        """Give up all references: their bases belong to another subspace."""
+        self._first_policy = self.plan()
+        self._all, self._serving = [], 0
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next decisions depend on."""
         return {

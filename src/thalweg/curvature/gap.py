@@ -135,6 +135,10 @@ class GapWatch:
         self._closed = closed
         return found.products
 
+    def forget(self) -> None:
+        """The subspace is another one now: look at the next call."""
+        self.value, self._calls = math.nan, 0
+
     def ratio(self, eigenvalues: Tensor) -> float:
         """abs(lambda_{k+1}) / abs(lambda_k)."""
         last = abs(float(eigenvalues[-1]))

@@ -163,7 +163,7 @@ class SubspaceTracker:
             return self.subspace
         self._theta = self.objective.theta() if theta is None else theta.detach()
         if self._step is None or self.exact:
-            self._solve()
+            self._report(self.tolerance, self._solve(), renewed=True)
         else:
             self._follow(vector)
         return self.subspace
@@ -207,17 +207,14 @@ class SubspaceTracker:
         assert self._theta is not None
         return self.operator(self.objective, self._theta, samples, keep_graph=keep_graph)
 
-    def _solve(self) -> None:
-        start = None if self._step is None else self._step.rows.sum(0)
+    def _solve(self) -> float:
+        """Find the subspace from scratch; the cost in gradients."""
+        self._anchors.forget()
         operator = self._curvature(None, keep_graph=True)
-        solved = top_eigenpairs(operator, self.k, tolerance=self.tolerance, start=start)
+        solved = top_eigenpairs(operator, self.k, tolerance=self.tolerance)
         gradients = PRODUCT_COST * solved.products
         self._step = PowerStep(solved.basis.T, solved.eigenvalues.double().cpu())
-        if self.exact:
-            gradients += self._look_at_gap()
-        else:
-            gradients += self._renew()
-        self._report(self.tolerance, gradients, renewed=True)
+        return gradients + (self._look_at_gap() if self.exact else self._renew())
 
     def _follow(self, vector: Tensor | None) -> None:
         assert self._theta is not None
@@ -242,7 +239,7 @@ class SubspaceTracker:
             self._report(error, cost, subset=subset, age=age)
             return
         checked, renewal = self._check(self._current(), vector, sampling, bias)
-        left = checked * self.damping / (1 - self.damping)
+        left = min(checked * self.damping / (1 - self.damping), 1.0)
         self._report(left, cost + renewal, renewed=True, subset=subset, checked_error=checked)
 
     def _power_step(self, reference: Reference) -> Tensor | None:
@@ -282,7 +279,12 @@ class SubspaceTracker:
         self._half, self._seen_from = None, reference
         # All samples, the subset and its first half.
         share = 1 + 1.5 * policy.subset / self.objective.num_samples
-        return PRODUCT_COST * self.k * share + self._look_at_gap()
+        cost = PRODUCT_COST * self.k * share + self._look_at_gap()
+        if self._gap.value > float(self._step.eigenvalues[-1]) * (1 + self.tolerance):
+            # An eigenvector of the bulk has overtaken one of S_k: no power step brings it in.
+            self._gap.forget()
+            return cost + self._solve()
+        return cost
 
     def _look_at_gap(self) -> float:
         """Find lambda_{k+1} where that is due; the cost in gradients."""
