@@ -1,0 +1,88 @@
+"""The examples that users copy run as they stand, and print what their docstrings promise."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+NUMBER = re.compile(r"[-+]?\d+\.?\d*(?:e[-+]?\d+)?")
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    def lines_of(name: str, *arguments: str) -> list[str]:
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out.splitlines()
+
+    return lines_of
+
+
+def numbers(line: str) -> list[float]:
+    return [float(found) for found in NUMBER.findall(line)]
+
+
+def test_own_model_finds_the_gap_and_follows_the_subspace(run) -> None:
+    eigenvalues, solve, _, *rows, cost = run("own_model.py")
+    found = numbers(eigenvalues)
+    assert found == sorted(found, reverse=True)
+    assert "converged: True, widest gap below k = 4" in solve  # one for each output
+    table = [numbers(row) for row in rows]
+    assert [row[0] for row in table] == [0, 20, 40, 60, 80]
+    assert table[-1][1] < table[0][1]
+    assert all(sharpness >= last > following for _, _, sharpness, last, following, *_ in table)
+    assert all(0 <= alignment <= 1 and error < 2 for *_, alignment, error in table)
+    assert numbers(cost)[0] < numbers(solve)[0]
+
+
+def test_split_update_learns_in_the_bulk_and_stalls_in_the_dominant_subspace(run) -> None:
+    losses = [numbers(line.split("loss")[1])[0] for line in run("split_update.py")]
+    start, sgd, dominant, bulk = losses
+    assert bulk < start - 0.5 * (start - sgd)
+    assert dominant > start - 0.5 * (start - sgd)
+
+
+def test_hugging_face_style_model_weighs_batches_by_their_tokens(run) -> None:
+    mean, gauss_newton, hessian, head = run("hugging_face_style_model.py")
+    loss, _, by_hand = numbers(mean)
+    assert loss == pytest.approx(by_hand, abs=2e-6)
+    assert all(value > 0 for value in numbers(gauss_newton))
+    # A block of a symmetric matrix has no larger eigenvalue than the whole.
+    assert numbers(head)[-1] <= numbers(hessian)[0]
+    assert numbers(head)[0] == 108
+
+
+def test_scipy_operator_agrees_with_the_solvers_of_scipy(run) -> None:
+    pytest.importorskip("scipy")
+    *spectrum, step = run("scipy_operator.py")
+    for by_scipy, by_thalweg in zip(spectrum[::2], spectrum[1::2], strict=True):
+        assert len(numbers(by_scipy)) == 3
+        assert sorted(numbers(by_scipy)) == pytest.approx(sorted(numbers(by_thalweg)), abs=2e-6)
+    before, after = numbers(step.split("loss")[1].replace("->", ""))
+    assert "solved: True" in step
+    assert after < before
+
+
+def test_watch_training_reports_the_threshold_of_adam(run) -> None:
+    reports, threshold, _ = run("watch_training.py")
+    count, before, after = numbers(reports.replace("->", ""))
+    assert count == 5
+    assert after < before
+    # (2 + 2 beta1) / ((1 - beta1) lr), Cohen et al. 2022
+    assert numbers(threshold)[-1] == round(3.8 / (0.1 * 0.003))
+
+
+def test_spectrum_has_one_trace_by_two_ways_and_a_figure(run, tmp_path: Path) -> None:
+    extremes, hutch, density, area, _ = run("spectrum.py", str(tmp_path))
+    smallest, largest = numbers(extremes)
+    assert smallest < 0 < largest
+    first, first_error = numbers(hutch.split("++ ")[1].replace("+-", ""))
+    second, second_error = numbers(density.replace("+-", ""))
+    assert abs(first - second) < 4 * (first_error**2 + second_error**2) ** 0.5
+    assert numbers(area)[0] == pytest.approx(1, abs=0.01)
+    assert (tmp_path / "spectrum.png").read_bytes().startswith(b"\x89PNG")
