@@ -372,7 +372,7 @@ def main() -> None:
     rows = []
     for name in options.only or CONTESTANTS:
         rows.append(run(options, theta, name))
-        print(f"  {name}: {rows[-1]['status']}", file=sys.stderr)
+        print(line(rows[-1]), file=sys.stderr)  # a run that is broken off has told what it knows
     compare_eigenvalues(rows)
     for row in rows:
         print(line(row))
