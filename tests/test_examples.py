@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_readme import blocks
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 NUMBER = re.compile(r"[-+]?\d+\.?\d*(?:e[-+]?\d+)?")
 
@@ -86,3 +88,17 @@ def test_spectrum_has_one_trace_by_two_ways_and_a_figure(run, tmp_path: Path) ->
     assert abs(first - second) < 4 * (first_error**2 + second_error**2) ** 0.5
     assert numbers(area)[0] == pytest.approx(1, abs=0.01)
     assert (tmp_path / "spectrum.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_engine_of_the_readme_runs_after_its_first_example(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    own_model, engine, *_ = blocks("python")
+    names: dict[str, object] = {}
+    exec(compile(own_model.split("for step")[0], "README.md", "exec"), names)
+    exec(compile(engine, "README.md", "exec"), names)
+    top, trace, spectrum, _ = capsys.readouterr().out.splitlines()
+    assert "converged=True" in top
+    assert trace.startswith("TraceEstimate(value=")
+    assert "probes=5, steps=40, products=200" in spectrum
+    assert names["limit"] == 2 / 0.1
