@@ -8,7 +8,8 @@ negative eigenvalues, and the step is made. Needs SciPy: pip install 'thalweg[sc
 """
 
 import torch
-from scipy.sparse.linalg import LinearOperator, cg, eigsh
+from scipy.sparse import eye_array
+from scipy.sparse.linalg import aslinearoperator, cg, eigsh
 from torch import nn
 
 import thalweg
@@ -38,8 +39,7 @@ def main() -> None:
 
     value, gradient = objective.value_and_gradient()
     gauss_newton = thalweg.as_linear_operator(thalweg.GaussNewton(objective, keep_graph=True))
-    size = gauss_newton.shape[0]
-    damping = LinearOperator((size, size), matvec=lambda v: DAMPING * v, dtype=gauss_newton.dtype)
+    damping = aslinearoperator(DAMPING * eye_array(gauss_newton.shape[0]))
     step, failed = cg(gauss_newton + damping, -gradient.numpy(), rtol=1e-6)
     after = objective.value(objective.theta() + torch.from_numpy(step))
     print(f"damped Gauss-Newton step: solved: {not failed}, loss {value:.4f} -> {after:.4f}")

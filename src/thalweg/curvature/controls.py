@@ -2,6 +2,16 @@
 
 `random_subspace` gives k random directions (alignment near sqrt(k / P)); `NextEigenspace` the k
 eigenvectors below the dominant ones.
+
+Example:
+    >>> import torch
+    >>> inputs = torch.randn(64, 4) * torch.tensor([4.0, 3.0, 2.0, 1.0])
+    >>> data = (inputs, torch.randn(64, 1))
+    >>> objective = Objective(torch.nn.Linear(4, 1, bias=False), torch.nn.MSELoss(), data)
+    >>> below = NextEigenspace(objective, k=1).update()
+    >>> second = 2 * torch.linalg.eigvalsh(inputs.T @ inputs / 64)[-2]  # H = 2 X^T X / N
+    >>> torch.allclose(below.eigenvalues[0], second, rtol=1e-3)
+    True
 """
 
 from __future__ import annotations
@@ -20,7 +30,16 @@ from thalweg.errors import InvalidInput, invalid
 
 
 class NextEigenspace:
-    """The span of u_{k+1}, ..., u_{2k}, solved at every update; a `SubspaceSource`."""
+    """The span of u_{k+1}, ..., u_{2k}, solved at every update; a `SubspaceSource`.
+
+    Args:
+        objective: the loss.
+        k: dimension, 1 <= k <= P / 2.
+        tolerance: residual of the solves, see `top_eigenpairs`.
+
+    Raises:
+        InvalidInput: k is out of that range.
+    """
 
     def __init__(self, objective: Objective, k: int, *, tolerance: float = 1e-3) -> None:
         if k < 1:

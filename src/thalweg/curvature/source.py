@@ -1,6 +1,15 @@
 """Where a subspace comes from at each step: what an optimizer or a probe asks, whatever answers.
 
 `SubspaceTracker` follows S_k; `FixedSubspace` stays where it is; `NextEigenspace` is a control.
+
+Example:
+    >>> import torch
+    >>> source = FixedSubspace(Subspace(torch.eye(3)[:, :1], torch.tensor([2.0])))
+    >>> source.update(theta=torch.zeros(3)).eigenvalues.tolist(), source.report.gradients
+    ([2.0], 0.0)
+    >>> parts = source.split(torch.tensor([3.0, 4.0, 0.0]))
+    >>> parts.dominant.tolist(), parts.bulk.tolist(), parts.error
+    ([3.0, 0.0, 0.0], [0.0, 4.0, 0.0], 0.0)
 """
 
 from __future__ import annotations

@@ -3,6 +3,16 @@
 A `Moment` holds theta_t and what the step did. The full loss and its gradient, the subspace and the
 parts of vectors are computed at the first request and kept for the rest of the step, so probes
 share them, and nothing is computed that nobody asks for.
+
+Example:
+    >>> import torch
+    >>> from thalweg.curvature import FixedSubspace, Objective, Subspace
+    >>> model, data = torch.nn.Linear(2, 1), (torch.ones(4, 2), torch.ones(4, 1))
+    >>> objective = Objective(model, torch.nn.MSELoss(), data)
+    >>> source = FixedSubspace(Subspace(torch.eye(3)[:, :1], torch.ones(1)))
+    >>> moment = Moment(0, torch.zeros(3), objective, source, learning_rate=0.1)
+    >>> moment.loss, moment.gradient.tolist(), moment.parts(moment.gradient)[0].tolist()
+    (1.0, [-2.0, -2.0, -2.0], [-2.0, 0.0, 0.0])
 """
 
 from __future__ import annotations

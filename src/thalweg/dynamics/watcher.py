@@ -2,7 +2,26 @@
 
 At every n-th step of an optimizer a `Watcher` reports sharpness and stability threshold, how much
 of the gradient and of the update lies in the dominant subspace, and the effective learning rate of
-either part, on the console and in a file. The training is bit for bit what it is without.
+either part, on the console and in a file. The training is bit for bit what it is without. `watch`
+builds one; with an objective and a source of one's own:
+
+Example:
+    >>> import torch
+    >>> from thalweg.curvature import SubspaceTracker
+    >>> inputs, targets = torch.randn(64, 3) * torch.tensor([3.0, 1.0, 1.0]), torch.randn(64, 2)
+    >>> model, loss = torch.nn.Linear(3, 2), torch.nn.MSELoss()
+    >>> objective = Objective(model, loss, (inputs, targets))
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    >>> source = SubspaceTracker(objective, k=2)
+    >>> with Watcher(objective, source, optimizer, every=2, quiet=True) as watcher:
+    ...     for step in range(3):
+    ...         optimizer.zero_grad()
+    ...         loss(model(inputs), targets).backward()
+    ...         optimizer.step()
+    >>> watcher
+    Watcher(closed, every=2, step=3, reports=2)
+    >>> watcher.history[0]["stability_threshold"]
+    200.0
 """
 
 from __future__ import annotations
