@@ -23,6 +23,7 @@ import multiprocessing
 import os
 import statistics
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -239,6 +240,7 @@ class MeanLoss(torch.nn.Module):
 def work(channel: Connection, options: argparse.Namespace, theta: np.ndarray, name: str) -> None:
     """Solve, and send what is known as soon as it is: the parent kills at its limit."""
     warnings.simplefilter("ignore")
+    threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(options.threads)
     problem = build_problem(spec_of(options).problem, options.seed)
     vector_to_parameters(torch.from_numpy(theta), problem.model.parameters())
@@ -259,6 +261,14 @@ def work(channel: Connection, options: argparse.Namespace, theta: np.ndarray, na
         seconds += seconds_of_gradient(case, options.repeats)
         result = {"gradient_seconds": statistics.median(seconds)}
         channel.send(result | accuracy(case, found))
+
+
+def end_with_parent() -> None:
+    """A parent that is killed cannot stop this process, which would go on for hours."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def seconds_of_gradient(case: Case, repeats: int) -> list[float]:
