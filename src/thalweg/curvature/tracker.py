@@ -214,7 +214,7 @@ class SubspaceTracker:
         solved = top_eigenpairs(operator, self.k, tolerance=self.tolerance)
         gradients = PRODUCT_COST * solved.products
         self._step = PowerStep(solved.basis.T, solved.eigenvalues.double().cpu())
-        return gradients + (self._look_at_gap() if self.exact else self._renew())
+        return gradients + (self._look_at_gap() if self.exact else self._renew(solved=True))
 
     def _follow(self, vector: Tensor | None) -> None:
         assert self._theta is not None
@@ -267,8 +267,12 @@ class SubspaceTracker:
             self.damping = (self.damping * measured) ** 0.5
         return checked, cost
 
-    def _renew(self) -> float:
-        """A product over all samples at the current theta: a new reference, and a power step."""
+    def _renew(self, *, solved: bool = False) -> float:
+        """A product over all samples at the current theta: a new reference, and a power step.
+
+        Args:
+            solved: the basis has just been found from scratch.
+        """
         assert self._theta is not None
         policy, rows = self._anchors.plan(), self._current().rows
         reference, images = Reference.at(
@@ -280,7 +284,9 @@ class SubspaceTracker:
         # All samples, the subset and its first half.
         share = 1 + 1.5 * policy.subset / self.objective.num_samples
         cost = PRODUCT_COST * self.k * share + self._look_at_gap()
-        if self._gap.value > float(self._step.eigenvalues[-1]) * (1 + self.tolerance):
+        if not solved and self._gap.value > float(self._step.eigenvalues[-1]) * (
+            1 + self.tolerance
+        ):
             # An eigenvector of the bulk has overtaken one of S_k: no power step brings it in.
             self._gap.forget()
             return cost + self._solve()
