@@ -102,10 +102,17 @@ def multiply(
     result = torch.zeros_like(rows)
     for share, gradient in graphs:
         for row, image in zip(rows, result, strict=True):
-            shaped = [part.view_as(g) for part, g in zip(row.split(sizes), gradient, strict=True)]
+            shaped = [
+                part.reshape(g.shape) for part, g in zip(row.split(sizes), gradient, strict=True)
+            ]
             product = torch.autograd.grad(gradient, case.parameters, shaped, retain_graph=True)
-            image += share * parameters_to_vector(product)
+            image += share * flat(product)
     return result
+
+
+def flat(parts: Iterable[Tensor]) -> Tensor:
+    """One vector (P,); `parameters_to_vector` refuses the strides that convolutions give."""
+    return torch.cat([part.reshape(-1) for part in parts])
 
 
 class Product:
@@ -157,7 +164,7 @@ def pyhessian(case: Case) -> Found:
         case.problem.model, case.problem.loss, data=case.problem.train, cuda=False
     )
     eigenvalues, vectors = hessian.eigenvalues(top_n=case.k)
-    basis = torch.stack([parameters_to_vector(vector) for vector in vectors], dim=1)
+    basis = torch.stack([flat(vector) for vector in vectors], dim=1)
     return Found(torch.tensor(eigenvalues), basis.detach(), count)
 
 
@@ -255,7 +262,7 @@ def work(channel: Connection, options: argparse.Namespace, theta: np.ndarray, na
             found = CONTESTANTS[name].solve(case)
             spent = time.perf_counter() - begin
         except Exception as error:  # whatever another package raises belongs in its row
-            channel.send({"failed": f"{type(error).__name__}: {str(error).strip()[:200]}"})
+            channel.send({"failed": f"{type(error).__name__}: {str(error).strip()[:120]}"})
             return
         channel.send({"seconds": spent, "products": found.products})
         seconds += seconds_of_gradient(case, options.repeats)
