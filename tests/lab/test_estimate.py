@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from tests.lab.small_study import small_spec
-from thalweg.lab.estimate import START_SECONDS, disk_of, makespan, seconds_of, time_left
+from thalweg.lab.estimate import (
+    START_SECONDS,
+    disk_of,
+    longest_first,
+    makespan,
+    seconds_of,
+    time_left,
+)
 from thalweg.lab.measuring import Measurement
 from thalweg.lab.schedule import Task, tasks_of
 from thalweg.lab.store.status import Status
@@ -45,6 +52,12 @@ def test_branches_wait_for_their_trunk_and_share_the_workers() -> None:
     assert makespan(durations, 2) == 8.0
     assert makespan(durations, 3) == 5.0
     assert makespan({}, 2) == 0.0
+
+
+def test_the_longest_branches_go_first_after_the_trunks() -> None:
+    spec = small_spec({"probes": {}})
+    ordered = longest_first(spec, [SGD, Task(1, "sgd"), DOM, Task(1, "trunk"), TRUNK], COSTS)
+    assert ordered == [Task(1, "trunk"), TRUNK, DOM, SGD, Task(1, "sgd")]
 
 
 def test_the_time_left_goes_by_the_runs_own_rates() -> None:

@@ -29,6 +29,11 @@ def seconds_of(spec: Spec, task: Task, costs: Measurement) -> float:
     return total + START_SECONDS + costs.start + costs.solve
 
 
+def longest_first(spec: Spec, tasks: Sequence[Task], costs: Measurement) -> list[Task]:
+    """The trunks, then the branches, longest first: the cores stay busy to the end."""
+    return sorted(tasks, key=lambda t: (t.branch != TRUNK, -seconds_of(spec, t, costs)))
+
+
 def makespan(durations: Mapping[Task, float], workers: int) -> float:
     """When the last task is done, each begun in order as soon as a worker and its trunk are."""
     free = [0.0] * max(1, workers)

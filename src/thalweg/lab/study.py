@@ -21,7 +21,7 @@ from thalweg.errors import InvalidInput, invalid, unknown_name
 from thalweg.lab.claims.judgement import Verdict, judge_all
 from thalweg.lab.claims.published import CLAIMS
 from thalweg.lab.claims.verdicts import verdicts_to_json
-from thalweg.lab.estimate import disk_of
+from thalweg.lab.estimate import disk_of, longest_first
 from thalweg.lab.machine import default_workers, resolve_device
 from thalweg.lab.measuring import Measurement, measure
 from thalweg.lab.preparing import (
@@ -249,6 +249,7 @@ def _run_in(
             return conclude(study, spec)
         costs = costs or _measured(spec, plugins, device, progress)
         check_data(study, costs)
+        tasks = longest_first(spec, tasks, costs)
         workers = min(workers or default_workers(spec.threads, device), len(tasks))
         space = check_disk(study.path, disk_of(spec, tasks, costs))
         study.record_environment()

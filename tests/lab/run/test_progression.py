@@ -49,17 +49,22 @@ def test_bounds_add_up_and_each_phase_has_its_own_schedule(tmp_path: Path) -> No
 
 def test_the_rule_fires_when_the_moving_average_reaches_its_value(tmp_path: Path) -> None:
     run, said = progression(tmp_path, {"until_alignment": 0.95, "steps": 100})
-    # 1 - 0.5 * 0.9^n >= 0.95 from n = 22 on.
-    assert steps_until_end(run, [0.5, *[1.0] * 99]) == 22
+    # From 0: after n + 1 values 1 - 0.9^(n + 1) - 0.05 * 0.9^n, which is 0.95 from n = 28 on.
+    assert steps_until_end(run, [0.5, *[1.0] * 99]) == 28
     assert "averaged alignment 0.95" in said[0]
     assert run.position.finished
+
+
+def test_the_rule_does_not_fire_on_a_few_first_steps(tmp_path: Path) -> None:
+    run, _ = progression(tmp_path, {"until_alignment": 0.95, "steps": 100})
+    assert steps_until_end(run, [*[1.0] * 20, 0.5]) == 100
 
 
 def test_a_rule_that_never_fires_ends_at_its_deadline_with_a_warning(tmp_path: Path) -> None:
     run, said = progression(tmp_path, {"until_alignment": 0.95, "steps": 5})
     assert steps_until_end(run, [0.5]) == 5
     assert said == ["warning: " + run.position.message]
-    assert "its rule never fired (averaged alignment 0.500)" in run.position.message
+    assert "its rule never fired (averaged alignment 0.205)" in run.position.message
 
 
 def test_a_phase_ends_at_a_loss_before_the_step_is_made(tmp_path: Path) -> None:

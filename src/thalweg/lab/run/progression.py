@@ -24,7 +24,8 @@ class Position:
         step: updates made since the trunk's start.
         start: the step that the run began at: 0, or the branch point.
         phase: number of the phase; `phase_start`: the step it began at.
-        alignment_average: the rule's moving average, None before the phase's first step.
+        alignment_average: the rule's moving average, 0 at the phase's start, so that no rule fires
+            on its first steps alone: 0.95 takes at least 29 of them at factor 0.9.
         finished: whether the last phase has ended.
         obeyed: the last request to end a phase by hand that was followed.
         message: what the user should know about how a phase ended.
@@ -34,7 +35,7 @@ class Position:
     start: int = 0
     phase: int = 0
     phase_start: int = 0
-    alignment_average: float | None = None
+    alignment_average: float = 0.0
     finished: bool = False
     obeyed: str = ""
     message: str = ""
@@ -135,11 +136,11 @@ class Progression:
             # The gradient first, so that the subspace is as exact as its projection needs.
             gradient = moment.gradient
             chi = moment.subspace.alignment(gradient)
-            average, factor = position.alignment_average, phase.alignment_average
-            average = chi if average is None else factor * average + (1 - factor) * chi
-            position.alignment_average = average
-            if average >= phase.until_alignment:
-                return f"averaged alignment {average:.4f} reached {phase.until_alignment}"
+            factor = phase.alignment_average
+            position.alignment_average = factor * position.alignment_average + (1 - factor) * chi
+            if position.alignment_average >= phase.until_alignment:
+                reached = f"{position.alignment_average:.4f} reached {phase.until_alignment}"
+                return f"averaged alignment {reached}"
         if phase.until_loss is not None and moment.loss <= phase.until_loss:
             return f"loss {moment.loss:.4g} is at or below {phase.until_loss}"
         request = self._requested()
@@ -161,13 +162,14 @@ class Progression:
             return
         position.phase += 1
         position.phase_start = position.step
-        position.alignment_average = None
+        position.alignment_average = 0.0
 
     def _note_deadline(self) -> None:
         if not self._has_rule():
             return
+        by_alignment = self.phase.until_alignment is not None
         average = self.position.alignment_average
-        reached = "" if average is None else f" (averaged alignment {average:.3f})"
+        reached = f" (averaged alignment {average:.3f})" if by_alignment else ""
         self.position.message = (
             f"phase {self.phase.name!r}: its rule never fired{reached}; ended at the deadline, step"
             f" {self.position.step}"

@@ -80,7 +80,8 @@ class PhaseSpec(SpecModel):
         description="end when the averaged alignment of the full gradient reaches this",
     )
     alignment_average: Averaging = Field(
-        default=0.9, description="factor of that exponential moving average, updated at every step"
+        default=0.9,
+        description="factor of that exponential moving average, from 0, updated at every step",
     )
     until_loss: float | None = Field(
         default=None, description="end when the full training loss is at or below this"
