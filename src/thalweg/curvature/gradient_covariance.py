@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from thalweg.curvature.evaluation import Evaluation
+from thalweg.curvature.finiteness import all_finite
 from thalweg.curvature.objective import Objective
 from thalweg.curvature.operators import LossOperator, rows_of
 from thalweg.curvature.products import Linearization, pull_back
@@ -82,7 +83,7 @@ class GradientCovariance(LossOperator):
         rows = rows_of(vectors, self)
         mean_part = torch.outer(self.gradient, rows @ self.gradient)
         result = moment - (mean_part[:, 0] if vectors.dim() == 1 else mean_part)
-        if not bool(torch.isfinite(result.sum())):
+        if not all_finite(result):
             raise Diverged("a product with the GradientCovariance is NaN or infinite")
         return result
 
