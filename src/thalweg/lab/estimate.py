@@ -25,13 +25,23 @@ RATE_SECONDS, RATE_STEPS = 2.0, 20
 def seconds_of(spec: Spec, task: Task, costs: Measurement) -> float:
     """How long a run takes, at most: up to the bounds of its phases."""
     phases = task.phases(spec)
+    spec = spec.of_branch(task.branch)
     total = sum(p.most_steps(costs.num_samples) * _per_step(spec, p, costs) for p in phases)
     return total + START_SECONDS + costs.start + costs.solve
 
 
 def longest_first(spec: Spec, tasks: Sequence[Task], costs: Measurement) -> list[Task]:
-    """The trunks, then the branches, longest first: the cores stay busy to the end."""
-    return sorted(tasks, key=lambda t: (t.branch != TRUNK, -seconds_of(spec, t, costs)))
+    """The tasks by the time to the end of all that waits for them: cores stay busy to the end."""
+    path: dict[Task, float] = {}
+    following = {task: [t for t in tasks if t.needs == task] for task in tasks}
+
+    def seconds(task: Task) -> float:
+        if task not in path:
+            after = max(map(seconds, following[task]), default=0.0)
+            path[task] = seconds_of(spec, task, costs) + after
+        return path[task]
+
+    return sorted(tasks, key=lambda task: -seconds(task))
 
 
 def makespan(durations: Mapping[Task, float], workers: int) -> float:
@@ -112,18 +122,32 @@ def disk_of(spec: Spec, tasks: Sequence[Task], costs: Measurement) -> int:
 def _per_step(spec: Spec, phase: PhaseSpec, costs: Measurement) -> float:
     """A step of a phase: the optimizer's, and the subspace and the gradient when asked for."""
     by_rule = phase.until_alignment is not None
-    splits = phase.split is not None and (phase.split.dominant, phase.split.bulk) != (1, 1)
-    follows = splits and phase.split is not None and phase.split.basis == "live"
+    split = phase.split if phase.split is not None and phase.split.changes else None
+    live = split is not None and split.basis == "live"
+    own_metric = split is not None and split.metric == "optimizer"
+    noisy = phase.noise is not None
     every = min((n for name, n in spec.probes.items() if name not in APART), default=0)
     probed = 1 / every if every else 0.0
-    gradients = 1.0 if by_rule or phase.until_loss is not None else probed
-    tracked = 1.0 if by_rule or follows else probed
-    seconds = costs.step + gradients * costs.gradient + tracked * costs.tracked
+    gradients = 1.0 if by_rule or noisy or phase.until_loss is not None else probed
+    tracked = 1.0 if by_rule or noisy or (live and not own_metric) else probed
+    seconds = costs.step + gradients * costs.gradient + tracked * _subspace_seconds(spec, costs)
+    if phase.batch_size == "all":
+        seconds += costs.gradient
+    if own_metric and live:
+        seconds += costs.solve / 2
     if "test" in spec.probes:
         seconds += costs.test / spec.probes["test"]
     if "solved_eigenvalues" in spec.probes:
         seconds += costs.solve / spec.probes["solved_eigenvalues"]
     return seconds
+
+
+def _subspace_seconds(spec: Spec, costs: Measurement) -> float:
+    """Moving the subspace on by one step."""
+    source, every = spec.subspace.source, spec.subspace.every
+    if source == "random":
+        return 0.0
+    return costs.tracked if source == "tracker" else costs.solve / every
 
 
 def _total(spec: Spec, task: Task, costs: Measurement | None) -> int:

@@ -17,6 +17,7 @@ from thalweg.errors import IntegrityError
 from thalweg.lab.measuring import Measurement
 from thalweg.lab.run_names import TRUNK
 from thalweg.lab.schedule import Task, tasks_of
+from thalweg.lab.sharing import content_hash
 from thalweg.lab.spec import Spec, parse_spec, spec_hash
 from thalweg.lab.store import StudyFolder
 
@@ -78,7 +79,7 @@ def merged(study: StudyFolder, asked: Spec) -> tuple[Spec, list[str]]:
     for name in spec.branches:
         now, before = asked.branch_phase(name), known.branch_phase(name)
         shorter = now.steps is not None and before.steps is not None and now.steps < before.steps
-        done = [seed for seed in known.seeds if _state(study, Task(seed, name)) == "done"]
+        done = [seed for seed in known.seeds if state_of(study, Task(seed, name)) == "done"]
         if shorter and done:
             branches[name] = _updated(branches[name], steps=before.steps, epochs=None)
             remarks.append(
@@ -92,7 +93,7 @@ def missing_tasks(study: StudyFolder, spec: Spec, seeds: Sequence[int]) -> list[
     return [
         task
         for task in tasks_of(spec, seeds)
-        if _state(study, task) != "done" or _is_extended(study, spec, task)
+        if state_of(study, task) != "done" or _is_extended(study, spec, task)
     ]
 
 
@@ -131,7 +132,8 @@ def _updated(model: Model, **changed: Any) -> Model:
     return model.model_copy(update=changed) if changed else model
 
 
-def _state(study: StudyFolder, task: Task) -> str:
+def state_of(study: StudyFolder, task: Task) -> str:
+    """The state of a run; "waiting" where it has not begun."""
     run = study.run(task.seed, task.branch)
     status = run.status() if run.path.is_dir() else None
     return "waiting" if status is None else status.state
@@ -152,7 +154,9 @@ def _run_text(spec: Spec, task: Task, fingerprint: str) -> str:
     content = {
         "seed": task.seed,
         "branch": task.branch,
+        **({} if task.branch == TRUNK else {"after": task.after}),
         "data_fingerprint": fingerprint,
+        "content_hash": content_hash(spec, task, fingerprint),
         "phases": [p.model_dump(mode="json", exclude_none=True) for p in task.phases(spec)],
     }
     return tomli_w.dumps(content)

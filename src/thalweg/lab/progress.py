@@ -125,7 +125,7 @@ class Progress:
                 verb = "diverged" if ending.exit_code == 3 else "failed"
                 _line(self.failures, f"{task}: {verb}: {reason}; see {log}")
         for task in outcome.left_out:
-            reason = "interrupted" if outcome.interrupted else "its trunk did not end well"
+            reason = "interrupted" if outcome.interrupted else f"{task.after} did not end well"
             _line(self.failures, f"{task}: not begun, {reason}")
         if outcome.exit_code:
             _line(self.failures, f"to go on: {self._to_go_on}")

@@ -20,15 +20,20 @@ POLL_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Task:
-    """One run to be done: a seed of a branch, or of the trunk."""
+    """One run to be done: a seed of a branch, or of the trunk.
+
+    Attributes:
+        after: the run at whose end a branch starts: the trunk, or another branch.
+    """
 
     seed: int
     branch: str
+    after: str = field(default=TRUNK, compare=False)
 
     @property
     def needs(self) -> Task | None:
         """The run that must be done before this one."""
-        return None if self.branch == TRUNK else Task(self.seed, TRUNK)
+        return None if self.branch == TRUNK else Task(self.seed, self.after)
 
     def phases(self, spec: Spec) -> tuple[PhaseSpec, ...]:
         """What the run goes through."""
@@ -40,7 +45,7 @@ class Task:
 
 @dataclass
 class Outcome:
-    """What became of the tasks: how each ended, and those never begun for want of their trunk."""
+    """What became of the tasks: how each ended, and those never begun for want of their start."""
 
     endings: dict[Task, Ending] = field(default_factory=dict)
     left_out: list[Task] = field(default_factory=list)
@@ -59,7 +64,11 @@ def tasks_of(spec: Spec, seeds: Sequence[int] | None = None) -> list[Task]:
     """All runs of a study, or of some seeds: the trunks first, since the branches wait for them."""
     seeds = spec.seeds if seeds is None else seeds
     trunks = [Task(seed, TRUNK) for seed in seeds]
-    return trunks + [Task(seed, branch) for seed in seeds for branch in spec.branches]
+    return trunks + [
+        Task(seed, name, branch.after or TRUNK)
+        for seed in seeds
+        for name, branch in spec.branches.items()
+    ]
 
 
 def run_tasks(
@@ -72,7 +81,7 @@ def run_tasks(
     plugins: Sequence[str] = (),
     watch: Callable[[Sequence[Task]], None] = lambda running: None,
 ) -> Outcome:
-    """Do the tasks, at most `workers` at a time, each as soon as its trunk is done.
+    """Do the tasks, at most `workers` at a time, each as soon as the run it starts after is done.
 
     Ctrl-C and SIGTERM are passed on: each run saves a checkpoint and ends with status 75; asked a
     second time, they end at once (and go on from their last checkpoint later).
@@ -135,7 +144,7 @@ def _on_stop_signals(stop: Callable[[], None]) -> Iterator[None]:
 
 
 def _next_ready(waiting: list[Task], outcome: Outcome, asked: set[Task]) -> Task | None:
-    """Take the next task whose trunk is done (in this call, or before it)."""
+    """Take the next task whose start is done (in this call, or before it)."""
     done = {task for task, ending in outcome.endings.items() if ending.exit_code == 0}
     for task in waiting:
         needed = task.needs

@@ -32,7 +32,7 @@ __all__ = ["stand_ins"]
 pytestmark = pytest.mark.usefixtures("stand_ins")
 
 PHASE_KEYS = (
-    "name, optimizer, schedule, warmup_steps, batch_size, clip_norm, split, steps, epochs, "
+    "name, optimizer, schedule, warmup_steps, batch_size, clip_norm, noise, split, steps, epochs, "
     "until_alignment, alignment_average, until_loss"
 )
 COUNT = "an integer >= 1"
@@ -56,7 +56,7 @@ def message_of(overrides: dict[str, Any]) -> str:
     ("key", "value", "message"),
     [
         ("sed", 1, "sed: no such key (got 1), allowed: name, description, seeds, device, dtype, "
-         "threads, problem, subspace, phases, branches, probes, claims, checkpoint, "
+         "threads, problem, subspace, phases, branches, probes, claims, figures, checkpoint, "
          "initial_checkpoint; did you mean 'seeds'?"),
         ("phases.0.lr", 0.1, f"phases.0.lr: no such key (got 0.1), allowed: {PHASE_KEYS}; "
          "did you mean 'phases.0.optimizer.lr'?"),
@@ -88,8 +88,8 @@ def message_of(overrides: dict[str, Any]) -> str:
          f"phases.0.batch_size: got 'al', allowed: {COUNT} or 'all'; did you mean 'all'?"),
         ("phases.0.batch_size", 1001,
          "phases.0.batch_size: got 1001, allowed: at most problem.samples, 1000, or 'all'"),
-        ("phases.0.steps", 1e3, f"phases.0.steps: got 1000.0, allowed: {COUNT}"),
-        ("phases.0.steps", True, f"phases.0.steps: got true, allowed: {COUNT}"),
+        ("phases.0.steps", 1e3, "phases.0.steps: got 1000.0, allowed: an integer >= 0"),
+        ("phases.0.steps", True, "phases.0.steps: got true, allowed: an integer >= 0"),
         ("phases.0.warmup_steps", 101,
          "phases.0.warmup_steps: got 101, allowed: at most the phase's steps, 100"),
         ("phases.0.until_alignment", 1.5,
@@ -131,7 +131,7 @@ def message_of(overrides: dict[str, Any]) -> str:
         ("branches.a/b", {}, f"branches: got the name 'a/b', allowed: {NAME}"),
         ("branches.x", 1, "branches.x: got 1, allowed: a table"),
         ("branches.x.split.bulc", 1, "branches.x.split.bulc: no such key (got 1), allowed: "
-         "dominant, bulk, basis; did you mean 'bulk'?"),
+         "dominant, bulk, basis, metric; did you mean 'bulk'?"),
         ("branches.x.optimizer.lr", 0, "branches.x.optimizer.lr: got 0, allowed: a number > 0"),
         ("branches.x.batch_size", 2000, "branches.x.batch_size: got 2000, allowed: at most "
          "problem.samples, 1000, or 'all'"),
@@ -140,7 +140,7 @@ def message_of(overrides: dict[str, Any]) -> str:
         ("branches.x", {"steps": 5, "epochs": 6},
          "branches.x.epochs: got 6, allowed: either steps or epochs, not both"),
         ("probes.loss", 0, f"probes.loss: got 0, allowed: {COUNT}"),
-        ("claims", ["a", "a"], "claims: got ['a', 'a'], allowed: each claim once"),
+        ("claims", ["a", "a"], "claims: got 'a', allowed: each claim once for the same branches"),
         ("checkpoint.every_seconds", -1,
          "checkpoint.every_seconds: got -1, allowed: a number >= 0"),
     ],
@@ -154,7 +154,7 @@ def test_a_bad_value_gets_one_line_with_key_given_allowed_and_nearest(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"phases.0.steps": "unset"}, "phases.0.steps: missing, allowed: an integer >= 1; "
+        ({"phases.0.steps": "unset"}, "phases.0.steps: missing, allowed: an integer >= 0; "
          "a phase ends by steps or by epochs"),
         ({"problem.samples": "unset", "problem.balanced": True},
          "problem.balanced: got true, allowed: false without samples; give samples"),
@@ -191,7 +191,7 @@ def test_a_long_value_is_cut():
 
 
 def test_a_mistake_on_the_command_line_is_told_as_such():
-    for words in (["--phases.0.steps", "0"], ["--phases.0.optimzer.lr", "0"], ["--lr=-1"]):
+    for words in (["--phases.0.steps", "-1"], ["--phases.0.optimzer.lr", "0"], ["--lr=-1"]):
         with pytest.raises(InvalidInput, match=r"^command line: phases\.0"):
             parse_spec(RAW, source="my.toml", overrides=words)
 
@@ -355,7 +355,7 @@ def hash_with(**values: Any) -> str:
 
 
 def test_the_hash_is_stable():
-    assert hash_with() == "8bdd0210"
+    assert hash_with() == "556f152b"
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ class Progression:
     def learning_rate(self) -> float:
         """The learning rate of the next step."""
         done = self.position.step - self.position.phase_start
-        return self.phase.learning_rate(min(done, self.bound - 1), self.bound)
+        return self.phase.learning_rate(max(0, min(done, self.bound - 1)), max(1, self.bound))
 
     def step_remains(self) -> bool:
         """Whether a step remains; moves on to the next phase where a bound is reached."""

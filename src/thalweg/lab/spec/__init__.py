@@ -6,6 +6,8 @@ from thalweg.lab.spec.loading import (
     PROBLEM_SPECS,
     BranchSpec,
     CheckpointSpec,
+    ClaimSpec,
+    NoiseSpec,
     PhaseSpec,
     ProblemSpec,
     Spec,
@@ -18,20 +20,25 @@ from thalweg.lab.spec.loading import (
     parse_spec,
     spec_hash,
 )
+from thalweg.lab.spec.studies import builtin_studies, load_study
 
 __all__ = [
     "PROBLEM_SPECS",
     "BranchSpec",
     "CheckpointSpec",
+    "ClaimSpec",
+    "NoiseSpec",
     "PhaseSpec",
     "ProblemSpec",
     "Spec",
     "SplitSpec",
     "SubspaceSpec",
     "builtin_specs",
+    "builtin_studies",
     "check_names",
     "dump_spec",
     "load_spec",
+    "load_study",
     "parse_spec",
     "spec_hash",
 ]

@@ -23,14 +23,23 @@ from pydantic import ValidationError
 from thalweg.errors import InvalidInput, unknown_name
 from thalweg.lab.spec.errors import explain, nearest, shown
 from thalweg.lab.spec.learning_rates import Constant
-from thalweg.lab.spec.models import CheckpointSpec, ProblemSpec, Spec, SubspaceSpec
+from thalweg.lab.spec.models import CheckpointSpec, ClaimSpec, ProblemSpec, Spec
 from thalweg.lab.spec.overrides import apply_overrides, parse_overrides
-from thalweg.lab.spec.phases import BranchSpec, PhaseSpec, SplitSpec, with_inherited_tables
+from thalweg.lab.spec.phases import (
+    BranchSpec,
+    NoiseSpec,
+    PhaseSpec,
+    SplitSpec,
+    with_inherited_tables,
+)
+from thalweg.lab.spec.subspace import SubspaceSpec
 
 __all__ = [
     "PROBLEM_SPECS",
     "BranchSpec",
     "CheckpointSpec",
+    "ClaimSpec",
+    "NoiseSpec",
     "PhaseSpec",
     "ProblemSpec",
     "Spec",
@@ -55,7 +64,16 @@ PROBLEM_SPECS: dict[str, str] = {
 }
 """The built-in spec of each problem, at the paper's settings where it has them."""
 
-NOT_HASHED = {"name", "description", "seeds", "threads", "checkpoint", "claims", "branches"}
+NOT_HASHED = {
+    "name",
+    "description",
+    "seeds",
+    "threads",
+    "checkpoint",
+    "claims",
+    "figures",
+    "branches",
+}
 NOT_HASHED_OF_PROBLEM = {"chunk_size", "vectorize_up_to"}
 
 
@@ -71,7 +89,7 @@ def load_spec(name_or_path: str | Path, overrides: Mapping[str, Any] | Sequence[
         InvalidInput: one line for each mistake.
     """
     path, source = _find(name_or_path)
-    return parse_spec(_read(path, source), source=source, overrides=overrides)
+    return parse_spec(read_toml(path, source), source=source, overrides=overrides)
 
 
 def parse_spec(
@@ -108,12 +126,12 @@ def spec_hash(spec: Spec) -> str:
     In: problem, subspace, phases and branches (with what they inherit), probes (the tracker
     works when it is asked), device, dtype, initial checkpoint.
     Out, as they leave a run's numbers alone: name (in the folder's name already), description,
-    seeds (a folder each), claims (decided afterwards), checkpoint, labels of phases, the folder
-    of the data files.
+    seeds (a folder each), claims and figures (made afterwards), checkpoint, labels of phases, the
+    folder of the data files.
     Out, as they change rounding alone and may be filled in by measuring: threads, chunk size, way
     to multiply.
     Out, as more steps extend a run: the bound of a branch whose learning rate does not depend on
-    it (constant schedule).
+    it (constant schedule) and that no other branch starts after.
     """
     kept = spec.model_dump(mode="json", exclude_none=True, exclude=NOT_HASHED)
     kept["problem"]["data"].pop("data_dir", None)
@@ -121,21 +139,29 @@ def spec_hash(spec: Spec) -> str:
         kept["problem"].pop(key, None)
     for phase in kept["phases"]:
         del phase["name"]
-    kept["branches"] = {name: _branch_content(spec.branch_phase(name)) for name in spec.branches}
+    kept["branches"] = {name: branch_content(spec, name) for name in spec.branches}
     text = json.dumps(kept, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _branch_content(phase: PhaseSpec) -> dict[str, Any]:
-    extendable = isinstance(phase.schedule, Constant)
+def branch_content(spec: Spec, name: str) -> dict[str, Any]:
+    """What determines a branch's numbers besides where it starts."""
+    phase, branch = spec.branch_phase(name), spec.branches[name]
+    continued = any(other.after == name for other in spec.branches.values())
+    extendable = isinstance(phase.schedule, Constant) and not continued
     left_out = {"name", "steps", "epochs"} if extendable else {"name"}
-    return phase.model_dump(mode="json", exclude_none=True, exclude=left_out)
+    content = phase.model_dump(mode="json", exclude_none=True, exclude=left_out)
+    if branch.after is not None:
+        content["after"] = branch.after
+    if branch.subspace is not None:
+        content["subspace"] = branch.subspace.model_dump(mode="json", exclude_none=True)
+    return content
 
 
 def builtin_specs() -> dict[str, str]:
     """The names of the built-in specs, with their descriptions."""
     found = sorted(SPECS.glob("*.toml"))
-    return {path.stem: _read(path, path.name).get("description", "") for path in found}
+    return {path.stem: read_toml(path, path.name).get("description", "") for path in found}
 
 
 def check_names(
@@ -143,23 +169,27 @@ def check_names(
     *,
     probes: Iterable[str] | None = None,
     claims: Iterable[str] | None = None,
+    figures: Iterable[str] | None = None,
     source: str = "spec",
 ) -> None:
-    """Check the spec's probes and claims against the known ones, where these are given.
+    """Check the spec's probes, claims and figures against the known ones, where these are given.
 
     Raises:
         InvalidInput: one line for each unknown name, with the nearest known one.
     """
     lines: list[str] = []
     if probes is not None:
-        lines += _unknown(spec.probes, tuple(probes), "probes", f"{source}: probes: no probe")
+        lines += _unknown(spec.probes, tuple(probes), f"{source}: probes: no probe")
     if claims is not None:
-        lines += _unknown(spec.claims, tuple(claims), "claims", f"{source}: claims: no claim")
+        names = dict.fromkeys(use.name for use in spec.claim_uses)
+        lines += _unknown(names, tuple(claims), f"{source}: claims: no claim")
+    if figures is not None:
+        lines += _unknown(spec.figures or (), tuple(figures), f"{source}: figures: no figure")
     if lines:
         raise InvalidInput("\n".join(lines))
 
 
-def _unknown(given: Iterable[str], known: tuple[str, ...], kind: str, start: str) -> list[str]:
+def _unknown(given: Iterable[str], known: tuple[str, ...], start: str) -> list[str]:
     allowed = ", ".join(known)
     return [
         f"{start} {shown(name)}, allowed: {allowed}{nearest(name, known)}"
@@ -185,7 +215,12 @@ def _find(name_or_path: str | Path) -> tuple[Path, str]:
     return path, f"built-in spec {text}"
 
 
-def _read(path: Path, source: str) -> dict[str, Any]:
+def read_toml(path: Path, source: str) -> dict[str, Any]:
+    """The tables of a TOML file; `source` is how messages call it.
+
+    Raises:
+        InvalidInput: it cannot be read, or is no TOML: line and column are named.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

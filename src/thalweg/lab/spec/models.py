@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from thalweg.lab.registry import Settings, SpecModel, bad_value, datasets, losses, models
+from thalweg.lab.run_names import TRUNK
 from thalweg.lab.spec.fields import Wording
 from thalweg.lab.spec.phases import (
     BranchSpec,
@@ -18,12 +19,11 @@ from thalweg.lab.spec.phases import (
     PhaseSpec,
     with_inherited_tables,
 )
+from thalweg.lab.spec.subspace import Seed, SubspaceSpec
 
 if TYPE_CHECKING:
     from typing import Self
 
-Share = Annotated[float, Field(gt=0, lt=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**63), Wording("an integer from 0 to 2^63 - 1")]
 Device = Annotated[
     str,
     Field(pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)$"),
@@ -68,36 +68,6 @@ class ProblemSpec(SpecModel):
         return self
 
 
-class SubspaceSpec(SpecModel):
-    """Which subspace is called dominant, and how closely it is followed."""
-
-    k: Count | Literal["classes", "gap"] = Field(
-        default="classes",
-        description="dimension: a number, the number of classes, or the widest gap",
-    )
-    source: Literal["tracker", "exact", "random", "next"] = Field(
-        default="tracker",
-        description="tracker: followed from step to step; exact: solved at every step; as controls "
-        "random: k random directions, next: the k eigenvectors below the dominant ones",
-    )
-    every: Count = Field(default=1, description="steps from one update of the subspace to the next")
-    error: Share = Field(
-        default=0.01,
-        description="target for the error of a projected vector, relative to the vector",
-    )
-    bulk_error: Share | None = Field(
-        default=None, description="target for that error relative to the vector's bulk part"
-    )
-    tolerance: Share = Field(
-        default=1e-3,
-        description="greatest residual of a solve, norm(H u - lambda u) / abs(lambda_1)",
-    )
-    seed: Seed = Field(
-        default=0,
-        description="seed of start vectors, subsets and random directions, beside the run's own",
-    )
-
-
 class CheckpointSpec(SpecModel):
     """How often a run can be taken up again, and what is kept."""
 
@@ -107,6 +77,17 @@ class CheckpointSpec(SpecModel):
     )
     keep: Count = Field(default=2, description="checkpoints that are kept, the newest")
     save_bases: bool = Field(default=False, description="keep the basis of S_k at each checkpoint")
+
+
+class ClaimSpec(SpecModel):
+    """A statement that is tested, and on which branches where it is not plain which."""
+
+    name: str = Field(description="the claim, see `thalweg claims`")
+    roles: dict[str, Name] = Field(
+        default={},
+        description="branches by the part that they play in the claim; default: plain, dominant and"
+        " bulk are the first branches that do that",
+    )
 
 
 class Spec(SpecModel):
@@ -131,7 +112,12 @@ class Spec(SpecModel):
     probes: dict[str, Count] = Field(
         default={}, description="what is measured, each every n steps; nothing else is"
     )
-    claims: tuple[str, ...] = Field(default=(), description="statements that are tested in the end")
+    claims: tuple[str | ClaimSpec, ...] = Field(
+        default=(), description="statements that are tested in the end"
+    )
+    figures: tuple[str, ...] | None = Field(
+        default=None, description="what is drawn in the end; all that can be if not given"
+    )
     checkpoint: CheckpointSpec = Field(default=CheckpointSpec(), description="checkpoints")
     initial_checkpoint: str | None = Field(
         default=None, description="safetensors file with the parameters to start from"
@@ -146,10 +132,50 @@ class Spec(SpecModel):
     def _names_are_distinct(self) -> Self:
         if len(set(self.seeds)) < len(self.seeds):
             raise bad_value("seeds", self.seeds, "each seed once")
-        if len(set(self.claims)) < len(self.claims):
-            raise bad_value("claims", self.claims, "each claim once")
+        uses = [(use.name, tuple(sorted(use.roles.items()))) for use in self.claim_uses]
+        for number, use in enumerate(uses):
+            if use in uses[:number]:
+                raise bad_value("claims", use[0], "each claim once for the same branches")
         _check_phase_names(self.phases)
         _check_branch_names(self.branches)
+        return self
+
+    @property
+    def claim_uses(self) -> tuple[ClaimSpec, ...]:
+        """The claims, each as a table."""
+        return tuple(ClaimSpec(name=c) if isinstance(c, str) else c for c in self.claims)
+
+    def of_branch(self, name: str) -> Spec:
+        """The spec as a branch (or the trunk) computes with it: with its own subspace."""
+        branch = self.branches.get(name)
+        own = None if branch is None else branch.subspace
+        return self if own is None else self.model_copy(update={"subspace": own})
+
+    def before(self, name: str) -> str | None:
+        """The branch at whose end a branch starts; None for the trunk's."""
+        return self.branches[name].after
+
+    @model_validator(mode="after")
+    def _branches_lead_back_to_the_trunk(self) -> Self:
+        for name in self.branches:
+            seen, here = [name], self.branches[name].after
+            while here is not None:
+                if here not in self.branches or here in seen:
+                    allowed = "a branch that does not itself come after this one"
+                    given = self.branches[seen[-1]].after
+                    raise bad_value("after", given, allowed, within=("branches", seen[-1]))
+                seen.append(here)
+                here = self.branches[here].after
+        return self
+
+    @model_validator(mode="after")
+    def _claims_name_branches(self) -> Self:
+        for number, use in enumerate(self.claim_uses):
+            for role, branch in use.roles.items():
+                if branch not in self.branches and branch != TRUNK:
+                    allowed = "one of the branches " + ", ".join((TRUNK, *self.branches))
+                    within = ("claims", number, "roles")
+                    raise bad_value(role, branch, allowed, within=within)
         return self
 
     @model_validator(mode="after")
@@ -166,9 +192,11 @@ class Spec(SpecModel):
         return self
 
     def branch_phase(self, name: str) -> PhaseSpec:
-        """The full phase of a branch, with what it takes from the trunk's last phase."""
+        """The full phase of a branch, with what it takes from the phase that it starts after."""
+        after = self.branches[name].after
+        above = self.phases[-1] if after is None else self.branch_phase(after)
         try:
-            return self.branches[name].resolve(name, self.phases[-1])
+            return self.branches[name].resolve(name, above)
         except ValidationError as error:
             first = error.errors()[0]
             context = first.get("ctx", {})
@@ -198,7 +226,7 @@ def _check_phase_names(phases: tuple[PhaseSpec, ...]) -> None:
 
 def _check_branch_names(branches: dict[str, BranchSpec]) -> None:
     """Folder names: 'trunk' is taken, and some file systems take 'SGD' for 'sgd'."""
-    seen: dict[str, str] = {"trunk": "the trunk"}
+    seen: dict[str, str] = {TRUNK: "the trunk"}
     for name in branches:
         taken = seen.get(name.casefold())
         if taken is not None:

@@ -7,6 +7,7 @@ trunk's end and takes everything that it does not say itself from the trunk's la
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -15,6 +16,7 @@ from thalweg.lab.registry import NAME_PATTERN, SpecModel, bad_value
 from thalweg.lab.spec.fields import NAME_WORDS, Wording
 from thalweg.lab.spec.learning_rates import ScheduleSettings, factor_with_warmup, schedules
 from thalweg.lab.spec.optimizers import OptimizerSettings, optimizers
+from thalweg.lab.spec.subspace import Count, SubspaceSpec
 
 if TYPE_CHECKING:
     from typing import Self
@@ -25,7 +27,6 @@ Name = Annotated[
     Field(pattern=NAME_PATTERN, max_length=LONGEST_NAME),
     Wording(f"at most {LONGEST_NAME} of {NAME_WORDS}"),
 ]
-Count = Annotated[int, Field(ge=1)]
 NotNegativeCount = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 OptimizerChoice = Annotated[OptimizerSettings, optimizers.choice()]
@@ -44,6 +45,29 @@ class SplitSpec(SpecModel):
         default="live",
         description="S_k of the current step, or that of the branch point kept throughout",
     )
+    metric: Literal["euclidean", "optimizer"] = Field(
+        default="euclidean",
+        description="optimizer: S_k and the split in the metric of the divisor of Adam or RMSprop,"
+        " after the step's update of it",
+    )
+
+    @property
+    def changes(self) -> bool:
+        """Whether a part of the update is scaled at all."""
+        return (self.dominant, self.bulk) != (1.0, 1.0)
+
+
+class NoiseSpec(SpecModel):
+    """What is added to the gradient of a step: noise of mini-batches, all of it or one part.
+
+    Q (g_B - g), with g_B the gradient of a mini-batch, g that of the full loss.
+    """
+
+    part: Literal["all", "dominant", "bulk"] = Field(
+        description="Q: the identity, the projection on S_k, or on the bulk"
+    )
+    scale: Annotated[float, Field(ge=0)] = Field(default=1.0, description="factor on it")
+    batch_size: Count = Field(default=50, description="samples in the mini-batch B")
 
 
 class PhaseSpec(SpecModel):
@@ -65,12 +89,17 @@ class PhaseSpec(SpecModel):
         default=None,
         description="greatest norm of the mini-batch gradient, longer ones are scaled down",
     )
+    noise: NoiseSpec | None = Field(
+        default=None, description="noise of mini-batches added to the gradient, none by default"
+    )
     split: SplitSpec | None = Field(
         default=None,
         description="scaling of the two parts of the update, none for the bare optimizer",
     )
-    steps: Count | None = Field(
-        default=None, description="most steps of the phase, the deadline of its until_ rules"
+    steps: NotNegativeCount | None = Field(
+        default=None,
+        description="most steps of the phase, the deadline of its until_ rules; 0 in the trunk:"
+        " the branches start from the initial parameters",
     )
     epochs: Count | None = Field(
         default=None, description="most passes over the data, instead of steps"
@@ -92,7 +121,7 @@ class PhaseSpec(SpecModel):
         if self.steps is not None and self.epochs is not None:
             raise bad_value("epochs", self.epochs, "either steps or epochs, not both")
         if self.steps is None and self.epochs is None:
-            raise bad_value("steps", None, "an integer >= 1", "a phase ends by steps or by epochs")
+            raise bad_value("steps", None, "an integer >= 0", "a phase ends by steps or by epochs")
         if self.steps is not None and self.warmup_steps > self.steps:
             raise bad_value(
                 "warmup_steps", self.warmup_steps, f"at most the phase's steps, {self.steps}"
@@ -114,10 +143,20 @@ class PhaseSpec(SpecModel):
 
 
 class BranchSpec(SpecModel):
-    """What a branch does otherwise than the last phase of the trunk.
+    """What a branch does otherwise than the last phase of the trunk, or than another branch.
 
-    Not taken from the trunk: its `until_` rules and its warm-up.
+    It starts at the trunk's end, or where `after` says. Not taken over: `until_` rules, warm-up.
     """
+
+    after: Name | None = Field(
+        default=None,
+        description="branch at whose end this one starts, and whose settings it takes over; the"
+        " trunk if not given",
+    )
+    subspace: SubspaceSpec | None = Field(
+        default=None,
+        description="the dominant subspace of this branch, the rest as in [subspace]",
+    )
 
     optimizer: OptimizerChoice | None = Field(
         default=None,
@@ -135,6 +174,9 @@ class BranchSpec(SpecModel):
     )
     clip_norm: Positive | Literal["off"] | None = Field(
         default=None, description="greatest norm of the mini-batch gradient, 'off' for no clipping"
+    )
+    noise: NoiseSpec | Literal["off"] | None = Field(
+        default=None, description="noise of mini-batches added to the gradient, 'off' for none"
     )
     split: SplitSpec | None = Field(
         default=None, description="scaling of the two parts of the update"
@@ -154,8 +196,8 @@ class BranchSpec(SpecModel):
         default=None, description="end when the full training loss is at or below this"
     )
 
-    def resolve(self, name: str, trunk: PhaseSpec) -> PhaseSpec:
-        """The full phase: what this branch says, the rest from the trunk's last phase.
+    def resolve(self, name: str, above: PhaseSpec) -> PhaseSpec:
+        """The full phase: what this branch says, the rest from the phase that it starts after.
 
         Raises:
             pydantic.ValidationError: the two do not fit together.
@@ -163,41 +205,71 @@ class BranchSpec(SpecModel):
         own = {
             key: value
             for key in type(self).model_fields
-            if (value := getattr(self, key)) is not None
+            if key not in ("after", "subspace") and (value := getattr(self, key)) is not None
         }
         left_out = {"name", "warmup_steps", "until_alignment", "until_loss"}
         if "steps" in own or "epochs" in own:
             left_out |= {"steps", "epochs"}
-        if own.get("clip_norm") == "off":
-            left_out.add("clip_norm")
-            del own["clip_norm"]
+        for key in ("clip_norm", "noise"):
+            if own.get(key) == "off":
+                left_out.add(key)
+                del own[key]
         inherited = {
-            key: getattr(trunk, key) for key in PhaseSpec.model_fields if key not in left_out
+            key: getattr(above, key) for key in PhaseSpec.model_fields if key not in left_out
         }
         return PhaseSpec.model_validate({**inherited, **own, "name": name})
 
 
 def with_inherited_tables(raw: dict[str, Any]) -> dict[str, Any]:
-    """Complete a branch's `optimizer` or `schedule` table that has no name from the last phase's.
+    """Complete the tables of branches that say only what is different.
 
-    So `branches.fast.optimizer.lr = 0.1` means the trunk's optimizer with another learning rate.
+    `optimizer` and `schedule` without a name from the phase that the branch starts after, so that
+    `branches.fast.optimizer.lr = 0.1` means the trunk's optimizer with another learning rate;
+    `subspace` from the spec's own.
     """
     phases, branches = raw.get("phases"), raw.get("branches")
     if not (isinstance(phases, list | tuple) and phases and isinstance(branches, dict)):
         return raw
-    last = phases[-1] if isinstance(phases[-1], dict) else {}
-    completed = {name: _completed(branch, last) for name, branch in branches.items()}
-    return {**raw, "branches": completed}
+    trunk = phases[-1] if isinstance(phases[-1], dict) else {}
+    effective: dict[str, dict[str, Any]] = {}
+    completed: dict[str, Any] = {}
+    for name in _predecessors_first(branches):
+        branch = branches[name]
+        if isinstance(branch, dict):
+            above = effective.get(branch.get("after") or "", trunk)
+            branch = _completed(branch, above)
+            if isinstance(branch.get("subspace"), dict) and isinstance(raw.get("subspace"), dict):
+                branch["subspace"] = {**raw["subspace"], **branch["subspace"]}
+            effective[name] = {**above, **branch}
+        completed[name] = branch
+    return {**raw, "branches": {name: completed[name] for name in branches}}
 
 
-def _completed(branch: Any, last: dict[str, Any]) -> Any:
-    if not isinstance(branch, dict):
-        return branch
+def _predecessors_first(branches: Mapping[str, Any]) -> list[str]:
+    """The names in an order in which each comes after the branch it starts after.
+
+    Those in a circle, or after a branch that does not exist, at the end: the spec's own check
+    refuses them.
+    """
+    after = {
+        name: branch.get("after") if isinstance(branch, dict) else None
+        for name, branch in branches.items()
+    }
+    order: list[str] = []
+    while ready := [
+        name
+        for name, above in after.items()
+        if name not in order and (above is None or above in order)
+    ]:
+        order += ready
+    return order + [name for name in branches if name not in order]
+
+
+def _completed(branch: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     result = dict(branch)
     for key in ("optimizer", "schedule"):
-        given, above = result.get(key), last.get(key)
-        if isinstance(given, dict) and "name" not in given:
-            above = {"name": above} if isinstance(above, str) else above
-            if isinstance(above, dict):
-                result[key] = {**above, **given}
+        given, inherited = result.get(key), above.get(key)
+        inherited = {"name": inherited} if isinstance(inherited, str) else inherited
+        if isinstance(given, dict) and "name" not in given and isinstance(inherited, dict):
+            result[key] = {**inherited, **given}
     return result
