@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from thalweg.errors import InvalidInput
-from thalweg.lab.problems.losses import MeanCrossEntropy, MeanSquaredError
+from thalweg.lab.problems.losses import MeanCrossEntropy, MeanSquaredError, Output
 
 OUTPUT = torch.randn(7, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 CLASSES = torch.tensor([0, 3, 1, 1, 2, 0, 3])
@@ -40,3 +40,14 @@ def test_cross_entropy_is_the_mean_of_minus_log_softmax() -> None:
     log_probability = OUTPUT - OUTPUT.exp().sum(dim=1, keepdim=True).log()
     expected = -log_probability[torch.arange(7), CLASSES].mean()
     torch.testing.assert_close(MeanCrossEntropy().build()(OUTPUT, CLASSES), expected)
+
+
+@pytest.mark.parametrize("shape", [(7,), (7, 1)])
+def test_output_is_the_mean_of_the_models_own_losses(shape: tuple[int, ...]) -> None:
+    losses = OUTPUT[:, 0].reshape(shape)
+    torch.testing.assert_close(Output().build()(losses, ONE_HOT), OUTPUT[:, 0].sum() / 7)
+
+
+def test_output_refuses_more_than_one_number_a_sample() -> None:
+    with pytest.raises(InvalidInput, match=r"shape \(7, 4\), allowed: one number a sample"):
+        Output().build()(OUTPUT, ONE_HOT)

@@ -37,10 +37,10 @@ A user's own problem takes a few lines, either way:
 
 from __future__ import annotations
 
-from thalweg.lab.problems import digits, images, losses, models, sst2
+from thalweg.lab.problems import digits, images, losses, models, quadratic, sst2, valley
 from thalweg.lab.problems.problem import Loss, Problem, build_problem
 from thalweg.lab.problems.samples import InputShape, Samples
 
 __all__ = ["InputShape", "Loss", "Problem", "Samples", "build_problem"]
 
-_REGISTERED = (digits, images, losses, models, sst2)  # imported for the names they register
+_REGISTERED = (digits, images, losses, models, quadratic, sst2, valley)  # imported for their names

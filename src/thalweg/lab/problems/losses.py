@@ -53,6 +53,24 @@ class CrossEntropy:
         return cross_entropy(output, target)
 
 
+@dataclass(frozen=True)
+class MeanOutput:
+    """L = 1/n * sum over samples of the output: the model's output is the loss itself."""
+
+    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+        """The mean of outputs (n,) or (n, 1), a scalar; the target is not used.
+
+        Raises:
+            InvalidInput: more than one number a sample.
+        """
+        if output.dim() != 1 and output.shape[1:].numel() != 1:
+            raise InvalidInput(
+                f"loss output: output of shape {tuple(output.shape)}, allowed: one number a "
+                "sample; take loss mse, or a model whose output is its loss"
+            )
+        return output.mean()
+
+
 @losses.register("mse")
 class MeanSquaredError(Settings):
     """Squared error, summed over outputs, averaged over samples; classes are one-hot, 0 and 1.
@@ -78,3 +96,16 @@ class MeanCrossEntropy(Settings):
 
     def build(self) -> CrossEntropy:
         return CrossEntropy()
+
+
+@losses.register("output")
+class Output(Settings):
+    """The model's output, one number a sample, averaged over samples: for models that are losses.
+
+    The toys `valley` and `quadratic` are such models.
+    """
+
+    target: ClassVar[Target] = "one-hot"
+
+    def build(self) -> MeanOutput:
+        return MeanOutput()
