@@ -1,7 +1,9 @@
-"""Optimizers that split an update into its dominant and its bulk part."""
+"""Optimizers: split an update into its dominant and bulk part; SAM; several as one."""
 
 from __future__ import annotations
 
+from thalweg.optim.combined import Combined
+from thalweg.optim.sam import SAM
 from thalweg.optim.split import SplitUpdate
 
-__all__ = ["SplitUpdate"]
+__all__ = ["SAM", "Combined", "SplitUpdate"]

@@ -32,6 +32,7 @@ from torch.optim import Optimizer
 
 from thalweg.curvature.source import Split, SubspaceSource
 from thalweg.errors import InvalidInput
+from thalweg.optim.closure import needs_closure
 
 
 class SplitUpdate(Optimizer):
@@ -87,6 +88,11 @@ class SplitUpdate(Optimizer):
         self._others: list[nn.Parameter] = [p for p in own if id(p) not in theta]
         self.proposed: Tensor | None = None
         self.split: Split | None = None
+
+    @property
+    def needs_closure(self) -> bool:
+        """Whether `step` of the wrapped optimizer must be given a closure, as SAM's must."""
+        return needs_closure(self.optimizer)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
