@@ -11,7 +11,8 @@ from thalweg.curvature.gap import GapClosed, widest_gap
 from thalweg.curvature.gauss_newton import GaussNewton, ResidualHessian
 from thalweg.curvature.gradient_covariance import GradientCovariance
 from thalweg.curvature.layout import ParameterLayout
-from thalweg.curvature.objective import ChunkHalved, Objective
+from thalweg.curvature.memory import ChunkHalved
+from thalweg.curvature.objective import Objective
 from thalweg.curvature.operators import DenseOperator, Hessian, SymmetricOperator
 from thalweg.curvature.preconditioned import MetricSubspace, Preconditioned
 from thalweg.curvature.products import BlockProducts

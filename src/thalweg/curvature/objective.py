@@ -16,35 +16,21 @@ Example:
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
-from thalweg.curvature.determinism import (
-    mode_dependent_layers,
-    no_random_numbers,
-    refuse_unfit_layers,
-)
-from thalweg.curvature.evaluation import Evaluation, LossOfBatch
+from thalweg.curvature.evaluation import Evaluation, Evaluator, entries
 from thalweg.curvature.finiteness import all_finite
 from thalweg.curvature.layout import ParameterLayout
+from thalweg.curvature.memory import within_memory
 from thalweg.curvature.products import BlockProducts
-from thalweg.curvature.samples import Batch, Samples, as_samples
+from thalweg.curvature.samples import Batch, Samples, as_samples, refuse_unfit_indices
 from thalweg.curvature.weighting import batch_weight_of
-from thalweg.errors import Diverged, InvalidInput, invalid
-
-Result = TypeVar("Result")
-
-
-class ChunkHalved(UserWarning):
-    """Memory did not suffice for a chunk of samples; from now on smaller ones are used."""
+from thalweg.errors import Diverged, invalid
 
 
 class Objective:
@@ -95,24 +81,14 @@ class Objective:
     ) -> None:
         if chunk_size is not None and chunk_size < 1:
             raise invalid("chunk_size", chunk_size, "an integer >= 1, or None for no limit")
-        if mode not in (None, "eval"):
-            raise invalid("mode", mode, "None or 'eval'")
-        if forward_dtype not in (None, torch.bfloat16, torch.float16):
-            raise invalid("forward_dtype", forward_dtype, "None, torch.bfloat16 or torch.float16")
         self.model = model
         self.samples: Samples = as_samples(data)
         self.layout = ParameterLayout.from_model(model, parameters)
         self.chunk_size = chunk_size
-        self.mode = mode
-        self.forward_dtype = forward_dtype
         self.products = BlockProducts(vectorize_up_to)
         self.batch_weight = batch_weight or batch_weight_of(loss)
-        self._loss_of_batch = LossOfBatch(model, loss)
-        self._state_names = tuple("model." + name for name in self.layout.names)
-        self._unused: set[str] = set()
         self._total_weight: float | None = None
-        self._mode_dependent = mode_dependent_layers(model)
-        refuse_unfit_layers(self._mode_dependent, mode)
+        self._evaluator = Evaluator(model, loss, self.layout, mode, forward_dtype)
         self._refuse_other_devices()
 
     @property
@@ -149,7 +125,7 @@ class Objective:
         Raises:
             Diverged: the loss is NaN or infinite.
         """
-        return _finite(self.within_memory(lambda: self._value(theta, samples)), "loss")
+        return _finite(within_memory(self, lambda: self._value(theta, samples)), "loss")
 
     def gradient(self, theta: Tensor | None = None, samples: Tensor | None = None) -> Tensor:
         """The gradient of the mean loss, (P,). See `value` for arguments and errors."""
@@ -176,7 +152,7 @@ class Objective:
         self, theta: Tensor | None = None, samples: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Loss and gradient (P,) from one pass. See `value` for arguments and errors."""
-        value, gradient = self.within_memory(lambda: self._value_and_gradient(theta, samples))
+        value, gradient = within_memory(self, lambda: self._value_and_gradient(theta, samples))
         return _finite(value, "loss"), _finite(gradient, "gradient")
 
     def evaluations(
@@ -187,9 +163,9 @@ class Objective:
         What the operators are built on: see `operators.py`.
         """
         for batch, count, share in self._chunks(samples):
-            with self._evaluation():
-                leaves = self._leaves(theta, requires_grad=True)
-                outputs, loss = self._outputs_and_loss(leaves, batch)
+            with self._evaluator.settings():
+                leaves = self._evaluator.leaves(theta, requires_grad=True)
+                outputs, loss = self._evaluator.outputs_and_loss(leaves, batch)
                 _finite(loss.detach(), "loss")
             yield Evaluation(share, count, leaves, outputs, loss)
 
@@ -211,10 +187,10 @@ class Objective:
             parts = tree_map(lambda tensor: tensor.unflatten(0, (-1, batch_size)), batch)
             weights = self._weights_of_each(parts, count // batch_size)
             # A batch in which every target is ignored has the mean 0/0.
-            parts, weights = _entries(parts, weights > 0), weights[weights > 0]
-            with self._evaluation():
-                leaves = self._leaves(theta, requires_grad=True)
-                losses = self._losses_of_each(leaves, parts, len(weights))
+            parts, weights = entries(parts, weights > 0), weights[weights > 0]
+            with self._evaluator.settings():
+                leaves = self._evaluator.leaves(theta, requires_grad=True)
+                losses = self._evaluator.losses_of_each(leaves, parts, len(weights))
                 loss = losses @ weights
                 _finite(loss.detach(), "loss")
             yield Evaluation(share, count, leaves, (losses, weights), loss)
@@ -228,58 +204,16 @@ class Objective:
             create_graph: it can be differentiated again.
             retain_graph: the evaluation's own graph is wanted again.
         """
-        loss, leaves = evaluation.loss, evaluation.leaves
-        if not loss.requires_grad:
-            raise InvalidInput(
-                "loss: it does not depend on any parameter; was an output detached, or computed"
-                " under no_grad?"
-            )
-        parts = torch.autograd.grad(
-            loss,
-            leaves,
-            create_graph=create_graph,
-            retain_graph=create_graph or retain_graph,
-            allow_unused=True,
+        return self._evaluator.gradient(
+            evaluation, create_graph=create_graph, retain_graph=retain_graph
         )
-        return self._filled(parts, leaves)
-
-    def within_memory(self, compute: Callable[[], Result]) -> Result:
-        """The result of a computation in chunks; out of memory, again with chunks half as large.
-
-        Warns:
-            ChunkHalved: the chunk size that is used from now on.
-        """
-        while True:
-            try:
-                return compute()
-            except (RuntimeError, MemoryError) as error:
-                size = min(self.chunk_size or self.num_samples, self.num_samples)
-                if size == 1 or not _is_out_of_memory(error):
-                    raise
-            # Outside of the handler, whose traceback would keep the graph alive.
-            self.chunk_size = (size + 1) // 2
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
-            warnings.warn(
-                f"out of memory with chunks of {size} samples: {self.chunk_size} from now on",
-                ChunkHalved,
-                stacklevel=3,
-            )
-
-    def _leaves(self, theta: Tensor | None, *, requires_grad: bool) -> tuple[Tensor, ...]:
-        """Fresh leaves, so that no graph is shared between calls or with the user's own."""
-        if theta is None:
-            parts = [p.detach() for p in self.layout.parameters(self.model)]
-        else:
-            parts = [part.detach() for part in self.layout.unflatten(theta)]
-        return tuple(part.requires_grad_(requires_grad) for part in parts)
 
     def _value(self, theta: Tensor | None, samples: Tensor | None) -> Tensor:
-        leaves = self._leaves(theta, requires_grad=False)
+        leaves = self._evaluator.leaves(theta, requires_grad=False)
         total = torch.zeros((), device=self.device)
-        with self._evaluation(), torch.no_grad():
+        with self._evaluator.settings(), torch.no_grad():
             for batch, _, share in self._chunks(samples):
-                total = total + share * self._outputs_and_loss(leaves, batch)[1]
+                total = total + share * self._evaluator.outputs_and_loss(leaves, batch)[1]
         return total
 
     def _value_and_gradient(
@@ -288,43 +222,16 @@ class Objective:
         value = torch.zeros((), device=self.device)
         gradient = torch.zeros(self.num_parameters, dtype=self.dtype, device=self.device)
         for evaluation in self.evaluations(theta, samples):
-            parts = self.layout.flatten(self.gradient_of(evaluation))
+            parts = self.layout.flatten(self._evaluator.gradient(evaluation))
             gradient.add_(parts, alpha=evaluation.share)
             value = value + evaluation.share * evaluation.loss.detach()
         return value, gradient
-
-    def _outputs_and_loss(
-        self, leaves: Sequence[Tensor], batch: Batch
-    ) -> tuple[tuple[Tensor, ...], Tensor]:
-        state = dict(zip(self._state_names, leaves, strict=True))
-        # Copies: a layer that updates its buffers in place must not touch the user's.
-        for name, buffer in self.model.named_buffers():
-            state["model." + name] = buffer.clone()
-        with no_random_numbers(self.device):
-            outputs, loss = functional_call(self._loss_of_batch, state, (batch,))
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            given = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-            raise invalid("loss", given, "a scalar tensor", "average over the batch")
-        return outputs, loss.reshape(())
-
-    def _losses_of_each(self, leaves: Sequence[Tensor], parts: Batch, count: int) -> Tensor:
-        """The losses (n,) of batches stacked along the first dimension."""
-
-        def loss(part: Batch) -> Tensor:
-            return self._outputs_and_loss(leaves, part)[1]
-
-        try:
-            return torch.vmap(loss)(parts)
-        except (RuntimeError, NotImplementedError, ValueError) as error:
-            if _is_out_of_memory(error):
-                raise
-            return torch.stack([loss(_entries(parts, i)) for i in range(count)])
 
     def _weights_of_each(self, parts: Batch, count: int) -> Tensor:
         """The share (n,) of each of the stacked batches in the mean of their losses."""
         if self.batch_weight is None:
             return torch.full((count,), 1 / count, dtype=self.dtype, device=self.device)
-        weights = [float(self.batch_weight(_entries(parts, i))) for i in range(count)]
+        weights = [float(self.batch_weight(entries(parts, i))) for i in range(count)]
         found = torch.tensor(weights, dtype=self.dtype, device=self.device)
         return found / found.sum()
 
@@ -333,7 +240,7 @@ class Objective:
     ) -> Iterator[tuple[Batch, int, float]]:
         """Each chunk, its number of samples, and its weight in the mean."""
         if samples is not None:
-            self._refuse_unfit_indices(samples)
+            refuse_unfit_indices(samples, self.num_samples)
         # Where batches are weighed, the data is read twice rather than held in memory.
         total = self.weight(samples)
         for batch, count in self.samples.chunks(samples, size or self.chunk_size):
@@ -354,67 +261,11 @@ class Objective:
                 allowed = f"on {self.device}, like the model"
                 raise invalid("data", f"on {leaf.device}", allowed, "move one of them")
 
-    def _refuse_unfit_indices(self, samples: Tensor) -> None:
-        allowed = f"int64 (n,), n >= 1, each from 0 to {self.num_samples - 1}"
-        if samples.dtype != torch.int64 or samples.dim() != 1 or len(samples) == 0:
-            raise invalid("samples", f"{samples.dtype} {tuple(samples.shape)}", allowed)
-        low, high = int(samples.min()), int(samples.max())
-        if low < 0 or high >= self.num_samples:
-            raise invalid("samples", low if low < 0 else high, allowed)
-
-    def _filled(
-        self, parts: Sequence[Tensor | None], leaves: Sequence[Tensor]
-    ) -> tuple[Tensor, ...]:
-        for name, part in zip(self.layout.names, parts, strict=True):
-            if part is None and name not in self._unused:
-                self._unused.add(name)
-                warnings.warn(
-                    f"the loss does not use parameter {name!r}: its part of every gradient and"
-                    " product is zero",
-                    stacklevel=8,
-                )
-        return tuple(
-            torch.zeros_like(leaf) if part is None else part
-            for part, leaf in zip(parts, leaves, strict=True)
-        )
-
-    @contextmanager
-    def _evaluation(self) -> Iterator[None]:
-        """Attention that can be differentiated twice, autograd on, and the mode asked for."""
-        # At every evaluation: a model built in evaluation mode is switched when it is trained.
-        refuse_unfit_layers(self._mode_dependent, self.mode)
-        training = [m for m in self.model.modules() if m.training] if self.mode == "eval" else []
-        for module in training:
-            module.training = False
-        try:
-            # Fused attention kernels have no second derivative.
-            with (
-                torch.enable_grad(),
-                sdpa_kernel(SDPBackend.MATH),
-                torch.autocast(
-                    self.device.type, self.forward_dtype, enabled=self.forward_dtype is not None
-                ),
-            ):
-                yield
-        finally:
-            for module in training:
-                module.training = True
-
     def __repr__(self) -> str:
         return (
             f"Objective(P={self.num_parameters}, N={self.num_samples},"
             f" chunk_size={self.chunk_size})"
         )
-
-
-def _entries(batch: Batch, chosen: int | Tensor) -> Batch:
-    return tree_map(lambda tensor: tensor[chosen], batch)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """On a CPU torch raises a RuntimeError."""
-    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-    return known or "can't allocate memory" in str(error)
 
 
 def _finite(tensor: Tensor, what: str) -> Tensor:

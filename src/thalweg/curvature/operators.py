@@ -24,6 +24,7 @@ from torch import Tensor
 
 from thalweg.curvature.evaluation import Evaluation
 from thalweg.curvature.finiteness import all_finite
+from thalweg.curvature.memory import within_memory
 from thalweg.curvature.objective import Objective
 from thalweg.curvature.products import Linearization, pull_back
 from thalweg.errors import Diverged, invalid
@@ -153,7 +154,7 @@ class LossOperator(ABC):
             Diverged: the loss or the product is NaN or infinite.
         """
         rows = rows_of(vectors, self)
-        result = self.objective.within_memory(lambda: self._multiply(rows))
+        result = within_memory(self.objective, lambda: self._multiply(rows))
         self.products += rows.shape[0]
         if not all_finite(result):
             name = type(self).__name__

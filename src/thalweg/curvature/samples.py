@@ -246,3 +246,17 @@ def _same(first: Any, second: Any) -> bool:
             return bool((a == b).all())
 
     return all(map(equal, tree_leaves(first), tree_leaves(second)))
+
+
+def refuse_unfit_indices(indices: Tensor, num_samples: int) -> None:
+    """Raise where indices name no samples.
+
+    Raises:
+        InvalidInput: they are not int64 (n,) with n >= 1, or one is not from 0 to N - 1.
+    """
+    allowed = f"int64 (n,), n >= 1, each from 0 to {num_samples - 1}"
+    if indices.dtype != torch.int64 or indices.dim() != 1 or len(indices) == 0:
+        raise invalid("samples", f"{indices.dtype} {tuple(indices.shape)}", allowed)
+    low, high = int(indices.min()), int(indices.max())
+    if low < 0 or high >= num_samples:
+        raise invalid("samples", low if low < 0 else high, allowed)

@@ -1,0 +1,74 @@
+"""Does memory suffice for a chunk of samples? Where it does not, half a chunk is tried, and kept.
+
+How much one chunk takes depends on the model and on what is computed, and is known only by trying.
+A sum over chunks is the same for every chunk size, up to rounding.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+import torch
+
+Result = TypeVar("Result")
+
+
+class ChunkHalved(UserWarning):
+    """Memory did not suffice for a chunk of samples; from now on smaller ones are used.
+
+    Example:
+        >>> import warnings
+        >>> warnings.simplefilter("error", ChunkHalved)  # stop, where you would rather know
+    """
+
+
+class InChunks(Protocol):
+    """What is computed chunk by chunk, such as an `Objective`."""
+
+    chunk_size: int | None
+
+    @property
+    def num_samples(self) -> int:
+        """N, the number of samples."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the memory is."""
+        ...
+
+
+def within_memory(chunked: InChunks, compute: Callable[[], Result]) -> Result:
+    """The result of a computation in chunks; out of memory, again with chunks half as large.
+
+    Args:
+        chunked: whose `chunk_size` the computation uses; it is set anew.
+        compute: the computation, from its beginning.
+
+    Warns:
+        ChunkHalved: the chunk size that is used from now on.
+    """
+    while True:
+        try:
+            return compute()
+        except (RuntimeError, MemoryError) as error:
+            size = min(chunked.chunk_size or chunked.num_samples, chunked.num_samples)
+            if size == 1 or not is_out_of_memory(error):
+                raise
+        # Outside of the handler, whose traceback would keep the graph alive.
+        chunked.chunk_size = (size + 1) // 2
+        if chunked.device.type == "cuda":
+            torch.cuda.empty_cache()
+        warnings.warn(
+            f"out of memory with chunks of {size} samples: {chunked.chunk_size} from now on",
+            ChunkHalved,
+            stacklevel=3,
+        )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory did not suffice; on a CPU torch raises a RuntimeError."""
+    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return known or "can't allocate memory" in str(error)
