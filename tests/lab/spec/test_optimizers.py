@@ -7,16 +7,19 @@ import torch
 from pydantic import ValidationError
 
 from thalweg.errors import InvalidInput
-from thalweg.lab.spec.optimizers import SGD, Muon, optimizers
+from thalweg.lab.spec import parse_spec
+from thalweg.lab.spec.optimizers import SAM, SGD, AdamW, Muon, optimizers
+from thalweg.optim import Combined
 
 NAMES = optimizers.names()
+OF_TORCH = tuple(name for name in NAMES if name != "sam")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_defaults_are_those_of_torch(name: str):
     settings = optimizers.get(name)(lr=0.5)
     signature = inspect.signature(getattr(torch.optim, settings.torch_class).__init__)
-    for key, value in settings.model_dump(exclude={"lr"}).items():
+    for key, value in settings.model_dump(exclude={"lr", *settings.not_torchs}).items():
         assert value == signature.parameters[key].default, key
 
 
@@ -26,7 +29,7 @@ def test_the_learning_rate_must_be_given(name: str):
         optimizers.get(name)()  # type: ignore[call-arg]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OF_TORCH)
 @pytest.mark.parametrize("named", [False, True])
 def test_an_optimizer_steps_as_torchs_own(name: str, named: bool):
     torch.manual_seed(0)
@@ -75,3 +78,86 @@ def test_muon_names_the_parameter_that_is_no_matrix():
         Muon(lr=0.1).build(parameters)
     with pytest.raises(InvalidInput, match=r"parameter number 1 has shape \(3,\)"):
         Muon(lr=0.1).build([tensor for _, tensor in parameters])
+
+
+WEIGHT, BIAS = torch.linspace(-1, 1, 6).reshape(2, 3), torch.linspace(0, 1, 3)
+COMPANION = {"name": "adamw", "lr": 0.01, "weight_decay": 0.5}
+
+
+def test_muon_gives_what_is_no_matrix_to_its_companion():
+    built = torch.nn.Parameter(BIAS.clone()), torch.nn.Parameter(WEIGHT.clone())
+    alone = torch.nn.Parameter(BIAS.clone()), torch.nn.Parameter(WEIGHT.clone())
+    settings = Muon.model_validate({"lr": 0.02, "companion": COMPANION})
+    combined = settings.build(zip(("bias", "weight"), built, strict=True))
+    separate = (
+        torch.optim.AdamW([alone[0]], lr=0.01, weight_decay=0.5),
+        torch.optim.Muon([alone[1]], lr=0.02),
+    )
+    for _ in range(3):
+        for parameter in (*built, *alone):
+            parameter.grad = torch.ones_like(parameter)
+        combined.step()
+        for optimizer in separate:
+            optimizer.step()
+    assert torch.equal(built[0], alone[0])
+    assert torch.equal(built[1], alone[1])
+    assert not torch.equal(built[0], BIAS)
+
+
+def test_each_group_of_muon_with_a_companion_says_its_share_of_the_learning_rate():
+    settings = Muon.model_validate({"lr": 0.02, "companion": COMPANION})
+    combined = settings.build([WEIGHT, BIAS])
+    assert isinstance(combined, Combined)
+    rates = [settings.lr * group.get("relative_lr", 1.0) for group in combined.param_groups]
+    assert rates == [0.02, 0.01]
+
+
+def test_muon_of_matrices_alone_has_no_use_for_its_companion():
+    settings = Muon.model_validate({"lr": 0.02, "companion": COMPANION})
+    assert isinstance(settings.build([("weight", WEIGHT)]), torch.optim.Muon)
+    with pytest.raises(InvalidInput, match="no parameter is a matrix"):
+        settings.build([("bias", BIAS)])
+
+
+@pytest.mark.parametrize("name", ["muon", "sam"])
+def test_a_companion_that_cannot_serve_is_refused(name: str):
+    with pytest.raises(ValidationError) as caught:
+        Muon.model_validate({"lr": 0.02, "companion": {"name": name, "lr": 0.01}})
+    assert [error["loc"] for error in caught.value.errors()] == [("companion",)]
+
+
+def test_a_companion_is_read_from_a_spec_and_its_settings_can_be_overridden():
+    raw = {
+        "problem": {"data": "digits", "model": "mlp", "loss": "mse"},
+        "phases": [{"optimizer": {"name": "muon", "lr": 0.02, "companion": COMPANION}, "steps": 5}],
+    }
+    spec = parse_spec(raw, overrides={"phases.0.optimizer.companion.lr": 0.03})
+    optimizer = spec.phases[0].optimizer
+    assert isinstance(optimizer, Muon)
+    assert isinstance(optimizer.companion, AdamW)
+    assert (optimizer.companion.lr, optimizer.companion.weight_decay) == (0.03, 0.5)
+    written = optimizer.model_dump()["companion"]
+    assert Muon.model_validate({"lr": 0.02, "companion": written}) == optimizer
+    with pytest.raises(InvalidInput, match="companion"):
+        parse_spec(raw, overrides={"phases.0.optimizer.companion.rate": 0.03})
+
+
+def test_sams_step_is_that_of_sgd_with_the_gradient_at_the_perturbed_point():
+    start = torch.tensor([3.0, -1.0], dtype=torch.float64)
+    curvatures = torch.tensor([2.0, 0.5], dtype=torch.float64)
+    theta = torch.nn.Parameter(start.clone())
+    optimizer = SAM(lr=0.1, rho=0.2, weight_decay=0.3).build([("theta", theta)])
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = (curvatures * theta.square()).sum() / 2
+        loss.backward()
+        return float(loss.detach())
+
+    closure()
+    optimizer.step(closure)
+    gradient = curvatures * start
+    perturbed = start + 0.2 * gradient / gradient.norm()
+    expected = start - 0.1 * (curvatures * perturbed + 0.3 * start)
+    assert torch.allclose(theta, expected, rtol=1e-12)
+    assert SAM(lr=0.1, adaptive=True).build([theta]).adaptive  # type: ignore[attr-defined]

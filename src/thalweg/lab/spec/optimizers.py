@@ -1,7 +1,8 @@
 """Which optimizers can a spec name?
 
-Each has the option names and defaults of `torch.optim`, except that the learning rate must be
-given. PyTorch is imported when one is built, so that reading a spec stays fast.
+Each has the option names and defaults of `torch.optim` (`sam` those of SGD, beside its own), except
+that the learning rate must be given. PyTorch is imported when one is built, so that reading a spec
+stays fast.
 """
 
 from __future__ import annotations
@@ -26,11 +27,19 @@ BelowOne = Annotated[float, Field(ge=0, lt=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 
+RELATIVE_LR = "relative_lr"
+"""Key of a parameter group: its learning rate as a multiple of that of the settings, 1 if absent.
+
+A schedule sets the settings' rate at each step; this keeps the ratio between groups.
+"""
+
 
 class OptimizerSettings(Settings):
     """The settings of one optimizer."""
 
     torch_class: ClassVar[str]
+    not_torchs: ClassVar[frozenset[str]] = frozenset()
+    """Fields that the class of torch does not have."""
 
     lr: Positive = Field(description="learning rate, before the schedule")
 
@@ -38,7 +47,8 @@ class OptimizerSettings(Settings):
         """The optimizer over these tensors, or over pairs of name and tensor."""
         import torch
 
-        return getattr(torch.optim, self.torch_class)(parameters, **self.model_dump())
+        options = self.model_dump(exclude=set(self.not_torchs))
+        return getattr(torch.optim, self.torch_class)(parameters, **options)
 
 
 optimizers: Registry[OptimizerSettings] = Registry("optimizer")
@@ -65,6 +75,26 @@ class SGD(OptimizerSettings):
         if self.nesterov and self.dampening != 0:
             raise bad_value("dampening", self.dampening, "0 with nesterov")
         return self
+
+
+@optimizers.register("sam")
+class SAM(SGD):
+    """Sharpness-aware minimization (Foret et al. 2021) around SGD: two gradients a step."""
+
+    not_torchs = frozenset({"rho", "adaptive"})
+
+    rho: NotNegative = Field(
+        default=0.05, description="length of the perturbation at whose end the gradient is taken"
+    )
+    adaptive: bool = Field(
+        default=False, description="scale the perturbation by the parameters (Kwon et al. 2021)"
+    )
+
+    def build(self, parameters: Parameters) -> Optimizer:
+        """The optimizer over these tensors, or over pairs of name and tensor."""
+        from thalweg import optim
+
+        return optim.SAM(super().build(parameters), rho=self.rho, adaptive=self.adaptive)
 
 
 class AdamSettings(OptimizerSettings):
@@ -111,9 +141,14 @@ class RMSprop(OptimizerSettings):
 
 @optimizers.register("muon")
 class Muon(OptimizerSettings):
-    """Muon (Jordan et al. 2024): momentum made orthogonal by Newton-Schulz steps; matrices only."""
+    """Muon (Jordan et al. 2024): momentum made orthogonal by Newton-Schulz steps; matrices only.
+
+    All matrices, those of the output layer and of embeddings too, which common advice gives to
+    another optimizer.
+    """
 
     torch_class = "Muon"
+    not_torchs = frozenset({"companion"})
 
     weight_decay: NotNegative = Field(
         default=0.1, description="decay of the weights at each step, times the learning rate"
@@ -130,20 +165,53 @@ class Muon(OptimizerSettings):
     adjust_lr_fn: Literal["original", "match_rms_adamw"] | None = Field(
         default=None, description="how the learning rate is scaled to a matrix's shape"
     )
+    companion: Annotated[OptimizerSettings, optimizers.choice()] | None = Field(
+        default=None,
+        description="optimizer of the parameters that are no matrices (biases, norms), such as"
+        " adamw with a learning rate of its own, which follows the same schedule",
+    )
+
+    @model_validator(mode="after")
+    def _companion_takes_all_and_steps_alone(self) -> Self:
+        if isinstance(self.companion, Muon | SAM):
+            given = self.companion.registered_name
+            raise bad_value("companion", given, "an optimizer other than muon and sam", "use adamw")
+        return self
 
     def build(self, parameters: Parameters) -> Optimizer:
         """The optimizer over these tensors, or over pairs of name and tensor.
 
         Raises:
-            InvalidInput: a tensor is not a matrix; the message names it.
+            InvalidInput: a tensor is not a matrix, and there is no companion; none is a matrix.
         """
         listed: list[Any] = list(parameters)
-        for number, entry in enumerate(listed):
-            name, tensor = entry if isinstance(entry, tuple) else (f"number {number}", entry)
-            if tensor.ndim != 2:
-                shape = tuple(tensor.shape)
-                raise InvalidInput(
-                    f"optimizer muon: parameter {name} has shape {shape}, allowed: matrices (two "
-                    "dimensions); use a model without biases and norms, or another optimizer"
-                )
-        return super().build(listed)
+        matrices = [entry for entry in listed if _tensor(entry).ndim == 2]
+        others = [entry for entry in listed if _tensor(entry).ndim != 2]
+        if not others:
+            return super().build(matrices)
+        if self.companion is None:
+            raise _not_a_matrix(listed)
+        if not matrices:
+            raise InvalidInput("optimizer muon: no parameter is a matrix; use another optimizer")
+        from thalweg.optim import Combined
+
+        companion = self.companion.build(others)
+        for group in companion.param_groups:
+            group[RELATIVE_LR] = self.companion.lr / self.lr
+        return Combined([super().build(matrices), companion])
+
+
+def _not_a_matrix(entries: list[Any]) -> InvalidInput:
+    """The error that names the first entry that is no matrix."""
+    number, entry = next((n, e) for n, e in enumerate(entries) if _tensor(e).ndim != 2)
+    name = entry[0] if isinstance(entry, tuple) else f"number {number}"
+    return InvalidInput(
+        f"optimizer muon: parameter {name} has shape {tuple(_tensor(entry).shape)}, allowed:"
+        " matrices (two dimensions); name a companion for the others, such as adamw, or use"
+        " another optimizer"
+    )
+
+
+def _tensor(entry: Any) -> Tensor:
+    """The tensor of an entry, which may be a pair of name and tensor."""
+    return entry[1] if isinstance(entry, tuple) else entry
