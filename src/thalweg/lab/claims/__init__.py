@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from thalweg.lab.claims.judgement import DEFAULT_ROLES, Claim, Rule, Verdict, judge, judge_all
+from thalweg.lab.claims.claim import Claim, ClaimUse, Rule
+from thalweg.lab.claims.judgement import DEFAULT_ROLES, Verdict, judge, judge_all
 from thalweg.lab.claims.published import CLAIMS, add_claim
 from thalweg.lab.claims.verdicts import render_verdicts, verdicts_to_json
 
@@ -10,6 +11,7 @@ __all__ = [
     "CLAIMS",
     "DEFAULT_ROLES",
     "Claim",
+    "ClaimUse",
     "Rule",
     "Verdict",
     "add_claim",

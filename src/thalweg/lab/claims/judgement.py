@@ -1,98 +1,55 @@
-"""How is a statement judged on a study: statistic, interval over seeds, rule, verdict.
+"""How is a claim judged on a study: statistic, interval over seeds, rule, verdict.
 
-A `Claim` is written down before the run: what is measured (one number per seed), and the number
-that decides. `judge` applies it to a study's metric table. The published claims themselves are in
-`claims.py`.
+`judge` applies a claim to a study's metric table. Which branches it compares is said by roles: the
+study's standard ones (plain, dominant, bulk), or those of a `ClaimUse`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from thalweg.errors import InvalidInput, invalid
+from thalweg.lab.claims.claim import (
+    Claim,
+    ClaimUse,
+    Measurement,
+    NonFiniteError,
+    NotMeasurableError,
+    Rule,
+    SeedTables,
+)
 from thalweg.lab.claims.interval import Interval, seed_interval
+from thalweg.lab.claims.rows import rows_where, stops_by_divergence
 
 if TYPE_CHECKING:
     import pandas as pd
+
+__all__ = [
+    "DEFAULT_ROLES",
+    "TRUNK_ROLE",
+    "Claim",
+    "ClaimUse",
+    "Measurement",
+    "NonFiniteError",
+    "NotMeasurableError",
+    "Outcome",
+    "Rule",
+    "SeedTables",
+    "Verdict",
+    "judge",
+    "judge_all",
+    "rows_where",
+]
 
 Outcome = Literal["holds", "does not hold", "undecided"]
 
 #: Which branch of the built-in studies plays which part.
 DEFAULT_ROLES: Mapping[str, str] = {"plain": "sgd", "dominant": "dom-sgd", "bulk": "bulk-sgd"}
-
-
-class NotMeasurableError(Exception):
-    """One seed's data cannot give the statistic; the message says why and reaches the verdict."""
-
-
-class NonFiniteError(NotMeasurableError):
-    """A branch's values stop being finite numbers: its training diverged."""
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A number and the side of it on which the statistic must lie."""
-
-    threshold: float
-    direction: Literal["above", "below"]
-
-    @property
-    def text(self) -> str:
-        """The rule as shown to people, such as `≥ 0.9`."""
-        return f"{'≥' if self.direction == 'above' else '≤'} {self.threshold:g}"
-
-    def allows(self, value: float) -> bool:
-        """Whether the value is on the right side; NaN never is."""
-        return value >= self.threshold if self.direction == "above" else value <= self.threshold
-
-
-@dataclass(frozen=True)
-class SeedTables:
-    """The rows of one seed, by the role of the branch (plain, dominant, bulk)."""
-
-    seed: int
-    tables: Mapping[str, pd.DataFrame]
-    names: Mapping[str, str]
-
-    def table(self, role: str) -> pd.DataFrame:
-        """Rows of the branch in this role, in order of steps."""
-        if role not in self.tables:
-            raise NotMeasurableError(f"branch {self.names[role]!r} is missing")
-        return self.tables[role]
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """The statistic of one seed; `beside` and `note` are worth showing with it, not deciding."""
-
-    value: float
-    beside: Mapping[str, float] = field(default_factory=dict)
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A published statement, the statistic that tests it, and the rule that decides.
-
-    measure       one seed's tables -> one number; raises NotMeasurableError where the data lack it
-    logarithmic   the statistic is a ratio: mean and interval are taken of its logarithm
-    needs_roles   the branches, needs_columns the columns of the metric table that it reads
-    """
-
-    name: str
-    statement: str
-    source: str
-    statistic: str
-    measure: Callable[[SeedTables], Measurement]
-    rule: Rule
-    refuted_by: str
-    needs_roles: tuple[str, ...]
-    needs_columns: tuple[str, ...]
-    logarithmic: bool = False
-    minimum_seeds: int = 3
+#: The trunk has one name in every study.
+TRUNK_ROLE: Mapping[str, str] = {"trunk": "trunk"}
 
 
 @dataclass(frozen=True)
@@ -102,6 +59,8 @@ class Verdict:
     low, high     ends of the 95 % t-interval; NaN with fewer than two measured seeds
     values        seed -> statistic; NaN where a seed could not be measured
     beside        further numbers, mean over the measured seeds
+    roles         role -> branch where this was said for this use, in the claim's order; empty where
+                  the study's standard roles served
     """
 
     claim: str
@@ -118,9 +77,21 @@ class Verdict:
     note: str = ""
     beside: Mapping[str, float] = field(default_factory=dict)
     logarithmic: bool = False
+    roles: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The claim's name and the branches named for it: `bulk-suffices: bulk-k20 against sgd`."""
+        if not self.roles:
+            return self.claim
+        first, *others = self.roles.values()
+        branches = f"{', '.join(others)} against {first}" if others else first
+        return f"{self.claim}: {branches}"
 
 
-def judge(claim: Claim, data: pd.DataFrame, roles: Mapping[str, str] = DEFAULT_ROLES) -> Verdict:
+def judge(
+    claim: Claim | ClaimUse, data: pd.DataFrame, roles: Mapping[str, str] = DEFAULT_ROLES
+) -> Verdict:
     """Apply a claim's rule to the metric table of a study.
 
     "holds" when the whole 95 % interval over seeds is on the right side of the threshold, "does
@@ -128,42 +99,38 @@ def judge(claim: Claim, data: pd.DataFrame, roles: Mapping[str, str] = DEFAULT_R
     too with fewer seeds than the claim asks for, or when a seed could not be measured.
 
     data    metric table with the columns `seed`, `branch`, `step`, as `thalweg.load` gives it
-    roles   role (plain, dominant, bulk) -> name of the branch
+    roles   role -> name of the branch; those of a `ClaimUse` come before them
     Raises InvalidInput where a column is missing, or a branch for every seed.
     """
-    _require(claim, data, roles)
+    use = claim if isinstance(claim, ClaimUse) else ClaimUse(claim)
+    claim, named = use.claim, {**TRUNK_ROLE, **roles, **use.roles}
+    _require(claim, data, named)
     measured: dict[int, Measurement] = {}
     reasons: list[str] = []
     for seed in sorted(int(seed) for seed in data["seed"].unique()):
         try:
-            measurement = claim.measure(_tables_of_seed(claim, data, roles, seed))
-            if math.isnan(measurement.value):
-                raise NotMeasurableError("the statistic is not a number")
+            measurement = _measured(claim, _tables_of_seed(claim, data, named, seed))
             if measurement.note:
                 reasons.append(f"seed {seed}: {measurement.note}")
         except NotMeasurableError as error:
             measurement = Measurement(math.nan)
             reasons.append(f"seed {seed}: {error}")
         measured[seed] = measurement
-    return _verdict(claim, measured, reasons)
+    return _verdict(use, measured, reasons)
 
 
 def judge_all(
-    claims: Iterable[Claim], data: pd.DataFrame, roles: Mapping[str, str] = DEFAULT_ROLES
+    uses: Iterable[Claim | ClaimUse], data: pd.DataFrame, roles: Mapping[str, str] = DEFAULT_ROLES
 ) -> list[Verdict]:
-    """Judge each claim; one that the data cannot serve is undecided and says what is missing."""
+    """Judge each use; one that the data cannot serve is undecided and says what is missing."""
     verdicts = []
-    for claim in claims:
+    for use in uses:
         try:
-            verdicts.append(judge(claim, data, roles))
+            verdicts.append(judge(use, data, roles))
         except InvalidInput as error:
-            verdicts.append(_verdict(claim, {}, [str(error)]))
+            asked = use if isinstance(use, ClaimUse) else ClaimUse(use)
+            verdicts.append(_verdict(asked, {}, [str(error)]))
     return verdicts
-
-
-def rows_where(data: pd.DataFrame, column: str, value: object) -> pd.DataFrame:
-    """The rows in which a column has this value."""
-    return data.loc[data[column] == value, :]  # type: ignore[return-value]
 
 
 def _require(claim: Claim, data: pd.DataFrame, roles: Mapping[str, str]) -> None:
@@ -180,8 +147,9 @@ def _require(claim: Claim, data: pd.DataFrame, roles: Mapping[str, str]) -> None
         raise invalid(f"data for claim {claim.name!r}", "no rows", "at least one measured step")
     unnamed = [role for role in claim.needs_roles if role not in roles]
     if unnamed:
+        given = {role: branch for role, branch in roles.items() if role not in TRUNK_ROLE}
         raise invalid(
-            f"roles for claim {claim.name!r}", dict(roles), "a branch for " + ", ".join(unnamed)
+            f"roles for claim {claim.name!r}", given, "a branch for " + ", ".join(unnamed)
         )
     present = set(data["branch"].unique())
     absent = [roles[role] for role in claim.needs_roles if roles[role] not in present]
@@ -204,14 +172,34 @@ def _tables_of_seed(
         table = rows_where(rows, "branch", roles[role])
         if not table.empty:
             tables[role] = table.sort_values("step").reset_index(drop=True)
-    ends = {roles[role]: int(table["step"].iloc[-1]) for role, table in tables.items()}
-    if len(set(ends.values())) > 1:
+    # A run that diverged ends where it did: the claim says what that means.
+    ends = {
+        roles[role]: int(table["step"].iloc[-1])
+        for role, table in tables.items()
+        if not stops_by_divergence(table)
+    }
+    if claim.same_end and len(set(ends.values())) > 1:
         listed = ", ".join(f"{name} at step {end}" for name, end in ends.items())
         raise NotMeasurableError(f"branches end at different steps ({listed})")
     return SeedTables(seed, tables, roles)
 
 
+def _measured(claim: Claim, seed: SeedTables) -> Measurement:
+    """The statistic of one seed, if it is a number that the interval can be taken of."""
+    measurement = claim.measure(seed)
+    if math.isnan(measurement.value):
+        raise NotMeasurableError("the statistic is not a number")
+    if claim.logarithmic and measurement.value <= 0:
+        raise NotMeasurableError(f"a ratio of {measurement.value:.3g} has no logarithm")
+    return measurement
+
+
 def _interval(claim: Claim, values: list[float]) -> Interval:
+    """Mean and ends; all unknown without a value, the ends where a value is infinite."""
+    if not values:
+        return Interval(math.nan, math.nan, math.nan)
+    if not all(map(math.isfinite, values)):
+        return Interval(math.fsum(values), math.nan, math.nan)
     if not claim.logarithmic:
         return seed_interval(values)
     logs = seed_interval([math.log(value) for value in values])
@@ -227,6 +215,8 @@ def _outcome(
         return "undecided", ""
     if any(math.isinf(value) and not rule.allows(value) for value in values):
         return "does not hold", ""
+    if any(map(math.isinf, values)):
+        return "undecided", "an infinite value has no interval"
     if len(values) + unmeasured == 1:
         side = "on the right side of" if rule.allows(values[0]) else "on the wrong side of"
         return "undecided", f"one seed: its value is {side} the rule, its spread is unknown"
@@ -241,14 +231,11 @@ def _outcome(
     return "undecided", "the interval over seeds contains the threshold"
 
 
-def _verdict(claim: Claim, measured: Mapping[int, Measurement], reasons: list[str]) -> Verdict:
+def _verdict(use: ClaimUse, measured: Mapping[int, Measurement], reasons: list[str]) -> Verdict:
+    claim = use.claim
     found = [entry for entry in measured.values() if not math.isnan(entry.value)]
     values = [entry.value for entry in found]
-    interval = Interval(math.nan, math.nan, math.nan)
-    if values and all(map(math.isfinite, values)):
-        interval = _interval(claim, values)
-    elif values:
-        interval = Interval(math.fsum(values), math.nan, math.nan)
+    interval = _interval(claim, values)
     outcome, why = _outcome(claim, values, interval, len(measured) - len(values))
     names = dict.fromkeys(name for entry in found for name in entry.beside)
     beside = {
@@ -270,4 +257,5 @@ def _verdict(claim: Claim, measured: Mapping[int, Measurement], reasons: list[st
         note="; ".join([why, *reasons] if why else reasons),
         beside=beside,
         logarithmic=claim.logarithmic,
+        roles={role: use.roles[role] for role in claim.needs_roles if role in use.roles},
     )

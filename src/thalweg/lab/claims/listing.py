@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,11 @@ from thalweg.lab.store import find_studies
 
 
 def claim_rows(root: Path | str = "runs") -> list[dict[str, Any]]:
-    """One row a claim: what it says, how it is judged, and the newest verdict by study."""
+    """One row a claim: what it says, how it is judged, and the newest verdicts by study.
+
+    A claim judged for several branches of one study has a verdict for each: the study's name is
+    then followed by the branches, such as `main-digits, bulk-k20 against sgd`.
+    """
     verdicts = {study.name: study.read_verdicts() or [] for study in find_studies(root)}
     return [
         {
@@ -22,7 +27,7 @@ def claim_rows(root: Path | str = "runs") -> list[dict[str, Any]]:
             "refuted_by": claim.refuted_by,
             "minimum_seeds": claim.minimum_seeds,
             "verdicts": {
-                study: verdict["outcome"]
+                _place(study, verdict): verdict["outcome"]
                 for study, found in verdicts.items()
                 for verdict in found
                 if verdict["claim"] == claim.name
@@ -30,3 +35,9 @@ def claim_rows(root: Path | str = "runs") -> list[dict[str, Any]]:
         }
         for claim in CLAIMS.values()
     ]
+
+
+def _place(study: str, verdict: Mapping[str, Any]) -> str:
+    """The study, and the branches where these were named for the claim."""
+    branches = verdict.get("label", "").removeprefix(verdict["claim"]).removeprefix(": ")
+    return f"{study}, {branches}" if branches else study

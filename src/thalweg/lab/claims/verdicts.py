@@ -76,7 +76,7 @@ def render_verdicts(verdicts: Sequence[Verdict]) -> Table:
     table.add_column("verdict", ratio=2, min_width=15)
     for verdict in verdicts:
         shown = verdict_text(verdict)
-        claim = Text.assemble((verdict.claim, "bold"), "\n", (verdict.statement, "dim"))
+        claim = Text.assemble((verdict.label, "bold"), "\n", (verdict.statement, "dim"))
         outcome = Text(shown.outcome, style=f"bold {_COLOURS[verdict.outcome]}")
         if verdict.note:
             outcome.append("\n" + verdict.note, style="dim not bold")
@@ -89,7 +89,7 @@ def render_verdicts(verdicts: Sequence[Verdict]) -> Table:
 
 def verdicts_to_json(verdicts: Sequence[Verdict]) -> str:
     """A JSON list, one object a verdict; NaN becomes null, an infinite value the word "inf"."""
-    entries = [_plain(asdict(verdict)) for verdict in verdicts]
+    entries = [_plain({"label": verdict.label, **asdict(verdict)}) for verdict in verdicts]
     return json.dumps(entries, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 

@@ -1,0 +1,77 @@
+"""What happens at the edge of stability, where the sharpness meets what the steps can bear?
+
+Full-batch methods: the sharpness rises until the method becomes unstable, then hovers there.
+"""
+
+from __future__ import annotations
+
+from thalweg.lab.claims.claim import Claim, Measurement, Rule, SeedTables
+from thalweg.lab.claims.rows import measured, ratio
+from thalweg.lab.claims.statistics import end_ratio, late_deviation
+
+#: The learning rate times the sharpness at which gradient descent on a quadratic becomes unstable.
+EDGE_OF_GRADIENT_DESCENT = 2.0
+
+
+def measure_sharpening(seed: SeedTables) -> Measurement:
+    """Largest sharpness in the last quarter of the trunk's steps / sharpness at its first row."""
+    steps, sharpness = measured(seed, "trunk", "sharpness")
+    late = steps >= steps[0] + 0.75 * (steps[-1] - steps[0])
+    first, largest = float(sharpness[0]), float(sharpness[late].max())
+    return Measurement(
+        ratio(largest, first, "a sharpness"),
+        {"first sharpness": first, "largest late sharpness": largest},
+    )
+
+
+EDGE_CLAIMS = (
+    Claim(
+        name="sharpness-hovers",
+        statement="Gradient descent with a large learning rate holds the sharpness at 2 / lr.",
+        source="Cohen et al. 2021, section 3; Song, Ahn, Yun 2025, on the edge of stability",
+        statistic="distance of lr * sharpness / 2 from 1, mean over the last half of the branch",
+        measure=late_deviation("lr_sharpness", EDGE_OF_GRADIENT_DESCENT),
+        rule=Rule(0.1, "below"),
+        refuted_by="a small learning rate, whose sharpness stays well below 2 / lr",
+        needs_roles=("plain",),
+        needs_columns=("lr_sharpness",),
+    ),
+    # Wider than for plain GD: the thresholds are those of a quadratic with constant gradient norm
+    # (SAM) or constant preconditioner (Adam), and both change along the branch.
+    Claim(
+        name="threshold-holds",
+        statement="The sharpness that the optimizer feels hovers at its own stability threshold.",
+        source="Cohen et al. 2022, section 3 (Adam); Long and Bartlett 2024 (SAM)",
+        statistic="distance of sharpness / threshold from 1, mean over the last half of the branch",
+        measure=late_deviation("stability_ratio", 1.0),
+        rule=Rule(0.15, "below"),
+        refuted_by="small steps or small batches, whose sharpness stays below the threshold",
+        needs_roles=("plain",),
+        needs_columns=("stability_ratio",),
+    ),
+    Claim(
+        name="progressive-sharpening",
+        statement="Gradient descent raises the sharpness until it is at the edge.",
+        source="Cohen et al. 2021, section 3.1",
+        statistic="sharpness, largest in the trunk's last quarter / at its start",
+        measure=measure_sharpening,
+        rule=Rule(1.2, "above"),
+        refuted_by="a quadratic loss, whose sharpness does not change",
+        needs_roles=("trunk",),
+        needs_columns=("sharpness",),
+        logarithmic=True,
+        same_end=False,
+    ),
+    Claim(
+        name="bulk-sharpens",
+        statement="Without the dominant part, which holds it back, the sharpness goes on growing.",
+        source="Song, Ahn, Yun 2025, on the edge of stability; Damian, Nichani, Lee 2023",
+        statistic="sharpness over the last tenth, bulk branch / plain branch",
+        measure=end_ratio("sharpness", "bulk", "plain"),
+        rule=Rule(1.1, "above"),
+        refuted_by="a quadratic loss, whose sharpness is the same for every branch",
+        needs_roles=("plain", "bulk"),
+        needs_columns=("loss", "sharpness"),
+        logarithmic=True,
+    ),
+)
