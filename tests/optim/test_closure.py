@@ -5,8 +5,7 @@ from torch import nn
 from torch.optim import LBFGS, SGD
 
 from thalweg.curvature import FixedSubspace, random_subspace
-from thalweg.optim import SAM, Combined, SplitUpdate
-from thalweg.optim.closure import needs_closure
+from thalweg.optim import SAM, Combined, SplitUpdate, needs_closure
 
 
 def test_sam_and_lbfgs_need_a_closure_also_inside_of_a_split() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from thalweg.optim.closure import needs_closure
 from thalweg.optim.combined import Combined
 from thalweg.optim.sam import SAM
 from thalweg.optim.split import SplitUpdate
 
-__all__ = ["SAM", "Combined", "SplitUpdate"]
+__all__ = ["SAM", "Combined", "SplitUpdate", "needs_closure"]

@@ -1,9 +1,15 @@
 """One training step: mini-batch, gradient, the optimizer's proposal, the split.
 
 batch (seed, t) -> gradient -> optimizer proposes -> split on S_k(theta_t)
+
+The gradient is that of the mini-batch, plus the phase's injected noise, then clipped. An optimizer
+that evaluates the loss again (SAM) sees the same mini-batch, noise and clipping there.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +20,10 @@ from thalweg.errors import Diverged
 from thalweg.lab.minibatches import minibatch
 from thalweg.lab.problems import Problem
 from thalweg.lab.run.building import Setup
+from thalweg.lab.run.noise import add_to_gradients, injected_noise
 from thalweg.lab.spec import PhaseSpec
-from thalweg.optim import SplitUpdate
+from thalweg.lab.spec.optimizers import RELATIVE_LR
+from thalweg.optim import SplitUpdate, needs_closure
 
 
 class Buffers:
@@ -23,7 +31,8 @@ class Buffers:
 
     The forward pass in training mode moves them on. The split and the probes of step t must see
     one function, whether they are asked before or after the pass: so the new values are put aside
-    until everything about the step is known.
+    until everything about the step is known. Of several passes, the first one's count: that at
+    theta_t.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -32,8 +41,9 @@ class Buffers:
         self._after: list[Tensor] = []
 
     def put_aside(self) -> None:
-        """Keep the new values, and go back to those before the step."""
-        self._after = [buffer.clone() for buffer in self._buffers]
+        """Keep the new values of the first pass, and go back to those before the step."""
+        if not self._after:
+            self._after = [buffer.clone() for buffer in self._buffers]
         self._write(self._before)
 
     def move_on(self) -> None:
@@ -57,24 +67,16 @@ def train_one_step(
     Raises:
         Diverged: the mini-batch loss is NaN or infinite.
     """
-    problem = setup.problem
-    buffers = Buffers(problem.model)
-    loss = _minibatch_loss(problem, phase, seed, moment.step)
-    optimizer.zero_grad()
-    loss.backward()
-    buffers.put_aside()
-    moment.minibatch_loss = float(loss.detach())
-    if not bool(torch.isfinite(loss.detach())):
-        raise Diverged(f"the mini-batch loss is {moment.minibatch_loss}")
-    if phase.clip_norm is not None:
-        torch.nn.utils.clip_grad_norm_(problem.model.parameters(), phase.clip_norm)
-    parameters = setup.objective.layout.parameters(problem.model)
+    buffers = Buffers(setup.problem.model)
+    evaluate = partial(_evaluate, moment, setup, optimizer, phase, seed, buffers)
+    moment.minibatch_loss = float(evaluate())
+    parameters = setup.objective.layout.parameters(setup.problem.model)
     moment.minibatch_gradient = torch.cat(
         [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters]
     )
     for group in optimizer.param_groups:
-        group["lr"] = moment.learning_rate
-    _make_update(optimizer)
+        group["lr"] = moment.learning_rate * group.get(RELATIVE_LR, 1.0)
+    _make_update(optimizer, evaluate)
     moment.update = setup.objective.theta() - moment.theta
     if isinstance(optimizer, SplitUpdate):
         _note_split(moment, optimizer)
@@ -83,14 +85,47 @@ def train_one_step(
     return buffers
 
 
-def _make_update(optimizer: Optimizer) -> None:
+def _evaluate(
+    moment: Moment,
+    setup: Setup,
+    optimizer: Optimizer,
+    phase: PhaseSpec,
+    seed: int,
+    buffers: Buffers,
+) -> Tensor:
+    """The mini-batch loss at the model's parameters; their `grad` becomes what the optimizer sees.
+
+    Raises:
+        Diverged: the loss is NaN or infinite.
+    """
+    model, objective = setup.problem.model, setup.objective
+    loss = _minibatch_loss(setup.problem, phase, seed, moment.step)
+    optimizer.zero_grad()
+    loss.backward()
+    buffers.put_aside()
+    if not bool(torch.isfinite(loss.detach())):
+        raise Diverged(f"the mini-batch loss is {float(loss.detach())}")
+    if phase.noise is not None:
+        noise = injected_noise(moment, phase.noise, seed, objective.theta())
+        add_to_gradients(objective, model, noise)
+    if phase.clip_norm is not None:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), phase.clip_norm)
+    return loss.detach()
+
+
+def _make_update(optimizer: Optimizer, evaluate: Callable[[], Tensor]) -> None:
     """The optimizer's step, and its split; a split of an update beyond all numbers is divergence.
 
     Raises:
-        Diverged: the proposed update, or its norm, is NaN or infinite.
+        Diverged: the proposed update, or its norm, is NaN or infinite; the loss is, where the
+            optimizer evaluates it again.
     """
     try:
-        optimizer.step()
+        # With a closure, other optimizers would evaluate the loss again in vain.
+        if needs_closure(optimizer):
+            optimizer.step(evaluate)  # type: ignore[arg-type]
+        else:
+            optimizer.step()
     except (ArithmeticError, RuntimeError, ValueError) as error:
         proposed = optimizer.proposed if isinstance(optimizer, SplitUpdate) else None
         if proposed is None or bool(torch.isfinite(proposed.norm())):
