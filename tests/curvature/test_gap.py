@@ -12,6 +12,7 @@ from thalweg.curvature.gap import GapClosed, next_eigenpair, widest_gap
 from thalweg.curvature.objective import Objective
 from thalweg.curvature.operators import DenseOperator, Hessian
 from thalweg.curvature.tracker import SubspaceTracker
+from thalweg.errors import InvalidInput
 
 
 def rotated(values: list[float]) -> tuple[DenseOperator, Tensor]:
@@ -26,6 +27,20 @@ def test_the_widest_gap_is_that_of_ratios_of_positive_eigenvalues() -> None:
     assert widest_gap(torch.tensor([9.0, 8.0, 7.0, 1.0, 0.5])) == 3
     assert widest_gap(torch.tensor([9.0, 8.0, -1.0, -5.0])) == 1
     assert widest_gap(torch.tensor([3.0])) == 1
+
+
+@pytest.mark.parametrize(
+    ("eigenvalues", "message"),
+    [
+        ([], r"eigenvalues: got \(0,\), allowed: a shape \(n,\)"),
+        ([[2.0, 1.0]], r"eigenvalues: got \(1, 2\)"),
+        ([1.0, 2.0], "numbers in descending order"),
+        ([float("nan")], "numbers in descending order"),
+    ],
+)
+def test_no_gap_is_looked_for_in_what_is_no_spectrum(eigenvalues: list, message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        widest_gap(torch.tensor(eigenvalues))
 
 
 def test_the_next_eigenvalue_is_found_from_below() -> None:

@@ -184,3 +184,15 @@ def test_a_dense_operator_counts_its_products() -> None:
     _ = operator @ torch.ones(3, 4)
     assert operator.products == 5
     assert (operator.shape, operator.dtype) == ((3, 3), torch.float32)
+
+
+def test_a_dense_operator_refuses_what_does_not_fit_and_counts_what_does() -> None:
+    with pytest.raises(InvalidInput, match=r"matrix: got \(2, 3\)"):
+        DenseOperator(torch.ones(2, 3))
+    operator = DenseOperator(torch.eye(3))
+    for unfit in (torch.ones(2), torch.ones(2, 3), torch.ones(3, 1, 1)):
+        with pytest.raises(InvalidInput, match="vector: got"):
+            _ = operator @ unfit
+    assert torch.equal(operator @ torch.eye(3), torch.eye(3))
+    assert (operator @ torch.ones(3)).shape == (3,)
+    assert operator.products == 4

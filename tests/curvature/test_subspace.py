@@ -145,3 +145,17 @@ def test_a_subspace_says_what_it_is() -> None:
     assert repr(known) == (
         "Subspace(P=4, k=1, eigenvalues=[2], residual<=1.0e-04, converged=True, products=7)"
     )
+
+
+@pytest.mark.parametrize("k", [0, 6])
+def test_more_random_directions_than_there_are_or_none_are_refused(k: int) -> None:
+    with pytest.raises(InvalidInput, match=f"k: got {k}, allowed: an integer from 1 to P = 5"):
+        random_subspace(5, k, seed=0)
+
+
+def test_random_directions_are_those_of_the_seed_in_every_dtype() -> None:
+    single, double = (random_subspace(30, 4, 7, dtype=t) for t in (torch.float32, torch.float64))
+    assert single.basis.dtype == torch.float32
+    assert torch.allclose(single.basis.double(), double.basis, atol=1e-6)
+    assert not torch.allclose(double.basis, random_subspace(30, 4, 8, dtype=torch.float64).basis)
+    assert double.eigenvalues.isnan().all()

@@ -13,13 +13,13 @@ from thalweg.curvature.gradient_covariance import GradientCovariance
 from thalweg.curvature.layout import ParameterLayout
 from thalweg.curvature.memory import ChunkHalved
 from thalweg.curvature.objective import Objective
-from thalweg.curvature.operators import DenseOperator, Hessian, SymmetricOperator
+from thalweg.curvature.operators import DenseOperator, Hessian, OperatorAt, SymmetricOperator
 from thalweg.curvature.preconditioned import MetricSubspace, Preconditioned
 from thalweg.curvature.products import BlockProducts
 from thalweg.curvature.source import FixedSubspace, Split, SubspaceSource, TrackerReport
 from thalweg.curvature.subspace import Subspace, random_subspace
 from thalweg.curvature.trace_estimation import TraceEstimate, trace
-from thalweg.curvature.tracker import OperatorAt, SubspaceTracker
+from thalweg.curvature.tracker import SubspaceTracker
 
 __all__ = [
     "BlockProducts",

@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
-from thalweg.curvature.eigensolver import top_eigenpairs
+from thalweg.curvature.eigensolver import eigenpairs
 from thalweg.curvature.objective import Objective
 from thalweg.curvature.operators import PRODUCT_COST, Hessian
 from thalweg.curvature.source import Split, TrackerReport
@@ -35,7 +35,7 @@ class NextEigenspace:
     Args:
         objective: the loss.
         k: dimension, 1 <= k <= P / 2.
-        tolerance: residual of the solves, see `top_eigenpairs`.
+        tolerance: residual of the solves, see `eigenpairs`.
 
     Raises:
         InvalidInput: k is out of that range.
@@ -60,10 +60,11 @@ class NextEigenspace:
         return self._subspace
 
     def update(self, theta: Tensor | None = None, vector: Tensor | None = None) -> Subspace:
-        """Solve for 2k eigenpairs at theta (P,) and keep the lower half."""
+        """Solve for the eigenpairs k + 1 to 2k at theta (P,); the vector is not asked for."""
         hessian = Hessian(self.objective, theta, keep_graph=True)
-        solved = top_eigenpairs(hessian, 2 * self.k, tolerance=self.tolerance, check_repeated=0)
-        self._subspace = Subspace(solved.basis[:, self.k :], solved.eigenvalues[self.k :])
+        band = (self.k, 2 * self.k)
+        solved = eigenpairs(hessian, band=band, tolerance=self.tolerance, check_repeated=0)
+        self._subspace = Subspace(solved.basis, solved.eigenvalues)
         cost = PRODUCT_COST * solved.products
         self.report = TrackerReport(self.tolerance, cost, True, self.objective.num_samples, 0)
         return self._subspace

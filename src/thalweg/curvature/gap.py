@@ -32,7 +32,16 @@ ROUNDING = 100
 
 
 class GapClosed(UserWarning):
-    """lambda_k and lambda_{k+1} are nearly equal: the subspace between them is ill defined."""
+    """lambda_k and lambda_{k+1} are nearly equal: the subspace between them is ill defined.
+
+    From `CLOSED` on, lambda_{k+1} / lambda_k >= 0.95. The message names the k of the widest gap.
+
+    Source: Davis, Kahan 1970, "The rotation of eigenvectors by a perturbation. III".
+
+    Example:
+        >>> import warnings
+        >>> warnings.simplefilter("ignore", GapClosed)  # where the gap does not matter to you
+    """
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,29 @@ def next_eigenpair(
 
 
 def widest_gap(eigenvalues: Tensor) -> int:
-    """The k for which lambda_k / lambda_{k+1} is largest among the positive eigenvalues given."""
+    """The k for which lambda_k / lambda_{k+1} is largest among the positive eigenvalues given.
+
+    Args:
+        eigenvalues: (n,), descending, such as those of `top_eigenpairs`; of any unit.
+
+    Returns:
+        k, from 1 to n - 1; 1 where fewer than two are positive. The gap below the last one given
+        is not known, so ask for a few more than k could be.
+
+    Raises:
+        InvalidInput: not one-dimensional, empty, NaN, or not descending.
+
+    Source: the number of outliers as the place of the spectrum's widest gap, as Sagun et al. 2016
+    (arXiv 1611.07476) and Gur-Ari et al. 2018 (arXiv 1812.04754) read it off.
+
+    Example:
+        >>> widest_gap(torch.tensor([5.0, 4.0, 0.5, 0.4, -2.0]))
+        2
+    """
+    if eigenvalues.dim() != 1 or not len(eigenvalues):
+        raise invalid("eigenvalues", tuple(eigenvalues.shape), "a shape (n,), n >= 1")
+    if not bool((eigenvalues[:-1] >= eigenvalues[1:]).all()) or bool(eigenvalues.isnan().any()):
+        raise invalid("eigenvalues", eigenvalues.tolist(), "numbers in descending order")
     positive = eigenvalues[eigenvalues > 0]
     if len(positive) < 2:
         return 1
@@ -146,7 +177,9 @@ class GapWatch:
 
     def _warn(self, eigenvalues: Tensor) -> None:
         k = len(eigenvalues)
-        wider = widest_gap(torch.cat([eigenvalues, eigenvalues.new_tensor([self.value])]))
+        known = torch.cat([eigenvalues, eigenvalues.new_tensor([self.value])])
+        # lambda_{k+1} can have overtaken lambda_k.
+        wider = widest_gap(known.sort(descending=True).values)
         mend = f"; the gap is widest at k = {wider}" if wider != k else ""
         warnings.warn(
             f"lambda_{k} = {float(eigenvalues[-1]):.4g} and lambda_{k + 1} = {self.value:.4g} close"

@@ -35,10 +35,12 @@ class GaussNewton(LossOperator):
     """G, the generalized Gauss-Newton matrix of the mean loss at theta.
 
     Positive semidefinite where the loss is convex in the outputs. Arguments, attributes and errors
-    are those of `LossOperator`.
+    are those of `LossOperator`, units, dtype and device those of `Hessian`.
 
     Raises:
         InvalidInput: at the first product: the model returns its loss and no outputs.
+
+    Source: Schraudolph 2002. Example: see the module.
     """
 
     def linearize(self, evaluation: Evaluation) -> Linearization:
@@ -55,7 +57,19 @@ class GaussNewton(LossOperator):
 class ResidualHessian:
     """R = H - G, the curvature of the outputs weighted by the residuals; also "functional" Hessian.
 
-    Arguments and errors are those of `Hessian` and `GaussNewton`; a product costs both.
+    Arguments and errors are those of `Hessian` and `GaussNewton`; a product costs both. Not
+    definite in general.
+
+    Raises:
+        InvalidInput: theta does not fit; the model returns its loss and no outputs.
+
+    Source: Sagun et al. 2016 (arXiv 1611.07476).
+
+    Example:
+        >>> model, data = torch.nn.Linear(3, 1), (torch.randn(8, 3), torch.randn(8, 1))
+        >>> residual = ResidualHessian(Objective(model, torch.nn.MSELoss(), data))
+        >>> float((residual @ torch.ones(4)).norm()) < 1e-5  # of a linear model
+        True
     """
 
     def __init__(

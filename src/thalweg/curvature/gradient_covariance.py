@@ -46,6 +46,9 @@ class GradientCovariance(LossOperator):
 
     Raises:
         InvalidInput: a batch size that does not divide the number of samples.
+
+    In units of the loss squared over theta squared; positive semidefinite; dtype and device are
+    those of the parameters. Example: see the module.
     """
 
     def __init__(

@@ -26,7 +26,14 @@ from thalweg.errors import InvalidInput, invalid
 
 @dataclass(frozen=True)
 class ParameterLayout:
-    """The names and shapes of the parameters that make up theta, in order."""
+    """The names and shapes of the parameters that make up theta, in order.
+
+    Attributes:
+        names: as in `model.named_parameters()`.
+        shapes: of each parameter.
+
+    Dtype and device are those of the tensors that are given. Example: see the module.
+    """
 
     names: tuple[str, ...]
     shapes: tuple[torch.Size, ...]
@@ -40,10 +47,14 @@ class ParameterLayout:
         Args:
             model: any module; a parameter tied to two places counts once.
             patterns: one or several shell patterns of names, such as `"layers.0.*"`; each must
-                match something.
+                match something. The order is that of the model, not of the patterns.
 
         Raises:
             InvalidInput: a pattern matches no trainable parameter, or none is trainable.
+
+        Example:
+            >>> ParameterLayout.from_model(torch.nn.Linear(3, 2), "b*").names
+            ('bias',)
         """
         trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
         if not trainable:
@@ -66,7 +77,11 @@ class ParameterLayout:
         return sum(self.sizes)
 
     def parameters(self, model: nn.Module) -> list[nn.Parameter]:
-        """The model's own parameter objects, in the order of this layout."""
+        """The model's own parameter objects, in the order of this layout.
+
+        Raises:
+            AttributeError: the model has no parameter of such a name.
+        """
         return [model.get_parameter(name) for name in self.names]
 
     def read(self, model: nn.Module) -> Tensor:
@@ -74,20 +89,37 @@ class ParameterLayout:
         return self.flatten([p.detach() for p in self.parameters(model)])
 
     def write(self, model: nn.Module, theta: Tensor) -> None:
-        """Set the model's parameters to the flat vector `theta` (P,)."""
+        """Set the model's parameters to the flat vector `theta` (P,).
+
+        Raises:
+            InvalidInput: theta has another length than P.
+        """
         with torch.no_grad():
             for parameter, value in zip(self.parameters(model), self.unflatten(theta), strict=True):
                 parameter.copy_(value)
 
     def flatten(self, tensors: Iterable[Tensor] | Mapping[str, Tensor]) -> Tensor:
-        """Join tensors shaped like the parameters into one new flat vector (P,)."""
+        """Join tensors shaped like the parameters into one new flat vector (P,).
+
+        Args:
+            tensors: in the order of this layout; or by name, in any order.
+
+        Raises:
+            KeyError: a name is missing.
+        """
         if isinstance(tensors, Mapping):
             named = cast("Mapping[str, Tensor]", tensors)
             return torch.cat([named[name].reshape(-1) for name in self.names])
         return torch.cat([t.reshape(-1) for t in tensors])
 
     def unflatten(self, vectors: Tensor) -> tuple[Tensor, ...]:
-        """Split a vector (P,), or the rows of (k, P), into views shaped like the parameters."""
+        """Split a vector (P,), or the rows of (k, P), into views shaped like the parameters.
+
+        Of rows each view has a first dimension of k.
+
+        Raises:
+            InvalidInput: the last dimension is not P.
+        """
         if vectors.shape[-1] != self.num_parameters:
             raise invalid(
                 "flat vector", tuple(vectors.shape), f"a last dimension of {self.num_parameters}"

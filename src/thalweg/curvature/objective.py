@@ -63,7 +63,11 @@ class Objective:
 
     Raises:
         InvalidInput: a dropout or batch-norm layer in training mode, here or when the loss is
-            evaluated; empty data, no trainable parameter, an impossible chunk size.
+            evaluated; empty data, no trainable parameter, model and data on two devices, an
+            impossible chunk size, mode or dtype.
+
+    Values are in units of the loss, derivatives in those over theta; on the device and in the
+    dtype of the parameters. Example: see the module.
     """
 
     def __init__(
@@ -123,7 +127,12 @@ class Objective:
             samples: indices of the samples to average over, int64 (n,); None for all.
 
         Raises:
-            Diverged: the loss is NaN or infinite.
+            InvalidInput: theta has another length than P; indices that name no samples; a loss
+                that is no scalar, or draws random numbers.
+            Diverged: the loss, or its gradient, is NaN or infinite.
+
+        Warns:
+            ChunkHalved: memory did not suffice for a chunk.
         """
         return _finite(within_memory(self, lambda: self._value(theta, samples)), "loss")
 
@@ -135,6 +144,9 @@ class Objective:
         """How much samples count in the mean: their number, or the sum of their batch weights.
 
         The mean over a union of disjoint sets is that of their means, with these weights.
+
+        Raises:
+            InvalidInput: the batch weights have no positive sum.
         """
         if self.batch_weight is None:
             return float(self.num_samples if samples is None else len(samples))
@@ -179,6 +191,9 @@ class Objective:
 
         Yields:
             Evaluations with outputs (losses (n,), weights (n,)), the weights of sum 1.
+
+        Raises:
+            InvalidInput: a batch size that does not divide the number of samples.
         """
         size = None if self.chunk_size is None else max(1, self.chunk_size // batch_size)
         for batch, count, share in self._chunks(samples, size and size * batch_size):
@@ -203,6 +218,9 @@ class Objective:
         Args:
             create_graph: it can be differentiated again.
             retain_graph: the evaluation's own graph is wanted again.
+
+        Raises:
+            InvalidInput: the loss does not depend on any parameter.
         """
         return self._evaluator.gradient(
             evaluation, create_graph=create_graph, retain_graph=retain_graph

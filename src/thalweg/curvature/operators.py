@@ -35,22 +35,96 @@ PRODUCT_COST = 1.3
 
 
 class SymmetricOperator(Protocol):
-    """What an eigensolver needs: shape (P, P), dtype, device, and a product with a block."""
+    """What an eigensolver needs of a matrix A: any class with these members will do.
+
+    Example:
+        >>> class Doubling:
+        ...     shape, dtype, device = (3, 3), torch.float32, torch.device("cpu")
+        ...
+        ...     def __matmul__(self, vectors):
+        ...         return 2 * vectors
+        >>> from thalweg.curvature import top_eigenpairs
+        >>> top_eigenpairs(Doubling(), k=1).eigenvalues.tolist()
+        [2.0]
+    """
 
     @property
-    def shape(self) -> tuple[int, int]: ...
+    def shape(self) -> tuple[int, int]:
+        """(P, P)."""
+        ...
 
     @property
-    def dtype(self) -> torch.dtype: ...
+    def dtype(self) -> torch.dtype:
+        """The dtype of the vectors it takes and gives."""
+        ...
 
     @property
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device:
+        """The device of the vectors it takes and gives."""
+        ...
 
-    def __matmul__(self, vectors: Tensor) -> Tensor: ...
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        """A v for (P,), or A V for the columns of (P, b), a tensor of the same shape.
+
+        It must be linear and symmetric; solvers notice one that is not.
+        """
+        ...
+
+
+class OperatorAt(Protocol):
+    """Builds a symmetric operator of a loss at theta (P,), over some samples or all.
+
+    What a `SubspaceTracker` follows: the class of an operator, or a function with its arguments.
+
+    Example:
+        >>> def halved(objective, theta=None, samples=None, *, keep_graph=False):
+        ...     from thalweg.curvature import Preconditioned
+        ...
+        ...     hessian = Hessian(objective, theta, samples, keep_graph=keep_graph)
+        ...     return Preconditioned(hessian, torch.full((hessian.shape[0],), 2.0))
+        >>> from thalweg.curvature import SubspaceTracker
+        >>> data = (torch.randn(8, 3), torch.randn(8, 1))
+        >>> objective = Objective(torch.nn.Linear(3, 1), torch.nn.MSELoss(), data)
+        >>> SubspaceTracker(objective, k=1, operator=halved).update().k
+        1
+    """
+
+    def __call__(
+        self,
+        objective: Objective,
+        theta: Tensor | None = None,
+        samples: Tensor | None = None,
+        *,
+        keep_graph: bool = False,
+    ) -> SymmetricOperator:
+        """The operator (P, P).
+
+        Args:
+            objective: the loss.
+            theta: the point (P,); None for the model's parameters as they are.
+            samples: indices of the samples to average over, int64 (n,); None for all.
+            keep_graph: many products will follow one another.
+        """
+        ...
 
 
 class DenseOperator:
-    """A symmetric matrix as an operator: for tests, and for what is small enough to write down."""
+    """A symmetric matrix as an operator: for tests, and for what is small enough to write down.
+
+    Args:
+        matrix: (P, P), symmetric, of a floating-point dtype. (That it is symmetric is not checked
+            here; an eigensolver notices.)
+
+    Attributes:
+        products: how many vectors were multiplied.
+
+    Raises:
+        InvalidInput: the matrix is not square.
+
+    Example:
+        >>> (DenseOperator(torch.diag(torch.tensor([3.0, 1.0]))) @ torch.ones(2)).tolist()
+        [3.0, 1.0]
+    """
 
     def __init__(self, matrix: Tensor) -> None:
         if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:
@@ -74,7 +148,12 @@ class DenseOperator:
         return self.matrix.device
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
-        """The product with (P,) or (P, k)."""
+        """The product with (P,) or the columns of (P, k).
+
+        Raises:
+            InvalidInput: the first dimension is not P, or another device than the matrix's.
+        """
+        rows_of(vectors, self)
         self.products += 1 if vectors.dim() == 1 else vectors.shape[1]
         return self.matrix @ vectors
 
@@ -189,9 +268,12 @@ class LossOperator(ABC):
 
 
 class Hessian(LossOperator):
-    """H, the Hessian of the mean loss at theta.
+    """H, the Hessian of the mean loss at theta: in units of the loss over theta squared.
 
-    Arguments, attributes and errors are those of `LossOperator`.
+    Arguments, attributes and errors are those of `LossOperator`. Dtype and device are those of the
+    parameters. A product is a backward pass through the gradient's graph: exact but for rounding.
+
+    Source: Pearlmutter 1994, "Fast exact multiplication by the Hessian". Example: see the module.
     """
 
     def linearize(self, evaluation: Evaluation) -> Linearization:

@@ -41,6 +41,8 @@ class Preconditioned:
     Raises:
         InvalidInput: another shape or device than the operator's; an element that is not positive
             or not finite.
+
+    In units of A over those of D, in the dtype of A. Source and example: see the module.
     """
 
     def __init__(
@@ -92,6 +94,16 @@ class MetricSubspace:
 
     Raises:
         InvalidInput: a diagonal of another shape or device, or not positive.
+
+    Source: the formulas of the module; with D = I it is the split of `Subspace`.
+
+    Example:
+        >>> scaled = Subspace(torch.tensor([[0.6], [0.8]]), torch.tensor([9.0]))
+        >>> space = MetricSubspace(scaled, torch.tensor([4.0, 1.0]))
+        >>> update, gradient = torch.tensor([1.0, 2.0]), torch.tensor([3.0, -1.0])
+        >>> parts = zip(space.split_update(update), space.split_gradient(gradient))
+        >>> round(sum(float(delta @ g) for delta, g in parts), 4)  # orthogonal: <delta, g>
+        1.0
     """
 
     scaled: Subspace
@@ -101,13 +113,21 @@ class MetricSubspace:
         _checked(self.diagonal, self.scaled.basis.shape[0], self.scaled.basis.device)
 
     def split_update(self, update: Tensor) -> tuple[Tensor, Tensor]:
-        """Dominant and bulk part of an update (P,)."""
+        """Dominant and bulk part of an update (P,), of sum `update`.
+
+        Raises:
+            InvalidInput: another length than P.
+        """
         root = self.diagonal.sqrt()
         dominant = self.scaled.project(root * update) / root
         return dominant, update - dominant
 
     def split_gradient(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Dominant and bulk part of a gradient (P,)."""
+        """Dominant and bulk part of a gradient (P,), of sum `gradient`.
+
+        Raises:
+            InvalidInput: another length than P.
+        """
         root = self.diagonal.sqrt()
         dominant = root * self.scaled.project(gradient / root)
         return dominant, gradient - dominant

@@ -37,6 +37,11 @@ class TrackerReport:
         checked_error: at a renewal, how far a fresh power step over all samples moved the projected
             vector, relative to it; None at other steps. Compare with `error` there.
         next_eigenvalue: lambda_{k+1} when last looked at, from below; NaN where not known.
+
+    Example:
+        >>> report = TrackerReport(error=0.004, gradients=0.3, renewed=False, subset=64, age=7)
+        >>> report.error, report.next_eigenvalue
+        (0.004, nan)
     """
 
     error: float
@@ -59,6 +64,9 @@ class Split:
         bulk_error: the same error relative to the norm of the bulk part.
         refined: whether two products were spent on this vector.
         gradients: cost of the refinement, in gradients of the full loss.
+
+    Both parts have the vector's dtype, device and unit; errors are pure numbers. Example: see the
+    module.
     """
 
     dominant: Tensor
@@ -70,7 +78,19 @@ class Split:
 
 
 class SubspaceSource(Protocol):
-    """What gives an optimizer or a probe the subspace at each step."""
+    """What gives an optimizer or a probe the subspace at each step: any class with these members.
+
+    Attributes:
+        report: what the last update cost, and how far it can be trusted.
+
+    Example:
+        >>> import torch
+        >>> def sharpness(source: SubspaceSource, theta: torch.Tensor) -> float:
+        ...     return float(source.update(theta).eigenvalues[0])
+        >>> space = Subspace(torch.eye(3)[:, :1], torch.tensor([2.0]))
+        >>> sharpness(FixedSubspace(space), torch.zeros(3))
+        2.0
+    """
 
     report: TrackerReport
 
@@ -80,7 +100,12 @@ class SubspaceSource(Protocol):
         ...
 
     def update(self, theta: Tensor | None = None, vector: Tensor | None = None) -> Subspace:
-        """The subspace at theta (P,); `vector` is what its error is measured by."""
+        """Move on to a point and return the subspace there.
+
+        Args:
+            theta: the point (P,); None for the model's current parameters.
+            vector: (P,), whose projection the error is about, such as the gradient.
+        """
         ...
 
     def split(self, vector: Tensor) -> Split:
@@ -97,7 +122,16 @@ class SubspaceSource(Protocol):
 
 
 class FixedSubspace:
-    """A subspace that stays: frozen at a branch point, or a control (random, next k)."""
+    """A subspace that stays: frozen at a branch point, or a control such as a random one.
+
+    Args:
+        subspace: of theta's length P, dtype and device.
+
+    Attributes:
+        report: of no error and no cost.
+
+    A vector of another length than P is an `InvalidInput`. Example: see the module.
+    """
 
     def __init__(self, subspace: Subspace) -> None:
         self._subspace = subspace

@@ -32,10 +32,19 @@ class Subspace:
     Attributes:
         basis: (P, k), orthonormal columns, stored column by column.
         eigenvalues: (k,), descending.
-        residuals: (k,), norm(H u_i - lambda_i u_i) / abs(lambda_1), see `top_eigenpairs`; None
-            where not known, as for a tracked subspace.
+        residuals: (k,), norm(A u_i - lambda_i u_i) over what `eigenpairs` divides by, such as
+            abs(lambda_1); None where not known, as for a tracked subspace.
         products: products with the operator that were spent, in full-data products.
         converged: whether the residuals met the tolerance; None where there was none to meet.
+
+    Raises:
+        InvalidInput: the shapes of basis and eigenvalues do not fit. (Whether the columns are
+            orthonormal is not checked.)
+
+    Parts of a vector have its dtype, shape and unit; they are computed in that of the basis.
+
+    Source: the projectors of Gur-Ari, Roberts, Dyer 2018 (arXiv 1812.04754). Example: see the
+    module.
     """
 
     basis: Tensor
@@ -61,22 +70,34 @@ class Subspace:
         return self.basis.shape[1]
 
     def coordinates(self, vector: Tensor) -> Tensor:
-        """The coordinates basis^T v, (k,) or (k, m), of a flat vector (P,) or block (P, m)."""
+        """The coordinates basis^T v, (k,) or (k, m), of a flat vector (P,) or block (P, m).
+
+        Raises:
+            InvalidInput: another length than P.
+        """
         if vector.shape[0] != self.basis.shape[0]:
             raise invalid("vector", tuple(vector.shape), f"a length of P = {self.basis.shape[0]}")
         return self.basis.T @ vector.to(self.basis.dtype)
 
     def project(self, vector: Vector) -> Vector:
-        """The dominant part P_k v."""
+        """The dominant part P_k v, shaped like v.
+
+        Args:
+            vector: a flat vector (P,), a block (P, m), or a list or dict of tensors shaped like
+                the parameters, in the order of theta.
+
+        Raises:
+            InvalidInput: it has not P numbers.
+        """
         return _like(vector, self._project_flat(_flat(vector)))
 
     def reject(self, vector: Vector) -> Vector:
-        """The bulk part (I - P_k) v."""
+        """The bulk part (I - P_k) v. See `project` for argument and errors."""
         flat = _flat(vector)
         return _like(vector, flat - self._project_flat(flat))
 
     def split(self, vector: Vector) -> tuple[Vector, Vector]:
-        """Both parts, (P_k v, (I - P_k) v); they sum to v up to rounding."""
+        """Both parts, (P_k v, (I - P_k) v), of sum v up to rounding. See `project`."""
         flat = _flat(vector)
         dominant = self._project_flat(flat)
         return _like(vector, dominant), _like(vector, flat - dominant)
@@ -111,7 +132,7 @@ class Subspace:
         return _at_most_one(cosines.square().sum() / min(self.k, other.k))
 
     def to(self, device: torch.device | str) -> Subspace:
-        """The same subspace on another device."""
+        """The same subspace on another device, in the same dtype."""
         residuals = None if self.residuals is None else self.residuals.to(device)
         basis, eigenvalues = self.basis.to(device), self.eigenvalues.to(device)
         return replace(self, basis=basis, eigenvalues=eigenvalues, residuals=residuals)
@@ -140,6 +161,8 @@ def _at_most_one(value: Tensor) -> float:
 def orthonormalize(block: Tensor) -> Tensor:
     """An orthonormal basis of the columns of `block` (P, m), m <= P, stored column by column.
 
+    In the block's own dtype, by Householder QR.
+
     Raises:
         Diverged: the block holds NaN or Inf (QR would pass them on silently).
     """
@@ -152,7 +175,32 @@ def orthonormalize(block: Tensor) -> Tensor:
 def random_subspace(
     num_parameters: int, k: int, seed: int, *, dtype: torch.dtype = torch.float32
 ) -> Subspace:
-    """k random directions: the control that a claim about S_k must fail on. chi is sqrt(k / P)."""
+    """k random directions: the control that a claim about S_k must fail on.
+
+    Uniformly distributed, so that E[chi_k(v)^2] = k / P for every vector v.
+
+    Args:
+        num_parameters: P.
+        k: dimension, 1 <= k <= P.
+        seed: of the directions; the same for every dtype, up to rounding.
+        dtype: of the basis.
+
+    Returns:
+        A `Subspace` on the CPU, its eigenvalues NaN: the directions are no eigenvectors.
+
+    Raises:
+        InvalidInput: k is out of that range.
+
+    Source: the QR factor of a Gaussian matrix is uniform (Stewart 1980, "The efficient generation
+    of random orthogonal matrices").
+
+    Example:
+        >>> space = random_subspace(1000, 10, seed=0)
+        >>> space.k, 0.05 < space.alignment(torch.ones(1000)) < 0.2  # sqrt(k / P) = 0.1
+        (10, True)
+    """
+    if not 1 <= k <= num_parameters:
+        raise invalid("k", k, f"an integer from 1 to P = {num_parameters}")
     generator = torch.Generator().manual_seed(seed)
     block = torch.randn(num_parameters, k, generator=generator, dtype=torch.float64)
     return Subspace(orthonormalize(block).to(dtype), torch.full((k,), float("nan"), dtype=dtype))

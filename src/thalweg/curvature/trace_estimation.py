@@ -49,6 +49,8 @@ class TraceEstimate:
         value: the estimate; unbiased.
         standard_error: of `value`; 0 where every direction was multiplied.
         products: products with the operator that were spent.
+
+    Source and example: see the module.
     """
 
     value: float
@@ -81,6 +83,8 @@ def trace(
     Raises:
         InvalidInput: too few products, or a known subspace that does not fit.
         Diverged: a product is NaN or infinite.
+
+    Source: Meyer et al. 2021 (arXiv 2010.09649). Example: see the module.
     """
     known = known_part(operator, known)
     known_sum = float(known.eigenvalues.sum(dtype=torch.float64))

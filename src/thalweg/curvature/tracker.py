@@ -9,9 +9,9 @@ small subset B only, and correct the reference by the difference (a control vari
 a warm power step, V the top eigenvectors of U^T Y_t. Half the difference that the first half of B
 makes to the projection of a vector estimates the sampling error: see `reference.py`. What the
 halves share (the bias of one power step) is measured against a fresh product over all samples at
-each renewal. Subset size and renewal are chosen for a target error: see `renewal.py`. Where the
-basis turns much from one step to the next, as at the edge of stability, a second power step
-follows, and there may be two references: see `anchor.py`.
+each renewal: see `damping.py`. Subset size and renewal are chosen for a target error: see
+`renewal.py`. Where the basis turns much from one step to the next, as at the edge of stability, a
+second power step follows, and there may be two references: see `anchor.py`.
 
 Cost is counted in gradients of the full loss, one product with all N samples as `PRODUCT_COST`.
 
@@ -29,16 +29,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from thalweg.curvature.anchor import Anchors
+from thalweg.curvature.damping import Damping
 from thalweg.curvature.eigensolver import top_eigenpairs
 from thalweg.curvature.gap import GapWatch
 from thalweg.curvature.objective import Objective
-from thalweg.curvature.operators import PRODUCT_COST, Hessian, SymmetricOperator
+from thalweg.curvature.operators import PRODUCT_COST, Hessian, OperatorAt, SymmetricOperator
 from thalweg.curvature.power_step import PowerStep, power_step
 from thalweg.curvature.reference import Reference
 from thalweg.curvature.renewal import RenewalPolicy
@@ -46,24 +47,8 @@ from thalweg.curvature.source import Split, TrackerReport
 from thalweg.curvature.subspace import Subspace
 from thalweg.errors import InvalidInput, invalid
 
-# Until a renewal has measured it: the least that one power step leaves of a basis's error.
-INITIAL_DAMPING = 0.1
-DAMPING_RANGE = (0.02, 0.9)
 # A second power step is taken where the first leaves more than this share of the target.
 SECOND_STEP = 0.5
-
-
-class OperatorAt(Protocol):
-    """Builds a symmetric operator of a loss at theta (P,), over some samples or all."""
-
-    def __call__(
-        self,
-        objective: Objective,
-        theta: Tensor | None = None,
-        samples: Tensor | None = None,
-        *,
-        keep_graph: bool = False,
-    ) -> SymmetricOperator: ...
 
 
 class SubspaceTracker:
@@ -85,11 +70,23 @@ class SubspaceTracker:
             Each costs at most 15 products.
         seed: of the subsets.
 
+    Attributes:
+        report: what the last update cost, and how far it can be trusted: a `TrackerReport`.
+
     Raises:
         InvalidInput: k < 1 or k > P, a target or period that is not positive.
 
     Warns:
         GapClosed: lambda_k and lambda_{k+1} are nearly equal, so that S_k is ill defined.
+        NotConverged: a solve from scratch, at the first update for one, stopped early.
+
+    Memory: 4 to 6 times P k numbers beside the chunk, and P k for each eigensolve's basis and
+    products. A copy of a repeated eigenvalue can be missed by a solve in rare cases, see
+    `eigenpairs`; looks at lambda_{k+1} find it later.
+
+    Source: subspace iteration with Rayleigh-Ritz (Saad 2011, "Numerical Methods for Large
+    Eigenvalue Problems", section 5.2), its products by a control variate as gradients are in SVRG
+    (Johnson, Zhang 2013). Example: see the module.
     """
 
     def __init__(
@@ -120,7 +117,7 @@ class SubspaceTracker:
         self.exact = exact or objective.num_samples < 8
         self.every = every
         self.tolerance = tolerance
-        self.damping = INITIAL_DAMPING
+        self._damping = Damping()
         self._gap = GapWatch(gap_every)
         self._report(math.nan, 0.0)
         self._generator = torch.Generator().manual_seed(seed)
@@ -140,7 +137,11 @@ class SubspaceTracker:
 
     @property
     def subspace(self) -> Subspace:
-        """The subspace of the last update."""
+        """The subspace of the last update, basis (P, k) and eigenvalues (k,).
+
+        Raises:
+            InvalidInput: there was no update yet.
+        """
         if self._step is None:
             raise InvalidInput("the tracker has no subspace yet; call update() first")
         return self._step.subspace()
@@ -169,12 +170,16 @@ class SubspaceTracker:
         return self.subspace
 
     def split(self, vector: Tensor) -> Split:
-        """Split a vector (P,) at the theta of the last update.
+        """Split a vector (P,) at the theta of the last update, of any unit.
 
         With a `bulk_error` target, and where the estimate does not meet it, the projection is
         refined by two products: to second order, what a warm power step of the whole basis would
         give for this vector. The error left is that of the basis times about
         abs(lambda_{k+1}) / lambda_k.
+
+        Raises:
+            InvalidInput: there was no update yet.
+            Diverged: a product is NaN or infinite.
         """
         step = self._current()
         dominant = step.project(vector)
@@ -187,7 +192,7 @@ class SubspaceTracker:
             return Split(dominant, vector - dominant, error, error * relative)
         refined = step.refined_projection(self._curvature(None), vector)
         correction = float(_ratio((refined - dominant).norm(), vector.norm()))
-        error = self.damping * correction
+        error = self._damping.value * correction
         bulk = vector - refined
         relative = _ratio(vector.norm(), bulk.norm())
         return Split(refined, bulk, error, error * relative, True, 2 * PRODUCT_COST)
@@ -239,7 +244,8 @@ class SubspaceTracker:
             self._report(error, cost, subset=subset, age=age)
             return
         checked, renewal = self._check(self._current(), vector, sampling, bias)
-        left = min(checked * self.damping / (1 - self.damping), 1.0)
+        share = self._damping.value
+        left = min(checked * share / (1 - share), 1.0)
         self._report(left, cost + renewal, renewed=True, subset=subset, checked_error=checked)
 
     def _power_step(self, reference: Reference) -> Tensor | None:
@@ -260,11 +266,7 @@ class SubspaceTracker:
         before = step.project(vector)
         cost = self._renew()
         checked = _ratio((self._current().project(vector) - before).norm(), vector.norm())
-        stale = bias / self.damping
-        if stale > 0:
-            excess = max(checked**2 - sampling**2, 0.0) ** 0.5
-            measured = min(max(excess / stale, DAMPING_RANGE[0]), DAMPING_RANGE[1])
-            self.damping = (self.damping * measured) ** 0.5
+        self._damping.learn(checked, sampling, bias / self._damping.value)
         return checked, cost
 
     def _renew(self, *, solved: bool = False) -> float:
@@ -299,9 +301,7 @@ class SubspaceTracker:
             lambda: self._curvature(None, keep_graph=True), step.rows, step.eigenvalues
         )
         if first and self._gap.looks:
-            # What a power step leaves is at worst lambda_{k+1} / lambda_k, on average less.
-            ratio = self._gap.ratio(step.eigenvalues)
-            self.damping = min(max(INITIAL_DAMPING, ratio / 2), DAMPING_RANGE[1])
+            self._damping.begin(self._gap.ratio(step.eigenvalues))
         return PRODUCT_COST * products
 
     def _report(
@@ -320,7 +320,7 @@ class SubspaceTracker:
 
     def _bias(self, vector: Tensor) -> float:
         """Estimated error that the power step left, relative to norm(v)."""
-        return self.damping * _ratio(self._current().movement(vector), vector.norm())
+        return self._damping.value * _ratio(self._current().movement(vector), vector.norm())
 
     def _errors(self, vector: Tensor) -> tuple[float, float]:
         """Estimated sampling error and bias of the projection, relative to norm(v)."""
@@ -334,9 +334,9 @@ class SubspaceTracker:
                 assert self._seen_from is not None
                 deviation = self._seen_from.deviation(self._half, step, vector)
                 sampling = _ratio(deviation, vector.norm()) * self._subset_share
-            step.estimated = (vector, sampling, self._bias(vector) / self.damping)
+            step.estimated = (vector, sampling, self._bias(vector) / self._damping.value)
         _, sampling, moved = step.estimated
-        return sampling, self.damping * moved
+        return sampling, self._damping.value * moved
 
     @property
     def _subset_share(self) -> float:
@@ -351,7 +351,7 @@ class SubspaceTracker:
         )
         return {
             "calls": self._calls,
-            "damping": self.damping,
+            "damping": self._damping.value,
             "gap": self._gap.state_dict(),
             "generator": self._generator.get_state(),
             "products": self.objective.products.state_dict(),
@@ -366,7 +366,7 @@ class SubspaceTracker:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave, the way to multiply by the Hessian included."""
-        self._calls, self.damping = state["calls"], state["damping"]
+        self._calls, self._damping.value = state["calls"], state["damping"]
         self._gap.load_state_dict(state["gap"])
         self._generator.set_state(state["generator"])
         self.objective.products.load_state_dict(state["products"])
