@@ -10,6 +10,8 @@ import pandas as pd
 from thalweg.lab.claims import CLAIMS, ClaimUse, Verdict, judge
 
 SEEDS, LENGTH, EVERY = 3, 200, 5
+#: The claims that every built-in spec of the main study judges.
+MAIN_NAMES = ("gradient-aligns", "dominant-stalls", "bulk-suffices", "spectrum-gap")
 Column = float | Callable[[np.ndarray], np.ndarray]
 
 
@@ -45,6 +47,13 @@ def table(spread: float = 0.01, first: int = 100, **branches: Mapping[str, Colum
 def verdict_of(name: str, data: pd.DataFrame, **roles: str) -> Verdict:
     """The verdict of a registered claim, judged for the branches named."""
     return judge(ClaimUse(CLAIMS[name], roles), data)
+
+
+def change(data: pd.DataFrame, where: pd.Series, column: str, value: object) -> pd.DataFrame:
+    """A copy of the table with one column replaced in some rows."""
+    changed = data.copy()
+    changed.loc[where, column] = value
+    return changed
 
 
 def without(data: pd.DataFrame, where: pd.Series, *columns: str) -> pd.DataFrame:

@@ -40,7 +40,7 @@ def test_the_alignments_of_two_branches_are_held_against_the_rule(
         assert verdict.beside["mean of two"] == pytest.approx(chi, rel=1e-3)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(factor=st.floats(1e-3, 1.0), calm=st.floats(0.05, 1.0))
 def test_only_the_ratio_of_the_alignments_counts(factor: float, calm: float) -> None:
     names = {"noisy": "sgd", "calm": "gd"}

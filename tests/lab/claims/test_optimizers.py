@@ -78,7 +78,7 @@ def test_favours_bulk_is_the_ratio_of_the_ratios(outcome: str, favour: float) ->
     assert verdict.beside["dominant, sgd"] == pytest.approx(0.1)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(scale=st.floats(1e-6, 1e6))
 def test_the_scale_of_the_gradient_does_not_matter(scale: float) -> None:
     verdict = verdict_of("favours-bulk", rates(3.0, scale), **ROLES)

@@ -9,13 +9,14 @@ import pytest
 from rich.console import Console
 
 from tests.lab import synthetic
+from tests.lab.claims.branches import MAIN_NAMES
 from thalweg.lab.claims.published import CLAIMS, Verdict, judge_all
 from thalweg.lab.claims.verdicts import number, render_verdicts, verdict_text, verdicts_to_json
 
 
 @pytest.fixture(scope="module")
 def verdicts() -> list[Verdict]:
-    return judge_all(CLAIMS.values(), synthetic.study())
+    return judge_all([CLAIMS[name] for name in MAIN_NAMES], synthetic.study())
 
 
 def printed(verdicts: list[Verdict], width: int = 110) -> str:
@@ -42,6 +43,15 @@ def test_the_table_fits_a_terminal_of_80_columns(verdicts: list[Verdict]) -> Non
 def test_a_note_is_shown_with_its_verdict(verdicts: list[Verdict]) -> None:
     changed = replace(verdicts[0], outcome="undecided", note="one seed")
     assert "one seed" in printed([changed])
+
+
+def test_the_branches_of_a_use_are_shown_with_it(verdicts: list[Verdict]) -> None:
+    use = replace(verdicts[2], roles={"plain": "sgd", "bulk": "bulk-k20"})
+    assert "bulk-suffices: bulk-k20 against sgd" in printed([use], width=150)
+    (entry,) = json.loads(verdicts_to_json([use]))
+    assert entry["label"] == "bulk-suffices: bulk-k20 against sgd"
+    assert entry["claim"] == "bulk-suffices"
+    assert entry["roles"] == {"plain": "sgd", "bulk": "bulk-k20"}
 
 
 def test_markup_in_a_claim_is_text_not_style(verdicts: list[Verdict]) -> None:

@@ -189,17 +189,25 @@ def _measured(claim: Claim, seed: SeedTables) -> Measurement:
     measurement = claim.measure(seed)
     if math.isnan(measurement.value):
         raise NotMeasurableError("the statistic is not a number")
-    if claim.logarithmic and measurement.value <= 0:
+    if claim.logarithmic and measurement.value < 0:
         raise NotMeasurableError(f"a ratio of {measurement.value:.3g} has no logarithm")
     return measurement
 
 
+def _is_extreme(claim: Claim, value: float) -> bool:
+    """Whether the value, or its logarithm where that is what counts, is infinite."""
+    return math.isinf(value) or (claim.logarithmic and value == 0)
+
+
 def _interval(claim: Claim, values: list[float]) -> Interval:
-    """Mean and ends; all unknown without a value, the ends where a value is infinite."""
+    """Mean and ends; all unknown without a value, the ends where a value is extreme."""
     if not values:
         return Interval(math.nan, math.nan, math.nan)
-    if not all(map(math.isfinite, values)):
-        return Interval(math.fsum(values), math.nan, math.nan)
+    extreme = [value for value in values if _is_extreme(claim, value)]
+    if extreme:
+        # The mean of values that are infinite in both directions is not a number.
+        mean = extreme[0] if len(set(extreme)) == 1 else math.nan
+        return Interval(mean, math.nan, math.nan)
     if not claim.logarithmic:
         return seed_interval(values)
     logs = seed_interval([math.log(value) for value in values])
@@ -213,10 +221,11 @@ def _outcome(
     rule = claim.rule
     if not values:
         return "undecided", ""
-    if any(math.isinf(value) and not rule.allows(value) for value in values):
+    extreme = [value for value in values if _is_extreme(claim, value)]
+    if any(not rule.allows(value) for value in extreme):
         return "does not hold", ""
-    if any(map(math.isinf, values)):
-        return "undecided", "an infinite value has no interval"
+    if extreme:
+        return "undecided", f"a value of {extreme[0]:g} has no interval"
     if len(values) + unmeasured == 1:
         side = "on the right side of" if rule.allows(values[0]) else "on the wrong side of"
         return "undecided", f"one seed: its value is {side} the rule, its spread is unknown"

@@ -20,6 +20,7 @@ from thalweg.lab.claims.claim import (
 )
 from thalweg.lab.claims.rows import (
     last_tenth,
+    log_ratio,
     measured,
     ratio,
     require_progress,
@@ -43,7 +44,7 @@ def measure_dominant_progress(seed: SeedTables) -> Measurement:
     start, plain = start_and_end(seed, "plain")
     _, dominant = start_and_end(seed, "dominant")
     return Measurement(
-        math.log(ratio(start, dominant, "a loss")) / math.log(start / plain),
+        log_ratio(start, dominant, "a loss") / math.log(start / plain),
         {
             "dominant end / branch point": dominant / start,
             "plain end / branch point": plain / start,
@@ -65,7 +66,7 @@ def measure_bulk_ratio(seed: SeedTables) -> Measurement:
     common, of_plain, of_bulk = np.intersect1d(steps, bulk_steps, return_indices=True)
     if min(plain.min(), bulk.min()) <= 0:
         raise NotMeasurableError("a loss of zero has no logarithm")
-    log_ratio = np.log(bulk[of_bulk] / plain[of_plain])
+    log_ratios = np.log(bulk[of_bulk] / plain[of_plain])
     length = common[-1] - common[0]
     ratios: dict[str, float] = {}
     for horizon in HORIZONS:
@@ -73,7 +74,7 @@ def measure_bulk_ratio(seed: SeedTables) -> Measurement:
         window = (common <= end) & (common > end - HORIZON_WINDOW * length)
         if not window.any():
             raise NotMeasurableError(f"no loss was measured near step {end:.0f}")
-        ratios[f"ratio at {horizon:.0%} of the branch"] = math.exp(log_ratio[window].mean())
+        ratios[f"ratio at {horizon:.0%} of the branch"] = math.exp(log_ratios[window].mean())
     return Measurement(max(ratios.values()), ratios)
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
 from thalweg.lab.claims.claim import Claim, Measurement, Rule, SeedTables
-from thalweg.lab.claims.rows import ratio, require_same_start, start_and_end
+from thalweg.lab.claims.rows import log_ratio, require_same_start, start_and_end
 from thalweg.lab.claims.statistics import late_ratio
 
 #: Below this log-decrease of the loss, 2 % of the loss itself is allowed: 0.02 = 0.1 * 0.2.
@@ -21,8 +19,8 @@ def measure_tracking(seed: SeedTables) -> Measurement:
     require_same_start(seed, "exact", "tracked")
     start, exact = start_and_end(seed, "exact")
     _, tracked = start_and_end(seed, "tracked")
-    decrease = math.log(ratio(start, exact, "a loss"))
-    difference = math.log(ratio(tracked, exact, "a loss"))
+    decrease = log_ratio(start, exact, "a loss")
+    difference = log_ratio(tracked, exact, "a loss")
     return Measurement(
         abs(difference) / max(decrease, SMALL_DECREASE),
         {"log(tracked / exact)": difference, "log(branch point / exact)": decrease},

@@ -108,7 +108,14 @@ def require_progress(seed: SeedTables, role: str) -> None:
 
 
 def ratio(upper: float, lower: float, what: str) -> float:
-    """upper / lower; raises NotMeasurableError unless both are positive."""
-    if not (upper > 0 and lower > 0):
+    """upper / lower; raises NotMeasurableError unless upper >= 0 and lower > 0."""
+    if not (upper >= 0 and lower > 0):
         raise NotMeasurableError(f"{what} of {upper:.3g} over {lower:.3g} is no ratio")
     return upper / lower
+
+
+def log_ratio(upper: float, lower: float, what: str) -> float:
+    """log(upper / lower); raises NotMeasurableError unless both are positive."""
+    if not (upper > 0 and lower > 0):
+        raise NotMeasurableError(f"{what} of {upper:.3g} over {lower:.3g} has no log-ratio")
+    return math.log(upper / lower)
