@@ -35,9 +35,14 @@ def objective(vectorize_up_to: int = 0, run_seed: int = 0, **changes: Any) -> Ob
     return Objective(problem.model, problem.loss, problem.train, vectorize_up_to=vectorize_up_to)
 
 
+def arrays(settings: Quadratic) -> np.ndarray:
+    """The samples (n, 2, d)."""
+    return np.asarray(settings.build().train_inputs)
+
+
 def offsets() -> torch.Tensor:
     """xi (n, d), from the slopes A xi in the data."""
-    inputs = torch.from_numpy(Quadratic(**SMALL).build().train_inputs)
+    inputs = torch.from_numpy(arrays(Quadratic(**SMALL)))
     return inputs[:, 1] / SPECTRUM
 
 
@@ -73,7 +78,7 @@ def test_the_hessian_is_the_same_for_all_components(
 
 
 def test_offsets_have_mean_zero_and_the_deviations_asked_for() -> None:
-    many = Quadratic(**{**SMALL, "components": 4000}).build().train_inputs
+    many = arrays(Quadratic(**{**SMALL, "components": 4000}))
     xi = many[:, 1] / SPECTRUM.numpy()
     np.testing.assert_allclose(xi.mean(axis=0), 0, atol=1e-12)
     np.testing.assert_allclose(xi.std(axis=0), [2.0, 2.0, 0.5, 0.5, 0.5, 0.5], rtol=0.05)
@@ -86,8 +91,8 @@ def test_the_data_depend_on_their_own_seed_and_the_start_on_that_of_the_run() ->
     )
     assert not torch.equal(first.theta(), other.theta())
     assert float(first.theta().norm()) == pytest.approx(3.0, rel=1e-6)
-    drawn = [Quadratic(**SMALL, seed=seed).build().train_inputs for seed in (0, 1)]
-    assert not np.array_equal(*drawn)
+    drawn = [arrays(Quadratic(**SMALL, seed=seed)) for seed in (0, 1)]
+    assert not np.array_equal(drawn[0], drawn[1])
 
 
 @pytest.mark.parametrize(("factor", "converges"), [(0.98, True), (1.02, False)])

@@ -17,7 +17,7 @@ from thalweg.lab.problems.quadratic_theory import (
 )
 
 STEEP, FLAT, K, D = 2.0, 0.1, 4, 40
-INPUTS = (
+INPUTS = np.asarray(
     Quadratic(components=3000, dimension=D, dominant=K, steep=STEEP, flat=FLAT, offset_bulk=2.0)
     .build()
     .train_inputs

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ def objective(vectorize_up_to: int = 0, **data: Any) -> Objective:
     return Objective(problem.model, problem.loss, problem.train, vectorize_up_to=vectorize_up_to)
 
 
-def descend(loss: Objective, lr: float, samples: list[Tensor | None]) -> Tensor:
+def descend(loss: Objective, lr: float, samples: Sequence[Tensor | None]) -> Tensor:
     """theta after one step of gradient descent for each entry: these samples, or None for all."""
     theta = loss.theta()
     for chosen in samples:
