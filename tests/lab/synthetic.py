@@ -166,3 +166,58 @@ def with_spectrum(spectrum: np.ndarray, seeds: int = 3) -> pd.DataFrame:
 def expected_progress() -> float:
     """Dom's share of the plain branch's log-decrease in `study`, windows and seeds aside."""
     return math.log(LOSS["switch"] / LOSS["dom-sgd"]) / math.log(LOSS["switch"] / LOSS["sgd"])
+
+
+def with_later_probes(data: pd.DataFrame) -> pd.DataFrame:
+    """The study with the columns of the probes that only some studies ask for."""
+    chi, late = data["alignment_gradient"], data["step"] / data["step"].max()
+    return data.assign(
+        noise_share_dominant=0.5 + 0.4 * late * chi,
+        noise_norm=0.1,
+        critical_lr_dominant=0.02 / (0.5 + late),
+        critical_lr_bulk=0.6 / (0.5 + late),
+        batch_sharpness=1.5 * data["sharpness"],
+        stability_threshold=2 / data["learning_rate"],
+        stability_ratio=data["lr_sharpness"] / 2 * 4,
+        preconditioned_sharpness=data["sharpness"],
+        alignment_gradient_own_metric=chi**0.2,
+        alignment_proposed_own_metric=chi**0.3,
+    )
+
+
+def with_branches(data: pd.DataFrame, of: dict[str, str], end: float = 1.0) -> pd.DataFrame:
+    """The study with further branches: `of` maps a new name to the branch it is a copy of.
+
+    The loss of each further one ends at a higher factor, up to `end`, of that of its original.
+    """
+    frames = [data]
+    for place, (name, original) in enumerate(of.items()):
+        copy = data[data["branch"] == original].assign(branch=name)
+        first, last = copy["step"].min(), copy["step"].max()
+        part = (copy["step"] - first) / (last - first)
+        copy["loss"] *= end ** (part * (place + 1) / len(of))
+        frames.append(copy)
+    return pd.concat(frames, ignore_index=True)
+
+
+def optimizers(seeds: int = 3) -> pd.DataFrame:
+    """A study of seven optimizers, each with its splits on the live and on a frozen basis."""
+    names = ("momentum", "nesterov", "rmsprop", "adam", "adamw", "muon")
+    of = {}
+    for name in names:
+        of |= {f"{name}-start": "trunk", name: "sgd"}
+        for end in ("", "-frozen", *(("-own",) if name in ("adam", "rmsprop") else ())):
+            of |= {f"dom-{name}{end}": "dom-sgd", f"bulk-{name}{end}": "bulk-sgd"}
+    of |= {"dom-sgd-frozen": "dom-sgd", "bulk-sgd-frozen": "bulk-sgd"}
+    data = with_branches(with_later_probes(study(seeds, 20)), of, 2.0)
+    return data.drop(data.index[data["branch"] == "trunk"]).reset_index(drop=True)
+
+
+def variants(seeds: int = 3) -> pd.DataFrame:
+    """A study of one optimizer with ten variants of its subspace."""
+    tails = ("k15", "k20", "k30", "random", "next", "frozen")
+    tails += ("every-10", "every-100", "subset", "exact")
+    of = {"sgd-random": "sgd", "sgd-next": "sgd"}
+    for tail in tails:
+        of |= {f"dom-{tail}": "dom-sgd", f"bulk-{tail}": "bulk-sgd"}
+    return with_branches(with_later_probes(study(seeds, 20)), of, 1.5)

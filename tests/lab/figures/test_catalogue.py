@@ -19,16 +19,28 @@ from thalweg.lab.figures.catalogue import FIGURES, SavedFigures, add_figure, sav
 
 NAMES = [
     "training-loss",
+    "branch-comparison",
     "alignment",
+    "alignment-of-branches",
+    "own-metric",
     "eigenvalues",
+    "sharpness",
+    "stability",
     "effective-learning-rates",
+    "effective-learning-rate-ratio",
+    "critical-learning-rates",
+    "distance",
+    "overlap",
+    "noise",
     "test-accuracy",
 ]
+ONE_BRANCH = {"batch-size": "fewer than two unsplit branches to compare"}
+FIRST = "training-loss"
 
 
 @pytest.fixture(scope="module")
 def study() -> pd.DataFrame:
-    return synthetic.study()
+    return synthetic.with_later_probes(synthetic.study(every=20))
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +50,7 @@ def saved(study: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Save
 
 def test_every_figure_is_saved_as_png_pdf_and_csv(saved: SavedFigures) -> None:
     assert [figure.name for figure in saved.saved] == NAMES
-    assert saved.skipped == {}
+    assert dict(saved.skipped) == ONE_BRANCH
     for figure in saved.saved:
         assert figure.png.read_bytes().startswith(b"\x89PNG")
         assert figure.pdf.read_bytes().startswith(b"%PDF")
@@ -88,12 +100,14 @@ def test_the_same_data_give_the_same_bytes(
 def test_a_figure_without_its_columns_is_named_and_the_others_are_drawn(
     study: pd.DataFrame, tmp_path: Path
 ) -> None:
-    result = save_figures(study.drop(columns=["test_accuracy", "solved_eigenvalues"]), tmp_path)
+    few = study.drop(columns=["test_accuracy", "solved_eigenvalues"])
+    names = ["eigenvalues", "test-accuracy", "training-loss"]
+    result = save_figures(few, tmp_path, figures=names)
     assert result.skipped == {
         "eigenvalues": "no column solved_eigenvalues",
         "test-accuracy": "no column test_accuracy",
     }
-    assert len(result.saved) == len(NAMES) - 2
+    assert [figure.name for figure in result.saved] == ["training-loss"]
     assert not (tmp_path / "test-accuracy.png").exists()
 
 
@@ -158,11 +172,25 @@ def test_neither_import_nor_drawing_loads_pyplot_and_import_alone_not_even_matpl
 def test_a_later_study_adds_its_figure_once(
     study: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("thalweg.lab.figures.catalogue.FIGURES", {})
+    monkeypatch.setattr("thalweg.lab.figures.registry.FIGURES", {})
     add_figure(replace(FIGURES["alignment"], name="alignment-again"))
     assert [figure.name for figure in save_figures(study, tmp_path).saved] == ["alignment-again"]
     with pytest.raises(InvalidInput, match="not used yet"):
         add_figure(replace(FIGURES["alignment"], name="alignment-again"))
+
+
+def test_figures_can_be_asked_for_by_name(study: pd.DataFrame, tmp_path: Path) -> None:
+    result = save_figures(study, tmp_path, figures=["overlap", "batch-size"])
+    assert [figure.name for figure in result.saved] == ["overlap"]
+    assert dict(result.skipped) == ONE_BRANCH
+
+
+def test_an_unknown_figure_is_refused_with_the_nearest_name_before_anything_is_drawn(
+    study: pd.DataFrame, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidInput, match="did you mean 'overlap'"):
+        save_figures(study, tmp_path / "figures", figures=["training-loss", "overlaps"])
+    assert not (tmp_path / "figures").exists()
 
 
 def test_labels_at_the_ends_of_lines_do_not_overlap() -> None:
@@ -173,6 +201,11 @@ def test_labels_at_the_ends_of_lines_do_not_overlap() -> None:
     canvas.draw_without_rendering()
     boxes = sorted((text.get_window_extent() for text in axes.texts), key=lambda box: box.y0)
     assert all(low.y1 <= high.y0 + 2 for low, high in itertools.pairwise(boxes))
+
+
+def test_labels_stay_beside_their_panel_as_long_as_there_is_room() -> None:
+    assert drawing.kept_between([-20.0, -10.0, 50.0], 0.0, 60.0, 10.0) == [0.0, 10.0, 50.0]
+    assert drawing.kept_between([50.0, 60.0, 70.0], 0.0, 60.0, 10.0) == [40.0, 50.0, 60.0]
 
 
 @pytest.mark.parametrize(

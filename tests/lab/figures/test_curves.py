@@ -7,8 +7,6 @@ import pandas as pd
 import pytest
 
 from tests.lab import synthetic
-from thalweg.lab.claims.judgement import DEFAULT_ROLES
-from thalweg.lab.figures.branch_style import branch_label, branch_styles, in_order
 from thalweg.lab.figures.curves import (
     column,
     curve,
@@ -97,28 +95,6 @@ def test_entries_of_lists_are_read_where_there_is_a_list() -> None:
     steps, values = entry("eigenvalues", 1)(data)
     assert steps.tolist() == [0, 2]
     assert values.tolist() == [2.0, 1.0]
-
-
-def test_roles_have_fixed_colours_whatever_else_there_is() -> None:
-    few = branch_styles(["trunk", "sgd", "dom-sgd", "bulk-sgd"], DEFAULT_ROLES)
-    more = branch_styles(["frozen-bulk", "bulk-sgd", "sgd"], DEFAULT_ROLES)
-    assert few["sgd"] == more["sgd"]
-    assert few["bulk-sgd"] == more["bulk-sgd"]
-    assert len({style.colour for style in few.values()}) == 4
-    assert len({style.dash for name, style in few.items() if name != "trunk"}) == 3
-
-
-def test_branches_are_shown_in_the_order_of_their_roles() -> None:
-    names = ["frozen-bulk", "bulk-sgd", "trunk", "dom-sgd", "sgd"]
-    expected = ["trunk", "sgd", "dom-sgd", "bulk-sgd", "frozen-bulk"]
-    assert in_order(names, DEFAULT_ROLES) == expected
-
-
-@pytest.mark.parametrize(
-    ("name", "label"), [("dom-sgd", "Dom-SGD"), ("sgd", "SGD"), ("bulk-adam", "Bulk-Adam")]
-)
-def test_labels_are_written_as_in_the_literature(name: str, label: str) -> None:
-    assert branch_label(name) == label
 
 
 def test_a_curve_begins_where_all_seeds_have_begun() -> None:

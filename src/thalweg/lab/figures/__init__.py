@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from thalweg.lab.figures.catalogue import FIGURES, add_figure, save_figures
-from thalweg.lab.figures.saving import Figure, SavedFigure, SavedFigures
+from thalweg.lab.figures.catalogue import FIGURES, add_figure, figures_named, save_figures
+from thalweg.lab.figures.saving import Figure, NotDrawableError, SavedFigure, SavedFigures
 
-__all__ = ["FIGURES", "Figure", "SavedFigure", "SavedFigures", "add_figure", "save_figures"]
+__all__ = [
+    "FIGURES",
+    "Figure",
+    "NotDrawableError",
+    "SavedFigure",
+    "SavedFigures",
+    "add_figure",
+    "figures_named",
+    "save_figures",
+]

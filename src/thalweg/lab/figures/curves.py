@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -25,6 +25,14 @@ if TYPE_CHECKING:
 
 #: Rows of one run -> steps and values of a quantity, both (rows,).
 Series = Callable[["pd.DataFrame"], tuple["Vector", "Vector"]]
+
+
+class Drawn(Protocol):
+    """Anything that a figure draws and whose numbers it leaves in a CSV file."""
+
+    def rows(self, quantity: str) -> pd.DataFrame:
+        """The numbers as a table, with the name of the quantity and the branch."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,22 @@ class Curve:
             self.low[kept],
             self.high[kept],
             {seed: values[kept] for seed, values in self.of_seed.items()},
+        )
+
+    def rows(self, quantity: str) -> pd.DataFrame:
+        """A row a step: mean, lowest and highest seed."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {
+                "quantity": quantity,
+                "branch": self.branch,
+                "step": self.steps,
+                "mean": self.center,
+                "lowest_seed": self.low,
+                "highest_seed": self.high,
+                "seeds": len(self.of_seed),
+            }
         )
 
 
@@ -200,28 +224,14 @@ def curve(
     )
 
 
-def tidy(curves: Mapping[str, Curve | None]) -> pd.DataFrame:
-    """The curves as one table: quantity, branch, step, mean, lowest, highest seed; a row a step.
+def tidy(curves: Mapping[str, Drawn | None]) -> pd.DataFrame:
+    """What a figure draws as one table: quantity, branch, and the numbers.
 
-    Raises InvalidInput where no curve has a value.
+    Raises InvalidInput where nothing has a value.
     """
     import pandas as pd
 
-    frames = [
-        pd.DataFrame(
-            {
-                "quantity": name.partition("|")[0],
-                "branch": line.branch,
-                "step": line.steps,
-                "mean": line.center,
-                "lowest_seed": line.low,
-                "highest_seed": line.high,
-                "seeds": len(line.of_seed),
-            }
-        )
-        for name, line in curves.items()
-        if line is not None
-    ]
+    frames = [drawn.rows(name.partition("|")[0]) for name, drawn in curves.items() if drawn]
     if not frames:
         raise invalid("figure data", "nothing measured", "at least one measured value")
     return pd.concat(frames, ignore_index=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from thalweg.lab.figures.branch_style import BranchStyle
@@ -15,10 +15,13 @@ from thalweg.lab.figures.curves import Curve, StepAxis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
 
-#: Width of one column of a two-column paper, in inches.
-COLUMN_WIDTH = 3.4
+#: Widths of one column of a two-column paper and of both, in inches.
+COLUMN_WIDTH, PAGE_WIDTH = 3.4, 7.0
 INK, FAINT = "#222222", "#8a8a8a"
+BAND = "Line: mean over seeds; band: lowest to highest seed."
+LOG_BAND = "Line: geometric mean over seeds; band: lowest to highest seed."
 
 #: Type 42 because journals refuse the Type 3 fonts that are matplotlib's default. The fonts are
 #: those that matplotlib brings, so that a figure looks the same on every machine.
@@ -53,10 +56,11 @@ STYLE: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class Look:
-    """What all panels of one study share."""
+    """What all panels of one study share; `roles` tells which branches belong together."""
 
     axis: StepAxis
     styles: Mapping[str, BranchStyle]
+    roles: Mapping[str, str] = field(default_factory=dict)
 
 
 def paper_style() -> AbstractContextManager[None]:
@@ -73,12 +77,16 @@ def draw_curve(
     *,
     scale: float = 1.0,
     band: bool = True,
+    opacity: float = 0.18,
 ) -> None:
-    """Mean over seeds as a line, lowest to highest seed as a band; values times `scale`."""
+    """Mean over seeds as a line, lowest to highest seed as a band; values times `scale`.
+
+    opacity   of the band
+    """
     dashes: Any = (0, style.dash) if style.dash else "solid"
     if band and len(line.of_seed) > 1:
         low, high = line.low * scale, line.high * scale
-        axes.fill_between(line.steps, low, high, color=style.colour, alpha=0.18, linewidth=0)
+        axes.fill_between(line.steps, low, high, color=style.colour, alpha=opacity, linewidth=0)
     axes.plot(
         line.steps,
         line.center * scale,
@@ -91,7 +99,8 @@ def draw_curve(
 def mark_branch_point(axes: Axes, axis: StepAxis, *, label: bool = True) -> None:
     """A thin vertical line where the branches begin."""
     step = axis.branch_point
-    if step is None:
+    # Branches from the initial parameters begin at the axis itself.
+    if step is None or step <= axes.dataLim.x0:
         return
     axes.axvline(step, color=FAINT, linewidth=0.6, linestyle=(0, (1.5, 1.5)), zorder=0)
     if label:
@@ -108,12 +117,12 @@ def mark_branch_point(axes: Axes, axis: StepAxis, *, label: bool = True) -> None
         )
 
 
-def finish_steps(axes: Axes, axis: StepAxis, *, label: bool = True) -> None:
+def finish_steps(axes: Axes, axis: StepAxis, *, label: bool = True, ticks: int = 5) -> None:
     """Title, limits and sparse round ticks of the horizontal axis."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes.margins(x=0.0)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10], integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=ticks, steps=[1, 2, 5, 10], integer=True))
     axes.xaxis.set_major_formatter(
         FuncFormatter(lambda step, _: f"{step:,.0f}".replace("-", "\N{MINUS SIGN}"))
     )
@@ -121,44 +130,86 @@ def finish_steps(axes: Axes, axis: StepAxis, *, label: bool = True) -> None:
         axes.set_xlabel(axis.label)
 
 
-def plain_log_ticks(axes: Axes) -> None:
-    """Ticks of a logarithmic axis written as plain numbers (0.1, not 10^-1), few enough to read."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+def mark_value(axes: Axes, value: float, text: str = "") -> None:
+    """A thin horizontal line at a value that matters, with its name at the left."""
+    axes.axhline(value, color=INK, linewidth=0.6, linestyle=(0, (5, 2)), zorder=0)
+    if text:
+        axes.annotate(
+            text,
+            (0.0, value),
+            xycoords=("axes fraction", "data"),
+            xytext=(3, 2),
+            textcoords="offset points",
+            fontsize=8,
+            color="#555555",
+        )
 
-    low, high = axes.get_ylim()
+
+def plain_log_ticks(axes: Axes, *, horizontal: bool = False) -> None:
+    """Ticks of a logarithmic axis written as plain numbers (0.1, not 10^-1), few enough to read.
+
+    horizontal   the horizontal axis; otherwise the vertical one
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    axis = axes.xaxis if horizontal else axes.yaxis
+    low, high = axes.get_xlim() if horizontal else axes.get_ylim()
     span = high / max(low, 1e-300)
     inside: Sequence[float] = (1.0, 2.0, 5.0) if span < 200 else (1.0,)
     if span < 4:
         inside = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
-    axes.yaxis.set_major_locator(LogLocator(base=10, subs=inside, numticks=12))
-    axes.yaxis.set_minor_locator(LogLocator(base=10, subs=tuple(range(1, 10)), numticks=50))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axis.set_major_locator(LogLocator(base=10, subs=inside, numticks=12))
+    axis.set_minor_locator(LogLocator(base=10, subs=tuple(range(1, 10)), numticks=50))
+    if span < 2:
+        # Too narrow for round multiples of a power of ten.
+        axis.set_major_locator(MaxNLocator(4 if horizontal else 5, steps=[1, 2, 5, 10]))
+        axis.set_minor_locator(LogLocator(base=10, subs=(), numticks=50))
+    axis.set_minor_formatter(NullFormatter())
     exponents = span > 1e6
-    axes.yaxis.set_major_formatter(
-        axes.yaxis.get_major_formatter() if exponents else FuncFormatter(lambda y, _: f"{y:g}")
+    axis.set_major_formatter(
+        axis.get_major_formatter() if exponents else FuncFormatter(lambda y, _: f"{y:g}")
     )
 
 
+#: What stands at the end of a line: text, height, colour.
+EndLabel = tuple[str, float, str]
+
+
 def label_ends(
-    axes: Axes, labels: Iterable[tuple[str, float, str]], gap_points: float = 9.5
+    axes: Axes, labels: Iterable[EndLabel], gap_points: float = 9.5, size: float = 8.0
 ) -> None:
     """Write each (text, y, colour) at the right edge, moved apart where they would overlap.
 
     gap_points   least distance between two baselines, in points
+    size         of the text, in points
     """
-    entries = sorted(labels, key=lambda label: label[1])
-    if not entries:
+    label_all_ends([(axes, list(labels))], gap_points, size)
+
+
+def label_all_ends(
+    panels: Sequence[tuple[Axes, Sequence[EndLabel]]], gap_points: float = 9.5, size: float = 8.0
+) -> None:
+    """`label_ends` for all panels of one figure: its layout is found once, not once a panel."""
+    if not any(labels for _, labels in panels):
         return
     # Runs the layout, so that heights on the page are those of the finished figure.
-    canvas = axes.get_figure(root=True)
+    canvas = panels[0][0].get_figure(root=True)
     assert canvas is not None, "axes belong to a figure"
     canvas.draw_without_rendering()
+    for axes, labels in panels:
+        _write_ends(axes, sorted(labels, key=lambda label: label[1]), gap_points, size)
+
+
+def _write_ends(axes: Axes, entries: Sequence[EndLabel], gap_points: float, size: float) -> None:
+    canvas = axes.get_figure(root=True)
+    assert canvas is not None, "axes belong to a figure"
     to_pixels = axes.transData
     pixels_per_point = canvas.dpi / 72
     right = axes.get_xlim()[1]
     wanted = [float(to_pixels.transform((right, y))[1]) / pixels_per_point for _, y, _ in entries]
     bottom, top = (float(edge) / pixels_per_point for edge in axes.bbox.intervaly)
-    placed = spread_apart([min(max(y, bottom + 3), top - 3) for y in wanted], gap_points)
+    apart = spread_apart([min(max(y, bottom + 3), top - 3) for y in wanted], gap_points)
+    placed = kept_between(apart, bottom, top, gap_points)
     for (text, y, colour), at, place in zip(entries, wanted, placed, strict=True):
         axes.annotate(
             text,
@@ -168,9 +219,46 @@ def label_ends(
             ha="left",
             va="center",
             color=colour,
-            fontsize=8,
+            fontsize=size,
             annotation_clip=False,
         )
+
+
+def label_inside(axes: Axes, step: float, label: EndLabel) -> None:
+    """Write a label above the end of a line that ends before the right edge."""
+    text, height, colour = label
+    axes.annotate(
+        text,
+        (step, height),
+        xytext=(0, 4),
+        textcoords="offset points",
+        ha="right",
+        color=colour,
+        fontsize=7,
+    )
+
+
+def kept_between(positions: Sequence[float], low: float, high: float, gap: float) -> list[float]:
+    """Sorted positions that are `gap` apart, moved into [low, high] as far as there is room."""
+    last = len(positions) - 1
+    lifted = [max(position, low + at * gap) for at, position in enumerate(positions)]
+    return [min(position, high - (last - at) * gap) for at, position in enumerate(lifted)]
+
+
+def name_lines(canvas: Canvas, lines: Sequence[tuple[str, str, tuple[float, ...]]]) -> None:
+    """A legend of (text, colour, dash) above the panels of a figure."""
+    from matplotlib.lines import Line2D
+
+    canvas.legend(
+        handles=[
+            Line2D([], [], color=colour, linestyle=(0, dash) if dash else "solid", label=text)
+            for text, colour, dash in lines
+        ],
+        loc="outside upper center",
+        ncols=len(lines),
+        frameon=False,
+        handlelength=2.4,
+    )
 
 
 def spread_apart(positions: Sequence[float], gap: float) -> list[float]:

@@ -1,7 +1,7 @@
 """What is a figure, and which files does it leave?
 
 A `Figure` turns the metric table into curves and draws them. It is saved as PNG (200 dpi) and PDF,
-with the drawn curves as CSV beside them. The figures themselves are in `figures.py`.
+with what is drawn as CSV beside them. The figures themselves are listed in `catalogue.py`.
 """
 
 from __future__ import annotations
@@ -9,11 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from thalweg.lab.figures import drawing
-from thalweg.lab.figures.curves import Curve, Series, StepAxis, branches_of, curve, tidy
+from thalweg.lab.figures.curves import (
+    Curve,
+    Drawn,
+    Series,
+    StepAxis,
+    branches_of,
+    curve,
+    tidy,
+)
 from thalweg.lab.figures.drawing import Look
+from thalweg.lab.figures.families import unsplit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,6 +30,14 @@ if TYPE_CHECKING:
 
 #: Curves by name, `quantity|branch`; None where a branch never measured the quantity.
 Curves = Mapping[str, Curve | None]
+
+#: What a figure draws: curves along steps, dots of branches, or something of its own.
+T = TypeVar("T", bound=Drawn)
+Size = tuple[float, float]
+
+
+class NotDrawableError(Exception):
+    """A study has nothing for a figure to show; the message says why and reaches the report."""
 
 
 @dataclass(frozen=True)
@@ -44,24 +61,32 @@ class Source:
             for branch in branches_of(self.data, self.roles)
         }
 
+    def plain_and_trunk(self) -> list[str]:
+        """The unsplit run from its start: trunk and plain branch, or the first unsplit branch."""
+        branches = branches_of(self.data, self.roles)
+        plain = self.roles.get("plain")
+        if plain not in branches:
+            plain = next(iter(unsplit(branches, self.roles)), None)
+        return [name for name in branches if name in ("trunk", plain)]
+
 
 @dataclass(frozen=True)
-class Figure:
+class Figure(Generic[T]):
     """One figure: what it needs, what it shows, how it is drawn.
 
     needs    columns of the metric table; without one of them the figure is skipped
-    curves   study -> the curves drawn
-    draw     draws these curves on an empty matplotlib figure
-    size     width and height in inches
+    curves   study -> what is drawn, by name; may raise NotDrawableError
+    draw     draws it on an empty matplotlib figure
+    size     width and height in inches, or what gives them for the curves of a study
     """
 
     name: str
     title: str
     caption: str
     needs: tuple[str, ...]
-    curves: Callable[[Source], Curves]
-    draw: Callable[[Canvas, Curves, Look], None]
-    size: tuple[float, float] = (drawing.COLUMN_WIDTH, 2.3)
+    curves: Callable[[Source], Mapping[str, T | None]]
+    draw: Callable[[Canvas, Mapping[str, T | None], Look], None]
+    size: Size | Callable[[Mapping[str, T | None], Look], Size] = (drawing.COLUMN_WIDTH, 2.3)
 
 
 @dataclass(frozen=True)
@@ -84,16 +109,22 @@ class SavedFigures:
     skipped: Mapping[str, str]
 
 
-def save_figure(figure: Figure, curves: Curves, look: Look, folder: Path) -> SavedFigure:
+def save_figure(
+    figure: Figure[T], curves: Mapping[str, T | None], look: Look, folder: Path
+) -> SavedFigure:
     """Draw one figure and write its three files; an earlier version of them is replaced."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
 
     png, pdf, csv = (folder / f"{figure.name}.{ending}" for ending in ("png", "pdf", "csv"))
     with drawing.paper_style():
-        canvas = Canvas(figsize=figure.size, layout="constrained")
+        size = figure.size(curves, look) if callable(figure.size) else figure.size
+        canvas = Canvas(figsize=size, layout="constrained")
         FigureCanvasAgg(canvas)
         figure.draw(canvas, curves, look)
+        canvas.draw_without_rendering()
+        # The layout is found: each file would find it again, most of the time of small panels.
+        canvas.set_layout_engine("none")
         # The files hold no date: the same data give the same bytes.
         canvas.savefig(png, metadata={"Title": figure.title, "Software": None})
         canvas.savefig(pdf, metadata={"Title": figure.title, "CreationDate": None})

@@ -1,0 +1,109 @@
+"""Figures of the Hessian's eigenvalues, and of sharpness against the edge of stability."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from thalweg.lab.figures import drawing
+from thalweg.lab.figures.along_steps import Quantity, draw_each_branch, size_of_branches
+from thalweg.lab.figures.curves import column, entry, list_length
+from thalweg.lab.figures.drawing import BAND, Look
+from thalweg.lab.figures.saving import Curves, Figure, Source
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Canvas
+
+
+def _spectrum_curves(source: Source) -> Curves:
+    both = list_length(source.data, "solved_eigenvalues")
+    return {
+        f"lambda_{index + 1}|{branch}": source.curve(
+            branch, entry("solved_eigenvalues", index), logarithmic=True
+        )
+        for index in range(both)
+        for branch in source.plain_and_trunk()
+    }
+
+
+def _draw_spectrum(canvas: Canvas, curves: Curves, look: Look) -> None:
+    axes = canvas.subplots()
+    axes.set_yscale("log")
+    lines = [(int(name.partition("|")[0][7:]), line) for name, line in curves.items() if line]
+    k = max(index for index, _ in lines) // 2
+    ends: dict[bool, list[float]] = {True: [], False: []}
+    for index, line in lines:
+        top = index <= k
+        colour = "#0072b2" if top else "#d55e00"
+        style = drawing.BranchStyle("", colour, colour, () if top else (3.0, 1.0), 0.8)
+        drawing.draw_curve(axes, line, style, band=False)
+        axes.plot(line.steps, line.center, ".", color=colour, markersize=3.6, markeredgewidth=0)
+        if line.branch != "trunk" or look.axis.branch_point is None:
+            ends[top].append(float(line.center[-1]))
+    axes.set_ylabel(r"eigenvalue $\lambda_i$ of the Hessian")
+    drawing.mark_branch_point(axes, look.axis)
+    drawing.finish_steps(axes, look.axis)
+    drawing.plain_log_ticks(axes)
+    names = {True: rf"$\lambda_1 \ldots \lambda_{{{k}}}$"}
+    names[False] = rf"$\lambda_{{{k + 1}}} \ldots \lambda_{{{2 * k}}}$"
+    colours = {True: "#0072b2", False: "#d55e00"}
+    drawing.label_ends(
+        axes,
+        [
+            (names[top], sorted(values)[len(values) // 2], colours[top])
+            for top, values in ends.items()
+            if values
+        ],
+    )
+
+
+EIGENVALUES = Figure(
+    name="eigenvalues",
+    title="Eigenvalues of the Hessian, top k against next k",
+    caption="The 2k largest eigenvalues along the unsplit run, each from a converged solve "
+    "(dots). Geometric mean over seeds at each rank.",
+    needs=("solved_eigenvalues",),
+    curves=_spectrum_curves,
+    draw=_draw_spectrum,
+)
+
+
+def _sharpness_curves(source: Source) -> Curves:
+    return source.each_branch("lr_sharpness", column("lr_sharpness"))
+
+
+def _draw_sharpness(canvas: Canvas, curves: Curves, look: Look) -> None:
+    quantity = Quantity("lr_sharpness", r"$\eta\,\lambda_1$", line=(2.0, ""))
+    draw_each_branch(canvas, curves, look, quantity)
+
+
+SHARPNESS = Figure(
+    name="sharpness",
+    title="Sharpness against the edge of stability",
+    caption="Learning rate times sharpness along each branch; line: 2, beyond which plain "
+    "gradient descent is unstable. " + BAND,
+    needs=("lr_sharpness",),
+    curves=_sharpness_curves,
+    draw=_draw_sharpness,
+    size=size_of_branches(),
+)
+
+
+def _stability_curves(source: Source) -> Curves:
+    return source.each_branch("stability_ratio", column("stability_ratio"))
+
+
+def _draw_stability(canvas: Canvas, curves: Curves, look: Look) -> None:
+    quantity = Quantity("stability_ratio", "sharpness / threshold", line=(1.0, ""))
+    draw_each_branch(canvas, curves, look, quantity)
+
+
+STABILITY = Figure(
+    name="stability",
+    title="Sharpness over the optimizer's own stability threshold",
+    caption="Sharpness (preconditioned, where the optimizer has a preconditioner) over the "
+    "threshold of full-batch training with this optimizer; line: 1, the edge of stability. " + BAND,
+    needs=("stability_ratio",),
+    curves=_stability_curves,
+    draw=_draw_stability,
+    size=size_of_branches(),
+)
