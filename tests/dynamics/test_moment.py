@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.curvature import FixedSubspace, Objective, Split, Subspace
-from thalweg.dynamics import Moment
+from thalweg.dynamics import Moment, preconditioner
+from thalweg.dynamics.moment import BATCHES
 
 
 class Counting(FixedSubspace):
@@ -111,3 +112,39 @@ def test_the_split_of_the_step_serves_proposed_and_update() -> None:
     assert moment.parts(proposed) == parts
     assert [part.tolist() for part in moment.parts(update)] == [[2.5, 0, 0, 0], [0, 0, 0, 14]]
     assert moment.source.updates == 0  # type: ignore[attr-defined]
+
+
+def test_batches_and_their_gradients_are_computed_once() -> None:
+    batches = [torch.tensor([n, n + 1]) for n in range(BATCHES)]
+    asked: list[int] = []
+    moment = make_moment(batches=lambda number: asked.append(number) or batches)
+    gradients = moment.batch_gradients
+    assert moment.batch_gradients is gradients
+    assert asked == [BATCHES]
+    for column, samples in zip(gradients.T, batches, strict=True):
+        assert torch.equal(column, moment.objective.gradient(moment.theta, samples))
+
+
+def test_where_a_batch_is_all_samples_its_gradient_is_the_full_one() -> None:
+    moment = make_moment()
+    assert moment.batch_samples == [None]
+    assert torch.equal(moment.batch_gradients, moment.gradient[:, None])
+
+
+def test_only_a_step_of_an_optimizer_with_a_metric_has_a_subspace_in_it() -> None:
+    moment = make_moment()
+    parameters = moment.objective.layout.parameters(moment.objective.model)
+    adam = torch.optim.Adam(parameters)
+    moment.objective.model(torch.ones(1, 3)).sum().backward()
+    adam.step()
+    for changes, has_one in (
+        ({"optimizer": adam, "update": moment.theta}, True),
+        ({"optimizer": adam}, False),
+        ({"optimizer": torch.optim.SGD(parameters), "update": moment.theta}, False),
+        ({"update": moment.theta}, False),
+    ):
+        metric = make_moment(objective=moment.objective, **changes).metric_subspace
+        assert (metric is not None) == has_one
+        if metric is not None:
+            assert metric.scaled.k == 2
+            assert torch.equal(metric.diagonal, preconditioner(adam))

@@ -10,7 +10,12 @@ from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 from tests.curvature import dense
 from tests.curvature.networks import silu
 from thalweg.curvature import Objective
-from thalweg.dynamics.preconditioning import preconditioned_sharpness, preconditioner
+from thalweg.dynamics.preconditioning import (
+    has_preconditioner,
+    metric_of,
+    preconditioned_sharpness,
+    preconditioner,
+)
 from thalweg.errors import InvalidInput
 
 
@@ -97,3 +102,18 @@ def test_a_preconditioner_with_a_zero_is_refused() -> None:
     optimizer.step()
     with pytest.raises(InvalidInput, match=r"preconditioner: got 0\.0, .*raise eps"):
         preconditioned_sharpness(Objective(model, nn.MSELoss(), data), optimizer)
+
+
+@pytest.mark.parametrize(("kind", "shift"), [(Adam, 0.3), (AdamW, 0.0), (RMSprop, 0.3)])
+def test_the_metric_is_the_preconditioner_and_the_decay_added_to_the_gradient(
+    kind: type[Optimizer], shift: float
+) -> None:
+    case = silu()
+    optimizer = kind(case.model.parameters(), weight_decay=0.3)  # type: ignore[call-arg]
+    assert has_preconditioner(optimizer)
+    case.loss(case.model(case.data[0]), case.data[1]).backward()
+    optimizer.step()
+    diagonal, decay = metric_of(optimizer, Objective(case.model, case.loss, case.data))
+    assert torch.equal(diagonal, preconditioner(optimizer))
+    assert decay == shift
+    assert not has_preconditioner(SGD(case.model.parameters(), lr=0.1))

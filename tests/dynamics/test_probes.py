@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from thalweg.curvature import Hessian, Objective, Subspace, SubspaceTracker, top_eigenpairs
 from thalweg.dynamics import PROBES, BranchPoint, Moment, probe
+from thalweg.dynamics.probes import SHOWN_PARAMETERS
 from thalweg.errors import InvalidInput
 
 LEARNING_RATE = 0.05
@@ -137,6 +138,15 @@ def test_the_cost_is_averaged_over_the_steps_since_the_last_row() -> None:
     row = measure("subspace_cost", moment)
     assert row["subspace_gradients"] == pytest.approx((10 + moment.source.report.gradients) / 4)
     assert row["subspace_error"] == moment.source.report.error
+
+
+def test_the_position_of_few_parameters_is_written_down() -> None:
+    moment = next(trajectory())
+    assert measure("position", moment) == {"position": moment.theta.tolist()}
+    moment.theta = torch.zeros(SHOWN_PARAMETERS)
+    assert len(measure("position", moment)["position"]) == SHOWN_PARAMETERS
+    moment.theta = torch.zeros(SHOWN_PARAMETERS + 1)
+    assert measure("position", moment) == {}
 
 
 def test_what_a_moment_does_not_have_is_not_measured() -> None:

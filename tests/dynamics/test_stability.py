@@ -177,3 +177,11 @@ def test_the_threshold_of_sam_at_its_limits() -> None:
     for wrong in ((1.0, 0.0, 0.1), (1.0, 0.1, -1.0), (-1.0, 0.1, 0.1), (math.nan, 0.1, 0.1)):
         with pytest.raises(InvalidInput, match="a number"):
             sam_threshold(*wrong)
+
+
+def test_a_learning_rate_can_be_given_in_place_of_the_groups() -> None:
+    groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (0.1, 7.0)]
+    found = stability_threshold(SGD(groups, momentum=0.5), lr=0.01)
+    assert found.value == pytest.approx(300)
+    assert found.note == ""
+    assert [group["lr"] for group in groups] == [0.1, 7.0]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+# Imported for the probes that they register.
+import thalweg.dynamics.batch_probes
+import thalweg.dynamics.stability_probes  # noqa: F401
 from thalweg.dynamics.batch_curvature import BatchSharpness, batch_sharpness
 from thalweg.dynamics.moment import BranchPoint, Moment
+from thalweg.dynamics.optimizer_metric import OptimizerMetricSource
 from thalweg.dynamics.preconditioning import preconditioned_sharpness, preconditioner
 from thalweg.dynamics.probes import PROBES, Probe, probe
 from thalweg.dynamics.stability import (
@@ -19,6 +23,7 @@ __all__ = [
     "BatchSharpness",
     "BranchPoint",
     "Moment",
+    "OptimizerMetricSource",
     "Probe",
     "StabilityThreshold",
     "WatchWarning",

@@ -84,11 +84,25 @@ def batch_sharpness(
         # In ascending order the data is read forwards.
         samples = drawn.sort().values
         gradient = objective.gradient(theta, samples)
-        product = Hessian(objective, theta, samples) @ gradient
-        curvatures[number] = gradient.double() @ product.double()
-        squares[number] = gradient.double().square().sum()
+        curvatures[number], squares[number] = curvature_along(objective, theta, samples, gradient)
     value = curvatures.mean() / squares.mean()
     deviations = (curvatures - value * squares) / squares.mean()
     # The standard deviation of a single batch is unknown, and torch would warn of it.
     error = float(deviations.std() / batches**0.5) if batches > 1 else float("nan")
     return BatchSharpness(float(value), error, batch_size, batches)
+
+
+def curvature_along(
+    objective: Objective, theta: Tensor, samples: Tensor | None, vector: Tensor
+) -> tuple[float, float]:
+    """v^T H_B v and norm(v)^2 of a vector v (P,), H_B the Hessian over some samples at theta.
+
+    Args:
+        samples: indices of the samples, int64 (n,); None for all.
+
+    Raises:
+        Diverged: the loss or the product is NaN or infinite.
+    """
+    product = Hessian(objective, theta, samples) @ vector
+    wide = vector.double()
+    return float(wide @ product.double()), float(wide.square().sum())

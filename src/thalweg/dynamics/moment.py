@@ -21,11 +21,27 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
-from thalweg.curvature import Objective, Split, Subspace, SubspaceSource
+from thalweg.curvature import (
+    Hessian,
+    MetricSubspace,
+    Objective,
+    Preconditioned,
+    Split,
+    Subspace,
+    SubspaceSource,
+    top_eigenpairs,
+)
+from thalweg.dynamics.preconditioning import has_preconditioner, metric_of
+from thalweg.dynamics.wrapping import Unwrapped, unwrapped
 
 Parts = tuple[Tensor, Tensor]
+
+# Mini-batches over which an expectation is taken, such as the covariance of their gradients.
+BATCHES = 8
 
 
 @dataclass(frozen=True)
@@ -56,6 +72,9 @@ class Moment:
             cost in them, in gradients of the full loss.
         evaluate_test: gives (loss, accuracy or None) on held-out data at the model's parameters
             set to a theta; None without such data.
+        optimizer: that of the run, in its state after the step; None where not known.
+        batches: gives m independent mini-batches as those that the step's was drawn from, each as
+            indices of its samples, int64 (B,), on the CPU; None where every batch is all samples.
     """
 
     step: int
@@ -73,6 +92,8 @@ class Moment:
     subspace_updated: bool = False
     steps_before: int = 0
     gradients_before: float = 0.0
+    optimizer: Optimizer | None = None
+    batches: Callable[[int], list[Tensor]] | None = None
     # The vector is kept beside its parts: the identity of one that is gone may be given again.
     _parts: dict[int, tuple[Tensor, Parts]] = field(default_factory=dict)
 
@@ -109,6 +130,48 @@ class Moment:
             known = self.__dict__.get("loss_and_gradient")
             self.source.update(self.theta, None if known is None else known[1])
         return self.source.subspace
+
+    @property
+    def step_was_made(self) -> bool:
+        """Whether an update followed: not at the last row of a run."""
+        return self.update is not None
+
+    @cached_property
+    def unwrapped(self) -> Unwrapped | None:
+        """The optimizer inside of all that wrap it; None where it is not known."""
+        return None if self.optimizer is None else unwrapped(self.optimizer)
+
+    @cached_property
+    def metric_subspace(self) -> MetricSubspace | None:
+        """S_k at theta_t in the metric of the optimizer, solved once a step.
+
+        The metric is D after the step's update, see `preconditioner`. None where the optimizer has
+        none, or is not known, and where no step was made.
+        """
+        if self.unwrapped is None or not self.step_was_made:
+            return None
+        base = self.unwrapped.base
+        if not has_preconditioner(base):
+            return None
+        diagonal, shift = metric_of(base, self.objective)
+        hessian = Hessian(self.objective, self.theta, keep_graph=True)
+        operator = Preconditioned(hessian, diagonal, shift=shift)
+        solved = top_eigenpairs(operator, self.subspace.k, check_repeated=0)
+        return MetricSubspace(solved, diagonal)
+
+    @cached_property
+    def batch_samples(self) -> list[Tensor | None]:
+        """`BATCHES` mini-batches, int64 (B,) each; [None], all samples, where a batch is that."""
+        return [None] if self.batches is None else [*self.batches(BATCHES)]
+
+    @cached_property
+    def batch_gradients(self) -> Tensor:
+        """The gradient at theta_t of each of `batch_samples`, (P, m)."""
+        gradients = [
+            self.gradient if samples is None else self.objective.gradient(self.theta, samples)
+            for samples in self.batch_samples
+        ]
+        return torch.stack(gradients).T
 
     @property
     def used_subspace(self) -> bool:

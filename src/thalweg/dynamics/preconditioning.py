@@ -47,8 +47,7 @@ def preconditioner(optimizer: Optimizer, parameters: Iterable[Tensor] | None = N
 
     Source: Cohen et al. 2022 (arXiv 2207.14484).
     """
-    if not isinstance(optimizer, (Adam, RMSprop)):
-        raise invalid("optimizer", type(optimizer).__name__, "Adam, AdamW or RMSprop")
+    require_preconditioner(optimizer)
     diagonal = _adam_diagonal if isinstance(optimizer, Adam) else _rmsprop_diagonal
     group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     if parameters is None:
@@ -68,6 +67,40 @@ def preconditioner(optimizer: Optimizer, parameters: Iterable[Tensor] | None = N
     return torch.cat(parts)
 
 
+def has_preconditioner(optimizer: Optimizer) -> bool:
+    """Whether `preconditioner` knows the diagonal of this kind of optimizer."""
+    return isinstance(optimizer, (Adam, RMSprop))
+
+
+def require_preconditioner(optimizer: Optimizer) -> None:
+    """Refuse other kinds.
+
+    Raises:
+        InvalidInput: the optimizer is neither Adam, AdamW nor RMSprop.
+    """
+    if not has_preconditioner(optimizer):
+        raise invalid("optimizer", type(optimizer).__name__, "Adam, AdamW or RMSprop")
+
+
+def metric_of(optimizer: Optimizer, objective: Objective) -> tuple[Tensor, float]:
+    """The metric of an optimizer over the parameters of a loss: D (P,), and w.
+
+    D is from `preconditioner`, w the weight decay that Adam or RMSprop adds to the gradient: what
+    the optimizer feels is D^-1/2 (H + w I) D^-1/2.
+
+    Args:
+        optimizer: Adam, AdamW or RMSprop after a step.
+
+    Raises:
+        InvalidInput: the optimizer has no preconditioner, or none yet; it holds a zero.
+    """
+    parameters = objective.layout.parameters(objective.model)
+    diagonal = preconditioner(optimizer, parameters)
+    if not bool((diagonal > 0).all()):
+        raise invalid("preconditioner", float(diagonal.min()), "positive numbers", "raise eps")
+    return diagonal, stability_threshold(optimizer, parameters).shift
+
+
 def preconditioned_sharpness(
     objective: Objective,
     optimizer: Optimizer,
@@ -78,7 +111,7 @@ def preconditioned_sharpness(
 ) -> Subspace:
     """lambda_1 of D^-1/2 (H + w I) D^-1/2, to compare with the optimizer's `stability_threshold`.
 
-    D is from `preconditioner`, w the weight decay that Adam or RMSprop adds to the gradient.
+    D and w are those of `metric_of`.
 
     Args:
         objective: the loss.
@@ -97,13 +130,8 @@ def preconditioned_sharpness(
 
     Source: Cohen et al. 2022 (arXiv 2207.14484).
     """
-    parameters = objective.layout.parameters(objective.model)
-    diagonal = preconditioner(optimizer, parameters)
-    if not bool((diagonal > 0).all()):
-        raise invalid("preconditioner", float(diagonal.min()), "positive numbers", "raise eps")
-    hessian = Hessian(objective, theta, keep_graph=True)
-    shift = stability_threshold(optimizer, parameters).shift
-    operator = Preconditioned(hessian, diagonal, shift=shift)
+    diagonal, shift = metric_of(optimizer, objective)
+    operator = Preconditioned(Hessian(objective, theta, keep_graph=True), diagonal, shift=shift)
     return top_eigenpairs(operator, 1, tolerance=tolerance, start=start, check_repeated=0)
 
 

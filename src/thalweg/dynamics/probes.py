@@ -23,7 +23,8 @@ from thalweg.errors import invalid
 Value = float | Sequence[float] | None
 Measure = Callable[[Moment], Mapping[str, Value]]
 
-VECTOR_COLUMNS = ("eigenvalues", "solved_eigenvalues", "solved_residuals")
+# Of how many parameters theta itself is written down: a plane or a toy, not a network.
+SHOWN_PARAMETERS = 8
 
 
 @dataclass(frozen=True)
@@ -231,6 +232,14 @@ def subspace_cost(moment: Moment) -> Mapping[str, Value]:
         "subspace_gradients": gradients,
         "next_eigenvalue": report.next_eigenvalue,
     }
+
+
+@probe("position", ["position"], vectors=["position"])
+def position(moment: Moment) -> Mapping[str, Value]:
+    """theta itself, of problems with at most `SHOWN_PARAMETERS` parameters."""
+    if moment.theta.numel() > SHOWN_PARAMETERS:
+        return {}
+    return {"position": moment.theta.tolist()}
 
 
 def _alignment(moment: Moment, vector: Tensor | None) -> Value:

@@ -58,7 +58,10 @@ class StabilityThreshold:
 
 
 def stability_threshold(
-    optimizer: Optimizer, parameters: Iterable[Tensor] | None = None
+    optimizer: Optimizer,
+    parameters: Iterable[Tensor] | None = None,
+    *,
+    lr: float | None = None,
 ) -> StabilityThreshold:
     """The sharpness above which full-batch training with an optimizer of torch is unstable.
 
@@ -76,6 +79,7 @@ def stability_threshold(
     Args:
         optimizer: any optimizer; one that wraps another is not looked into.
         parameters: only parameter groups with one of these count; None for all.
+        lr: learning rate to take in place of each group's own.
 
     Returns:
         The threshold. Where groups differ in learning rate or weight decay, the smallest one:
@@ -91,6 +95,8 @@ def stability_threshold(
         reason = NO_THRESHOLD.get(name, "none is known to Thalweg")
         return StabilityThreshold(None, note=f"{name} has no stability threshold: {reason}")
     groups = _groups(optimizer, parameters)
+    if lr is not None:
+        groups = [{**group, "lr": lr} for group in groups]
     if any(group["maximize"] for group in groups):
         return StabilityThreshold(None, note="the optimizer maximizes: its Hessian is that of -L")
     found = [formula(group) for group in groups]
