@@ -26,9 +26,11 @@ from thalweg.lab.claims.judgement import (
 from thalweg.lab.claims.main_finding import MAIN_CLAIMS
 from thalweg.lab.claims.noise import NOISE_CLAIMS
 from thalweg.lab.claims.optimizers import OPTIMIZER_CLAIMS
+from thalweg.lab.claims.quadratic import QUADRATIC_CLAIMS
 from thalweg.lab.claims.registry import CLAIMS, add_claim
 from thalweg.lab.claims.robustness import ROBUSTNESS_CLAIMS
 from thalweg.lab.claims.spectrum import SPECTRUM_CLAIMS
+from thalweg.lab.claims.valley import VALLEY_CLAIMS
 
 __all__ = [
     "CLAIMS",
@@ -51,6 +53,8 @@ for _claim in (
     *SPECTRUM_CLAIMS,
     *ALIGNMENT_CLAIMS,
     *NOISE_CLAIMS,
+    *VALLEY_CLAIMS,
+    *QUADRATIC_CLAIMS,
     *EDGE_CLAIMS,
     *OPTIMIZER_CLAIMS,
     *ROBUSTNESS_CLAIMS,
