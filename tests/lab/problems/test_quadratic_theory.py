@@ -12,6 +12,7 @@ from thalweg.lab.problems.quadratic_theory import (
     critical_learning_rate,
     critical_step_size,
     expected_after_step,
+    expected_after_steps,
     expected_loss_change,
     stationary,
 )
@@ -50,6 +51,14 @@ def test_the_expected_gradient_after_a_step(part: np.ndarray, curvature: float, 
     measured = float(np.mean(np.sum(after[:, part] ** 2, axis=1)))
     predicted = expected_after_step(lr, curvature, squared(part), noise(part))
     assert predicted == pytest.approx(measured, rel=1e-10)
+
+
+@pytest.mark.parametrize("lr", [0.0, 0.3, 1 / STEEP, 2 / STEEP, 1.3])
+def test_many_steps_are_one_step_many_times(lr: float) -> None:
+    value = 3.0
+    for steps in range(6):
+        assert expected_after_steps(lr, STEEP, 3.0, 5.0, steps) == pytest.approx(value, rel=1e-12)
+        value = expected_after_step(lr, STEEP, value, 5.0)
 
 
 @pytest.mark.parametrize("lr", [0.05, 0.6, 0.95])

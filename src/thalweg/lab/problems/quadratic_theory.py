@@ -45,6 +45,19 @@ def expected_after_step(lr: float, curvature: float, squared: float, noise: floa
     return (1 - lr * curvature) ** 2 * squared + (lr * curvature) ** 2 * noise
 
 
+def expected_after_steps(
+    lr: float, curvature: float, squared: float, noise: float, steps: int
+) -> float:
+    """E norm(Q g_t)^2 after t steps: r^t norm(Q g)^2 + lr^2 h^2 s (1 + r + ... + r^(t - 1)).
+
+    r = (1 - lr h)^2. Arguments as for `expected_after_step`.
+    """
+    ratio = (1 - lr * curvature) ** 2
+    power = ratio**steps
+    total = steps if ratio == 1 else (1 - power) / (1 - ratio)
+    return power * squared + (lr * curvature) ** 2 * noise * total
+
+
 def stationary(lr: float, curvature: float, noise: float) -> float:
     """norm(Q g)^2 that one step leaves as it is, in expectation: lr h s / (2 - lr h).
 
