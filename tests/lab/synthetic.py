@@ -210,7 +210,7 @@ def optimizers(seeds: int = 3) -> pd.DataFrame:
             of |= {f"dom-{name}{end}": "dom-sgd", f"bulk-{name}{end}": "bulk-sgd"}
     of |= {"dom-sgd-frozen": "dom-sgd", "bulk-sgd-frozen": "bulk-sgd"}
     data = with_branches(with_later_probes(study(seeds, 20)), of, 2.0)
-    return data.drop(data.index[data["branch"] == "trunk"]).reset_index(drop=True)
+    return data.query("branch != 'trunk'").reset_index(drop=True)
 
 
 def variants(seeds: int = 3) -> pd.DataFrame:

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from tests.lab import synthetic
+from tests.lab.claims.branches import MAIN_NAMES
 from tests.lab.report.browser import CHROMIUM, Browser
 from thalweg.errors import InvalidInput
 from thalweg.lab.claims.published import CLAIMS, Verdict, judge_all
@@ -32,12 +33,12 @@ in_chromium = [
 
 @pytest.fixture(scope="module")
 def study() -> pd.DataFrame:
-    return synthetic.study()
+    return synthetic.with_later_probes(synthetic.study())
 
 
 @pytest.fixture(scope="module")
 def verdicts(study: pd.DataFrame) -> list[Verdict]:
-    return judge_all(CLAIMS.values(), study)
+    return judge_all([CLAIMS[name] for name in MAIN_NAMES], study)
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +182,14 @@ def test_unmeasured_quantities_and_empty_panels_are_left_out(study: pd.DataFrame
     assert [quantity["label"] for quantity in drawn["panels"][0]["quantities"]] == ["training"]
 
 
+def test_a_panel_whose_columns_no_probe_measured_is_left_out(study: pd.DataFrame) -> None:
+    drawn = page_data(synthetic.study(1), ROLES)
+    names = [panel["name"] for panel in drawn["panels"]]
+    assert set(PANELS) - set(names) == {"critical-learning-rates", "noise"}
+    sharpness = drawn["panels"][names.index("sharpness")]
+    assert [quantity["label"] for quantity in sharpness["quantities"]] == ["lr · λ₁", "λ₁"]
+
+
 def test_long_curves_are_thinned_and_keep_their_last_point() -> None:
     steps = np.arange(0, 10_001)
     data = pd.DataFrame({"seed": 0, "branch": "sgd", "step": steps, "loss": 1 / (1 + steps)})
@@ -296,6 +305,26 @@ class TestInChromium:
         browser.wait(f"{scale} === 'linear'")
         browser.click("#panel-loss .controls .switch:nth-child(1) button:nth-child(2)")
         browser.wait("document.querySelector('#panel-loss .ytitle').textContent === 'test loss'")
+        assert browser.complaints == []
+
+    def test_many_branches_are_switched_family_by_family(
+        self, browser: Browser, tmp_path: Path
+    ) -> None:
+        data = synthetic.optimizers(1)
+        browser.open(write_report(tmp_path, data, [], SPEC, {}, NO_FIGURES, "optimizers"))
+        shown = "new Set(document.querySelector('#panel-loss .plot').data.map(t => t.name))"
+        names = f"[...{shown}].sort()"
+        assert browser.evaluate(names) == ["Adam", "Bulk-SGD", "Dom-SGD", "SGD"]
+        button = "[...document.querySelectorAll('#toolbar .group')].find(b => b.textContent === "
+        browser.evaluate(f"{button}'all').click()")
+        browser.wait(f"{shown}.size === {data['branch'].nunique()}")
+        browser.evaluate(f"{button}'Dom').click()")
+        browser.evaluate(f"{button}'Adam').click()")
+        browser.wait(f"{names}.includes('Dom-Adam') && !{names}.includes('Dom-Muon')")
+        assert browser.evaluate(f"{button}'Muon').getAttribute('aria-pressed')") == "mixed"
+        browser.evaluate(f"{button}'Adam').click()")
+        browser.wait(f"!{names}.includes('Bulk-Adam, frozen')")
+        assert browser.evaluate("document.documentElement.scrollWidth") <= 1200
         assert browser.complaints == []
 
     def test_no_button_sends_the_chart_away(self, browser: Browser, page: Path) -> None:

@@ -4,7 +4,11 @@
 (() => {
   const study = JSON.parse(document.getElementById("study-data").textContent);
   const dark = matchMedia("(prefers-color-scheme: dark)");
-  const choice = { eachSeed: false, hidden: new Set(), printing: false };
+  // More branches than can be told apart: those that come first (trunk and roles) are shown at first.
+  const MOST_CHIPS = 12, FIRST_SHOWN = 4;
+  const many = study.branches.length > MOST_CHIPS;
+  const hidden = new Set(many ? study.branches.slice(FIRST_SHOWN) : []);
+  const choice = { eachSeed: false, hidden, printing: false };
   const panels = [];
 
   const element = (tag, className, text) => {
@@ -66,9 +70,9 @@
     }));
 
   // A style that is no branch (the eigenvalues' groups) is never hidden by a branch's chip.
+  const shownLines = (quantity) => quantity.lines.filter((line) => !choice.hidden.has(line.style));
   const tracesOf = (quantity) =>
-    quantity.lines
-      .filter((line) => !choice.hidden.has(line.style))
+    shownLines(quantity)
       .flatMap((line) => {
         const style = study.styles[line.style];
         const draw = choice.eachSeed ? seedTraces : bandTraces;
@@ -89,7 +93,7 @@
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: getComputedStyle(document.body).fontFamily, color: variable("--text") },
-      hovermode: quantity.lines.length > 8 ? "closest" : "x unified",
+      hovermode: shownLines(quantity).length > 8 ? "closest" : "x unified",
       hoverlabel: {
         bgcolor: variable("--card"), bordercolor: variable("--line"),
         font: { color: variable("--text"), size: 12 },
@@ -117,7 +121,7 @@
 
   // Plain numbers at 1, 2 and 5 where the values span less than two decades.
   const logTicks = (quantity) => {
-    const values = quantity.lines.flatMap((line) => [...line.low, ...line.high]);
+    const values = shownLines(quantity).flatMap((line) => [...line.low, ...line.high]);
     const shown = values.filter((value) => value > 0);
     const low = shown.reduce((a, b) => Math.min(a, b), Infinity);
     const high = shown.reduce((a, b) => Math.max(a, b), 0);
@@ -177,21 +181,78 @@
     picture.setAttribute("viewBox", "0 0 34 12");
     picture.append(stroke);
     button.append(picture, element("span", "", style.label));
-    button.addEventListener("click", () => {
-      const hidden = choice.hidden.delete(name) ? false : Boolean(choice.hidden.add(name));
-      button.setAttribute("aria-pressed", String(!hidden));
-      drawAll();
-    });
-    button.paint = () => stroke.setAttribute("stroke", colourOf(style));
+    button.addEventListener("click", () => show([name], choice.hidden.has(name)));
+    button.paint = () => {
+      stroke.setAttribute("stroke", colourOf(style));
+      button.setAttribute("aria-pressed", String(!choice.hidden.has(name)));
+    };
     button.paint();
     return button;
   };
 
-  const chips = study.branches.map(chip);
+  // Shows or hides all of the named branches at once.
+  const groupButton = (text, names) => {
+    const button = element("button", "group", text);
+    button.type = "button";
+    const shown = () => names.filter((name) => !choice.hidden.has(name)).length;
+    button.addEventListener("click", () => show(names, shown() < names.length));
+    button.paint = () => {
+      const state = shown() === names.length ? "true" : shown() ? "mixed" : "false";
+      button.setAttribute("aria-pressed", state);
+    };
+    button.paint();
+    return button;
+  };
+
+  // The shortest branch with whose name this one begins, Dom- and Bulk- apart: adam of adam-start.
+  const stemOf = (name) => {
+    const words = name.replace(/^(dom|bulk)-/, "").split("-");
+    const stems = words.map((_, at) => words.slice(0, words.length - at).join("-"));
+    return stems.reverse().find((stem) => study.branches.includes(stem)) ?? "";
+  };
+  const grouped = (names, keyOf) =>
+    names.reduce((groups, name) => {
+      const key = keyOf(name);
+      return groups.set(key, [...(groups.get(key) ?? []), name]);
+    }, new Map());
+
+  // One row of chips, or with many branches a row for each optimizer below buttons for the parts.
+  const legendOf = () => {
+    const chipOf = new Map(study.branches.map((name) => [name, chip(name)]));
+    if (!many) {
+      const row = element("div", "chips");
+      row.append(...chipOf.values());
+      return { box: row, buttons: [...chipOf.values()] };
+    }
+    const box = element("div", "families");
+    const parts = grouped(study.branches, (name) => /^(dom|bulk)-/.exec(name)?.[1] ?? "whole");
+    const titles = { whole: "unsplit", dom: "Dom", bulk: "Bulk" };
+    const heads = [
+      groupButton("all", study.branches),
+      ...[...parts].map(([part, names]) => groupButton(titles[part], names)),
+    ];
+    const top = element("div", "chips");
+    top.append(...heads);
+    box.append(element("span", "hint", `${study.branches.length} branches`), top);
+    grouped(study.branches, stemOf).forEach((names, stem) => {
+      const head = groupButton(stem ? study.styles[stem].label : "others", names);
+      const row = element("div", "chips");
+      row.append(...names.map((name) => chipOf.get(name)));
+      heads.push(head);
+      box.append(head, row);
+    });
+    return { box, buttons: [...chipOf.values(), ...heads] };
+  };
+
+  const show = (names, shown) => {
+    names.forEach((name) => (shown ? choice.hidden.delete(name) : choice.hidden.add(name)));
+    repaint();
+  };
+
   const toolbar = document.getElementById("toolbar");
-  const legend = element("div", "chips");
-  legend.append(...chips);
-  toolbar.append(legend);
+  toolbar.classList.toggle("many", many);
+  const legend = legendOf();
+  toolbar.append(legend.box);
   const seeds = new Set(study.panels.flatMap((panel) =>
     panel.quantities.flatMap((q) => q.lines.flatMap((line) => Object.keys(line.seeds)))));
   if (seeds.size > 1) {
@@ -201,7 +262,7 @@
     }));
   }
   const repaint = () => {
-    chips.forEach((button) => button.paint());
+    legend.buttons.forEach((button) => button.paint());
     return drawAll();
   };
   study.panels.forEach(addPanel);

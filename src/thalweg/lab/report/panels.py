@@ -1,113 +1,33 @@
 """Which interactive curves does the report show, and which columns do they need?
 
-Each `Panel` offers one or more quantities (the reader chooses) along all branches. `page_data.py`
-turns them into the lists that the page's script draws.
+A panel whose columns a study did not measure is left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
-from thalweg.errors import invalid
-from thalweg.lab.figures.branch_style import branch_styles
-from thalweg.lab.figures.curves import (
-    Curve,
-    branches_of,
-    column,
-    entry,
-    list_length,
-    ratio_of_sums,
+from thalweg.lab.figures.curves import ratio_of_sums
+from thalweg.lab.report.panel import (
+    PANELS,
+    Lines,
+    Panel,
+    Quantity,
+    add_panel,
+    eigenvalue_lines,
+    of_branches,
+    per_branch,
 )
-from thalweg.lab.figures.saving import Source
+
+__all__ = ["PANELS", "Panel", "Quantity", "add_panel"]
 
 #: Window of running means and of ratios of sums, as a part of a run.
 WINDOW = 0.05
 
-#: Study -> (name of the line, key of its style, curve) of each line.
-Lines = Callable[[Source], list[tuple[str, str, Curve | None]]]
 
-
-@dataclass(frozen=True)
-class Quantity:
-    """One quantity that a panel can show.
-
-    label    its name on the panel's switch
-    needs    columns of the metric table
-    lines    the lines to draw
-    factor   multiplies the values (100 for per cent)
-    """
-
-    label: str
-    axis_title: str
-    needs: tuple[str, ...]
-    lines: Lines
-    factor: float = 1.0
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One plot of the report; `logarithmic` is its first scale, the reader can change it."""
-
-    name: str
-    title: str
-    caption: str
-    quantities: tuple[Quantity, ...]
-    logarithmic: bool = False
-    wide: bool = False
-
-
-PANELS: dict[str, Panel] = {}
-
-
-def add_panel(panel: Panel) -> Panel:
-    """Register a panel under its name; raises InvalidInput if the name is taken."""
-    if panel.name in PANELS:
-        raise invalid("panel name", panel.name, "a name not used yet", "choose another name")
-    PANELS[panel.name] = panel
-    return panel
-
-
-def per_branch(name: str, window: float = 0.0, *, logarithmic: bool = False) -> Lines:
-    """One line for each branch, from a column of the metric table."""
-    return _of_branches(lambda: column(name, window), logarithmic=logarithmic)
-
-
-def _of_branches(series: Callable[[], Any], *, logarithmic: bool = False) -> Lines:
-    def lines(source: Source) -> list[tuple[str, str, Curve | None]]:
-        branches = branches_of(source.data, source.roles)
-        styles = branch_styles(branches, source.roles)
-        return [
-            (styles[branch].label, branch, source.curve(branch, series(), logarithmic=logarithmic))
-            for branch in branches
-        ]
-
-    return lines
-
-
-def _eigenvalues(name: str, groups: int) -> Lines:
-    """One line for each rank along trunk and plain branch; `groups` = 2 for 2k eigenvalues."""
-
-    def lines(source: Source) -> list[tuple[str, str, Curve | None]]:
-        count = list_length(source.data, name)
-        wanted = ("trunk", source.roles.get("plain", ""))
-        branches = [b for b in branches_of(source.data, source.roles) if b in wanted]
-        return [
-            (
-                f"\N{GREEK SMALL LETTER LAMDA}<sub>{rank + 1}</sub>",
-                "top k" if rank < count / groups else "next k",
-                source.curve(branch, entry(name, rank), logarithmic=True),
-            )
-            for rank in range(count)
-            for branch in branches
-        ]
-
-    return lines
-
-
-def _one(name: str, label: str, axis_title: str, lines: Lines, factor: float = 1.0) -> Quantity:
-    return Quantity(label, axis_title, (name,), lines, factor)
+def _one(
+    name: str, label: str, axis_title: str, lines: Lines | None = None, factor: float = 1.0
+) -> Quantity:
+    """A quantity of one column; by default a line for each branch."""
+    return Quantity(label, axis_title, (name,), lines or per_branch(name), factor)
 
 
 def _effective(part: str) -> Quantity:
@@ -117,7 +37,7 @@ def _effective(part: str) -> Quantity:
         f"{part} part",
         f"effective learning rate, {part}",
         (above, below),
-        _of_branches(lambda: series),
+        of_branches(series),
     )
 
 
@@ -138,19 +58,21 @@ add_panel(
     Panel(
         name="alignment",
         title="Alignment with the dominant subspace",
-        caption="χₖ(v) = ‖Pₖv‖ / ‖v‖. The proposed update is the optimizer's, before the split.",
+        caption="χₖ(v) = ‖Pₖv‖ / ‖v‖. The proposed update is the optimizer's, before the split; "
+        "its own metric is that of its preconditioner.",
         quantities=tuple(
             _one(
                 f"alignment_{vector}",
                 label,
                 f"χₖ of the {title}",
-                per_branch(f"alignment_{vector}"),
             )
             for vector, label, title in (
                 ("gradient", "full gradient", "full gradient"),
                 ("minibatch", "mini-batch", "mini-batch gradient"),
                 ("proposed", "proposed update", "proposed update"),
                 ("update", "update made", "update made"),
+                ("gradient_own_metric", "gradient, own metric", "gradient, optimizer's metric"),
+                ("proposed_own_metric", "proposed, own metric", "update, optimizer's metric"),
             )
         ),
     )
@@ -166,9 +88,9 @@ add_panel(
                 "solved_eigenvalues",
                 "solved, 2k",
                 "eigenvalue λᵢ",
-                _eigenvalues("solved_eigenvalues", 2),
+                eigenvalue_lines("solved_eigenvalues", 2),
             ),
-            _one("eigenvalues", "tracked, k", "eigenvalue λᵢ", _eigenvalues("eigenvalues", 1)),
+            _one("eigenvalues", "tracked, k", "eigenvalue λᵢ", eigenvalue_lines("eigenvalues", 1)),
         ),
         logarithmic=True,
     )
@@ -178,15 +100,15 @@ add_panel(
         name="sharpness",
         title="Sharpness",
         caption="lr · λ₁ is the learning rate times the sharpness: plain gradient descent is "
-        "unstable where it exceeds 2.",
+        "unstable where it exceeds 2. The sharpness (preconditioned, where the optimizer has a "
+        "preconditioner) over the optimizer's own threshold: unstable above 1. Batch sharpness: "
+        "the curvature that mini-batches feel along their own gradients.",
         quantities=(
-            _one(
-                "lr_sharpness",
-                "lr · λ₁",
-                "lr · λ₁",
-                per_branch("lr_sharpness"),
-            ),
-            _one("sharpness", "λ₁", "sharpness λ₁", per_branch("sharpness")),
+            _one("lr_sharpness", "lr · λ₁", "lr · λ₁"),
+            _one("sharpness", "λ₁", "sharpness λ₁"),
+            _one("stability_ratio", "over threshold", "sharpness / threshold"),
+            _one("preconditioned_sharpness", "preconditioned", "preconditioned sharpness"),
+            _one("batch_sharpness", "batch", "batch sharpness"),
         ),
     )
 )
@@ -209,6 +131,39 @@ add_panel(
         caption="Of the proposed update: ratio of sums over "
         f"{WINDOW:.0%} of a run. For plain SGD both are near the learning rate.",
         quantities=(_effective("dominant"), _effective("bulk")),
+    )
+)
+add_panel(
+    Panel(
+        name="critical-learning-rates",
+        title="Critical learning rates",
+        caption="Learning rate at which one step along a part alone leaves the expected loss as "
+        "it is, in the quadratic approximation.",
+        quantities=tuple(
+            _one(
+                name,
+                label,
+                f"{label} learning rate",
+                per_branch(name, logarithmic=True),
+            )
+            for name, label in (
+                ("critical_lr_dominant", "critical, dominant"),
+                ("critical_lr_bulk", "critical, bulk"),
+            )
+        ),
+        logarithmic=True,
+    )
+)
+add_panel(
+    Panel(
+        name="noise",
+        title="Gradient noise",
+        caption="Of the mini-batch gradient's variance: the share in the dominant subspace, and "
+        "the root of the whole.",
+        quantities=(
+            _one("noise_share_dominant", "share", "share of the noise in Sₖ"),
+            _one("noise_norm", "norm", "norm of the noise"),
+        ),
     )
 )
 add_panel(
