@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from thalweg.dynamics import (
         BatchSharpness,
         Moment,
+        OptimizerMetricSource,
         StabilityThreshold,
         Watcher,
         WatchWarning,
@@ -76,15 +77,19 @@ if TYPE_CHECKING:
         run_study,
     )
     from thalweg.optim import (
+        SAM,
+        Combined,
         SplitUpdate,
     )
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "SAM",
     "BatchSharpness",
     "BlockProducts",
     "ChunkHalved",
+    "Combined",
     "DenseOperator",
     "Estimate",
     "FixedSubspace",
@@ -97,6 +102,7 @@ __all__ = [
     "NotConverged",
     "Objective",
     "OperatorAt",
+    "OptimizerMetricSource",
     "ParameterLayout",
     "Preconditioned",
     "ResidualHessian",
@@ -137,6 +143,7 @@ _PLACES = {
     "BatchSharpness": "thalweg.dynamics",
     "BlockProducts": "thalweg.curvature",
     "ChunkHalved": "thalweg.curvature",
+    "Combined": "thalweg.optim",
     "DenseOperator": "thalweg.curvature",
     "Estimate": "thalweg.curvature",
     "FixedSubspace": "thalweg.curvature",
@@ -149,9 +156,11 @@ _PLACES = {
     "NotConverged": "thalweg.curvature",
     "Objective": "thalweg.curvature",
     "OperatorAt": "thalweg.curvature",
+    "OptimizerMetricSource": "thalweg.dynamics",
     "ParameterLayout": "thalweg.curvature",
     "Preconditioned": "thalweg.curvature",
     "ResidualHessian": "thalweg.curvature",
+    "SAM": "thalweg.optim",
     "SpectralDensity": "thalweg.curvature",
     "Split": "thalweg.curvature",
     "SplitUpdate": "thalweg.optim",

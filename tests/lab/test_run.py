@@ -68,7 +68,7 @@ def test_a_run_that_diverges_says_when_and_keeps_what_it_measured(
 def test_a_branch_without_its_trunk_is_refused(quick_path: Path) -> None:
     spec = small_spec()
     study = begin(quick_path / "study", spec)
-    with pytest.raises(InvalidInput, match="the trunk has not been begun"):
+    with pytest.raises(InvalidInput, match="trunk: it has not been begun"):
         execute(study, spec, "sgd")
 
 

@@ -68,16 +68,25 @@ def spec(options: argparse.Namespace) -> int:
     """List the built-in specs, or show one in full."""
     from thalweg.cli.studying import load_plugins
     from thalweg.errors import unknown_name
-    from thalweg.lab.spec import builtin_specs, dump_spec, load_spec
+    from thalweg.lab.spec import builtin_specs, builtin_studies, dump_spec, load_spec, load_study
 
     load_plugins(options)
+    studies = builtin_studies()
     if options.action == "list":
+        out("studies, for thalweg reproduce NAME --problem PROBLEM")
+        for name, description in studies.items():
+            out(f"  {name:30} {description}")
+        out("problems' own specs, for thalweg run NAME")
         for name, description in builtin_specs().items():
-            out(f"{name:32} {description}")
+            out(f"  {name:30} {description}")
         return 0
     if options.spec is None:
-        raise unknown_name("spec", "", builtin_specs())
-    out(dump_spec(load_spec(options.spec, options.overrides)), end="")
+        raise unknown_name("spec", "", [*builtin_specs(), *studies])
+    if options.spec in studies:
+        found = load_study(options.spec, None, options.overrides)
+    else:
+        found = load_spec(options.spec, options.overrides)
+    out(dump_spec(found), end="")
     return 0
 
 

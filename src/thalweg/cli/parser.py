@@ -108,8 +108,13 @@ def _add_studying(verbs: Verbs) -> None:
         "Run a study of the paper and test its claims.",
         "thalweg reproduce --problem mnist --data-dir ~/data",
     )
-    reproduce.add_argument("study", nargs="?", default="main", help="which study (default: main)")
-    reproduce.add_argument("--problem", default="digits", help="which problem (default: digits)")
+    reproduce.add_argument(
+        "study", nargs="?", help="which study, see thalweg spec list (default: main)"
+    )
+    reproduce.add_argument(
+        "--all", action="store_true", help="all studies, one after the other, and one report"
+    )
+    reproduce.add_argument("--problem", help="which problem (default: digits)")
     reproduce.add_argument("--data-dir", help="folder or file with the data; else downloaded")
     _execution_options(reproduce)
     _dry_run(reproduce)

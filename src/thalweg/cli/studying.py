@@ -5,28 +5,66 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from thalweg.cli.output import out, out_json
 from thalweg.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from thalweg.lab.claims import Verdict
     from thalweg.lab.progress import Progress
     from thalweg.lab.spec import Spec
     from thalweg.lab.study import StudyResult
 
+MAIN = "main"
+
 
 def reproduce(options: argparse.Namespace) -> int:
-    """Run a study of the paper."""
+    """Run a study of the paper, or all of them."""
+    load_plugins(options)
+    if options.all:
+        return _reproduce_all(options)
+    return _execute(_reproduction_spec(options.study or MAIN, options.problem, options), options)
+
+
+def _reproduction_spec(study: str, problem: str | None, options: argparse.Namespace) -> Spec:
     from thalweg.lab.study import reproduction_spec
 
-    load_plugins(options)
     place = None if options.data_dir is None else str(Path(options.data_dir).expanduser())
-    spec = reproduction_spec(
-        options.study, options.problem, data_dir=place, overrides=options.overrides
-    )
-    return _execute(spec, options)
+    return reproduction_spec(study, problem, data_dir=place, overrides=options.overrides)
+
+
+def _reproduce_all(options: argparse.Namespace) -> int:
+    """Every study in turn, each with its own summary, then the page on all of them."""
+    from thalweg.lab.collection import conclude_all, reproductions
+    from thalweg.lab.spec import dump_spec
+
+    if options.study is not None:
+        raise InvalidInput(f"--all: got the study {options.study!r} too, allowed: either of them")
+    _check_workers(options)
+    place = None if options.data_dir is None else str(Path(options.data_dir).expanduser())
+    specs = reproductions(options.problem, data_dir=place, overrides=options.overrides)
+    if options.dry_run:
+        for spec in specs:
+            out(f"# study {spec.name}\n{dump_spec(spec)}")
+        return 0
+    progress = _progress(options)
+    results: list[StudyResult] = []
+    for number, spec in enumerate(specs, start=1):
+        progress.say(f"\nstudy {number} of {len(specs)}: {spec.name}: {spec.description}")
+        results.append(_run_study(spec, options, progress))
+        if results[-1].outcome.interrupted:
+            progress.say("to go on: the same command; what is done is kept")
+            return results[-1].exit_code
+    page = conclude_all(results, options.root)
+    if options.json:
+        out_json({"report": str(page), "studies": [_as_data(result) for result in results]})
+    else:
+        _print_verdicts([verdict for result in results for verdict in result.verdicts])
+        out(f"report   {page}")
+    return next((result.exit_code for result in results if result.exit_code), 0)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -83,44 +121,55 @@ def load_plugins(options: argparse.Namespace) -> None:
 
 def _execute(spec: Spec, options: argparse.Namespace) -> int:
     from thalweg.lab.spec import dump_spec
-    from thalweg.lab.study import check_spec, run_study
+    from thalweg.lab.study import check_spec
 
     _check_workers(options)
     if options.dry_run:
         check_spec(spec)
         out(dump_spec(spec), end="")
         return 0
-    result = run_study(
+    return _conclude(_run_study(spec, options, _progress(options)), as_json=options.json)
+
+
+def _run_study(spec: Spec, options: argparse.Namespace, progress: Progress) -> StudyResult:
+    from thalweg.lab.study import run_study
+
+    return run_study(
         spec,
         root=options.root,
         workers=options.workers,
         plugins=options.plugin,
-        progress=_progress(options),
+        progress=progress,
     )
-    return _conclude(result, as_json=options.json)
 
 
 def _conclude(result: StudyResult, *, as_json: bool) -> int:
     if as_json:
-        out_json(
-            {
-                "study": str(result.study.path),
-                "report": None if result.report is None else str(result.report),
-                "verdicts": [] if result.report is None else result.study.read_verdicts(),
-                "exit_code": result.exit_code,
-            }
-        )
+        out_json(_as_data(result))
         return result.exit_code
-    if result.verdicts:
-        from rich.console import Console
-
-        from thalweg.lab.claims.verdicts import render_verdicts
-
-        Console().print(render_verdicts(result.verdicts))
+    _print_verdicts(result.verdicts)
     if result.report is not None:
         out(f"figures  {result.study.path / 'figures'}")
         out(f"report   {result.report}")
     return result.exit_code
+
+
+def _as_data(result: StudyResult) -> dict[str, Any]:
+    return {
+        "study": str(result.study.path),
+        "report": None if result.report is None else str(result.report),
+        "verdicts": [] if result.report is None else result.study.read_verdicts(),
+        "exit_code": result.exit_code,
+    }
+
+
+def _print_verdicts(verdicts: Sequence[Verdict]) -> None:
+    if verdicts:
+        from rich.console import Console
+
+        from thalweg.lab.claims.verdicts import render_verdicts
+
+        Console().print(render_verdicts(verdicts))
 
 
 def _check_workers(options: argparse.Namespace) -> None:

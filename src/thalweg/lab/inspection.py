@@ -53,7 +53,7 @@ def describe(name: str, root: Path | str = "runs") -> dict[str, Any]:
         study = open_study(study_name, root)
         runs = {f"seed-{run.seed}/{run.branch}": _state(run) for run in study.runs()}
         verdicts = study.read_verdicts() or []
-        judged = {verdict["claim"]: verdict["outcome"] for verdict in verdicts}
+        judged = {v.get("label", v["claim"]): v["outcome"] for v in verdicts}
         return {"study": str(study.path), **runs, **judged}
     run = open_run(name, root)
     status = run.status()

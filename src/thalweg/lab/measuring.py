@@ -154,7 +154,7 @@ def _steps(spec: Spec, setup: Setup, source: Any, seed: int) -> tuple[float, flo
     from thalweg.lab.run.step import train_one_step
 
     phase = spec.phases[-1].model_copy(update={"split": None})
-    optimizer = make_optimizer(phase, setup, source, None)
+    optimizer = make_optimizer(spec, phase, setup, seed, source)
     source.update()
     training = tracking = 0.0
     for number in range(STEPS + 1):

@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thalweg.errors import InvalidInput, invalid, unknown_name
-from thalweg.lab.claims.judgement import Verdict, judge_all
-from thalweg.lab.claims.published import CLAIMS
+from thalweg.errors import InvalidInput, invalid
+from thalweg.lab.claims import CLAIMS, ClaimUse, Verdict, judge_all
 from thalweg.lab.claims.verdicts import verdicts_to_json
 from thalweg.lab.estimate import disk_of, longest_first
 from thalweg.lab.machine import default_workers, resolve_device
@@ -37,14 +36,13 @@ from thalweg.lab.preparing import (
 from thalweg.lab.progress import Progress
 from thalweg.lab.registry import load_plugin
 from thalweg.lab.schedule import Outcome, run_tasks, tasks_of
-from thalweg.lab.spec import PROBLEM_SPECS, Spec, check_names, dump_spec, load_spec
+from thalweg.lab.sharing import known_way_to_multiply, take_over
+from thalweg.lab.spec import Spec, SplitSpec, check_names, dump_spec, load_study
 from thalweg.lab.store import StudyFolder, check_disk, load, open_study
 from thalweg.lab.store.lock import locked
 
 if TYPE_CHECKING:
     import pandas
-
-STUDIES = ("main",)
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ class StudyResult:
 
 def reproduce(
     study: str = "main",
-    problem: str = "digits",
+    problem: str | None = None,
     *,
     data_dir: str | None = None,
     overrides: Mapping[str, Any] | Sequence[str] = (),
@@ -86,17 +84,22 @@ def reproduce(
 ) -> StudyResult:
     """Reproduce a study of the paper on a problem; see `run_study` for the other options.
 
+    Args:
+        study: its name, see `builtin_studies`.
+        problem: its name; default: digits, or the one that the study itself has.
+        data_dir: folder or file with the data; default: downloaded.
+        overrides: values by key path, or words of the command line.
+
     Raises:
         InvalidInput: an unknown study or problem, or a bad value.
     """
-    return run_study(
-        reproduction_spec(study, problem, data_dir=data_dir, overrides=overrides), **options
-    )
+    spec = reproduction_spec(study, problem, data_dir=data_dir, overrides=overrides)
+    return run_study(spec, **options)
 
 
 def reproduction_spec(
     study: str,
-    problem: str,
+    problem: str | None = None,
     *,
     data_dir: str | None = None,
     overrides: Mapping[str, Any] | Sequence[str] = (),
@@ -106,16 +109,12 @@ def reproduction_spec(
     Raises:
         InvalidInput: an unknown study or problem, or a bad value.
     """
-    if study not in STUDIES:
-        raise unknown_name("study", study, STUDIES)
-    if problem not in PROBLEM_SPECS:
-        raise unknown_name("problem", problem, PROBLEM_SPECS)
     if data_dir is not None:
         if isinstance(overrides, Mapping):
             overrides = {"problem.data.data_dir": data_dir, **overrides}
         else:
             overrides = ["--problem.data.data_dir", data_dir, *overrides]
-    return load_spec(PROBLEM_SPECS[problem], overrides)
+    return load_study(study, problem, overrides)
 
 
 def run_study(
@@ -177,9 +176,10 @@ def conclude(study: StudyFolder, spec: Spec, outcome: Outcome | None = None) -> 
     if data.empty:
         raise InvalidInput(f"{study.path}: nothing has been measured yet; thalweg resume goes on")
     roles = roles_of(spec)
-    verdicts = judge_all([CLAIMS[name] for name in spec.claims], data, roles)
+    uses = [ClaimUse(CLAIMS[use.name], use.roles) for use in spec.claim_uses]
+    verdicts = judge_all(uses, data, roles)
     study.write_verdicts(json.loads(verdicts_to_json(verdicts)))
-    figures = save_figures(data, study.path / "figures", roles)
+    figures = save_figures(data, study.path / "figures", roles, spec.figures)
     report = write_report(
         study.path,
         data,
@@ -196,23 +196,32 @@ def conclude(study: StudyFolder, spec: Spec, outcome: Outcome | None = None) -> 
 
 
 def check_spec(spec: Spec) -> None:
-    """Check the names that a spec uses for probes and claims."""
-    from thalweg.dynamics import PROBES
+    """Check the names that a spec uses for probes, claims, roles and figures.
 
-    check_names(spec, probes=PROBES, claims=CLAIMS)
+    Raises:
+        InvalidInput: one of them is unknown.
+    """
+    from thalweg.dynamics import PROBES
+    from thalweg.lab.figures import FIGURES
+
+    check_names(spec, probes=PROBES, claims=CLAIMS, figures=FIGURES)
+    for use in spec.claim_uses:
+        ClaimUse(CLAIMS[use.name], use.roles)
 
 
 def roles_of(spec: Spec) -> dict[str, str]:
-    """Which branch is the plain one, the dominant one and the bulk one, by what they do."""
+    """Which branch is the plain one, the dominant one and the bulk one, by what they do.
+
+    The first of each, on the live basis of the study's own subspace.
+    """
     wanted = {(1.0, 1.0): "plain", (1.0, 0.0): "dominant", (0.0, 1.0): "bulk"}
     roles: dict[str, str] = {}
-    for name in spec.branches:
-        split = spec.branch_phase(name).split
-        parts = (1.0, 1.0) if split is None else (split.dominant, split.bulk)
-        if split is not None and split.basis != "live":
-            continue
-        if parts in wanted:
-            roles.setdefault(wanted[parts], name)
+    for name, branch in spec.branches.items():
+        split = spec.branch_phase(name).split or SplitSpec()
+        special = split.basis != "live" or split.metric != "euclidean" or branch.subspace
+        role = wanted.get((split.dominant, split.bulk))
+        if role is not None and not special:
+            roles.setdefault(role, name)
     return roles
 
 
@@ -233,7 +242,9 @@ def _run_in(
     if not (path / "spec.toml").is_file():
         # Measured first: what cannot be built leaves no folder behind.
         costs = _measured(asked, plugins, device, progress)
-        chosen = with_measured(asked, costs.vectorize_up_to, costs.chunk_size)
+        known = known_way_to_multiply(asked, path.parent)
+        chunk, vectorize_up_to = known or (costs.chunk_size, costs.vectorize_up_to)
+        chosen = with_measured(asked, vectorize_up_to, chunk)
         StudyFolder.create(path.parent, path.name, dump_spec(chosen))
     study = StudyFolder(path)
     # A second process is refused before it touches anything.
@@ -249,11 +260,16 @@ def _run_in(
             return conclude(study, spec)
         costs = costs or _measured(spec, plugins, device, progress)
         check_data(study, costs)
-        tasks = longest_first(spec, tasks, costs)
-        workers = min(workers or default_workers(spec.threads, device), len(tasks))
         space = check_disk(study.path, disk_of(spec, tasks, costs))
         study.record_environment()
         create_runs(study, spec, tasks_of(spec, asked.seeds), costs.fingerprint)
+        shared = len(tasks)
+        tasks = longest_first(spec, take_over(study, tasks), costs)
+        if shared := shared - len(tasks):
+            progress.say(f"{shared} runs are taken over from other studies, which have made them")
+        if not tasks:
+            return conclude(study, spec)
+        workers = min(workers or default_workers(spec.threads, device), len(tasks))
         progress.begin(study, spec, tasks, costs, workers, plugins, space)
         try:
             outcome = run_tasks(

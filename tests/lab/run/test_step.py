@@ -45,7 +45,7 @@ class Case:
         phase = PhaseSpec.model_validate({"batch_size": 8, "steps": 10, **said})
         space = random_subspace(self.objective.num_parameters, K, 0, dtype=torch.float64)
         source = FixedSubspace(space)
-        self.optimizer = make_optimizer(phase, self.setup, source, None)
+        self.optimizer = make_optimizer(small_spec(), phase, self.setup, SEED, source)
         self.theta = self.objective.theta()
         self.moment = Moment(
             STEP, self.theta, self.objective, source, learning_rate=phase.optimizer.lr * rate

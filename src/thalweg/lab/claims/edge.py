@@ -5,12 +5,22 @@ Full-batch methods: the sharpness rises until the method becomes unstable, then 
 
 from __future__ import annotations
 
-from thalweg.lab.claims.claim import Claim, Measurement, Rule, SeedTables
-from thalweg.lab.claims.rows import measured, ratio
+import math
+
+from thalweg.lab.claims.claim import (
+    Claim,
+    Measurement,
+    NotMeasurableError,
+    Rule,
+    SeedTables,
+)
+from thalweg.lab.claims.rows import late_half, log_ratio, measured, ratio, require_same_start
 from thalweg.lab.claims.statistics import end_ratio, late_deviation
 
 #: The learning rate times the sharpness at which gradient descent on a quadratic becomes unstable.
 EDGE_OF_GRADIENT_DESCENT = 2.0
+#: Logarithm: the bulk branch must lower its loss by 0.5 % at least over its last half.
+LEAST_BULK_DECREASE = 0.005
 
 
 def measure_sharpening(seed: SeedTables) -> Measurement:
@@ -24,7 +34,41 @@ def measure_sharpening(seed: SeedTables) -> Measurement:
     )
 
 
+def measure_standstill(seed: SeedTables) -> Measurement:
+    """Log-decrease of the loss over the last half, dominant branch / bulk branch.
+
+    At the edge the checkpoint's loss holds an oscillation between the walls. The dominant branch
+    damps it, and its loss falls by that much before it stands still: hence the last half.
+    """
+    require_same_start(seed, "dominant", "bulk")
+    falls = {}
+    for role in ("dominant", "bulk"):
+        (loss,) = late_half(seed, role, "loss")
+        falls[role] = log_ratio(float(loss[0]), float(loss[-1]), "a loss")
+    if falls["bulk"] < LEAST_BULK_DECREASE:
+        raise NotMeasurableError(
+            f"the loss of {seed.names['bulk']} falls by a factor of "
+            f"{math.exp(falls['bulk']):.3g} only: no decrease to compare with"
+        )
+    return Measurement(
+        falls["dominant"] / falls["bulk"],
+        {f"log-decrease of {seed.names[role]}": fall for role, fall in falls.items()},
+    )
+
+
 EDGE_CLAIMS = (
+    Claim(
+        name="dominant-stands-still",
+        statement="Once its oscillation has died down, gradient descent along the dominant "
+        "directions alone stands still, while along the bulk alone the loss goes on falling.",
+        source="Song, Ahn, Yun 2025, on the edge of stability",
+        statistic="log-decrease of the loss over the last half, dominant branch / bulk branch",
+        measure=measure_standstill,
+        rule=Rule(0.1, "below"),
+        refuted_by="least squares whose Hessian has rank k: there the bulk branch stands still",
+        needs_roles=("bulk", "dominant"),
+        needs_columns=("loss",),
+    ),
     Claim(
         name="sharpness-hovers",
         statement="Gradient descent with a large learning rate holds the sharpness at 2 / lr.",

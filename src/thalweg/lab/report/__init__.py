@@ -11,18 +11,16 @@ import base64
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from thalweg import __version__
 from thalweg.lab.claims.judgement import DEFAULT_ROLES, Verdict
-from thalweg.lab.claims.verdicts import verdict_text
 from thalweg.lab.figures.saving import SavedFigures
 from thalweg.lab.report.facts import costs, flattened, headline
-from thalweg.lab.report.interval_drawing import interval_plot
 from thalweg.lab.report.page_data import embedded_json, page_data
+from thalweg.lab.report.pages import read, template, trusted, verdict_rows, write_page
 from thalweg.lab.report.panels import PANELS, Panel, Quantity, add_panel
 
 if TYPE_CHECKING:
@@ -51,20 +49,17 @@ def write_report(
     figures       the saved figures, linked relative to the study folder
     command       what to type to make the study again
     """
-    plotly, page = _plotly_script(), _read("page.js")
-    html = _template().render(
+    plotly, page = _plotly_script(), read("page.js")
+    html = template("report.html.jinja").render(
         title=title,
         version=__version__,
         policy=_policy(plotly, page),
-        plotly=_trusted(plotly),
-        script=_trusted(page),
-        style=_trusted(_read("page.css")),
-        study_data=_trusted(embedded_json(page_data(data, roles))),
+        plotly=trusted(plotly),
+        script=trusted(page),
+        style=trusted(read("page.css")),
+        study_data=trusted(embedded_json(page_data(data, roles))),
         headline=headline(data, verdicts, roles),
-        verdicts=[
-            {"verdict": verdict, "text": verdict_text(verdict), "plot": interval_plot(verdict)}
-            for verdict in verdicts
-        ],
+        verdicts=verdict_rows(verdicts),
         costs=costs(data, roles),
         figures=_links(figures, study_folder),
         skipped=dict(figures.skipped),
@@ -73,27 +68,8 @@ def write_report(
         command=command,
     )
     path = study_folder / "report.html"
-    # A reader with the page open must never load half of it.
-    unfinished = path.with_name(f".report.html.{os.getpid()}")
-    try:
-        unfinished.write_text(html, encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_page(path, html)
     return path
-
-
-def _template() -> Any:
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(_read("report.html.jinja"))
-
-
-def _read(name: str) -> str:
-    return resources.files(__name__).joinpath(name).read_text(encoding="utf-8")
 
 
 def _plotly_script() -> str:
@@ -101,13 +77,6 @@ def _plotly_script() -> str:
     from plotly.offline import get_plotlyjs
 
     return get_plotlyjs()
-
-
-def _trusted(text: str) -> Any:
-    """Mark text of our own, or escaped by us, as not to be escaped again."""
-    from markupsafe import Markup
-
-    return Markup(text)
 
 
 def _policy(*scripts: str) -> str:

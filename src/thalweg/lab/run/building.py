@@ -25,6 +25,7 @@ from thalweg.curvature import (
     widest_gap,
 )
 from thalweg.curvature.controls import NextEigenspace
+from thalweg.dynamics import OptimizerMetricSource
 from thalweg.errors import InvalidInput, invalid
 from thalweg.lab.problems import Problem, build_problem
 from thalweg.lab.random_streams import stream_seed
@@ -58,7 +59,7 @@ def build_setup(spec: Spec, seed: int, device: str) -> Setup:
     problem = build_problem(spec.problem, seed, getattr(torch, spec.dtype), device)
     if spec.initial_checkpoint is not None:
         _load_initial_parameters(problem, spec.initial_checkpoint)
-    for phase in spec.phases:
+    for phase in (*spec.phases, *map(spec.branch_phase, spec.branches)):
         _check_batch(phase, problem)
     objective = make_objective(spec, problem)
     k = number_of_directions(spec, problem, objective)
@@ -68,12 +69,13 @@ def build_setup(spec: Spec, seed: int, device: str) -> Setup:
     return Setup(problem, objective, k)
 
 
-def make_objective(spec: Spec, problem: Problem) -> Objective:
-    """The full training loss of a problem."""
+def make_objective(spec: Spec, problem: Problem, samples: Tensor | None = None) -> Objective:
+    """The full training loss of a problem, or that of some samples (n,) int64."""
+    inputs, targets = problem.train
     return Objective(
         problem.model,
         problem.loss,
-        problem.train,
+        (inputs, targets) if samples is None else (inputs[samples], targets[samples]),
         chunk_size=spec.problem.chunk_size or DEFAULT_CHUNK,
         # The model trains as it is; curvature is that of the function it stands for.
         mode="eval",
@@ -113,6 +115,8 @@ def make_source(spec: Spec, setup: Setup, seed: int) -> SubspaceSource:
     """What gives the run its subspace at each step: a tracker, or a control."""
     settings, objective = spec.subspace, setup.objective
     own_seed = stream_seed("subspace", settings.seed, seed)
+    if settings.samples is not None:
+        objective = make_objective(spec, setup.problem, _drawn(settings.samples, setup, own_seed))
     if settings.source == "random":
         drawn = random_subspace(objective.num_parameters, setup.k, own_seed, dtype=objective.dtype)
         return FixedSubspace(drawn.to(objective.device))
@@ -130,6 +134,21 @@ def make_source(spec: Spec, setup: Setup, seed: int) -> SubspaceSource:
     )
 
 
+def _drawn(count: int, setup: Setup, seed: int) -> Tensor:
+    """Numbers of some training samples, in order (count,).
+
+    Raises:
+        InvalidInput: there are not so many.
+    """
+    total = setup.problem.num_samples
+    if count > total:
+        allowed = f"at most the number of training samples, {total}"
+        raise invalid("subspace.samples", count, allowed)
+    generator = torch.Generator().manual_seed(stream_seed("samples of the Hessian", seed))
+    chosen = torch.randperm(total, generator=generator)[:count].sort().values
+    return chosen.to(setup.objective.device)
+
+
 def solved_subspace(spec: Spec, setup: Setup, seed: int, theta: Tensor) -> Subspace:
     """The run's kind of subspace at theta (P,), from scratch: no tracker's state is touched."""
     if spec.subspace.source in ("random", "next"):
@@ -145,15 +164,28 @@ def solve(objective: Objective, theta: Tensor, k: int, tolerance: float) -> Subs
 
 
 def make_optimizer(
-    phase: PhaseSpec, setup: Setup, source: SubspaceSource, at_branch_point: Subspace | None
+    spec: Spec,
+    phase: PhaseSpec,
+    setup: Setup,
+    seed: int,
+    source: SubspaceSource,
+    at_branch_point: Subspace | None = None,
 ) -> Optimizer:
-    """The phase's optimizer over all trainable parameters, wrapped where updates are split."""
+    """The phase's optimizer over all trainable parameters, wrapped where updates are split.
+
+    Args:
+        source: what the split follows, unless it is frozen or in the optimizer's metric.
+        at_branch_point: S_k there, for a frozen split.
+    """
     model = setup.problem.model
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     optimizer = phase.optimizer.build(named)
-    if phase.split is None or (phase.split.dominant, phase.split.bulk) == (1.0, 1.0):
+    if phase.split is None or not phase.split.changes:
         return optimizer
-    if phase.split.basis == "frozen":
+    frozen = phase.split.basis == "frozen"
+    if phase.split.metric == "optimizer":
+        source = _metric_source(spec, setup, seed, optimizer, frozen=frozen)
+    elif frozen:
         assert at_branch_point is not None
         source = FixedSubspace(at_branch_point)
     return SplitUpdate(
@@ -162,6 +194,24 @@ def make_optimizer(
         phase.split.dominant,
         phase.split.bulk,
         parameters=setup.objective.layout.parameters(model),
+    )
+
+
+def _metric_source(
+    spec: Spec, setup: Setup, seed: int, optimizer: Optimizer, *, frozen: bool
+) -> OptimizerMetricSource:
+    settings = spec.subspace
+    return OptimizerMetricSource(
+        setup.objective,
+        setup.k,
+        optimizer,
+        frozen=frozen,
+        every=settings.every,
+        error=settings.error,
+        bulk_error=settings.bulk_error,
+        exact=settings.source == "exact",
+        tolerance=settings.tolerance,
+        seed=stream_seed("subspace", settings.seed, seed),
     )
 
 
@@ -176,7 +226,9 @@ def can_carry_state(before: OptimizerSettings, after: OptimizerSettings) -> bool
             if isinstance(value, bool) or key == "momentum"
         }
 
-    return type(before) is type(after) and kept(before) == kept(after)
+    companions = (getattr(before, "companion", None), getattr(after, "companion", None))
+    same_companion = type(companions[0]) is type(companions[1])
+    return type(before) is type(after) and same_companion and kept(before) == kept(after)
 
 
 def _load_initial_parameters(problem: Problem, path: str) -> None:
@@ -189,6 +241,11 @@ def _load_initial_parameters(problem: Problem, path: str) -> None:
 
 
 def _check_batch(phase: PhaseSpec, problem: Problem) -> None:
-    if phase.batch_size != "all" and phase.batch_size > problem.num_samples:
-        allowed = f"at most the number of training samples, {problem.num_samples}, or 'all'"
+    total = problem.num_samples
+    if phase.batch_size != "all" and phase.batch_size > total:
+        allowed = f"at most the number of training samples, {total}, or 'all'"
         raise invalid(f"batch_size of phase {phase.name!r}", phase.batch_size, allowed)
+    if phase.noise is not None and phase.noise.batch_size > total:
+        allowed = f"at most the number of training samples, {total}"
+        name = f"noise.batch_size of phase {phase.name!r}"
+        raise invalid(name, phase.noise.batch_size, allowed)

@@ -1,4 +1,4 @@
-"""One run: the trunk of a seed, or a branch from its last checkpoint; step by step, resumable.
+"""One run: the trunk of a seed, or a branch from a last checkpoint; step by step, resumable.
 
 The natural way through a step at theta_t:
 
@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from thalweg.curvature import SubspaceSource
-from thalweg.dynamics import BranchPoint, Moment
+from thalweg.dynamics import BranchPoint, Moment, OptimizerMetricSource
 from thalweg.errors import Diverged, IntegrityError, Interrupted, InvalidInput
+from thalweg.lab.minibatches import minibatch
 from thalweg.lab.random_streams import random_state, restore_random_state, stream_seed
 from thalweg.lab.run.building import (
     build_setup,
@@ -78,7 +79,7 @@ class Run:
         fingerprint: str = "",
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.spec = spec
+        self.spec = spec = spec.of_branch(branch)
         self.study = study
         self.folder: RunFolder = study.run(seed, branch)
         self.seed = seed
@@ -118,8 +119,10 @@ class Run:
             phase_before = self.progression.phases[self._phase_of_optimizer]
             point = self.branch_point
             self._optimizer = make_optimizer(
+                self.spec,
                 self.progression.phase,
                 self.setup,
+                self.seed,
                 self.source,
                 None if point is None else point.subspace,
             )
@@ -127,6 +130,12 @@ class Run:
             if before is not None:
                 self._carry_state(before.state_dict(), phase_before.optimizer)
         return self._optimizer
+
+    @property
+    def _split_source(self) -> OptimizerMetricSource | None:
+        """What the split follows by itself, in the optimizer's metric; None where it does not."""
+        source = getattr(self.optimizer, "source", None)
+        return source if isinstance(source, OptimizerMetricSource) else None
 
     def _carry_state(self, state: dict[str, Any], settings: OptimizerSettings) -> None:
         if can_carry_state(settings, self.progression.phase.optimizer):
@@ -209,6 +218,9 @@ class Run:
         if not bool(torch.isfinite(theta).all()):
             raise Diverged("a parameter is NaN or infinite")
         has_test = self.setup.problem.test is not None
+        phase = self.progression.phase
+        size = phase.batch_size if phase.noise is None else phase.noise.batch_size
+        size = None if size in ("all", self.setup.problem.num_samples) else size
         return Moment(
             step=self.step,
             theta=theta,
@@ -218,7 +230,18 @@ class Run:
             branch_point=self.branch_point,
             evaluate_test=partial(evaluate_test, self.setup) if has_test else None,
             solve=self._solve,
+            optimizer=self.optimizer,
+            batches=None if size is None else partial(self._batches, size),
         )
+
+    def _batches(self, size: int, count: int) -> list[Tensor]:
+        """Mini-batches as the phase draws them, independent of each other and of those trained on.
+
+        A function of seed and step alone.
+        """
+        total = self.setup.problem.num_samples
+        seeds = (stream_seed("measured batches", self.seed, self.step, n) for n in range(count))
+        return [minibatch(seed, 0, size, total) for seed in seeds]
 
     def _solve(self, theta: Tensor, k: int) -> Any:
         return solve(self.setup.objective, theta, k, self.spec.subspace.tolerance)
@@ -234,19 +257,21 @@ class Run:
     # Branches.
 
     def _start_branch(self) -> None:
-        trunk = self.study.run(self.seed, TRUNK)
-        newest = latest_checkpoint(trunk.checkpoints)
+        before = self.spec.before(self.branch)
+        start = self.study.run(self.seed, before or TRUNK)
+        newest = latest_checkpoint(start.checkpoints)
         if newest is None:
-            raise InvalidInput(f"{trunk.path}: the trunk has not been begun; run it first")
+            raise InvalidInput(f"{start.path}: it has not been begun; run it first")
         state = restored_state(load_checkpoint(newest), self.setup.objective.device)
         if not state["progression"]["finished"]:
-            raise InvalidInput(f"{trunk.path}: the trunk is not finished; run it first")
+            raise InvalidInput(f"{start.path}: it is not finished; run it first")
         self.progression.begin_at(state["progression"]["step"])
         self._restore_model_and_random(state)
         if self._needs_branch_point():
             theta = self.setup.objective.theta()
             self.branch_point = BranchPoint(theta, self.source.update(theta))
-        self._carry_state(state["optimizer"], self.spec.phases[-1].optimizer)
+        phase = self.spec.phases[-1] if before is None else self.spec.branch_phase(before)
+        self._carry_state(state["optimizer"], phase.optimizer)
 
     def _needs_branch_point(self) -> bool:
         split = self.progression.phase.split
@@ -295,6 +320,7 @@ class Run:
             "parameters": {name: tensor.detach() for name, tensor in model.state_dict().items()},
             "optimizer": self.optimizer.state_dict(),
             "source": self.source.state_dict(),
+            "split_source": self._split_source.state_dict() if self._split_source else {},
             "branch_point": branch_point_state(self.branch_point),
             "recorder": self.recorder.state_dict(),
             "random": random_state(self.setup.objective.device),
@@ -306,6 +332,8 @@ class Run:
         self.branch_point = restored_branch_point(state["branch_point"])
         self.source.load_state_dict(state["source"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self._split_source is not None:
+            self._split_source.load_state_dict(state["split_source"])
         self.recorder.load_state_dict(state["recorder"])
         self._restore_model_and_random(state)
 

@@ -4,7 +4,8 @@ A spec is read from TOML, changed by what the command line says, and validated a
 
     load_spec("digits", ["--seeds", "0", "1", "--lr", "0.1"])
 
-What the command line says goes before the file, the file before the defaults.
+What the command line says goes before the file, the file before the built-in spec that it is `like`
+(if it says so), that before the defaults.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pydantic import ValidationError
 
 from thalweg.errors import InvalidInput, unknown_name
 from thalweg.lab.spec.errors import explain, nearest, shown
+from thalweg.lab.spec.layering import laid_over
 from thalweg.lab.spec.learning_rates import Constant
 from thalweg.lab.spec.models import CheckpointSpec, ClaimSpec, ProblemSpec, Spec
 from thalweg.lab.spec.overrides import apply_overrides, parse_overrides
@@ -57,10 +59,18 @@ SPECS = Path(__file__).parent / "builtin"
 
 PROBLEM_SPECS: dict[str, str] = {
     "digits": "digits",
+    "digits-cross-entropy": "digits-cross-entropy",
     "mnist": "mnist-mlp",
+    "mnist-standardized": "mnist-mlp-standardized",
+    "mnist-closest-replication": "mnist-mlp-closest-replication",
+    "mnist-cross-entropy": "mnist-mlp-cross-entropy",
     "fashion-mnist": "fashion-mnist-mlp",
     "cifar10": "cifar10-cnn",
+    "cifar10-cross-entropy": "cifar10-cnn-cross-entropy",
+    "cifar10-vgg11": "cifar10-vgg11",
+    "cifar10-resnet8": "cifar10-resnet8",
     "sst2": "sst2-transformer",
+    "sst2-cross-entropy": "sst2-transformer-cross-entropy",
 }
 """The built-in spec of each problem, at the paper's settings where it has them."""
 
@@ -230,9 +240,22 @@ def read_toml(path: Path, source: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise InvalidInput(f"{source}: not a text in UTF-8 (byte {error.start})") from None
     try:
-        return tomllib.loads(text)
+        raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InvalidInput(f"{source}, {_syntax_error(error, text)}") from None
+    return _laid_over_another(raw, source)
+
+
+def _laid_over_another(raw: dict[str, Any], source: str) -> dict[str, Any]:
+    """The spec with what it leaves to the built-in one that it is `like`."""
+    like = raw.pop("like", None)
+    if like is None:
+        return raw
+    names = {path.stem: path for path in SPECS.glob("*.toml")}
+    if like not in names:
+        allowed = f"one of {', '.join(sorted(names))}{nearest(like, names)}"
+        raise InvalidInput(f"{source}: like: got {shown(like)}, allowed: {allowed}")
+    return laid_over(read_toml(names[like], f"built-in spec {like}"), raw)
 
 
 def _syntax_error(error: tomllib.TOMLDecodeError, text: str) -> str:

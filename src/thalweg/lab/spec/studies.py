@@ -1,7 +1,8 @@
 """Which studies of the paper are there, and what is each on a problem?
 
-A study's file says what is done; data, model, loss, and what its phases leave open (optimizer,
-learning rate, batch size, switch rule, deadline) come from the problem's own spec:
+A study's file says what is done. Data, model, loss, and what its phases leave open (optimizer,
+learning rate, batch size, switch rule, deadline; "unset" leaves one out) are those of the problem's
+own spec:
 
     load_study("noise", "mnist", ["--seeds", "0"])
 
@@ -17,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from thalweg.errors import InvalidInput, unknown_name
+from thalweg.lab.spec.layering import laid_over
 from thalweg.lab.spec.loading import PROBLEM_SPECS, SPECS, parse_spec, read_toml
 from thalweg.lab.spec.models import Spec
-from thalweg.lab.spec.overrides import UNSET, apply_overrides
+from thalweg.lab.spec.overrides import apply_overrides
 
 MAIN = "main"
 STUDIES = SPECS / "studies"
@@ -78,18 +80,9 @@ def _composed(study: str, problem: str | None) -> dict[str, Any]:
     problem = problem or DEFAULT_PROBLEM
     base = _problem_spec(problem)
     kept = {key: value for key, value in base.items() if key not in OF_THE_MAIN_STUDY}
-    phases = [_phase(base["phases"][0], phase) for phase in raw.get("phases", [{}])]
-    composed = {**kept, "name": study, **raw, "phases": phases}
-    changed, _ = apply_overrides(composed, special.get(problem, {}), Spec)
+    composed = laid_over(kept, {"phases": [{}], **raw})
+    changed, _ = apply_overrides({**composed, "name": study}, special.get(problem, {}), Spec)
     return changed
-
-
-def _phase(of_problem: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """A phase of a study; what it leaves open is the problem's, "unset" leaves a key out."""
-    both = {**of_problem, **own}
-    if "optimizer" in own and "name" not in own["optimizer"]:
-        both["optimizer"] = {**of_problem["optimizer"], **own["optimizer"]}
-    return {key: value for key, value in both.items() if value != UNSET}
 
 
 def _problem_spec(problem: str) -> dict[str, Any]:

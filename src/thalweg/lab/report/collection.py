@@ -1,0 +1,65 @@
+"""What do all studies look like as one page: verdicts and figures of each, and the way to the rest.
+
+Self-contained, without scripts: the figures are inside. Each study's own page, with interactive
+curves, is linked relative to this one.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from thalweg import __version__
+from thalweg.lab.figures import FIGURES
+from thalweg.lab.preparing import read_spec
+from thalweg.lab.report.pages import read, template, trusted, verdict_rows, write_page
+
+if TYPE_CHECKING:
+    from thalweg.lab.study import StudyResult
+
+OUTCOMES = ("holds", "does not hold", "undecided")
+
+
+def write_collection(
+    root: Path, results: Sequence[StudyResult], title: str = "Does SGD happen in tiny subspaces?"
+) -> Path:
+    """Write `report.html` into the folder of all studies and return its path."""
+    found = Counter(verdict.outcome for result in results for verdict in result.verdicts)
+    html = template("collection.html.jinja").render(
+        title=title,
+        version=__version__,
+        style=trusted(read("page.css") + read("collection.css")),
+        counts={outcome: found[outcome] for outcome in OUTCOMES},
+        studies=[_section(root, result) for result in results],
+    )
+    path = root / "report.html"
+    write_page(path, html)
+    return path
+
+
+def _section(root: Path, result: StudyResult) -> dict[str, Any]:
+    spec = read_spec(result.study)
+    report = result.report
+    return {
+        "anchor": result.study.name,
+        "name": f"{spec.name} on {spec.problem.data.registered_name}",
+        "description": spec.description,
+        "report": report and quote(Path(os.path.relpath(report, root)).as_posix()),
+        "verdicts": verdict_rows(result.verdicts),
+        "figures": [_figure(png) for png in result.figures],
+    }
+
+
+def _figure(png: Path) -> dict[str, str]:
+    figure = FIGURES[png.stem]
+    image = base64.b64encode(png.read_bytes()).decode()
+    return {
+        "title": figure.title,
+        "caption": figure.caption,
+        "image": f"data:image/png;base64,{image}",
+    }

@@ -1,0 +1,71 @@
+"""Studies over problems: each is valid on each problem it can have, and says the paper's things."""
+
+from __future__ import annotations
+
+import tomllib
+
+import pytest
+
+from thalweg.errors import InvalidInput
+from thalweg.lab.spec import builtin_studies, dump_spec, load_spec, load_study, parse_spec
+from thalweg.lab.spec.studies import has_own_problem
+from thalweg.lab.study import check_spec
+
+STUDIES = tuple(builtin_studies())
+OVER_PROBLEMS = tuple(name for name in STUDIES if not has_own_problem(name))
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_is_valid_and_read_back_exactly(name: str) -> None:
+    spec = load_study(name)
+    check_spec(spec)
+    assert spec.name == name
+    assert spec.seeds == (0, 1, 2)
+    assert parse_spec(tomllib.loads(dump_spec(spec))) == spec
+
+
+@pytest.mark.parametrize("name", OVER_PROBLEMS)
+@pytest.mark.parametrize("problem", ["mnist", "digits-cross-entropy", "sst2"])
+def test_a_study_is_valid_on_other_problems(name: str, problem: str) -> None:
+    spec, of_problem = load_study(name, problem), load_study("main", problem)
+    check_spec(spec)
+    assert spec.problem == of_problem.problem
+    assert spec.seeds == of_problem.seeds
+
+
+def test_what_a_study_leaves_open_is_the_problems() -> None:
+    phase, own = load_study("noise", "mnist").phases[0], load_spec("mnist-mlp").phases[0]
+    assert phase == own
+    assert load_study("noise", "mnist").branch_phase("gd").optimizer.lr == 0.01
+    assert load_study("noise").branch_phase("gd").optimizer.lr == 0.05
+
+
+def test_values_on_a_problem_go_before_the_study_and_the_users_before_both() -> None:
+    assert load_study("edge").phases[0].optimizer.lr == 0.1
+    assert load_study("edge", "mnist").phases[0].optimizer.lr == 0.05
+    assert load_study("edge", "mnist", ["--lr", "0.3"]).phases[0].optimizer.lr == 0.3
+
+
+def test_every_claim_of_a_study_finds_its_branches() -> None:
+    from thalweg.lab.claims import CLAIMS
+    from thalweg.lab.study import roles_of
+
+    for name in STUDIES:
+        spec = load_study(name)
+        roles = roles_of(spec)
+        for use in spec.claim_uses:
+            found = {**roles, **use.roles}
+            assert set(CLAIMS[use.name].needs_roles) <= set(found), (name, use)
+
+
+def test_unknown_names_are_told_with_the_nearest() -> None:
+    with pytest.raises(InvalidInput, match=r"study.*'nois'.*did you mean 'noise'"):
+        load_study("nois")
+    with pytest.raises(InvalidInput, match=r"problem.*'minst'.*did you mean 'mnist'"):
+        load_study("noise", "minst")
+
+
+def test_a_study_with_its_own_problem_takes_no_other() -> None:
+    own = next(name for name in STUDIES if has_own_problem(name))
+    with pytest.raises(InvalidInput, match=rf"problem: got 'mnist', allowed: none, {own} has"):
+        load_study(own, "mnist")
