@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from thalweg.optim.closure import needs_closure
 from thalweg.optim.combined import Combined
+from thalweg.optim.grad_power import GradPower
 from thalweg.optim.sam import SAM
 from thalweg.optim.split import SplitUpdate
 
-__all__ = ["SAM", "Combined", "SplitUpdate", "needs_closure"]
+__all__ = ["SAM", "Combined", "GradPower", "SplitUpdate", "needs_closure"]
