@@ -10,11 +10,17 @@ from thalweg.dynamics.moment import BranchPoint, Moment
 from thalweg.dynamics.optimizer_metric import OptimizerMetricSource
 from thalweg.dynamics.preconditioning import preconditioned_sharpness, preconditioner
 from thalweg.dynamics.probes import PROBES, Probe, probe
+from thalweg.dynamics.singular_spectrum import (
+    SingularSpectrum,
+    flattest_directions,
+    singular_spectrum,
+)
 from thalweg.dynamics.stability import (
     StabilityThreshold,
     sam_threshold,
     stability_threshold,
 )
+from thalweg.dynamics.training_jacobian import TrainingJacobian, training_jacobian
 from thalweg.dynamics.watcher import Watcher, WatchWarning
 from thalweg.dynamics.watching import watch
 
@@ -25,14 +31,19 @@ __all__ = [
     "Moment",
     "OptimizerMetricSource",
     "Probe",
+    "SingularSpectrum",
     "StabilityThreshold",
+    "TrainingJacobian",
     "WatchWarning",
     "Watcher",
     "batch_sharpness",
+    "flattest_directions",
     "preconditioned_sharpness",
     "preconditioner",
     "probe",
     "sam_threshold",
+    "singular_spectrum",
     "stability_threshold",
+    "training_jacobian",
     "watch",
 ]
