@@ -206,7 +206,8 @@ def optimizers(seeds: int = 3) -> pd.DataFrame:
     of = {}
     for name in names:
         of |= {f"{name}-start": "trunk", name: "sgd"}
-        for end in ("", "-frozen", *(("-own",) if name in ("adam", "rmsprop") else ())):
+        own = ("-own", "-own-frozen") if name in ("adam", "rmsprop") else ()
+        for end in ("", "-frozen", *own):
             of |= {f"dom-{name}{end}": "dom-sgd", f"bulk-{name}{end}": "bulk-sgd"}
     of |= {"dom-sgd-frozen": "dom-sgd", "bulk-sgd-frozen": "bulk-sgd"}
     data = with_branches(with_later_probes(study(seeds, 20)), of, 2.0)
@@ -219,5 +220,5 @@ def variants(seeds: int = 3) -> pd.DataFrame:
     tails += ("every-10", "every-100", "subset", "exact")
     of = {"sgd-random": "sgd", "sgd-next": "sgd"}
     for tail in tails:
-        of |= {f"dom-{tail}": "dom-sgd", f"bulk-{tail}": "bulk-sgd"}
+        of |= {f"dom-sgd-{tail}": "dom-sgd", f"bulk-sgd-{tail}": "bulk-sgd"}
     return with_branches(with_later_probes(study(seeds, 20)), of, 1.5)

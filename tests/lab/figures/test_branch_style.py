@@ -50,7 +50,7 @@ def test_each_optimizer_looks_the_same_in_a_panel_of_its_own() -> None:
 
 def test_a_variant_is_named_in_the_title_and_not_again() -> None:
     group = Group("sgd", "k15", ("sgd", "dom-k15", "bulk-sgd-k15"))
-    assert group_label(group) == "k = 15"
+    assert group_label(group) == "SGD, k = 15"
     styles = group_styles(group, DEFAULT_ROLES)
     assert [style.label for style in styles.values()] == ["SGD", "Dom", "Bulk"]
 

@@ -45,7 +45,8 @@ def study() -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def saved(study: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> SavedFigures:
-    return save_figures(study, tmp_path_factory.mktemp("study") / "figures")
+    folder = tmp_path_factory.mktemp("study") / "figures"
+    return save_figures(study, folder, figures=[*NAMES, "batch-size"])
 
 
 def test_every_figure_is_saved_as_png_pdf_and_csv(saved: SavedFigures) -> None:
@@ -56,6 +57,11 @@ def test_every_figure_is_saved_as_png_pdf_and_csv(saved: SavedFigures) -> None:
         assert figure.pdf.read_bytes().startswith(b"%PDF")
         assert len(pd.read_csv(figure.csv)) > 0
         assert figure.caption
+
+
+def test_the_figures_of_the_paper_come_before_those_of_the_toys() -> None:
+    toys = ["valley", "quadratic-rates", "quadratic-alignment"]
+    assert [name for name in FIGURES if name != "batch-size"] == [*NAMES, *toys]
 
 
 def test_pdf_fonts_are_those_that_journals_accept(saved: SavedFigures) -> None:

@@ -38,6 +38,12 @@ def test_a_branch_without_its_own_optimizer_is_compared_with_the_plain_one() -> 
     assert base_of("bulk-k15", ["bulk-k15"], ROLES) is None
 
 
+def test_an_unsplit_branch_measured_on_other_subspaces_leads_no_family() -> None:
+    names = ["sgd", "sgd-random", "dom-sgd-random", "gd", "gd-large", "bulk-gd-large"]
+    bases = [base_of(name, names, ROLES) for name in names]
+    assert bases == [None, "sgd", "sgd", "sgd", None, "gd-large"]
+
+
 def test_parts_come_from_roles_and_names() -> None:
     roles = {"dominant": "along", "bulk": "across"}
     parts = [
@@ -57,7 +63,7 @@ def test_families_are_groups_led_by_their_unsplit_branch() -> None:
 
 
 def test_a_large_family_falls_into_its_variants_each_beside_the_unsplit_branch() -> None:
-    tails = ["k15", "random", "every-10", "every-100"]
+    tails = ["k15", "random", "every-10", "every-100", "exact"]
     names = ["sgd", "dom-sgd", *(f"{part}-{tail}" for tail in tails for part in ("dom", "bulk"))]
     groups = {group.tail: group.members for group in in_groups(names, ROLES)}
     assert groups["every-10"] == ("sgd", "dom-every-10", "bulk-every-10")

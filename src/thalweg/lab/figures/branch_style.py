@@ -101,9 +101,8 @@ def setting_label(tail: str) -> str:
 
 def group_label(group: Group) -> str:
     """Title of a group of branches: its unsplit branch, or the variant it shows."""
-    if not group.tail:
-        return branch_label(group.head)
-    return setting_label(group.tail)
+    tail = [setting_label(group.tail)] if group.tail else []
+    return ", ".join([branch_label(group.head), *tail])
 
 
 def branch_styles(branches: Iterable[str], roles: Mapping[str, str]) -> dict[str, BranchStyle]:

@@ -28,6 +28,7 @@ from thalweg.lab.figures.learning_rates import (
     EFFECTIVE_LEARNING_RATE_RATIO,
     EFFECTIVE_LEARNING_RATES,
 )
+from thalweg.lab.figures.quadratic import QUADRATIC_ALIGNMENT, QUADRATIC_RATES
 from thalweg.lab.figures.registry import FIGURES, add_figure, figures_named
 from thalweg.lab.figures.saving import (
     Curves,
@@ -40,6 +41,7 @@ from thalweg.lab.figures.saving import (
 )
 from thalweg.lab.figures.spectrum import EIGENVALUES, SHARPNESS, STABILITY
 from thalweg.lab.figures.training import TEST_ACCURACY, TRAINING_LOSS
+from thalweg.lab.figures.valley import VALLEY
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,6 +76,9 @@ for built_in in (
     OVERLAP,
     NOISE,
     TEST_ACCURACY,
+    VALLEY,
+    QUADRATIC_RATES,
+    QUADRATIC_ALIGNMENT,
 ):
     add_figure(built_in)
 

@@ -18,10 +18,11 @@ from typing import Literal
 Part = Literal["dominant", "bulk"]
 
 _PREFIXES: Mapping[str, Part] = {"dom": "dominant", "bulk": "bulk"}
-#: An unsplit branch with one of these at its end is another stage or setting of the branch without.
-_SUFFIXES = ("frozen", "own", "start")
-#: More branches than this are not told apart in one panel.
-MOST_TOGETHER = 8
+#: An unsplit branch with one of these at its end is another stage of the branch without, or the
+#: same measured on other subspaces.
+_SUFFIXES = ("frozen", "own", "start", "random", "next")
+#: More branches than this are not told apart in one panel; a whole family may have some more.
+MOST_TOGETHER, MOST_OF_FAMILY = 8, 10
 
 
 @dataclass(frozen=True)
@@ -51,22 +52,21 @@ def base_of(branch: str, branches: Collection[str], roles: Mapping[str, str]) ->
 
     None for the trunk, for an unsplit branch that others are split from, and where there is none.
     """
-    whole = unsplit(branches, roles)
+    heads = _heads(branches, roles)
     plain = roles.get("plain")
     fallback = plain if plain in branches and plain != branch else None
     if branch == "trunk":
         return None
     if part_of(branch, roles) is not None:
-        return _stem(branch, whole) or fallback
-    stem, _, suffix = branch.rpartition("-")
-    if suffix in _SUFFIXES and stem in whole:
-        return stem
+        return _stem(branch, heads) or fallback
+    if branch not in heads:
+        return branch.rpartition("-")[0]
     split = [name for name in branches if part_of(name, roles) is not None]
-    return None if any(_stem(name, whole) == branch for name in split) else fallback
+    return None if any(_stem(name, heads) == branch for name in split) else fallback
 
 
 def in_groups(branches: Collection[str], roles: Mapping[str, str]) -> list[Group]:
-    """The branches in groups of at most about `MOST_TOGETHER`, the trunk left out.
+    """The branches in groups of at most `MOST_OF_FAMILY`, the trunk left out.
 
     A group is a family: an unsplit branch and those compared with it. A larger family falls into
     its variants, each with the unsplit branch again.
@@ -78,7 +78,7 @@ def in_groups(branches: Collection[str], roles: Mapping[str, str]) -> list[Group
     groups: list[Group] = []
     for head, members in families.items():
         ordered = sorted(members, key=lambda name: name != head)
-        if len(ordered) <= MOST_TOGETHER:
+        if len(ordered) <= MOST_OF_FAMILY:
             groups.append(Group(head, "", tuple(ordered)))
             continue
         variants: dict[str, list[str]] = {}
@@ -99,11 +99,18 @@ def tail_of(branch: str, head: str) -> str:
     return "-".join(words[len(first) :] if words[: len(first)] == first else words)
 
 
-def _stem(branch: str, whole: Collection[str]) -> str | None:
-    """The longest unsplit branch with whose name a branch's begins, its prefix apart."""
+def _heads(branches: Iterable[str], roles: Mapping[str, str]) -> list[str]:
+    """The unsplit branches that are no stage of another one."""
+    whole = unsplit(branches, roles)
+    parts = {name: name.rpartition("-") for name in whole}
+    return [n for n, (stem, _, end) in parts.items() if not (end in _SUFFIXES and stem in whole)]
+
+
+def _stem(branch: str, heads: Collection[str]) -> str | None:
+    """The longest of the heads with whose name a branch's begins, its prefix apart."""
     words = _without_prefix(branch).split("-")
     stems = ("-".join(words[:count]) for count in range(len(words), 0, -1))
-    return next((stem for stem in stems if stem in whole), None)
+    return next((stem for stem in stems if stem in heads), None)
 
 
 def _without_prefix(branch: str) -> str:
