@@ -14,6 +14,7 @@ sizes are bound by overheads.
 
     python benchmarks/growth.py
     python benchmarks/growth.py --operations solve --vary N --json rows.json
+    python benchmarks/growth.py --quick        # small sizes only, to try it
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ SIZES = {
     "P": [10_000, 100_000, 1_000_000, 10_000_000],
     "k": [1, 2, 5, 10, 20, 50],
 }
+QUICK_SIZES = {"N": [100, 200], "P": [10_000, 20_000], "k": [1, 3]}
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,9 @@ class Case:
     N: int = 1000
     P: int = 200_000
     k: int = 10
+
+
+SMALL = Case("", N=100, P=10_000, k=3)
 
 
 def half_squared_error(output: Tensor, target: Tensor) -> Tensor:
@@ -84,6 +89,8 @@ def perform(objective: Objective, case: Case) -> dict[str, Any]:
 def measure(case: Case) -> dict[str, Any]:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    # What torch loads when it is first asked for it takes a second and 35 MiB: not a cost of size.
+    perform(objective_of(SMALL), replace(SMALL, operation=case.operation))
     objective = objective_of(case)
     gradient = statistics.median(seconds_of_gradients(objective))
     before = most_memory()
@@ -142,9 +149,10 @@ def exponents(rows: list[dict[str, Any]], varied: str) -> str:
     found = []
     for name in ("seconds", "seconds a product", "memory"):
         points = [(row[varied], cost_of(row, name)) for row in rows if "status" not in row]
-        x, y = np.log(np.array([point for point in points if point[1] > 0])).T
-        if len(x) < 2:
+        points = [point for point in points if point[1] > 0]
+        if len(points) < 2:
             continue
+        x, y = np.log(np.array(points)).T
         everywhere, at_the_end = np.polyfit(x, y, 1)[0], np.polyfit(x[-2:], y[-2:], 1)[0]
         found.append(f"{name} ~ {varied}^{everywhere:.2f} (last two: {at_the_end:.2f})")
     return ", ".join(found)
@@ -161,6 +169,9 @@ def main() -> None:
     # Before the processes start: BLAS reads it at its import.
     os.environ["OMP_NUM_THREADS"] = "1"
     print(f"threads 1, torch {torch.__version__}, float32 on the CPU")
+    sizes, base = SIZES, Case("")
+    if options.quick:
+        sizes, base = QUICK_SIZES, SMALL
     rows: list[dict[str, Any]] = []
     for operation in options.operations:
         for varied in options.vary:
@@ -169,8 +180,8 @@ def main() -> None:
                 f"{'MiB':>9}{'floats / (Pk)':>14}{'residual':>10}"
             )
             here = []
-            for size in SIZES[varied]:
-                case = replace(Case(operation), **{varied: size})
+            for size in sizes[varied]:
+                case = replace(base, operation=operation, **{varied: size})
                 here.append(row_of(case, options.limit))
                 print(line(here[-1]), flush=True)
             print(exponents(here, varied))
@@ -185,6 +196,7 @@ def options_of_command_line() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--operations", nargs="+", choices=operations, default=operations)
     parser.add_argument("--vary", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--quick", action="store_true", help="small sizes only")
     parser.add_argument("--limit", type=float, default=900, help="seconds for a row")
     parser.add_argument("--json", type=Path, help="file for the rows")
     return parser.parse_args()

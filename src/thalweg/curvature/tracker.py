@@ -277,9 +277,7 @@ class SubspaceTracker:
         """
         assert self._theta is not None
         policy, rows = self._anchors.plan(), self._current().rows
-        reference, images = Reference.at(
-            self._curvature, rows, policy.subset, self.objective.num_samples, self._generator
-        )
+        reference, images = self._reference(rows, policy.subset)
         self._anchors.renew(reference, self._theta, policy)
         self._step = power_step(rows, images, self.k)
         self._half, self._seen_from = None, reference
@@ -293,6 +291,11 @@ class SubspaceTracker:
             self._gap.forget()
             return cost + self._solve()
         return cost
+
+    def _reference(self, rows: Tensor, size: int) -> tuple[Reference, Tensor]:
+        """A reference at the current theta, and the products over all samples, as rows (k, P)."""
+        num_samples = self.objective.num_samples
+        return Reference.at(self._curvature, rows, size, num_samples, self._generator)
 
     def _look_at_gap(self) -> float:
         """Find lambda_{k+1} where that is due; the cost in gradients."""
