@@ -20,7 +20,7 @@ from thalweg.lab.claims.claim import (
 from thalweg.lab.claims.rows import last_tenth, late_half, require_same_start, rows
 
 FLAT_COORDINATE = 1
-SOURCE = "Song, Ahn, Yun 2025, section 4, the toy"
+SOURCE = "Song, Ahn, Yun 2025, on the toy valley"
 
 
 def measure_directions(seed: SeedTables) -> Measurement:

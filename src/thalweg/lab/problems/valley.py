@@ -7,7 +7,7 @@ the noise points at the walls. GD sinks to the floor x = 0 and its gradient poin
 bounces between the walls, and its gradient points at them, though only y makes progress:
 E (x, y) = ((1 - lr a)^t x_0, (1 - lr b)^t y_0) for both.
 
-Source: Song, Ahn, Yun 2025 (arXiv 2405.16002), section 4: the valley and its coupling. The values
+Source: Song, Ahn, Yun 2025 (arXiv 2405.16002), the toy valley and its coupling term. The values
 of a, b and c are ours.
 
 Example:
