@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _PANELS_A_ROW = 3
 #: A line is named at the right edge if it ends within this part of the axis before it.
 _NEAR_THE_END = 0.05
+#: So many lines that end earlier are named where they end; more would write over each other.
+_MOST_INSIDE = 2
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,7 @@ def _draw_cell(cell: _Cell, curves: Curves, look: Look) -> list[EndLabel]:
     if quantity.logarithmic:
         axes.set_yscale("log")
     labels: list[EndLabel] = []
+    ends_early: list[tuple[float, EndLabel]] = []
     inside: Curves = {
         name: line for name, line in curves.items() if line and line.branch in cell.styles
     }
@@ -175,7 +178,12 @@ def _draw_cell(cell: _Cell, curves: Curves, look: Look) -> list[EndLabel]:
             if line.steps[-1] > last - _NEAR_THE_END * (last - first):
                 labels.append(end)
             else:
-                drawing.label_inside(axes, line.steps[-1], end)
+                ends_early.append((float(line.steps[-1]), end))
+    if len(ends_early) > _MOST_INSIDE:
+        labels += [end for _, end in ends_early]
+    else:
+        for step, end in ends_early:
+            drawing.label_inside(axes, step, end)
     if quantity.line is not None:
         drawing.mark_value(axes, *quantity.line)
     if quantity.limits is not None:
