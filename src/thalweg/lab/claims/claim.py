@@ -38,7 +38,8 @@ class Rule:
     @property
     def text(self) -> str:
         """The rule as shown to people, such as `≥ 0.9`."""
-        return f"{'≥' if self.direction == 'above' else '≤'} {self.threshold:g}"
+        sign = "≥" if self.direction == "above" else "≤"
+        return f"{sign} {self.threshold:g}".replace("-", "\N{MINUS SIGN}")
 
     def allows(self, value: float) -> bool:
         """Whether the value is on the right side; NaN never is."""
