@@ -6,20 +6,22 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from thalweg import optim
 from thalweg.errors import InvalidInput
 from thalweg.lab.spec import parse_spec
-from thalweg.lab.spec.optimizers import SAM, SGD, AdamW, Muon, optimizers
-from thalweg.optim import Combined
+from thalweg.lab.spec.optimizers import SAM, SGD, AdamW, Dion, Muon, optimizers
+from thalweg.optim import Combined, GradPower
 
 NAMES = optimizers.names()
 OF_TORCH = tuple(name for name in NAMES if name != "sam")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_defaults_are_those_of_torch(name: str):
+def test_the_defaults_are_those_of_the_class_that_is_built(name: str):
     settings = optimizers.get(name)(lr=0.5)
-    signature = inspect.signature(getattr(torch.optim, settings.torch_class).__init__)
-    for key, value in settings.model_dump(exclude={"lr", *settings.not_torchs}).items():
+    signature = inspect.signature(settings.optimizer_class().__init__)
+    ours = {"lr", "grad_power", *settings.not_torchs}
+    for key, value in settings.model_dump(exclude=ours).items():
         assert value == signature.parameters[key].default, key
 
 
@@ -31,18 +33,18 @@ def test_the_learning_rate_must_be_given(name: str):
 
 @pytest.mark.parametrize("name", OF_TORCH)
 @pytest.mark.parametrize("named", [False, True])
-def test_an_optimizer_steps_as_torchs_own(name: str, named: bool):
+def test_an_optimizer_steps_as_the_class_itself(name: str, named: bool):
     torch.manual_seed(0)
     start = torch.randn(4, 3)
     gradient = torch.randn(4, 3)
     settings = optimizers.get(name)(lr=0.5)
     result = []
-    for kind in ("ours", "torch's"):
+    for kind in ("by settings", "itself"):
         parameter = torch.nn.Parameter(start.clone())
-        if kind == "ours":
+        if kind == "by settings":
             built = settings.build([("weight", parameter)] if named else [parameter])
         else:
-            built = getattr(torch.optim, settings.torch_class)([parameter], lr=0.5)
+            built = settings.optimizer_class()([parameter], lr=0.5)  # type: ignore[call-arg]
         for _ in range(3):
             parameter.grad = gradient.clone()
             built.step()
@@ -119,10 +121,11 @@ def test_muon_of_matrices_alone_has_no_use_for_its_companion():
         settings.build([("bias", BIAS)])
 
 
-@pytest.mark.parametrize("name", ["muon", "sam"])
-def test_a_companion_that_cannot_serve_is_refused(name: str):
+@pytest.mark.parametrize("kind", [Muon, Dion])
+@pytest.mark.parametrize("name", ["muon", "dion", "sam"])
+def test_a_companion_that_cannot_serve_is_refused(kind: type[Muon | Dion], name: str):
     with pytest.raises(ValidationError) as caught:
-        Muon.model_validate({"lr": 0.02, "companion": {"name": name, "lr": 0.01}})
+        kind.model_validate({"lr": 0.02, "companion": {"name": name, "lr": 0.01}})
     assert [error["loc"] for error in caught.value.errors()] == [("companion",)]
 
 
@@ -161,3 +164,53 @@ def test_sams_step_is_that_of_sgd_with_the_gradient_at_the_perturbed_point():
     expected = start - 0.1 * (curvatures * perturbed + 0.3 * start)
     assert torch.allclose(theta, expected, rtol=1e-12)
     assert SAM(lr=0.1, adaptive=True).build([theta]).adaptive  # type: ignore[attr-defined]
+
+
+def test_dion_gives_what_is_no_matrix_to_its_companion():
+    built = torch.nn.Parameter(WEIGHT.clone()), torch.nn.Parameter(BIAS.clone())
+    alone = torch.nn.Parameter(WEIGHT.clone()), torch.nn.Parameter(BIAS.clone())
+    own = {"rank": 1, "mu": 0.5, "weight_decay": 0.2, "transpose_wide": False, "seed": 3}
+    settings = Dion.model_validate({"lr": 0.02, "companion": COMPANION, **own})
+    combined = settings.build(zip(("weight", "bias"), built, strict=True))
+    separate = (
+        optim.Dion([alone[0]], lr=0.02, **own),
+        torch.optim.AdamW([alone[1]], lr=0.01, weight_decay=0.5),
+    )
+    for _ in range(3):
+        for parameter in (*built, *alone):
+            parameter.grad = parameter.detach().sin() + 1
+        combined.step()
+        for optimizer in separate:
+            optimizer.step()
+    assert torch.equal(built[0], alone[0])
+    assert torch.equal(built[1], alone[1])
+    assert combined.param_groups[1]["relative_lr"] == 0.5
+    with pytest.raises(InvalidInput, match=r"optimizer dion: parameter bias has shape \(3,\)"):
+        Dion(lr=0.1).build([("weight", WEIGHT), ("bias", BIAS)])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_optimizer_can_be_given_powers_of_the_gradient(name: str):
+    settings = optimizers.get(name)(lr=0.5, grad_power=1.5)
+    optimizer = settings.build([torch.nn.Parameter(WEIGHT.clone())])
+    powered = optimizer.base_optimizer if name == "sam" else optimizer  # type: ignore[attr-defined]
+    assert isinstance(powered, GradPower)
+    assert powered.power == 1.5
+    assert type(powered.wrapped) is settings.optimizer_class()
+
+
+def test_a_power_is_that_of_one_optimizer_and_its_companion_has_its_own():
+    def parts(values: dict[str, float], companion: dict[str, float]) -> list[bool]:
+        settings = Muon.model_validate(
+            {"lr": 0.02, **values, "companion": {**COMPANION, **companion}}
+        )
+        combined = settings.build([("weight", WEIGHT), ("bias", BIAS)])
+        assert isinstance(combined, Combined)
+        return [isinstance(part, GradPower) for part in combined.optimizers]
+
+    power = {"grad_power": 1.2}
+    assert parts({}, {}) == [False, False]
+    assert parts(power, {}) == [True, False]
+    assert parts(power, power) == [True, True]
+    with pytest.raises(ValidationError, match="grad_power"):
+        SGD(lr=0.1, grad_power=0.0)

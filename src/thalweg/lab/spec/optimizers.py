@@ -1,8 +1,8 @@
 """Which optimizers can a spec name?
 
-Each has the option names and defaults of `torch.optim` (`sam` those of SGD, beside its own), except
-that the learning rate must be given. PyTorch is imported when one is built, so that reading a spec
-stays fast.
+Each has the option names and defaults of `torch.optim` (`sam` those of SGD, beside its own; `dion`
+those of `thalweg.optim.Dion`), except that the learning rate must be given. PyTorch is imported
+when one is built, so that reading a spec stays fast.
 """
 
 from __future__ import annotations
@@ -42,13 +42,28 @@ class OptimizerSettings(Settings):
     """Fields that the class of torch does not have."""
 
     lr: Positive = Field(description="learning rate, before the schedule")
+    grad_power: Positive | None = Field(
+        default=None,
+        description="p: the optimizer sees sign(g) abs(g)^p in the place of each gradient g, after"
+        " clipping (GradPower, Wang et al. 2025); g itself by default",
+    )
 
     def build(self, parameters: Parameters) -> Optimizer:
         """The optimizer over these tensors, or over pairs of name and tensor."""
+        options = self.model_dump(exclude={"grad_power", *self.not_torchs})
+        optimizer = self.optimizer_class()(parameters, **options)
+        if self.grad_power is None:
+            return optimizer
+        from thalweg.optim import GradPower
+
+        return GradPower(optimizer, self.grad_power)
+
+    @classmethod
+    def optimizer_class(cls) -> type[Optimizer]:
+        """What is built: the class of torch of the name `torch_class`."""
         import torch
 
-        options = self.model_dump(exclude=set(self.not_torchs))
-        return getattr(torch.optim, self.torch_class)(parameters, **options)
+        return getattr(torch.optim, cls.torch_class)
 
 
 optimizers: Registry[OptimizerSettings] = Registry("optimizer")
@@ -139,8 +154,51 @@ class RMSprop(OptimizerSettings):
     centered: bool = Field(default=False, description="divide by the standard deviation instead")
 
 
+class MatrixSettings(OptimizerSettings):
+    """An optimizer of matrices alone, with a companion for the other parameters."""
+
+    not_torchs = frozenset({"companion"})
+
+    companion: Annotated[OptimizerSettings, optimizers.choice()] | None = Field(
+        default=None,
+        description="optimizer of the parameters that are no matrices (biases, norms), such as"
+        " adamw with a learning rate of its own, which follows the same schedule",
+    )
+
+    @model_validator(mode="after")
+    def _companion_takes_all_and_steps_alone(self) -> Self:
+        if isinstance(self.companion, MatrixSettings | SAM):
+            given = self.companion.registered_name
+            allowed = "an optimizer other than muon, dion and sam"
+            raise bad_value("companion", given, allowed, "use adamw")
+        return self
+
+    def build(self, parameters: Parameters) -> Optimizer:
+        """The optimizer over these tensors, or over pairs of name and tensor.
+
+        Raises:
+            InvalidInput: a tensor is not a matrix, and there is no companion; none is a matrix.
+        """
+        own = self.registered_name
+        listed: list[Any] = list(parameters)
+        matrices = [entry for entry in listed if _tensor(entry).ndim == 2]
+        others = [entry for entry in listed if _tensor(entry).ndim != 2]
+        if not others:
+            return super().build(matrices)
+        if self.companion is None:
+            raise _not_a_matrix(own, listed)
+        if not matrices:
+            raise InvalidInput(f"optimizer {own}: no parameter is a matrix; use another optimizer")
+        from thalweg.optim import Combined
+
+        companion = self.companion.build(others)
+        for group in companion.param_groups:
+            group[RELATIVE_LR] = self.companion.lr / self.lr
+        return Combined([super().build(matrices), companion])
+
+
 @optimizers.register("muon")
-class Muon(OptimizerSettings):
+class Muon(MatrixSettings):
     """Muon (Jordan et al. 2024): momentum made orthogonal by Newton-Schulz steps; matrices only.
 
     All matrices, those of the output layer and of embeddings too, which common advice gives to
@@ -148,7 +206,6 @@ class Muon(OptimizerSettings):
     """
 
     torch_class = "Muon"
-    not_torchs = frozenset({"companion"})
 
     weight_decay: NotNegative = Field(
         default=0.1, description="decay of the weights at each step, times the learning rate"
@@ -165,48 +222,53 @@ class Muon(OptimizerSettings):
     adjust_lr_fn: Literal["original", "match_rms_adamw"] | None = Field(
         default=None, description="how the learning rate is scaled to a matrix's shape"
     )
-    companion: Annotated[OptimizerSettings, optimizers.choice()] | None = Field(
-        default=None,
-        description="optimizer of the parameters that are no matrices (biases, norms), such as"
-        " adamw with a learning rate of its own, which follows the same schedule",
+
+
+@optimizers.register("dion")
+class Dion(MatrixSettings):
+    """Dion (Ahn et al. 2025): orthonormal updates of low rank with error feedback; matrices only.
+
+    All matrices, as for `muon`.
+    """
+
+    torch_class = "Dion"
+
+    mu: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.95, description="share of the applied part of the momentum that stays in it"
+    )
+    weight_decay: NotNegative = Field(
+        default=0.01, description="decay of the weights at each step, times the learning rate"
+    )
+    rank_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="rank of the updates over the smaller side of the matrix"
+    )
+    rank: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="rank of the updates itself, instead of the fraction"
+    )
+    transpose_wide: bool = Field(
+        default=True, description="iterate on the transpose of matrices wider than high"
+    )
+    eps: Positive = Field(
+        default=1e-8, description="added to the norm of a column that is divided by"
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="of the random right factors at the start, the same in all runs"
     )
 
-    @model_validator(mode="after")
-    def _companion_takes_all_and_steps_alone(self) -> Self:
-        if isinstance(self.companion, Muon | SAM):
-            given = self.companion.registered_name
-            raise bad_value("companion", given, "an optimizer other than muon and sam", "use adamw")
-        return self
+    @classmethod
+    def optimizer_class(cls) -> type[Optimizer]:
+        """What is built: Thalweg's own, torch has none."""
+        from thalweg import optim
 
-    def build(self, parameters: Parameters) -> Optimizer:
-        """The optimizer over these tensors, or over pairs of name and tensor.
-
-        Raises:
-            InvalidInput: a tensor is not a matrix, and there is no companion; none is a matrix.
-        """
-        listed: list[Any] = list(parameters)
-        matrices = [entry for entry in listed if _tensor(entry).ndim == 2]
-        others = [entry for entry in listed if _tensor(entry).ndim != 2]
-        if not others:
-            return super().build(matrices)
-        if self.companion is None:
-            raise _not_a_matrix(listed)
-        if not matrices:
-            raise InvalidInput("optimizer muon: no parameter is a matrix; use another optimizer")
-        from thalweg.optim import Combined
-
-        companion = self.companion.build(others)
-        for group in companion.param_groups:
-            group[RELATIVE_LR] = self.companion.lr / self.lr
-        return Combined([super().build(matrices), companion])
+        return optim.Dion
 
 
-def _not_a_matrix(entries: list[Any]) -> InvalidInput:
+def _not_a_matrix(own: str, entries: list[Any]) -> InvalidInput:
     """The error that names the first entry that is no matrix."""
     number, entry = next((n, e) for n, e in enumerate(entries) if _tensor(e).ndim != 2)
     name = entry[0] if isinstance(entry, tuple) else f"number {number}"
     return InvalidInput(
-        f"optimizer muon: parameter {name} has shape {tuple(_tensor(entry).shape)}, allowed:"
+        f"optimizer {own}: parameter {name} has shape {tuple(_tensor(entry).shape)}, allowed:"
         " matrices (two dimensions); name a companion for the others, such as adamw, or use"
         " another optimizer"
     )
