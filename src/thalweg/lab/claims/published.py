@@ -23,6 +23,7 @@ from thalweg.lab.claims.judgement import (
     judge,
     judge_all,
 )
+from thalweg.lab.claims.langevin import LANGEVIN_CLAIMS
 from thalweg.lab.claims.main_finding import MAIN_CLAIMS
 from thalweg.lab.claims.noise import NOISE_CLAIMS
 from thalweg.lab.claims.optimizers import OPTIMIZER_CLAIMS
@@ -30,6 +31,7 @@ from thalweg.lab.claims.quadratic import QUADRATIC_CLAIMS
 from thalweg.lab.claims.registry import CLAIMS, add_claim
 from thalweg.lab.claims.robustness import ROBUSTNESS_CLAIMS
 from thalweg.lab.claims.spectrum import SPECTRUM_CLAIMS
+from thalweg.lab.claims.training_jacobian import TRAINING_JACOBIAN_CLAIMS
 from thalweg.lab.claims.valley import VALLEY_CLAIMS
 
 __all__ = [
@@ -58,5 +60,7 @@ for _claim in (
     *EDGE_CLAIMS,
     *OPTIMIZER_CLAIMS,
     *ROBUSTNESS_CLAIMS,
+    *TRAINING_JACOBIAN_CLAIMS,
+    *LANGEVIN_CLAIMS,
 ):
     add_claim(_claim)
