@@ -37,10 +37,11 @@ A user's own problem takes a few lines, either way:
 
 from __future__ import annotations
 
-from thalweg.lab.problems import digits, images, losses, models, quadratic, sst2, valley
+from thalweg.lab.problems import digits, images, losses, models, quadratic, sst2, text, valley
 from thalweg.lab.problems.problem import Loss, Problem, build_problem
 from thalweg.lab.problems.samples import InputShape, Samples
 
 __all__ = ["InputShape", "Loss", "Problem", "Samples", "build_problem"]
 
-_REGISTERED = (digits, images, losses, models, quadratic, sst2, valley)  # imported for their names
+# Imported for the names that they register.
+_REGISTERED = (digits, images, losses, models, quadratic, sst2, text, valley)

@@ -1,9 +1,10 @@
 """Where do the official data files come from, and are they what was published?
 
 Files are kept in the user's cache folder (`THALWEG_CACHE` names another one) and verified against
-the checksum each time. The checksums are MD5, as published: by the authors for Fashion-MNIST (in
-their README) and CIFAR-10 (on their page); for MNIST and SST-2 by torchvision and torchtext, which
-load the same files.
+the checksum each time. The checksums are as published: by the authors for Fashion-MNIST (in their
+README) and CIFAR-10 (on their page); for MNIST and SST-2 by torchvision and torchtext, which load
+the same files; for Tiny Shakespeare by many projects that use it. That one is SHA-256, the others
+are MD5.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from thalweg.errors import IntegrityError, InvalidInput
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A published file: its name, the addresses that serve it, its checksum "md5:..."."""
+    """A published file: its name, the addresses that serve it, its checksum, such as "md5:..."."""
 
     name: str
     urls: tuple[str, ...]
@@ -66,6 +67,12 @@ SST2 = RemoteFile(
     "SST-2.zip",
     ("https://dl.fbaipublicfiles.com/glue/data/SST-2.zip",),
     "md5:9f81648d4199384278b86e315dac217c",
+)
+
+TINY_SHAKESPEARE = RemoteFile(
+    "input.txt",
+    ("https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",),
+    "sha256:86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
 )
 
 

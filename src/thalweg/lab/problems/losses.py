@@ -44,13 +44,30 @@ class SquaredError:
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """L = - 1/n * sum over samples of log softmax(output)[class]."""
+    """L = - 1/n * sum over samples of log softmax(output)[class].
+
+    Of sequences each sample is the mean over its tokens.
+    """
 
     def __call__(self, output: Tensor, target: Tensor) -> Tensor:
-        """The loss of outputs (n, classes) against class numbers (n,) int64, a scalar."""
+        """The loss, a scalar.
+
+        Args:
+            output: (n, classes), or (n, length, classes) of sequences.
+            target: class numbers int64, (n,) or (n, length).
+
+        Raises:
+            InvalidInput: there is not one target for each row of outputs.
+        """
         from torch.nn.functional import cross_entropy
 
-        return cross_entropy(output, target)
+        if target.is_floating_point() or output.shape[:-1] != target.shape:
+            raise InvalidInput(
+                f"loss cross-entropy: output of shape {tuple(output.shape)}, target of "
+                f"{tuple(target.shape)}; each row of outputs needs one class"
+            )
+        # All sequences are of one length: the mean of their means is that over all tokens.
+        return cross_entropy(output.flatten(0, -2), target.flatten())
 
 
 @dataclass(frozen=True)
@@ -90,7 +107,7 @@ class MeanSquaredError(Settings):
 
 @losses.register("cross-entropy")
 class MeanCrossEntropy(Settings):
-    """Cross-entropy with the softmax of the outputs, in nats, averaged over samples."""
+    """Cross-entropy with the softmax of the outputs, in nats, averaged over samples and tokens."""
 
     target: ClassVar[Target] = "class"
 

@@ -114,6 +114,44 @@ class Transformer(Settings):
         return TokenClassifier(self, inputs.shape[0], inputs.vocabulary, outputs)
 
 
+@models.register("language-model")
+class LanguageModel(Settings):
+    """Decoder-only Transformer: the scores of each next token, from the tokens up to it.
+
+    Learned positions, layer norm before each sublayer, biases in all linear maps but the head.
+    Parameters: token_embedding, position_embedding, layers.N.attention.query, .key, .value,
+    .output, layers.N.attention_norm, layers.N.feed_forward, layers.N.feed_forward_norm, norm, head.
+    """
+
+    layers: Count = Field(default=2, description="attention layers")
+    width: Count = Field(default=64, description="length of a token's vector")
+    heads: Count = Field(default=4, description="attention heads; they divide the width")
+    feed_forward: Count | None = Field(
+        default=None, description="width of the feed-forward sublayers; 4 * width if not given"
+    )
+    activation: Activation = Field(default="gelu", description="in the feed-forward sublayers")
+    tied_head: bool = Field(
+        default=False, description="the head has the weights of the token embedding"
+    )
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.width % self.heads:
+            raise bad_value("heads", self.heads, f"a divisor of width, {self.width}")
+        return self
+
+    def build(self, inputs: InputShape, outputs: int) -> nn.Module:
+        if inputs.vocabulary is None or outputs != inputs.vocabulary:
+            tokens = "numbers" if inputs.vocabulary is None else f"{inputs.vocabulary} tokens"
+            raise InvalidInput(
+                f"model language-model: inputs are {tokens}, outputs {outputs} classes, allowed: a"
+                " data set that predicts tokens from tokens; choose data set tinyshakespeare"
+            )
+        from thalweg.lab.problems.networks.language_model import Decoder
+
+        return Decoder(self, inputs.shape[0], inputs.vocabulary)
+
+
 @models.register("vgg11")
 class VGG11(Settings):
     """VGG-11 (Simonyan, Zisserman 2015, table 1, A) for images of 32x32 pixels or more.

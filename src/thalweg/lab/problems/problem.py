@@ -57,11 +57,13 @@ class Problem:
         return len(self.train[0])
 
     def labels(self, targets: Tensor) -> Tensor:
-        """The class numbers (n,) int64 of one-hot targets (n, classes); class numbers stay."""
+        """The class numbers int64 of one-hot targets (..., classes); class numbers stay."""
         return targets.argmax(dim=-1) if targets.is_floating_point() else targets
 
     def accuracy(self, output: Tensor, targets: Tensor) -> Tensor:
-        """The share, from 0 to 1, of outputs (n, classes) that are largest at the right class.
+        """The share, from 0 to 1, of outputs (..., classes) that are largest at the right class.
+
+        Of a language model that is the share of tokens.
 
         Raises:
             InvalidInput: a problem without classes has no accuracy.

@@ -20,8 +20,8 @@ class InputShape:
     """The shape of one input, and how many token ids there are where inputs are tokens.
 
     `shape` is (channels, height, width) for images, (features,) for vectors, (length,) for tokens;
-    `vocabulary` is None unless the inputs are token ids (0 is padding, the largest is
-    vocabulary - 1).
+    `vocabulary` is None unless the inputs are token ids (the largest is vocabulary - 1; 0 is
+    padding, except in a data set for language models).
     """
 
     shape: tuple[int, ...]
@@ -40,7 +40,8 @@ class Samples:
     Attributes:
         train_inputs: (n, *shape) numbers, images channel first; or n texts, which the data set's
             `encode` turns into token ids once the samples are chosen.
-        train_labels: (n,) integers, the classes from 0; or, for regression, (n,) or (n, m) floats.
+        train_labels: (n,) integers, the classes from 0; (n, length) of them where each token of a
+            sample has one, as in a language model; or, for regression, (n,) or (n, m) floats.
         num_classes: how many classes there are; None for regression.
         test_inputs, test_labels: the held-out samples, None when there are none.
         scale: the largest value an input can have, by which preprocessing "unit" divides.
@@ -115,7 +116,8 @@ def _check_samples(samples: Samples, name: str) -> None:
                 "each input needs one label"
             )
         if samples.num_classes is not None:
-            _check_labels(labels, samples.num_classes, f"{what} labels of data set {name}")
+            shape = np.shape(inputs) if samples.vocabulary is not None else None
+            _check_labels(labels, samples.num_classes, f"{what} labels of data set {name}", shape)
     if len(samples.train_labels) == 0:
         raise InvalidInput(f"data set {name}: no training samples; at least one is needed")
 
@@ -139,8 +141,12 @@ def _is_finite(values: np.ndarray) -> bool:
     return values.dtype.kind != "f" or bool(np.isfinite(values).all())
 
 
-def _check_labels(labels: np.ndarray, num_classes: int, what: str) -> None:
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+def _check_labels(
+    labels: np.ndarray, num_classes: int, what: str, tokens: tuple[int, ...] | None
+) -> None:
+    """tokens: the shape of the inputs where these are tokens, each of which may have a label."""
+    one_each = labels.ndim == 1 or labels.shape == tokens
+    if not one_each or labels.dtype.kind not in "iu":
         given = f"shape {labels.shape}, {labels.dtype}"
         raise invalid(what, given, "one integer a sample", "regression has num_classes=None")
     wrong = labels[(labels < 0) | (labels >= num_classes)]
@@ -159,6 +165,8 @@ def _balanced(
 ) -> np.ndarray:
     if num_classes is None:
         raise invalid("balanced", True, "false", f"data set {name} has no classes")
+    if labels.ndim != 1:
+        raise invalid("balanced", True, "false", f"data set {name} has a class for each token")
     if number is None or number % num_classes:
         allowed = f"a multiple of its {num_classes} classes where balanced = true"
         raise invalid(f"samples of {name}", number, allowed)

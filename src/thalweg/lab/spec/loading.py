@@ -71,6 +71,7 @@ PROBLEM_SPECS: dict[str, str] = {
     "cifar10-resnet8": "cifar10-resnet8",
     "sst2": "sst2-transformer",
     "sst2-cross-entropy": "sst2-transformer-cross-entropy",
+    "tinyshakespeare": "tinyshakespeare",
 }
 """The built-in spec of each problem, at the paper's settings where it has them."""
 
