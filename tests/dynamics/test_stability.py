@@ -185,3 +185,16 @@ def test_a_learning_rate_can_be_given_in_place_of_the_groups() -> None:
     assert found.value == pytest.approx(300)
     assert found.note == ""
     assert [group["lr"] for group in groups] == [0.1, 7.0]
+
+
+def test_a_wrapped_optimizer_has_the_threshold_of_the_one_inside_and_sam_none() -> None:
+    from thalweg.curvature import FixedSubspace, Subspace
+    from thalweg.optim import SAM, SplitUpdate
+
+    base = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.1)
+    frozen = FixedSubspace(Subspace(torch.eye(2)[:, :1], torch.ones(1)))
+    assert stability_threshold(SplitUpdate(base, frozen, dominant=0.0)).value == 20
+    sam = stability_threshold(SAM(base, rho=0.05))
+    assert sam.value is None
+    assert "sam_threshold" in sam.note
+    assert stability_threshold(SAM(base, rho=0.0)).value == 20

@@ -29,6 +29,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer, RMSprop
 
+from thalweg.dynamics.wrapping import unwrapped
 from thalweg.errors import InvalidInput, invalid
 
 NO_THRESHOLD = {
@@ -77,7 +78,7 @@ def stability_threshold(
     oscillation that makes training unstable.
 
     Args:
-        optimizer: any optimizer; one that wraps another is not looked into.
+        optimizer: any optimizer; of one that wraps another (`SplitUpdate`) the inner one counts.
         parameters: only parameter groups with one of these count; None for all.
         lr: learning rate to take in place of each group's own.
 
@@ -89,6 +90,16 @@ def stability_threshold(
     Raises:
         InvalidInput: no group holds any of `parameters`.
     """
+    found = unwrapped(optimizer)
+    if found.rho:
+        note = "SAM's threshold depends on the gradient: `sam_threshold`, or probe 'stability'"
+        return StabilityThreshold(None, note=note)
+    return _threshold_of(found.base, parameters, lr)
+
+
+def _threshold_of(
+    optimizer: Optimizer, parameters: Iterable[Tensor] | None, lr: float | None
+) -> StabilityThreshold:
     formula = next((f for kind, f in _FORMULAS.items() if isinstance(optimizer, kind)), None)
     if formula is None:
         name = type(optimizer).__name__
