@@ -189,5 +189,5 @@ def test_what_cannot_be_used_is_refused() -> None:
         SimulatedWorkers([build("sgd", model)], QuadraticRule(0.1, 2))
     with pytest.raises(InvalidInput, match="no closure"):
         workers_of(model, "sgd", 2).step()
-    with pytest.raises(InvalidInput, match=r"got 2 workers.*3 workers"):
+    with pytest.raises(InvalidInput, match=r"got '2 workers'.*3 workers"):
         workers_of(model, "sgd", 2).load_state_dict(workers_of(model, "sgd", 2, 2).state_dict())

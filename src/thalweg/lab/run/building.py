@@ -29,6 +29,7 @@ from thalweg.dynamics import OptimizerMetricSource
 from thalweg.errors import InvalidInput, invalid
 from thalweg.lab.problems import Problem, build_problem
 from thalweg.lab.random_streams import stream_seed
+from thalweg.lab.run.local_workers import make_workers
 from thalweg.lab.store.checkpoint import load_parameters
 from thalweg.optim import SplitUpdate
 
@@ -179,6 +180,8 @@ def make_optimizer(
     """
     model = setup.problem.model
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if phase.local is not None:
+        return make_workers(phase, named, setup.problem.num_samples)
     optimizer = phase.optimizer.build(named)
     if phase.split is None or not phase.split.changes:
         return optimizer

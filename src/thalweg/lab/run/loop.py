@@ -49,6 +49,7 @@ from thalweg.lab.spec.optimizers import OptimizerSettings
 from thalweg.lab.store import RunFolder, StudyFolder
 from thalweg.lab.store.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint
 from thalweg.lab.store.metrics import MetricsWriter
+from thalweg.optim.simulated_workers import WORKERS
 
 
 class Run:
@@ -140,7 +141,9 @@ class Run:
     def _carry_state(self, state: dict[str, Any], settings: OptimizerSettings) -> None:
         if can_carry_state(settings, self.progression.phase.optimizer):
             groups = self.optimizer.state_dict()["param_groups"]
-            self.optimizer.load_state_dict({**state, "param_groups": groups})
+            # Workers begin together, at the mean of those before, each with the first one's state.
+            one = {key: value for key, value in state.items() if key != WORKERS}
+            self.optimizer.load_state_dict({**one, "param_groups": groups})
         elif state["state"]:
             self.folder.log("another kind of optimizer: it begins without the state of the last")
 

@@ -3,7 +3,8 @@
 batch (seed, t) -> gradient -> optimizer proposes -> split on S_k(theta_t)
 
 The gradient is that of the mini-batch, plus the phase's injected noise, then clipped. An optimizer
-that evaluates the loss again (SAM) sees the same mini-batch, noise and clipping there.
+that evaluates the loss again (SAM) sees the same mini-batch, noise and clipping there. Where a
+phase has workers, each of them does all this from its own parameters.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from torch.optim import Optimizer
 
 from thalweg.dynamics import Moment
 from thalweg.errors import Diverged
-from thalweg.lab.minibatches import minibatch
 from thalweg.lab.problems import Problem
 from thalweg.lab.run.building import Setup
+from thalweg.lab.run.local_workers import make_local_steps, samples_of
 from thalweg.lab.run.noise import add_to_gradients, injected_noise
 from thalweg.lab.spec import PhaseSpec
 from thalweg.lab.spec.optimizers import RELATIVE_LR
-from thalweg.optim import SplitUpdate, needs_closure
+from thalweg.optim import SimulatedWorkers, SplitUpdate, needs_closure
 
 
 class Buffers:
@@ -69,14 +70,16 @@ def train_one_step(
     """
     buffers = Buffers(setup.problem.model)
     evaluate = partial(_evaluate, moment, setup, optimizer, phase, seed, buffers)
-    moment.minibatch_loss = float(evaluate())
-    parameters = setup.objective.layout.parameters(setup.problem.model)
-    moment.minibatch_gradient = torch.cat(
-        [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters]
-    )
+    gradient = partial(_gradient, setup)
     for group in optimizer.param_groups:
         group["lr"] = moment.learning_rate * group.get(RELATIVE_LR, 1.0)
-    _make_update(optimizer, evaluate)
+    if isinstance(optimizer, SimulatedWorkers):
+        seen = make_local_steps(optimizer, evaluate, gradient)
+        moment.minibatch_loss, moment.minibatch_gradient = seen
+    else:
+        moment.minibatch_loss = float(evaluate())
+        moment.minibatch_gradient = gradient()
+        _make_update(optimizer, evaluate)
     moment.update = setup.objective.theta() - moment.theta
     if isinstance(optimizer, SplitUpdate):
         _note_split(moment, optimizer)
@@ -92,6 +95,7 @@ def _evaluate(
     phase: PhaseSpec,
     seed: int,
     buffers: Buffers,
+    worker: int = 0,
 ) -> Tensor:
     """The mini-batch loss at the model's parameters; their `grad` becomes what the optimizer sees.
 
@@ -99,7 +103,7 @@ def _evaluate(
         Diverged: the loss is NaN or infinite.
     """
     model, objective = setup.problem.model, setup.objective
-    loss = _minibatch_loss(setup.problem, phase, seed, moment.step)
+    loss = _minibatch_loss(setup.problem, phase, seed, moment.step, worker)
     optimizer.zero_grad()
     loss.backward()
     buffers.put_aside()
@@ -133,9 +137,18 @@ def _make_update(optimizer: Optimizer, evaluate: Callable[[], Tensor]) -> None:
         raise Diverged("the norm of the proposed update is NaN or infinite") from error
 
 
-def _minibatch_loss(problem: Problem, phase: PhaseSpec, seed: int, step: int) -> Tensor:
-    size = problem.num_samples if phase.batch_size == "all" else phase.batch_size
-    chosen = minibatch(seed, step, size, problem.num_samples)
+def _gradient(setup: Setup) -> Tensor:
+    """The `grad` of the parameters as one vector (P,), a copy."""
+    parameters = setup.objective.layout.parameters(setup.problem.model)
+    return torch.cat(
+        [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters]
+    )
+
+
+def _minibatch_loss(
+    problem: Problem, phase: PhaseSpec, seed: int, step: int, worker: int
+) -> Tensor:
+    chosen = samples_of(phase, seed, step, worker, problem.num_samples)
     inputs, targets = (part[chosen.to(part.device)] for part in problem.train)
     return problem.loss(problem.model(inputs), targets)
 

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from thalweg.lab.registry import NAME_PATTERN, SpecModel, bad_value
 from thalweg.lab.spec.fields import NAME_WORDS, Wording
 from thalweg.lab.spec.learning_rates import ScheduleSettings, factor_with_warmup, schedules
+from thalweg.lab.spec.local import LocalSpec
 from thalweg.lab.spec.optimizers import OptimizerSettings, optimizers
 from thalweg.lab.spec.subspace import Count, SubspaceSpec
 
@@ -96,6 +97,9 @@ class PhaseSpec(SpecModel):
         default=None,
         description="scaling of the two parts of the update, none for the bare optimizer",
     )
+    local: LocalSpec | None = Field(
+        default=None, description="workers that are averaged now and then, none by default"
+    )
     steps: NotNegativeCount | None = Field(
         default=None,
         description="most steps of the phase, the deadline of its until_ rules; 0 in the trunk:"
@@ -128,12 +132,25 @@ class PhaseSpec(SpecModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _has_what_workers_can_do(self) -> Self:
+        if self.local is None:
+            return self
+        if self.batch_size == "all":
+            raise bad_value("batch_size", "all", "a number, with local: workers differ by it alone")
+        if self.noise is not None:
+            raise bad_value("noise", self.noise, "none, with local", "the workers' noise is theirs")
+        if self.split is not None and self.split.changes:
+            raise bad_value("split", self.split, "none, with local", "a mean of workers has no S_k")
+        return self
+
     def most_steps(self, num_samples: int) -> int:
-        """The bound in steps; an epoch has ceil(samples / batch size) of them."""
+        """The bound in steps; an epoch has ceil(samples / samples of a step) of them."""
         if self.steps is not None:
             return self.steps
         assert self.epochs is not None
         batch = num_samples if self.batch_size == "all" else self.batch_size
+        batch *= 1 if self.local is None else self.local.workers
         return self.epochs * math.ceil(num_samples / batch)
 
     def learning_rate(self, step: int, total: int) -> float:
@@ -181,6 +198,9 @@ class BranchSpec(SpecModel):
     split: SplitSpec | None = Field(
         default=None, description="scaling of the two parts of the update"
     )
+    local: LocalSpec | Literal["off"] | None = Field(
+        default=None, description="workers that are averaged now and then, 'off' for none"
+    )
     steps: Count | None = Field(default=None, description="most steps of the branch")
     epochs: Count | None = Field(
         default=None, description="most passes over the data, instead of steps"
@@ -210,7 +230,7 @@ class BranchSpec(SpecModel):
         left_out = {"name", "warmup_steps", "until_alignment", "until_loss"}
         if "steps" in own or "epochs" in own:
             left_out |= {"steps", "epochs"}
-        for key in ("clip_norm", "noise"):
+        for key in ("clip_norm", "noise", "local"):
             if own.get(key) == "off":
                 left_out.add(key)
                 del own[key]
