@@ -78,12 +78,18 @@ class TwoLevels:
 
 
 def two_levels(table: pd.DataFrame) -> TwoLevels | None:
-    """From the first row of a run; None where spectrum, gradient or noise are not known there."""
+    """From the first row of a run.
+
+    None where spectrum, gradient or noise are not known there, and where the spectrum has not two
+    levels, as that of a network: what theory says is not about it.
+    """
     first = table.iloc[0]
     spectrum = first["solved_eigenvalues"]
     if spectrum is None or np.ndim(spectrum) != 1 or len(spectrum) < 2:
         return None
     k = len(spectrum) // 2
+    if any(max(level) > 1.01 * min(level) for level in (spectrum[:k], spectrum[k:])):
+        return None
     share, variance = float(first["noise_share_dominant"]), float(first["noise_norm"]) ** 2
     norms: dict[Part, float] = {part: float(first[f"gradient_norm_{part}"]) for part in _MARKS}
     if not all(map(math.isfinite, (share, variance, *norms.values()))):
