@@ -9,7 +9,9 @@ tiny subspaces?", arXiv 2405.16002.
 from __future__ import annotations
 
 from thalweg.lab.claims.alignment import ALIGNMENT_CLAIMS
+from thalweg.lab.claims.dion import DION_CLAIMS
 from thalweg.lab.claims.edge import EDGE_CLAIMS
+from thalweg.lab.claims.grad_power import GRAD_POWER_CLAIMS
 from thalweg.lab.claims.judgement import (
     DEFAULT_ROLES,
     Claim,
@@ -62,5 +64,7 @@ for _claim in (
     *ROBUSTNESS_CLAIMS,
     *TRAINING_JACOBIAN_CLAIMS,
     *LANGEVIN_CLAIMS,
+    *GRAD_POWER_CLAIMS,
+    *DION_CLAIMS,
 ):
     add_claim(_claim)
