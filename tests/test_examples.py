@@ -7,6 +7,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from tests.test_readme import blocks
@@ -88,6 +89,35 @@ def test_spectrum_has_one_trace_by_two_ways_and_a_figure(run, tmp_path: Path) ->
     assert abs(first - second) < 4 * (first_error**2 + second_error**2) ** 0.5
     assert numbers(area)[0] == pytest.approx(1, abs=0.01)
     assert (tmp_path / "spectrum.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_subspace_langevin_saves_gradients_where_its_blocks_precondition(
+    run, tmp_path: Path
+) -> None:
+    lines = run("subspace_langevin.py", str(tmp_path), "--size", "4")
+    verdicts = [line for line in lines if "≤" in line]
+    assert ["holds" in line and "not" not in line for line in verdicts] == [True, True, False, True]
+    table = pd.read_csv(tmp_path / "subspace-langevin.csv")
+    last = table.groupby(["seed", "branch"])["covariance_error"].last()
+    assert len(last) == 15
+    assert last.tolist() == pytest.approx([0.05] * 15, rel=0.02)
+    assert (tmp_path / "subspace-langevin.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_training_jacobian_counts_every_singular_value(run, tmp_path: Path) -> None:
+    small = ("--hidden", "1", "--epochs", "1", "--seeds", "0", "1")
+    lines = run("training_jacobian.py", str(tmp_path), *small)
+    assert sum("P=85, N=1600" in line for line in lines) == 6
+    table = pd.read_csv(tmp_path / "training-jacobian.csv")
+    shares = table[["chaotic_share", "bulk_share_1e-02", "stable_share"]].sum(axis=1)
+    assert shares.tolist() == pytest.approx([1.0] * 6)
+    assert (table["bulk_share_1e-06"] <= table["bulk_share_1e-03"]).all()
+    digits = table[table["branch"] == "digits"]
+    # Three pixels are the same in all images; whatever weighs them comes through as it was.
+    assert (digits["bulk_share_1e-06"] > 0).all()
+    assert (digits["loss_in_bulk"] > digits["loss_end"]).all()
+    assert (digits[["overlap_seeds", "overlap_shuffled"]] <= 1).all(axis=None)
+    assert (tmp_path / "training-jacobian.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_engine_of_the_readme_runs_after_its_first_example(

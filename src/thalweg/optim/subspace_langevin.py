@@ -35,8 +35,10 @@ Example:
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -118,8 +120,7 @@ class SubspaceLangevin(Optimizer):
             raise invalid("params", given, "one", "A weighs parameters against each other")
         size = sum(p.numel() for p in self._parameters)
         self._blocks = coordinate_blocks(size, size) if blocks is None else blocks
-        if not callable(self._blocks):
-            _refuse(self._blocks)
+        self._bounds = [] if callable(self._blocks) else _upper_bounds(self._blocks)
         self._generator = torch.Generator().manual_seed(seed)
         self.drawn: int | None = None
 
@@ -179,15 +180,13 @@ class SubspaceLangevin(Optimizer):
         return x, torch.cat([p.grad.reshape(-1) for p in self._parameters if p.grad is not None])
 
     def _draw(self, x: Tensor) -> Block:
-        blocks = self._blocks
+        blocks, bounds = self._blocks, self._bounds
         if callable(blocks):
             blocks = blocks(x)
-            _refuse(blocks)
+            bounds = _upper_bounds(blocks)
         place = float(torch.rand((), generator=self._generator, dtype=torch.float64))
-        self.drawn = 0
-        while self.drawn < len(blocks) - 1 and place >= blocks[self.drawn].probability:
-            place -= blocks[self.drawn].probability
-            self.drawn += 1
+        # Rounding can leave the last bound below 1.
+        self.drawn = min(bisect_right(bounds, place), len(blocks) - 1)
         return blocks[self.drawn]
 
 
@@ -283,10 +282,12 @@ def _in_span(vectors: Tensor, values: Tensor) -> Callable[[Tensor, float], Tenso
     return apply
 
 
-def _refuse(blocks: Blocks) -> None:
+def _upper_bounds(blocks: Blocks) -> list[float]:
+    """Where in [0, 1] the share of each block ends."""
     probabilities = [block.probability for block in blocks]
     if not (probabilities and min(probabilities) > 0 and abs(math.fsum(probabilities) - 1) < 1e-6):
         raise invalid("blocks", f"probabilities {probabilities}", "positive ones of sum 1")
+    return list(accumulate(probabilities))
 
 
 def _refuse_size(size: int, num_parameters: int) -> None:
