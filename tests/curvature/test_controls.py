@@ -38,7 +38,22 @@ def test_it_splits_as_its_subspace_does_and_can_be_restored() -> None:
     assert torch.equal(other.subspace.basis, control.subspace.basis)
 
 
+def test_it_is_solved_at_every_nth_update_also_after_a_restart() -> None:
+    control = NextEigenspace(objective(), 2, every=3)
+    costs = []
+    for number in range(7):
+        if number == 5:
+            other = NextEigenspace(objective(), 2, every=3)
+            other.load_state_dict(control.state_dict())
+            control = other
+        control.update()
+        costs.append(control.report.gradients > 0)
+    assert costs == [True, False, False, True, False, False, True]
+
+
 def test_what_cannot_be_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="every: got 0"):
+        NextEigenspace(objective(), 2, every=0)
     with pytest.raises(InvalidInput, match="at most P / 2"):
         NextEigenspace(objective(), 60)
     with pytest.raises(InvalidInput, match="k: got 0"):

@@ -30,18 +30,23 @@ from thalweg.errors import InvalidInput, invalid
 
 
 class NextEigenspace:
-    """The span of u_{k+1}, ..., u_{2k}, solved at every update; a `SubspaceSource`.
+    """The span of u_{k+1}, ..., u_{2k}, from scratch; a `SubspaceSource`.
 
     Args:
         objective: the loss.
         k: dimension, 1 <= k <= P / 2.
         tolerance: residual of the solves, see `eigenpairs`.
+        every: solve at every n-th update only, and keep the basis in between.
 
     Raises:
-        InvalidInput: k is out of that range.
+        InvalidInput: k is out of that range; every < 1.
     """
 
-    def __init__(self, objective: Objective, k: int, *, tolerance: float = 1e-3) -> None:
+    def __init__(
+        self, objective: Objective, k: int, *, tolerance: float = 1e-3, every: int = 1
+    ) -> None:
+        if every < 1:
+            raise invalid("every", every, "an integer >= 1")
         if k < 1:
             raise invalid("k", k, "an integer >= 1")
         if 2 * k > objective.num_parameters:
@@ -49,8 +54,10 @@ class NextEigenspace:
         self.objective = objective
         self.k = k
         self.tolerance = tolerance
+        self.every = every
         self.report = TrackerReport(float("nan"), 0.0, False, 0, 0)
         self._subspace: Subspace | None = None
+        self._calls = 0
 
     @property
     def subspace(self) -> Subspace:
@@ -60,7 +67,14 @@ class NextEigenspace:
         return self._subspace
 
     def update(self, theta: Tensor | None = None, vector: Tensor | None = None) -> Subspace:
-        """Solve for the eigenpairs k + 1 to 2k at theta (P,); the vector is not asked for."""
+        """The eigenpairs k + 1 to 2k at theta (P,), solved anew at every n-th update.
+
+        The vector is not asked for.
+        """
+        self._calls += 1
+        if self._subspace is not None and (self._calls - 1) % self.every:
+            self.report = TrackerReport(float("nan"), 0.0, False, 0, self.report.age + 1)
+            return self._subspace
         hessian = Hessian(self.objective, theta, keep_graph=True)
         band = (self.k, 2 * self.k)
         solved = eigenpairs(hessian, band=band, tolerance=self.tolerance, check_repeated=0)
@@ -75,12 +89,18 @@ class NextEigenspace:
         return Split(*self.subspace.split(vector), error=error, bulk_error=error)
 
     def state_dict(self) -> dict[str, Any]:
-        """The basis as rows, and its eigenvalues."""
-        if self._subspace is None:
-            return {"rows": None, "eigenvalues": None}
-        return {"rows": self._subspace.basis.T, "eigenvalues": self._subspace.eigenvalues}
+        """The basis as rows, its eigenvalues, and how many updates there were."""
+        found = self._subspace
+        return {
+            "rows": None if found is None else found.basis.T,
+            "eigenvalues": None if found is None else found.eigenvalues,
+            "calls": self._calls,
+            "age": self.report.age,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave."""
+        self._calls = state["calls"]
+        self.report = TrackerReport(float("nan"), 0.0, False, 0, state["age"])
         if state["rows"] is not None:
             self._subspace = Subspace(state["rows"].T, state["eigenvalues"])

@@ -122,7 +122,9 @@ def make_source(spec: Spec, setup: Setup, seed: int) -> SubspaceSource:
         drawn = random_subspace(objective.num_parameters, setup.k, own_seed, dtype=objective.dtype)
         return FixedSubspace(drawn.to(objective.device))
     if settings.source == "next":
-        return NextEigenspace(objective, setup.k, tolerance=settings.tolerance)
+        return NextEigenspace(
+            objective, setup.k, tolerance=settings.tolerance, every=settings.every
+        )
     return SubspaceTracker(
         objective,
         setup.k,
