@@ -46,4 +46,4 @@ def test_the_spec_shown_is_a_spec() -> None:
 
     (shown,) = blocks("toml")
     spec = parse_spec(tomllib.loads(shown))
-    assert spec.branches.keys() == {"sgd", "bulk-sgd"}
+    assert spec.branches.keys() == {"bulk-sgd", "gd", "adam"}
