@@ -120,6 +120,12 @@ def test_training_jacobian_counts_every_singular_value(run, tmp_path: Path) -> N
     assert (tmp_path / "training-jacobian.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_local_sgd_learns_and_its_rounds_grow(run) -> None:
+    start, end, rounds = run("local_sgd.py")
+    assert numbers(end)[0] < 0.5 * numbers(start)[0]
+    assert numbers(rounds.split(":")[1]) == [4, 16, 64, 256]  # (0.2 / lr)^2
+
+
 def test_the_engine_of_the_readme_runs_after_its_first_example(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

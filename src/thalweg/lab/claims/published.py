@@ -26,6 +26,7 @@ from thalweg.lab.claims.judgement import (
     judge_all,
 )
 from thalweg.lab.claims.langevin import LANGEVIN_CLAIMS
+from thalweg.lab.claims.local_sgd import LOCAL_SGD_CLAIMS
 from thalweg.lab.claims.main_finding import MAIN_CLAIMS
 from thalweg.lab.claims.noise import NOISE_CLAIMS
 from thalweg.lab.claims.optimizers import OPTIMIZER_CLAIMS
@@ -62,6 +63,7 @@ for _claim in (
     *EDGE_CLAIMS,
     *OPTIMIZER_CLAIMS,
     *ROBUSTNESS_CLAIMS,
+    *LOCAL_SGD_CLAIMS,
     *TRAINING_JACOBIAN_CLAIMS,
     *LANGEVIN_CLAIMS,
     *GRAD_POWER_CLAIMS,
