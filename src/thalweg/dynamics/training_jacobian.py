@@ -10,7 +10,8 @@ the same rule with H_t tangents in place of the gradient, H_t the mini-batch Hes
 does not grow with the number of steps. `singular_spectrum.py` reads the result.
 
 Cost: b products with a mini-batch Hessian a step. All of J for an MLP of P = 4,810 over 625
-batches of 64: 0.2 ms a direction and step in float64 on one core, 10 minutes; 5 in float32.
+batches of 64: 0.2 ms a direction and step measured in float64 on one core, which makes 10 minutes;
+half of that in float32.
 
 Source: Belrose, Scherlis 2024, "Understanding gradient descent through the training Jacobian"
 (arXiv 2412.07003).
