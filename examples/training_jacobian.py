@@ -9,7 +9,8 @@ labels. The split into 1,600 and 197 images is that of the package, not that of 
     python examples/training_jacobian.py [FOLDER] [--hidden 64] [--seeds 0 1 2] [--epochs 25]
 
 writes FOLDER/training-jacobian.png and .csv, by default here. One Jacobian of the paper's net
-takes 10 minutes on one core and there are three a seed; with `--hidden 8` (P = 610) all take 4.
+takes about 10 minutes on one core, and there are three a seed; with `--hidden 8` (P = 610) all nine
+together take 4.
 """
 
 import argparse
