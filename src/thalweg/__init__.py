@@ -92,6 +92,7 @@ if TYPE_CHECKING:
         SimulatedWorkers,
         SplitUpdate,
         SubspaceLangevin,
+        blockwise_groups,
         coordinate_blocks,
         dominant_and_bulk_blocks,
         eigenvector_blocks,

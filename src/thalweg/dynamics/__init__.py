@@ -4,8 +4,10 @@ from __future__ import annotations
 
 # Imported for the probes that they register.
 import thalweg.dynamics.batch_probes
+import thalweg.dynamics.block_probes
 import thalweg.dynamics.stability_probes  # noqa: F401
 from thalweg.dynamics.batch_curvature import BatchSharpness, batch_sharpness
+from thalweg.dynamics.block_sharpness import BlockSharpness, block_sharpness
 from thalweg.dynamics.moment import BranchPoint, Moment
 from thalweg.dynamics.optimizer_metric import OptimizerMetricSource
 from thalweg.dynamics.preconditioning import preconditioned_sharpness, preconditioner
@@ -27,6 +29,7 @@ from thalweg.dynamics.watching import watch
 __all__ = [
     "PROBES",
     "BatchSharpness",
+    "BlockSharpness",
     "BranchPoint",
     "Moment",
     "OptimizerMetricSource",
@@ -37,6 +40,7 @@ __all__ = [
     "WatchWarning",
     "Watcher",
     "batch_sharpness",
+    "block_sharpness",
     "flattest_directions",
     "preconditioned_sharpness",
     "preconditioner",

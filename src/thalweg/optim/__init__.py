@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from thalweg.optim.averaging_period import ConstantPeriod, QuadraticRule
+from thalweg.optim.blockwise import PAPER_RATES, blockwise_groups
 from thalweg.optim.closure import needs_closure
 from thalweg.optim.combined import Combined
 from thalweg.optim.dion import Dion
@@ -20,6 +21,7 @@ from thalweg.optim.subspace_langevin import (
 )
 
 __all__ = [
+    "PAPER_RATES",
     "SAM",
     "Block",
     "Combined",
@@ -31,6 +33,7 @@ __all__ = [
     "SimulatedWorkers",
     "SplitUpdate",
     "SubspaceLangevin",
+    "blockwise_groups",
     "coordinate_blocks",
     "dominant_and_bulk_blocks",
     "eigenvector_blocks",

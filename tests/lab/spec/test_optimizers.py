@@ -1,15 +1,27 @@
 from __future__ import annotations
 
 import inspect
+from typing import get_args
 
 import pytest
 import torch
 from pydantic import ValidationError
 
 from thalweg import optim
+from thalweg.curvature.blocks import TRANSFORMER_BLOCKS
 from thalweg.errors import InvalidInput
+from thalweg.lab.run.building import can_carry_state
 from thalweg.lab.spec import parse_spec
-from thalweg.lab.spec.optimizers import SAM, SGD, AdamW, Dion, Muon, optimizers
+from thalweg.lab.spec.optimizers import (
+    RELATIVE_LR,
+    SAM,
+    SGD,
+    AdamW,
+    Dion,
+    Muon,
+    TransformerBlock,
+    optimizers,
+)
 from thalweg.optim import Combined, GradPower
 
 NAMES = optimizers.names()
@@ -20,7 +32,7 @@ OF_TORCH = tuple(name for name in NAMES if name != "sam")
 def test_the_defaults_are_those_of_the_class_that_is_built(name: str):
     settings = optimizers.get(name)(lr=0.5)
     signature = inspect.signature(settings.optimizer_class().__init__)
-    ours = {"lr", "grad_power", *settings.not_torchs}
+    ours = {"lr", "grad_power", "block_rates", *settings.not_torchs}
     for key, value in settings.model_dump(exclude=ours).items():
         assert value == signature.parameters[key].default, key
 
@@ -214,3 +226,43 @@ def test_a_power_is_that_of_one_optimizer_and_its_companion_has_its_own():
     assert parts(power, power) == [True, True]
     with pytest.raises(ValidationError, match="grad_power"):
         SGD(lr=0.1, grad_power=0.0)
+
+
+BLOCKS = [
+    ("token_embedding.weight", WEIGHT),
+    ("norm.weight", BIAS),
+    ("layers.0.feed_forward.0.weight", WEIGHT),
+]
+
+
+def test_blocks_of_a_transformer_can_have_rates_of_their_own():
+    settings = AdamW(lr=0.01, block_rates={"norm": 2.0, "embedding": 10.0})
+    groups = settings.build([(name, torch.nn.Parameter(t.clone())) for name, t in BLOCKS])
+    found = {g["block"]: (g[RELATIVE_LR], g["lr"]) for g in groups.param_groups}
+    assert found == {"embedding": (10.0, 0.1), "norm": (2.0, 0.02), "other": (1.0, 0.01)}
+
+
+def test_a_companion_keeps_the_rates_of_its_blocks():
+    settings = Muon.model_validate(
+        {"lr": 0.02, "companion": {"name": "adamw", "lr": 0.01, "block_rates": {"norm": 4}}}
+    )
+    combined = settings.build([(name, torch.nn.Parameter(t.clone())) for name, t in BLOCKS])
+    assert [g.get(RELATIVE_LR, 1.0) for g in combined.param_groups] == [1.0, 2.0]
+
+
+def test_rates_are_those_of_known_blocks_and_need_names():
+    assert set(get_args(TransformerBlock)) == set(TRANSFORMER_BLOCKS)
+    with pytest.raises(ValidationError, match="block_rates"):
+        SGD.model_validate({"lr": 0.1, "block_rates": {"attention": 2.0}})
+    settings = SGD(lr=0.1, block_rates={"norm": 2.0})
+    with pytest.raises(InvalidInput, match="tensors without names, allowed: pairs"):
+        settings.build([torch.nn.Parameter(WEIGHT.clone())])
+
+
+def test_a_state_goes_on_only_where_the_same_blocks_have_rates():
+    plain, grouped = AdamW(lr=0.1), AdamW(lr=0.1, block_rates={"norm": 2.0})
+    faster = AdamW(lr=0.1, block_rates={"norm": 3.0})
+    other = AdamW(lr=0.1, block_rates={"head": 2.0})
+    assert can_carry_state(grouped, faster)
+    assert not can_carry_state(plain, grouped)
+    assert not can_carry_state(grouped, other)

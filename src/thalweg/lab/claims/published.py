@@ -9,6 +9,7 @@ tiny subspaces?", arXiv 2405.16002.
 from __future__ import annotations
 
 from thalweg.lab.claims.alignment import ALIGNMENT_CLAIMS
+from thalweg.lab.claims.block_sharpness import BLOCK_CLAIMS
 from thalweg.lab.claims.dion import DION_CLAIMS
 from thalweg.lab.claims.edge import EDGE_CLAIMS
 from thalweg.lab.claims.grad_power import GRAD_POWER_CLAIMS
@@ -68,5 +69,6 @@ for _claim in (
     *LANGEVIN_CLAIMS,
     *GRAD_POWER_CLAIMS,
     *DION_CLAIMS,
+    *BLOCK_CLAIMS,
 ):
     add_claim(_claim)

@@ -17,6 +17,7 @@ from thalweg.lab.figures.alignment import (
     BATCH_SIZE,
     OWN_METRIC,
 )
+from thalweg.lab.figures.block_sharpness import BLOCK_SHARPNESS
 from thalweg.lab.figures.branch_style import branch_styles
 from thalweg.lab.figures.comparison import BRANCH_COMPARISON
 from thalweg.lab.figures.curves import branches_of, step_axis
@@ -79,6 +80,7 @@ for built_in in (
     VALLEY,
     QUADRATIC_RATES,
     QUADRATIC_ALIGNMENT,
+    BLOCK_SHARPNESS,
 ):
     add_figure(built_in)
 

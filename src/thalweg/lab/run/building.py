@@ -233,7 +233,14 @@ def can_carry_state(before: OptimizerSettings, after: OptimizerSettings) -> bool
 
     companions = (getattr(before, "companion", None), getattr(after, "companion", None))
     same_companion = type(companions[0]) is type(companions[1])
-    return type(before) is type(after) and same_companion and kept(before) == kept(after)
+    # Blocks with rates are groups, and a state is kept by the place of its tensor in the groups.
+    same_groups = set(before.block_rates or ()) == set(after.block_rates or ())
+    return (
+        type(before) is type(after)
+        and same_companion
+        and kept(before) == kept(after)
+        and same_groups
+    )
 
 
 def _load_initial_parameters(problem: Problem, path: str) -> None:

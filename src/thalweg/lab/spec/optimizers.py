@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from thalweg.errors import InvalidInput
+from thalweg.errors import InvalidInput, invalid
 from thalweg.lab.registry import Registry, Settings, bad_value
 
 if TYPE_CHECKING:
@@ -33,6 +33,11 @@ RELATIVE_LR = "relative_lr"
 A schedule sets the settings' rate at each step; this keeps the ratio between groups.
 """
 
+TransformerBlock = Literal[
+    "norm", "position", "head", "embedding", "query_key", "value_output", "feed_forward"
+]
+"""A block of a Transformer, see `thalweg.curvature.blocks`."""
+
 
 class OptimizerSettings(Settings):
     """The settings of one optimizer."""
@@ -47,16 +52,37 @@ class OptimizerSettings(Settings):
         description="p: the optimizer sees sign(g) abs(g)^p in the place of each gradient g, after"
         " clipping (GradPower, Wang et al. 2025); g itself by default",
     )
+    block_rates: dict[TransformerBlock, Positive] | None = Field(
+        default=None,
+        description="learning rates of the blocks of a Transformer, as multiples of lr at every"
+        " step (Wang et al. 2025); 1 for a block that is not named",
+    )
 
     def build(self, parameters: Parameters) -> Optimizer:
-        """The optimizer over these tensors, or over pairs of name and tensor."""
-        options = self.model_dump(exclude={"grad_power", *self.not_torchs})
-        optimizer = self.optimizer_class()(parameters, **options)
+        """The optimizer over these tensors, or over pairs of name and tensor.
+
+        Raises:
+            InvalidInput: rates of blocks, and tensors without names or no Transformer's.
+        """
+        options = self.model_dump(exclude={"grad_power", "block_rates", *self.not_torchs})
+        optimizer = self.optimizer_class()(self._in_groups(parameters), **options)
         if self.grad_power is None:
             return optimizer
         from thalweg.optim import GradPower
 
         return GradPower(optimizer, self.grad_power)
+
+    def _in_groups(self, parameters: Parameters) -> Any:
+        """The parameters in a group for each rate, where blocks have rates of their own."""
+        if self.block_rates is None:
+            return parameters
+        listed: list[Any] = list(parameters)
+        if not all(isinstance(entry, tuple) for entry in listed):
+            given = "tensors without names"
+            raise invalid("parameters with block_rates", given, "pairs of name and tensor")
+        from thalweg.optim import blockwise_groups
+
+        return blockwise_groups(listed, self.lr, {**self.block_rates})
 
     @classmethod
     def optimizer_class(cls) -> type[Optimizer]:
@@ -193,7 +219,7 @@ class MatrixSettings(OptimizerSettings):
 
         companion = self.companion.build(others)
         for group in companion.param_groups:
-            group[RELATIVE_LR] = self.companion.lr / self.lr
+            group[RELATIVE_LR] = self.companion.lr / self.lr * group.get(RELATIVE_LR, 1.0)
         return Combined([super().build(matrices), companion])
 
 
