@@ -219,6 +219,8 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
         (["run", "missing.toml"], "missing.toml: no such file"),
         (["reproduce", "mian"], "did you mean 'main'?"),
         (["reproduce", "--problem", "minst"], "did you mean 'mnist'?"),
+        (["reproduce", "noise", "--all"], "give one of: a study's name, --all, --neighbours"),
+        (["reproduce", "valley", "--problem", "mnist"], "allowed: none, valley has its own"),
         (["reproduce", "--workers", "0"], "--workers: got 0, allowed: an integer >= 1"),
         (["reproduce", "--workers", "two"], "invalid int value: 'two'"),
         (["run", "digits", "--k", "0"], "subspace.k: got 0"),
@@ -337,8 +339,8 @@ def test_a_failing_trunk_is_said_with_its_reason_and_its_branches_are_not_begun(
     lines = answer.err.splitlines()
     assert lines == [
         f"seed 0 trunk: failed: ZeroDivisionError: division by zero; see {trunk.path / 'log.txt'}",
-        "seed 0 sgd: not begun, its trunk did not end well",
-        "seed 0 bulk-sgd: not begun, its trunk did not end well",
+        "seed 0 sgd: not begun, trunk did not end well",
+        "seed 0 bulk-sgd: not begun, trunk did not end well",
         f"to go on: thalweg resume {study.path} --plugin {PLUGIN}",
     ]
     status = trunk.status()

@@ -112,7 +112,10 @@ def _add_studying(verbs: Verbs) -> None:
         "study", nargs="?", help="which study, see thalweg spec list (default: main)"
     )
     reproduce.add_argument(
-        "--all", action="store_true", help="all studies, one after the other, and one report"
+        "--all", action="store_true", help="all studies of the paper in turn, and one report"
+    )
+    reproduce.add_argument(
+        "--neighbours", action="store_true", help="the same for the methods around the paper"
     )
     reproduce.add_argument("--problem", help="which problem (default: digits)")
     reproduce.add_argument("--data-dir", help="folder or file with the data; else downloaded")

@@ -24,7 +24,7 @@ MAIN = "main"
 def reproduce(options: argparse.Namespace) -> int:
     """Run a study of the paper, or all of them."""
     load_plugins(options)
-    if options.all:
+    if options.all or options.neighbours:
         return _reproduce_all(options)
     return _execute(_reproduction_spec(options.study or MAIN, options.problem, options), options)
 
@@ -41,11 +41,16 @@ def _reproduce_all(options: argparse.Namespace) -> int:
     from thalweg.lab.collection import conclude_all, reproductions
     from thalweg.lab.spec import dump_spec
 
-    if options.study is not None:
-        raise InvalidInput(f"--all: got the study {options.study!r} too, allowed: either of them")
+    if options.study is not None or (options.all and options.neighbours):
+        raise InvalidInput("give one of: a study's name, --all, --neighbours")
     _check_workers(options)
     place = None if options.data_dir is None else str(Path(options.data_dir).expanduser())
-    specs = reproductions(options.problem, data_dir=place, overrides=options.overrides)
+    specs = reproductions(
+        options.problem,
+        data_dir=place,
+        overrides=options.overrides,
+        neighbours=options.neighbours,
+    )
     if options.dry_run:
         for spec in specs:
             out(f"# study {spec.name}\n{dump_spec(spec)}")
@@ -58,7 +63,7 @@ def _reproduce_all(options: argparse.Namespace) -> int:
         if results[-1].outcome.interrupted:
             progress.say("to go on: the same command; what is done is kept")
             return results[-1].exit_code
-    page = conclude_all(results, options.root)
+    page = conclude_all(results, options.root, neighbours=options.neighbours)
     if options.json:
         out_json({"report": str(page), "studies": [_as_data(result) for result in results]})
     else:

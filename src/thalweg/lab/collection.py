@@ -7,12 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thalweg.lab.spec import builtin_studies, load_study
-from thalweg.lab.spec.studies import has_own_problem
+from thalweg.lab.spec.studies import has_own_problem, is_of_the_paper
 from thalweg.lab.study import reproduction_spec
 
 if TYPE_CHECKING:
     from thalweg.lab.spec import Spec
     from thalweg.lab.study import StudyResult
+
+PAGES = {
+    False: ("report.html", "Does SGD really happen in tiny subspaces?"),
+    True: ("neighbours.html", "The methods around the dominant subspace"),
+}
+"""File and title of the page on the paper's studies, and of that on their neighbours."""
 
 
 def reproductions(
@@ -20,19 +26,23 @@ def reproductions(
     *,
     data_dir: str | None = None,
     overrides: Mapping[str, Any] | Sequence[str] = (),
+    neighbours: bool = False,
 ) -> list[Spec]:
     """The specs of all studies on a problem, those that bring their own among them.
 
     Args:
+        neighbours: those on the methods around the paper instead of the paper's own.
         problem: its name; None for digits.
         data_dir: folder or file with the data.
-        overrides: as for `load_spec`; of a study with its own problem, only seeds are changed.
+        overrides: as for `load_spec`; studies with a problem of their own stay as they are.
 
     Raises:
         InvalidInput: an unknown problem, or a bad value.
     """
     specs = []
     for name in builtin_studies():
+        if is_of_the_paper(name) == neighbours:
+            continue
         if has_own_problem(name):
             specs.append(load_study(name))
         else:
@@ -41,12 +51,15 @@ def reproductions(
     return specs
 
 
-def conclude_all(results: Sequence[StudyResult], root: Path | str) -> Path:
-    """Write `report.html` in the folder of all studies: verdicts and figures of each.
+def conclude_all(
+    results: Sequence[StudyResult], root: Path | str, *, neighbours: bool = False
+) -> Path:
+    """Write one page, in the folder of all studies, on the verdicts and figures of each.
 
     Returns:
-        Its path.
+        Its path: `report.html`, or `neighbours.html` for those.
     """
     from thalweg.lab.report.collection import write_collection
 
-    return write_collection(Path(root), results)
+    name, title = PAGES[neighbours]
+    return write_collection(Path(root) / name, results, title)

@@ -25,19 +25,16 @@ if TYPE_CHECKING:
 OUTCOMES = ("holds", "does not hold", "undecided")
 
 
-def write_collection(
-    root: Path, results: Sequence[StudyResult], title: str = "Does SGD happen in tiny subspaces?"
-) -> Path:
-    """Write `report.html` into the folder of all studies and return its path."""
+def write_collection(path: Path, results: Sequence[StudyResult], title: str) -> Path:
+    """Write the page to `path`, beside the studies' folders, and return it."""
     found = Counter(verdict.outcome for result in results for verdict in result.verdicts)
     html = template("collection.html.jinja").render(
         title=title,
         version=__version__,
         style=trusted(read("page.css") + read("collection.css")),
         counts={outcome: found[outcome] for outcome in OUTCOMES},
-        studies=[_section(root, result) for result in results],
+        studies=[_section(path.parent, result) for result in results],
     )
-    path = root / "report.html"
     write_page(path, html)
     return path
 

@@ -26,16 +26,23 @@ from thalweg.lab.spec.overrides import apply_overrides
 MAIN = "main"
 STUDIES = SPECS / "studies"
 DEFAULT_PROBLEM = "digits"
+FIRST_NEIGHBOUR = 10
+"""Studies of an order from here on are on methods around the paper."""
 OF_THE_MAIN_STUDY = ("description", "claims", "figures", "branches")
 """Keys of a problem's own spec that belong to the main study, not to the problem."""
 
 
 def builtin_studies() -> dict[str, str]:
-    """The names of the studies, in the order of the paper, with their descriptions."""
+    """The names of the studies with their descriptions: the paper's in its order, then others."""
     found = [(path.stem, _read(path)) for path in STUDIES.glob("*.toml")]
     found.sort(key=lambda pair: (pair[1].get("order", 0), pair[0]))
     descriptions = {name: raw.get("description", "") for name, raw in found}
     return {MAIN: "SGD, Dom-SGD and Bulk-SGD from one checkpoint: the main finding", **descriptions}
+
+
+def is_of_the_paper(study: str) -> bool:
+    """Whether a study is on the paper itself, not on one of the methods around it."""
+    return study == MAIN or _read(STUDIES / f"{study}.toml").get("order", 0) < FIRST_NEIGHBOUR
 
 
 def load_study(
