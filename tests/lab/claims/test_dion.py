@@ -5,7 +5,7 @@ import pytest
 
 from tests.lab.claims.branches import falling, table, verdict_of
 
-ROLES = {"full_rank": "muon", "low_rank": "dion-quarter"}
+ROLES = {"full": "muon", "low": "dion-quarter"}
 
 
 def pair(ratio: float, spread: float = 0.01) -> pd.DataFrame:
