@@ -84,7 +84,7 @@ class SubspaceLangevin(Optimizer):
         params: parameters, in one group.
         lr: h > 0.
         blocks: of A; or a function of x (P,) that gives them at each step. (Where A depends on x,
-            an exact sampler has a drift div A(x) besides, which is left out here, as in the paper:
+            an exact sampler has a drift div A(x) besides, which is left out here:
             choose an A that varies slowly, or hold it after a while.) None for A = I, one block:
             plain Langevin.
         temperature: >= 0; scales the noise by its root. 0 is preconditioned block descent.
