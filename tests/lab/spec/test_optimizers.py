@@ -255,7 +255,7 @@ def test_rates_are_those_of_known_blocks_and_need_names():
     with pytest.raises(ValidationError, match="block_rates"):
         SGD.model_validate({"lr": 0.1, "block_rates": {"attention": 2.0}})
     settings = SGD(lr=0.1, block_rates={"norm": 2.0})
-    with pytest.raises(InvalidInput, match="tensors without names, allowed: pairs"):
+    with pytest.raises(InvalidInput, match="tensors without names', allowed: pairs"):
         settings.build([torch.nn.Parameter(WEIGHT.clone())])
 
 

@@ -31,7 +31,7 @@ def measure_order(seed: SeedTables) -> Measurement:
 
 
 BLOCK_CLAIMS = (
-    # 0.8: one of the ten pairs of blocks is reversed.
+    # Of ten pairs of blocks one reversed gives 0.8, two give 0.6: the number is in between.
     Claim(
         name="blocks-in-order",
         statement="The average sharpness rises from embedding over query-key, feed-forward and "
@@ -40,7 +40,7 @@ BLOCK_CLAIMS = (
         statistic="Kendall's tau of the five blocks' average sharpness with the published order, "
         "mean over the last half",
         measure=measure_order,
-        rule=Rule(0.8, "above"),
+        rule=Rule(0.7, "above"),
         refuted_by="blocks of equal sharpness, or in another order: tau is 0 for a random one",
         needs_roles=("plain",),
         needs_columns=COLUMNS,
