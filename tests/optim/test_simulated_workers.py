@@ -18,8 +18,9 @@ from tests.optim.local_training import (
     flat,
     network,
 )
+from thalweg.curvature import FixedSubspace, random_subspace
 from thalweg.errors import InvalidInput
-from thalweg.optim import SAM, ConstantPeriod, QuadraticRule, SimulatedWorkers
+from thalweg.optim import SAM, ConstantPeriod, QuadraticRule, SimulatedWorkers, SplitUpdate
 
 WORKERS = 3
 
@@ -177,6 +178,40 @@ def test_the_state_of_a_bare_optimizer_is_each_workers_own_from_then_on() -> Non
     # A bare optimizer can take the state of the first worker in turn.
     base.load_state_dict(copy.deepcopy(workers.state_dict()))
     assert torch.equal(base.state_dict()["state"][0]["exp_avg"], first)
+
+
+def test_a_split_around_it_is_of_the_update_of_the_mean() -> None:
+    model = network().double()
+    space = random_subspace(26, 3, 0, dtype=torch.float64)
+    split = SplitUpdate(
+        workers_of(model, "sgd", 3),
+        FixedSubspace(space),
+        0.0,
+        1.0,
+        parameters=list(model.parameters()),
+    )
+    start = flat(model)
+    for step in range(5):
+        before = flat(model)
+        split.step(lambda worker, step=step: backward_in_double(model, batch(step, worker)))
+        assert split.proposed is not None
+        in_space = space.project(split.proposed)
+        assert float(in_space.norm()) > 1e-3
+        assert torch.allclose(flat(model), before + split.proposed - in_space, atol=1e-14)
+    # What was left out at one step does not come back at the next.
+    assert float(space.project(flat(model) - start).norm()) < 1e-13
+
+
+def test_workers_begin_a_round_where_the_model_was_put() -> None:
+    model, other = network(), network(seed=1)
+    workers, fresh = workers_of(model, "sgd", 2), workers_of(other, "sgd", 2)
+    for step in range(2):
+        workers.step(closure_of(model, step))
+    write(model, flat(other))
+    for step in range(2, 4):
+        workers.step(closure_of(model, step))
+        fresh.step(closure_of(other, step))
+    assert torch.equal(flat(model), flat(other))
 
 
 def test_what_cannot_be_used_is_refused() -> None:

@@ -46,8 +46,9 @@ class SimulatedWorkers(Optimizer):
     """Local SGD of K workers over the parameters of one model, as one `torch.optim.Optimizer`.
 
     Between two steps the model holds the mean of the workers' parameters, so that it can be
-    evaluated at any time; at the end of a round each worker is there. Buffers of the model are
-    shared by all workers.
+    evaluated at any time; at the end of a round each worker is there. Where those parameters are
+    moved between two steps, as by `SplitUpdate` around this, the workers move along. Buffers of the
+    model are shared by all workers.
 
     Args:
         optimizers: one for each worker, built alike over the same parameters. Settings, such as the
@@ -83,8 +84,10 @@ class SimulatedWorkers(Optimizer):
                 " those of one model, in one order"
             )
         self.rounds = Rounds(schedule, total_steps)
-        # theta of each worker; none before the first step, where all are at the model's.
+        # theta of each worker, and their mean as it was written into the model; none before the
+        # first step, where all are at the model's parameters.
         self._thetas: list[list[Tensor]] = []
+        self._mean: list[Tensor] = []
         first = self.optimizers[0]
         super().__init__(first.param_groups, first.defaults)
         self._share()
@@ -117,8 +120,7 @@ class SimulatedWorkers(Optimizer):
         self.rounds.begin_step(float(self.param_groups[0]["lr"]))
         self._take_over_settings()
         own = _parameters(self.optimizer)
-        if not self._thetas:
-            self._thetas = [[p.clone() for p in own] for _ in self.optimizers]
+        self._move_along(own)
         losses = []
         for worker, (optimizer, theta) in enumerate(
             zip(self.optimizers, self._thetas, strict=True)
@@ -126,11 +128,11 @@ class SimulatedWorkers(Optimizer):
             _copy(own, theta)
             losses.append(_local_step(optimizer, partial(closure, worker)))
             _copy(theta, own)
-        mean = [_mean(copies) for copies in zip(*self._thetas, strict=True)]
+        _copy(own, [_mean(copies) for copies in zip(*self._thetas, strict=True)])
+        self._mean = [p.clone() for p in own]
         if self.rounds.end_step():
             for theta in self._thetas:
-                _copy(theta, mean)
-        _copy(own, mean)
+                _copy(theta, own)
         return losses
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -145,6 +147,7 @@ class SimulatedWorkers(Optimizer):
         own = {
             "states": [other.state_dict()["state"] for other in self.optimizers[1:]],
             "thetas": [list(theta) for theta in self._thetas],
+            "mean": list(self._mean),
             "rounds": self.rounds.state_dict(),
         }
         return {**self.optimizer.state_dict(), WORKERS: own}
@@ -168,7 +171,8 @@ class SimulatedWorkers(Optimizer):
         for optimizer, state in zip(self.optimizers, (first["state"], *others), strict=True):
             # A copy each: optimizers go on in the very tensors that they are given.
             optimizer.load_state_dict({**first, "state": copy.deepcopy(state)})
-        self._thetas = [] if own is None else [[t.clone() for t in w] for w in own["thetas"]]
+        self._thetas = [] if own is None else copy.deepcopy(own["thetas"])
+        self._mean = [] if own is None else copy.deepcopy(own["mean"])
         self.rounds.load_state_dict(None if own is None else own["rounds"])
         self._share()
 
@@ -176,6 +180,20 @@ class SimulatedWorkers(Optimizer):
         """Groups and state are those of the first worker, so that schedulers act on it."""
         self.param_groups = self.optimizer.param_groups
         self.state = self.optimizer.state
+
+    def _move_along(self, own: list[Tensor]) -> None:
+        """Begin the step at the model's parameters, or where the workers are, relative to them."""
+        if not self._mean:
+            self._thetas = [[p.clone() for p in own] for _ in self.optimizers]
+            return
+        for number, (p, mean) in enumerate(zip(own, self._mean, strict=True)):
+            if torch.equal(p, mean):
+                continue
+            for theta in self._thetas:
+                if self.rounds.done:
+                    theta[number].add_(p - mean)
+                else:
+                    theta[number].copy_(p)
 
     def _take_over_settings(self) -> None:
         for other in self.optimizers[1:]:

@@ -2,7 +2,8 @@
 
 theta_t of the run is the mean of the workers' parameters, also between two averages. Worker w's
 mini-batch of step t is number K t + w of the one sequence of the seed: together those of a step are
-the mini-batch of K times the size that synchronous training has at that step.
+the mini-batch of K times the size that synchronous training has at that step. Running statistics
+of batch norm are those of the first worker.
 """
 
 from __future__ import annotations
