@@ -5,8 +5,10 @@ Imports torch alone.
 
 from __future__ import annotations
 
+from thalweg.curvature.block_subspace import BlockSubspace, principal_directions
 from thalweg.curvature.density import Estimate, SpectralDensity, spectral_density
 from thalweg.curvature.eigensolver import NotConverged, eigenpairs, top_eigenpairs
+from thalweg.curvature.first_order_sources import GradientSubspace, UpdateSubspace
 from thalweg.curvature.gap import GapClosed, widest_gap
 from thalweg.curvature.gauss_newton import GaussNewton, ResidualHessian
 from thalweg.curvature.gradient_covariance import GradientCovariance
@@ -23,6 +25,7 @@ from thalweg.curvature.tracker import SubspaceTracker
 
 __all__ = [
     "BlockProducts",
+    "BlockSubspace",
     "ChunkHalved",
     "DenseOperator",
     "Estimate",
@@ -30,6 +33,7 @@ __all__ = [
     "GapClosed",
     "GaussNewton",
     "GradientCovariance",
+    "GradientSubspace",
     "Hessian",
     "MetricSubspace",
     "NotConverged",
@@ -46,7 +50,9 @@ __all__ = [
     "SymmetricOperator",
     "TraceEstimate",
     "TrackerReport",
+    "UpdateSubspace",
     "eigenpairs",
+    "principal_directions",
     "random_subspace",
     "spectral_density",
     "top_eigenpairs",

@@ -123,7 +123,7 @@ def _per_step(spec: Spec, phase: PhaseSpec, costs: Measurement) -> float:
     """A step of a phase: the optimizer's, and the subspace and the gradient when asked for."""
     by_rule = phase.until_alignment is not None
     split = phase.split if phase.split is not None and phase.split.changes else None
-    live = split is not None and split.basis == "live"
+    live = split is not None and split.basis == "live" and split.source is None
     own_metric = split is not None and split.metric == "optimizer"
     noisy = phase.noise is not None
     every = min((n for name, n in spec.probes.items() if name not in APART), default=0)

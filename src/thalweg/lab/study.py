@@ -219,6 +219,7 @@ def roles_of(spec: Spec) -> dict[str, str]:
     for name, branch in spec.branches.items():
         split = spec.branch_phase(name).split or SplitSpec()
         special = split.basis != "live" or split.metric != "euclidean" or branch.subspace
+        special = special or split.is_scheduled or split.source is not None
         role = wanted.get((split.dominant, split.bulk))
         if role is not None and not special:
             roles.setdefault(role, name)

@@ -15,11 +15,13 @@ from torch.optim import Optimizer
 
 from thalweg.curvature import (
     FixedSubspace,
+    GradientSubspace,
     Hessian,
     Objective,
     Subspace,
     SubspaceSource,
     SubspaceTracker,
+    UpdateSubspace,
     random_subspace,
     top_eigenpairs,
     widest_gap,
@@ -36,6 +38,7 @@ from thalweg.optim import SplitUpdate
 if TYPE_CHECKING:
     from thalweg.lab.spec import PhaseSpec, Spec
     from thalweg.lab.spec.optimizers import OptimizerSettings
+    from thalweg.lab.spec.split import SplitSourceSpec
 
 DEFAULT_CHUNK = 1024
 GAP_CANDIDATES = 21
@@ -188,7 +191,9 @@ def make_optimizer(
     if phase.split is None or not phase.split.changes:
         return optimizer
     frozen = phase.split.basis == "frozen"
-    if phase.split.metric == "optimizer":
+    if phase.split.source is not None:
+        source = _cheap_source(phase.split.source, spec, setup, seed)
+    elif phase.split.metric == "optimizer":
         source = _metric_source(spec, setup, seed, optimizer, frozen=frozen)
     elif frozen:
         assert at_branch_point is not None
@@ -199,6 +204,20 @@ def make_optimizer(
         phase.split.dominant,
         phase.split.bulk,
         parameters=setup.objective.layout.parameters(model),
+    )
+
+
+def _cheap_source(
+    settings: SplitSourceSpec, spec: Spec, setup: Setup, seed: int
+) -> UpdateSubspace | GradientSubspace:
+    layout = setup.objective.layout
+    blocks = layout.sizes if settings.blocks == "tensor" else (layout.num_parameters,)
+    common = {"every": settings.every, "blocks": blocks, "centered": settings.centered}
+    if settings.name == "updates":
+        return UpdateSubspace(settings.k, window=settings.window, **common)
+    own_seed = stream_seed("gradients of the split", spec.subspace.seed, seed)
+    return GradientSubspace(
+        setup.objective, settings.k, samples=settings.window, seed=own_seed, **common
     )
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from thalweg.curvature import SubspaceSource
+from thalweg.curvature import GradientSubspace, SubspaceSource, UpdateSubspace
 from thalweg.dynamics import BranchPoint, Moment, OptimizerMetricSource
 from thalweg.errors import Diverged, IntegrityError, Interrupted, InvalidInput
 from thalweg.lab.minibatches import minibatch
@@ -49,6 +49,7 @@ from thalweg.lab.spec.optimizers import OptimizerSettings
 from thalweg.lab.store import RunFolder, StudyFolder
 from thalweg.lab.store.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint
 from thalweg.lab.store.metrics import MetricsWriter
+from thalweg.optim import SplitUpdate
 from thalweg.optim.simulated_workers import WORKERS
 
 
@@ -133,10 +134,11 @@ class Run:
         return self._optimizer
 
     @property
-    def _split_source(self) -> OptimizerMetricSource | None:
-        """What the split follows by itself, in the optimizer's metric; None where it does not."""
+    def _split_source(self) -> SubspaceSource | None:
+        """What the split alone follows, in the optimizer's metric or cheaply; None elsewhere."""
         source = getattr(self.optimizer, "source", None)
-        return source if isinstance(source, OptimizerMetricSource) else None
+        own = (OptimizerMetricSource, UpdateSubspace, GradientSubspace)
+        return source if isinstance(source, own) else None
 
     def _carry_state(self, state: dict[str, Any], settings: OptimizerSettings) -> None:
         if can_carry_state(settings, self.progression.phase.optimizer):
@@ -199,6 +201,8 @@ class Run:
             if self.progression.ends(moment):
                 continue
             phase = self.progression.phase
+            if isinstance(optimizer, SplitUpdate):
+                optimizer.dominant, optimizer.bulk = self.progression.split_factors
             buffers = train_one_step(moment, self.setup, optimizer, phase, self.seed)
             row = self.recorder.row(moment, everything=self.step == self._first_step)
             if row is not None:

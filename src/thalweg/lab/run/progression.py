@@ -90,6 +90,12 @@ class Progression:
         done = self.position.step - self.position.phase_start
         return self.phase.learning_rate(max(0, min(done, self.bound - 1)), max(1, self.bound))
 
+    @property
+    def split_factors(self) -> tuple[float, float]:
+        """Factors on the dominant and the bulk part of the next step's update."""
+        done = self.position.step - self.position.phase_start
+        return self.phase.split_factors(max(0, min(done, self.bound - 1)), self.bound)
+
     def step_remains(self) -> bool:
         """Whether a step remains; moves on to the next phase where a bound is reached."""
         while not self.position.finished:

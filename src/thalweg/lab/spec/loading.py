@@ -141,8 +141,8 @@ def spec_hash(spec: Spec) -> str:
     folder of the data files.
     Out, as they change rounding alone and may be filled in by measuring: threads, chunk size, way
     to multiply.
-    Out, as more steps extend a run: the bound of a branch whose learning rate does not depend on
-    it (constant schedule) and that no other branch starts after.
+    Out, as more steps extend a run: the bound of a branch whose learning rate and split do not
+    depend on it (constant schedule, constant factors) and that no other branch starts after.
     """
     kept = spec.model_dump(mode="json", exclude_none=True, exclude=NOT_HASHED)
     kept["problem"]["data"].pop("data_dir", None)
@@ -159,7 +159,8 @@ def branch_content(spec: Spec, name: str) -> dict[str, Any]:
     """What determines a branch's numbers besides where it starts."""
     phase, branch = spec.branch_phase(name), spec.branches[name]
     continued = any(other.after == name for other in spec.branches.values())
-    extendable = isinstance(phase.schedule, Constant) and not continued
+    scheduled = phase.split is not None and phase.split.is_scheduled
+    extendable = isinstance(phase.schedule, Constant) and not scheduled and not continued
     left_out = {"name", "steps", "epochs"} if extendable else {"name"}
     content = phase.model_dump(mode="json", exclude_none=True, exclude=left_out)
     if branch.after is not None:

@@ -17,6 +17,7 @@ from thalweg.lab.spec.fields import NAME_WORDS, Wording
 from thalweg.lab.spec.learning_rates import ScheduleSettings, factor_with_warmup, schedules
 from thalweg.lab.spec.local import LocalSpec
 from thalweg.lab.spec.optimizers import OptimizerSettings, optimizers
+from thalweg.lab.spec.split import SplitSpec
 from thalweg.lab.spec.subspace import Count, SubspaceSpec
 
 if TYPE_CHECKING:
@@ -35,27 +36,6 @@ ScheduleChoice = Annotated[ScheduleSettings, schedules.choice()]
 BatchSize = Count | Literal["all"]
 Alignment = Annotated[float, Field(gt=0, le=1)]
 Averaging = Annotated[float, Field(ge=0, lt=1)]
-
-
-class SplitSpec(SpecModel):
-    """How the dominant and the bulk part of each proposed update are scaled."""
-
-    dominant: float = Field(default=1.0, description="factor on the part of the update in S_k")
-    bulk: float = Field(default=1.0, description="factor on the rest of the update")
-    basis: Literal["live", "frozen"] = Field(
-        default="live",
-        description="S_k of the current step, or that of the branch point kept throughout",
-    )
-    metric: Literal["euclidean", "optimizer"] = Field(
-        default="euclidean",
-        description="optimizer: S_k and the split in the metric of the divisor of Adam or RMSprop,"
-        " after the step's update of it",
-    )
-
-    @property
-    def changes(self) -> bool:
-        """Whether a part of the update is scaled at all."""
-        return (self.dominant, self.bulk) != (1.0, 1.0)
 
 
 class NoiseSpec(SpecModel):
@@ -152,6 +132,10 @@ class PhaseSpec(SpecModel):
         batch = num_samples if self.batch_size == "all" else self.batch_size
         batch *= 1 if self.local is None else self.local.workers
         return self.epochs * math.ceil(num_samples / batch)
+
+    def split_factors(self, step: int, total: int) -> tuple[float, float]:
+        """Factors on the dominant and the bulk part at `step` (from 0) of at most `total` steps."""
+        return (1.0, 1.0) if self.split is None else self.split.factors(step, total)
 
     def learning_rate(self, step: int, total: int) -> float:
         """The learning rate at `step` (from 0) of this phase of at most `total` steps."""
