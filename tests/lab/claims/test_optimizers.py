@@ -109,18 +109,18 @@ def test_a_gradient_without_a_bulk_has_no_effective_learning_rate() -> None:
 
 
 def both_metrics(own: float, euclidean: float = 0.5) -> pd.DataFrame:
-    columns = {"alignment_gradient_own_metric": own, "alignment_gradient": euclidean}
+    columns = {"alignment_proposed_own_metric": own, "alignment_proposed": euclidean}
     return table(adam={"loss": falling(0.5), **columns}, spread=0.05)
 
 
 @pytest.mark.parametrize(
     ("outcome", "own"), [("holds", 0.89), ("does not hold", 0.5), ("undecided", 0.55)]
 )
-def test_the_gradient_is_more_aligned_in_the_optimizers_own_metric_or_not(
+def test_the_update_is_more_aligned_in_the_optimizers_own_metric_or_not(
     outcome: str, own: float
 ) -> None:
     data = both_metrics(own)
-    data["alignment_gradient_own_metric"] += 0.01 * (data["seed"] - 1)
+    data["alignment_proposed_own_metric"] += 0.01 * (data["seed"] - 1)
     verdict = verdict_of("own-metric-aligns", data, plain="adam")
     assert verdict.outcome == outcome
     assert verdict.mean == pytest.approx(own - 0.5, abs=1e-3)
@@ -129,7 +129,7 @@ def test_the_gradient_is_more_aligned_in_the_optimizers_own_metric_or_not(
 def test_the_metrics_are_compared_at_the_rows_in_which_both_were_measured() -> None:
     data = both_metrics(0.89)
     seldom = data["step"] % 50 != 0
-    data.loc[seldom, "alignment_gradient"] = 0.99
-    data = without(data, seldom, "alignment_gradient_own_metric")
+    data.loc[seldom, "alignment_proposed"] = 0.99
+    data = without(data, seldom, "alignment_proposed_own_metric")
     verdict = verdict_of("own-metric-aligns", data, plain="adam")
     assert verdict.mean == pytest.approx(0.39, abs=1e-3)
