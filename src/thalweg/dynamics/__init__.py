@@ -5,6 +5,7 @@ from __future__ import annotations
 # Imported for the probes that they register.
 import thalweg.dynamics.batch_probes
 import thalweg.dynamics.block_probes
+import thalweg.dynamics.curvature_energy
 import thalweg.dynamics.stability_probes  # noqa: F401
 from thalweg.dynamics.batch_curvature import BatchSharpness, batch_sharpness
 from thalweg.dynamics.block_sharpness import BlockSharpness, block_sharpness
