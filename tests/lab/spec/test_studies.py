@@ -41,9 +41,9 @@ def test_what_a_study_leaves_open_is_the_problems() -> None:
 
 
 def test_values_on_a_problem_go_before_the_study_and_the_users_before_both() -> None:
-    assert load_study("edge").phases[0].optimizer.lr == 0.1
-    assert load_study("edge", "mnist").phases[0].optimizer.lr == 0.05
-    assert load_study("edge", "mnist", ["--lr", "0.3"]).phases[0].optimizer.lr == 0.3
+    assert load_study("edge").phases[0].steps == 1100
+    assert load_study("edge", "mnist").phases[0].steps == 500
+    assert load_study("edge", "mnist", ["--phases.0.steps", "9"]).phases[0].steps == 9
 
 
 def test_every_claim_of_a_study_finds_its_branches() -> None:
@@ -69,3 +69,18 @@ def test_a_study_with_its_own_problem_takes_no_other() -> None:
     own = next(name for name in STUDIES if has_own_problem(name))
     with pytest.raises(InvalidInput, match=rf"problem: got 'mnist', allowed: none, {own} has"):
         load_study(own, "mnist")
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_claim_and_figure_of_a_study_finds_its_columns(name: str) -> None:
+    from thalweg.dynamics import PROBES
+    from thalweg.lab.claims import CLAIMS
+    from thalweg.lab.figures import FIGURES
+
+    spec = load_study(name)
+    measured = {column for probe in spec.probes for column in PROBES[probe].columns}
+    measured |= {"step", "learning_rate"}
+    for use in spec.claim_uses:
+        assert set(CLAIMS[use.name].needs_columns) <= measured, use.name
+    for figure in spec.figures or ():
+        assert set(FIGURES[figure].needs) <= measured, figure
