@@ -1,8 +1,8 @@
 """How much of the curvature lies in S_k: of the Gauss-Newton and of the residual part of H.
 
 The energy of a symmetric A inside S_k is norm(P_k A P_k)^2 / norm(A)^2 in the Frobenius norm: the
-part of the sum of squared matrix elements that two directions of S_k share. (The source does not
-define its energy where we could read it; this is ours.) It is 1 where A acts within S_k alone, and
+part of the sum of squared matrix elements that two directions of S_k share. (How the source defines
+its energy could not be checked; this is our reading.) It is 1 where A acts within S_k alone, and
 about (k / P)^2 for one that knows nothing of S_k.
 
 With V (P, k) the basis of S_k, P_k A P_k has the norm of V^T A V, and

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from thalweg.lab.claims.alignment import ALIGNMENT_CLAIMS
 from thalweg.lab.claims.block_sharpness import BLOCK_CLAIMS
+from thalweg.lab.claims.bulk_amplified import BULK_AMPLIFIED_CLAIMS
 from thalweg.lab.claims.dion import DION_CLAIMS
 from thalweg.lab.claims.edge import EDGE_CLAIMS
 from thalweg.lab.claims.grad_power import GRAD_POWER_CLAIMS
@@ -70,5 +71,6 @@ for _claim in (
     *GRAD_POWER_CLAIMS,
     *DION_CLAIMS,
     *BLOCK_CLAIMS,
+    *BULK_AMPLIFIED_CLAIMS,
 ):
     add_claim(_claim)
