@@ -25,6 +25,7 @@ NAMES = [
     "own-metric",
     "eigenvalues",
     "sharpness",
+    "sharpness-of-branches",
     "stability",
     "effective-learning-rates",
     "effective-learning-rate-ratio",

@@ -40,6 +40,7 @@ from thalweg.lab.figures.saving import (
     Source,
     save_figure,
 )
+from thalweg.lab.figures.sharpness_of_branches import SHARPNESS_OF_BRANCHES
 from thalweg.lab.figures.spectrum import EIGENVALUES, SHARPNESS, STABILITY
 from thalweg.lab.figures.training import TEST_ACCURACY, TRAINING_LOSS
 from thalweg.lab.figures.valley import VALLEY
@@ -69,6 +70,7 @@ for built_in in (
     OWN_METRIC,
     EIGENVALUES,
     SHARPNESS,
+    SHARPNESS_OF_BRANCHES,
     STABILITY,
     EFFECTIVE_LEARNING_RATES,
     EFFECTIVE_LEARNING_RATE_RATIO,
