@@ -131,6 +131,8 @@ def _per_step(spec: Spec, phase: PhaseSpec, costs: Measurement) -> float:
     gradients = 1.0 if by_rule or noisy or phase.until_loss is not None else probed
     tracked = 1.0 if by_rule or noisy or (live and not own_metric) else probed
     seconds = costs.step + gradients * costs.gradient + tracked * _subspace_seconds(spec, costs)
+    if phase.local is not None:
+        seconds += (phase.local.workers - 1) * costs.step
     if phase.batch_size == "all":
         seconds += costs.gradient
     if own_metric and live:

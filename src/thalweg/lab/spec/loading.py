@@ -160,7 +160,9 @@ def branch_content(spec: Spec, name: str) -> dict[str, Any]:
     phase, branch = spec.branch_phase(name), spec.branches[name]
     continued = any(other.after == name for other in spec.branches.values())
     scheduled = phase.split is not None and phase.split.is_scheduled
-    extendable = isinstance(phase.schedule, Constant) and not scheduled and not continued
+    # Local SGD caps its last round by the steps that remain.
+    by_bound = not isinstance(phase.schedule, Constant) or scheduled or phase.local is not None
+    extendable = not by_bound and not continued
     left_out = {"name", "steps", "epochs"} if extendable else {"name"}
     content = phase.model_dump(mode="json", exclude_none=True, exclude=left_out)
     if branch.after is not None:
