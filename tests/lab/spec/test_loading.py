@@ -32,8 +32,8 @@ __all__ = ["stand_ins"]
 pytestmark = pytest.mark.usefixtures("stand_ins")
 
 PHASE_KEYS = (
-    "name, optimizer, schedule, warmup_steps, batch_size, clip_norm, noise, split, steps, epochs, "
-    "until_alignment, alignment_average, until_loss"
+    "name, optimizer, schedule, warmup_steps, batch_size, clip_norm, noise, split, local, steps, "
+    "epochs, until_alignment, alignment_average, until_loss"
 )
 COUNT = "an integer >= 1"
 NAME = "at most 64 of letters, digits, '-', '_' and '.', not starting with '.'"
@@ -61,7 +61,7 @@ def message_of(overrides: dict[str, Any]) -> str:
         ("phases.0.lr", 0.1, f"phases.0.lr: no such key (got 0.1), allowed: {PHASE_KEYS}; "
          "did you mean 'phases.0.optimizer.lr'?"),
         ("phases.0.optimizer.momentun", 0.9, "phases.0.optimizer.momentun: no such key (got 0.9), "
-         "allowed: name, lr, momentum, dampening, weight_decay, nesterov; "
+         "allowed: name, lr, grad_power, block_rates, momentum, dampening, weight_decay, nesterov; "
          "did you mean 'momentum'?"),
         ("phases.0.optimizer.lr", -0.1, "phases.0.optimizer.lr: got -0.1, allowed: a number > 0"),
         ("phases.0.optimizer.lr", "0.1",
@@ -73,11 +73,12 @@ def message_of(overrides: dict[str, Any]) -> str:
         ("phases.0.optimizer.nesterov", True, "phases.0.optimizer.nesterov: got true, "
          "allowed: false when momentum is 0; give a momentum"),
         ("phases.0.optimizer", "sgdd", "phases.0.optimizer: got 'sgdd', allowed: one of adam, "
-         "adamw, muon, rmsprop, sgd; did you mean 'sgd'?"),
+         "adamw, dion, muon, rmsprop, sam, sgd; did you mean 'sgd'?"),
         ("phases.0.optimizer", {"name": "Adam_W", "lr": 1.0}, "phases.0.optimizer.name: got "
-         "'Adam_W', allowed: one of adam, adamw, muon, rmsprop, sgd; did you mean 'adamw'?"),
+         "'Adam_W', allowed: one of adam, adamw, dion, muon, rmsprop, sam, sgd; did you mean "
+         "'adamw'?"),
         ("phases.0.optimizer", {"lr": 0.1}, "phases.0.optimizer.name: missing, allowed: one of "
-         "adam, adamw, muon, rmsprop, sgd"),
+         "adam, adamw, dion, muon, rmsprop, sam, sgd"),
         ("phases.0.optimizer", "adam", "phases.0.optimizer.lr: missing, allowed: a number > 0"),
         ("phases.0.optimizer", {"name": "adam", "lr": 0.1, "betas": [0.9]},
          "phases.0.optimizer.betas.1: missing, allowed: a number >= 0 and < 1"),
@@ -131,7 +132,7 @@ def message_of(overrides: dict[str, Any]) -> str:
         ("branches.a/b", {}, f"branches: got the name 'a/b', allowed: {NAME}"),
         ("branches.x", 1, "branches.x: got 1, allowed: a table"),
         ("branches.x.split.bulc", 1, "branches.x.split.bulc: no such key (got 1), allowed: "
-         "dominant, bulk, basis, metric; did you mean 'bulk'?"),
+         "dominant, bulk, dominant_end, bulk_end, basis, metric, source; did you mean 'bulk'?"),
         ("branches.x.optimizer.lr", 0, "branches.x.optimizer.lr: got 0, allowed: a number > 0"),
         ("branches.x.batch_size", 2000, "branches.x.batch_size: got 2000, allowed: at most "
          "problem.samples, 1000, or 'all'"),
