@@ -17,6 +17,7 @@ from thalweg.lab.figures.alignment import (
     BATCH_SIZE,
     OWN_METRIC,
 )
+from thalweg.lab.figures.all_methods import ALL_METHODS
 from thalweg.lab.figures.block_sharpness import BLOCK_SHARPNESS
 from thalweg.lab.figures.branch_style import branch_styles
 from thalweg.lab.figures.comparison import BRANCH_COMPARISON
@@ -83,6 +84,7 @@ for built_in in (
     QUADRATIC_RATES,
     QUADRATIC_ALIGNMENT,
     BLOCK_SHARPNESS,
+    ALL_METHODS,
 ):
     add_figure(built_in)
 
