@@ -25,7 +25,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Muon, Optimizer
 
-from thalweg.curvature import FixedSubspace, Objective, SubspaceTracker, random_subspace
+from thalweg.curvature import (
+    FixedSubspace,
+    GradientSubspace,
+    Objective,
+    SubspaceTracker,
+    UpdateSubspace,
+    random_subspace,
+)
 from thalweg.lab.problems.digits import Digits
 from thalweg.optim import SAM, Combined, Dion, GradPower, SplitUpdate, needs_closure
 
@@ -97,6 +104,21 @@ def tracked_split(training: Training) -> Optimizer:
     return SplitUpdate(sgd(training), SubspaceTracker(objective, 10), 0.0, 1.0)
 
 
+def on_updates(training: Training) -> Optimizer:
+    """Adam with its bulk scaled up, on 4 principal directions of each tensor's last 16 updates."""
+    parameters = list(training.model.parameters())
+    source = UpdateSubspace(4, window=16, every=20, blocks=[p.numel() for p in parameters])
+    return SplitUpdate(adam(training), source, 1.0, 2.0, parameters=parameters)
+
+
+def on_gradients(training: Training) -> Optimizer:
+    """The same on 4 principal directions of each tensor's gradients, those of 16 samples."""
+    objective = Objective(training.model, training.loss, training.data)
+    blocks = objective.layout.sizes
+    source = GradientSubspace(objective, 4, samples=16, every=20, blocks=blocks)
+    return SplitUpdate(adam(training), source, 1.0, 2.0)
+
+
 CASES: Sequence[tuple[str, str, Build]] = (
     ("sgd", "sgd", sgd),
     ("adam", "adam", adam),
@@ -111,6 +133,8 @@ CASES: Sequence[tuple[str, str, Build]] = (
     ("sam", "sgd", lambda training: SAM(sgd(training))),
     ("bulk-sgd, fixed", "sgd", fixed_split),
     ("bulk-sgd, tracked", "sgd", tracked_split),
+    ("adam, on updates", "adam", on_updates),
+    ("adam, on gradients", "adam", on_gradients),
 )
 """Name, the base that it is compared with, and how it is built."""
 

@@ -27,7 +27,7 @@ def study(names: tuple[str, ...] = NAMES) -> pd.DataFrame:
         }
         for number, name in enumerate(names)
     }
-    return table(0.0, **columns)
+    return table(0.0, 100, **columns)
 
 
 def test_each_method_has_its_values_in_the_table(tmp_path: Path) -> None:
