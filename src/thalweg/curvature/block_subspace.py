@@ -13,7 +13,6 @@ Example:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -85,9 +84,9 @@ class BlockSubspace(Subspace):
         return BlockSubspace([rows.to(device) for rows in self.rows], values)
 
     def _project_flat(self, flat: Tensor) -> Tensor:
-        coordinates = self.coordinates(flat).split([len(rows) for rows in self.rows])
-        parts = [rows.T @ part for rows, part in zip(self.rows, coordinates, strict=True)]
-        return torch.cat(parts).to(flat.dtype)
+        parts = flat.to(self.eigenvalues.dtype).split(self.blocks)
+        pairs = zip(self.rows, parts, strict=True)
+        return torch.cat([rows.T @ (rows @ part) for rows, part in pairs]).to(flat.dtype)
 
     def __repr__(self) -> str:
         size, k, blocks = sum(self.blocks), self.k, len(self.rows)
@@ -123,19 +122,23 @@ def principal_directions(
         raise invalid("blocks", blocks, f"sizes of sum P = {vectors.shape[1]}")
     if centered:
         vectors = vectors - vectors.mean(dim=0)
-    found = [_directions(block, k) for block in vectors.split(blocks, dim=1)]
+    parts = vectors.split(blocks, dim=1)
+    # The Gram matrices of the few vectors: all blocks' small problems in one call.
+    grams = torch.stack([part @ part.T for part in parts]).double()
+    squares, mixing = torch.linalg.eigh(grams)
+    found = [
+        _directions(*one, k) for one in zip(parts, squares.flip(1), mixing.flip(2), strict=True)
+    ]
     return BlockSubspace([rows for rows, _ in found], [values for _, values in found])
 
 
-def _directions(vectors: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Rows (k', n) and mean squares (k',) of one block, by the Gram matrix of its few vectors."""
-    gram = (vectors @ vectors.T).double()
-    squares, mixing = torch.linalg.eigh(gram)
-    squares, mixing = squares.flip(0)[:k], mixing.flip(1)[:, :k]
-    least = LEAST_SINGULAR_VALUE**2 * squares[0] if squares[0] > 0 else math.inf
-    kept = squares > least
-    squares, mixing = squares[kept], mixing[:, kept]
+def _directions(vectors: Tensor, squares: Tensor, mixing: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Rows (k', n) and mean squares (k',) of one block, from its Gram matrix's eigenpairs."""
+    squares, mixing = squares[:k], mixing[:, :k]
+    first = float(squares[0])
+    kept = int((squares > LEAST_SINGULAR_VALUE**2 * first).sum()) if first > 0 else 0
+    squares, mixing = squares[:kept], mixing[:, :kept]
     rows = (mixing / squares.sqrt()).T.to(vectors.dtype) @ vectors
     # The directions of the least squares are orthogonal up to rounding over their small size.
-    rows = torch.linalg.qr(rows.T)[0].T if len(rows) else rows
+    rows = torch.linalg.qr(rows.T)[0].T if kept else rows
     return rows.contiguous(), (squares / len(vectors)).to(vectors.dtype)
