@@ -106,3 +106,12 @@ def test_disk_grows_with_checkpoints_and_saved_bases() -> None:
     more = disk_of(with_bases, tasks_of(with_bases), COSTS) - plain
     assert more == 4 * 4 * COSTS.k * COSTS.num_parameters * 4
     assert disk_of(small_spec({"checkpoint.keep": 5}), tasks_of(spec), COSTS) > plain
+
+
+def test_the_vectors_of_a_split_on_updates_take_room_in_checkpoints() -> None:
+    split = {"bulk": 2.0, "source": {"name": "updates", "window": 16}}
+    cheap = small_spec({"branches.bulk-sgd.split": split})
+    plain = disk_of(small_spec(), tasks_of(cheap), COSTS)
+    more = disk_of(cheap, tasks_of(cheap), COSTS) - plain
+    # 16 vectors and 4 directions of float32 numbers in each of three checkpoints.
+    assert more >= 3 * 20 * 4 * COSTS.num_parameters

@@ -104,11 +104,13 @@ def disk_of(spec: Spec, tasks: Sequence[Task], costs: Measurement) -> int:
     total = 0
     for task in tasks:
         steps = _total(spec, task, costs)
+        sources = [phase.split.source for phase in task.phases(spec) if phase.split is not None]
+        window = max((s.window + s.k for s in sources if s is not None), default=0)
         regular = steps // spec.checkpoint.every_steps + 1
         total += estimate_disk(
             costs.num_parameters,
             costs.k,
-            vectors,
+            vectors + window,
             spec.checkpoint.keep + 1,
             steps // min(spec.probes.values(), default=steps) + 2,
             4 * len(spec.probes) + 5 * costs.k,
