@@ -91,7 +91,7 @@ ALIGNMENT_OF_BRANCHES = Figure(
 )
 
 
-_OWN, _EUCLIDEAN = "alignment_gradient_own_metric", "alignment_gradient"
+_OWN, _EUCLIDEAN = "alignment_proposed_own_metric", "alignment_proposed"
 #: Of more branches only the unsplit ones are drawn.
 _MOST_METRIC_PANELS = 9
 
@@ -154,8 +154,8 @@ def _draw_metrics(canvas: Canvas, curves: Curves, look: Look) -> None:
 
 OWN_METRIC = Figure(
     name="own-metric",
-    title="Alignment of the gradient in the optimizer's own metric",
-    caption="chi_k of the full gradient in the Euclidean metric, and in the metric of the "
+    title="Alignment of the update in the optimizer's own metric",
+    caption="chi_k of the update proposed in the Euclidean metric, and in the metric of the "
     f"optimizer's preconditioner; of more than {_MOST_METRIC_PANELS} branches only the unsplit "
     f"ones. Running mean over {WINDOW:.0%} of a run. " + BAND,
     needs=(_EUCLIDEAN, _OWN),

@@ -67,6 +67,10 @@ EIGENVALUES = Figure(
 )
 
 
+#: Sharpness over threshold: what is above is cut off.
+_MOST_OVER = 2.5
+
+
 def _sharpness_curves(source: Source) -> Curves:
     return source.each_branch("lr_sharpness", column("lr_sharpness"))
 
@@ -93,7 +97,14 @@ def _stability_curves(source: Source) -> Curves:
 
 
 def _draw_stability(canvas: Canvas, curves: Curves, look: Look) -> None:
-    quantity = Quantity("stability_ratio", "sharpness / threshold", line=(1.0, ""))
+    # Adam's first steps, before its second moments have grown, are far above: they are cut off.
+    highest = min(_MOST_OVER, max(float(line.high.max()) for line in curves.values() if line))
+    quantity = Quantity(
+        "stability_ratio",
+        "sharpness / threshold",
+        limits=(0.0, 1.05 * max(1.0, highest)),
+        line=(1.0, ""),
+    )
     draw_each_branch(canvas, curves, look, quantity)
 
 
@@ -101,7 +112,8 @@ STABILITY = Figure(
     name="stability",
     title="Sharpness over the optimizer's own stability threshold",
     caption="Sharpness (preconditioned, where the optimizer has a preconditioner) over the "
-    "threshold of full-batch training with this optimizer; line: 1, the edge of stability. " + BAND,
+    "threshold of full-batch training with this optimizer; line: 1, the edge of stability. What is "
+    "above 2.5 is cut off. " + BAND,
     needs=("stability_ratio",),
     curves=_stability_curves,
     draw=_draw_stability,
