@@ -30,7 +30,8 @@ def diagonal(values: Any) -> DenseOperator:
 
 def ritz(matrix: torch.Tensor, k: int, seed: int) -> Subspace:
     """Random directions with their Rayleigh quotients: known, but far from eigenvectors."""
-    basis = random_subspace(len(matrix), k, seed, dtype=matrix.dtype).basis
+    # One direction at least is drawn; of k = 0 nothing is known.
+    basis = random_subspace(len(matrix), max(k, 1), seed, dtype=matrix.dtype).basis[:, :k]
     return Subspace(basis, (basis * (matrix @ basis)).sum(0))
 
 
