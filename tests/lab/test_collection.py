@@ -23,6 +23,13 @@ def test_what_is_overridden_holds_for_every_study_without_a_problem_of_its_own()
     assert seeds["valley"] == (0, 1, 2)
 
 
+def test_the_data_folder_goes_to_the_studies_that_read_files() -> None:
+    specs = reproductions(data_dir="some/folder", neighbours=True)
+    folders = {spec.name: getattr(spec.problem.data, "data_dir", None) for spec in specs}
+    assert folders["block-sharpness"] == "some/folder"
+    assert folders["dion"] is None
+
+
 def test_one_page_has_the_verdicts_and_figures_of_all(quick_path: Path) -> None:
     results = []
     for name in ("one", "two <b>"):

@@ -33,21 +33,22 @@ def reproductions(
     Args:
         neighbours: those on the methods around the paper instead of the paper's own.
         problem: its name; None for digits.
-        data_dir: folder or file with the data.
+        data_dir: folder or file with the data, for the studies whose data are read from files.
         overrides: as for `load_spec`; studies with a problem of their own stay as they are.
 
     Raises:
         InvalidInput: an unknown problem, or a bad value.
     """
-    specs = []
+    specs: list[Spec] = []
     for name in builtin_studies():
         if is_of_the_paper(name) == neighbours:
             continue
-        if has_own_problem(name):
-            specs.append(load_study(name))
-        else:
-            found = reproduction_spec(name, problem, data_dir=data_dir, overrides=overrides)
-            specs.append(found)
+        own = has_own_problem(name)
+        asked = (name, None, ()) if own else (name, problem, overrides)
+        spec = load_study(*asked)
+        if data_dir is not None and hasattr(spec.problem.data, "data_dir"):
+            spec = reproduction_spec(asked[0], asked[1], data_dir=data_dir, overrides=asked[2])
+        specs.append(spec)
     return specs
 
 
