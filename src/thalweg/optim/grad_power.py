@@ -20,7 +20,6 @@ Example:
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -30,9 +29,10 @@ from torch.optim import Optimizer
 
 from thalweg.errors import invalid
 from thalweg.optim.closure import needs_closure
+from thalweg.optim.wrapper import Wrapper
 
 
-class GradPower(Optimizer):
+class GradPower(Wrapper):
     """Wraps an optimizer, which sees sign(g) (abs(g) + eps)^p in the place of each gradient g.
 
     Clip gradients before the step, weight decay belongs to the wrapped optimizer: neither is seen
@@ -70,20 +70,7 @@ class GradPower(Optimizer):
         self.wrapped = optimizer
         self.power = power
         self.eps = eps
-        state = optimizer.state
-        # Shared with the wrapped optimizer, so that schedulers act on both.
-        super().__init__(optimizer.param_groups, optimizer.defaults)
-        self.param_groups = optimizer.param_groups
-        self.state = state  # type: ignore[misc]
-
-    @property
-    def state(self) -> defaultdict[Tensor, Any]:  # type: ignore[override]
-        """The wrapped optimizer's state itself: `Combined` puts one of its own in its place."""
-        return self.wrapped.state
-
-    @state.setter
-    def state(self, value: defaultdict[Tensor, Any]) -> None:
-        self.wrapped.state = value
+        super().__init__(optimizer)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -109,19 +96,6 @@ class GradPower(Optimizer):
             for parameter, gradient in zip(own, before, strict=True):
                 parameter.grad = gradient
         return loss
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients of the wrapped optimizer's parameters."""
-        self.wrapped.zero_grad(set_to_none)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The wrapped optimizer's state; GradPower keeps none from one step to the next."""
-        return self.wrapped.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the wrapped optimizer's state."""
-        self.wrapped.load_state_dict(state_dict)
-        self.param_groups = self.wrapped.param_groups
 
     def _powers(self, gradients: list[Tensor]) -> list[Tensor]:
         """phi of each, all of a device and dtype in one call."""

@@ -33,12 +33,13 @@ from torch.optim import Optimizer
 from thalweg.errors import InvalidInput
 from thalweg.optim.averaging_period import AveragingPeriod, Rounds
 from thalweg.optim.closure import needs_closure
+from thalweg.optim.wrapper import Wrapper
 
 #: Key of the counters in a state_dict, beside those of the wrapped optimizer.
 COUNTERS = "rounds"
 
 
-class LocalSGD(Optimizer):
+class LocalSGD(Wrapper):
     """Wraps the optimizer of one worker; averages the parameters of all at the end of each round.
 
     Every worker must make the same number of steps at the same learning rates, from the same
@@ -78,10 +79,7 @@ class LocalSGD(Optimizer):
         self.optimizer = optimizer
         self.group = group
         self.rounds = Rounds(schedule, total_steps)
-        # Shared with the wrapped optimizer, so that schedulers act on both.
-        super().__init__(optimizer.param_groups, optimizer.defaults)
-        self.param_groups = optimizer.param_groups
-        self.state = optimizer.state
+        super().__init__(optimizer)
 
     @property
     def needs_closure(self) -> bool:
@@ -118,24 +116,18 @@ class LocalSGD(Optimizer):
                 tensor.copy_(part)
         self.rounds.done = 0
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients of the wrapped optimizer's parameters."""
-        self.optimizer.zero_grad(set_to_none)
-
     def state_dict(self) -> dict[str, Any]:
         """The wrapped optimizer's state, and the counters under "rounds".
 
         Each worker has its own: save it with the worker's own parameters.
         """
-        return {**self.optimizer.state_dict(), COUNTERS: self.rounds.state_dict()}
+        return {**super().state_dict(), COUNTERS: self.rounds.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` gave; that of a bare optimizer begins a first round."""
         wrapped = {key: value for key, value in state_dict.items() if key != COUNTERS}
-        self.optimizer.load_state_dict(wrapped)
+        super().load_state_dict(wrapped)
         self.rounds.load_state_dict(state_dict.get(COUNTERS))
-        self.param_groups = self.optimizer.param_groups
-        self.state = self.optimizer.state
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]

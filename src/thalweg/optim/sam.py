@@ -34,9 +34,10 @@ from torch.optim import Optimizer
 
 from thalweg.errors import InvalidInput, invalid
 from thalweg.optim.closure import needs_closure
+from thalweg.optim.wrapper import Wrapper
 
 
-class SAM(Optimizer):
+class SAM(Wrapper):
     """Wraps an optimizer; each step uses the gradient at the perturbed point.
 
     The loss is evaluated twice a step: `loss.backward()` at theta, then `step(closure)`. Norms are
@@ -77,10 +78,7 @@ class SAM(Optimizer):
         self.rho = rho
         self.adaptive = adaptive
         self.eps = eps
-        # Shared with the wrapped optimizer, so that schedulers act on both.
-        super().__init__(base_optimizer.param_groups, base_optimizer.defaults)
-        self.param_groups = base_optimizer.param_groups
-        self.state = base_optimizer.state
+        super().__init__(base_optimizer)
         self._before: list[tuple[Tensor, Tensor]] = []
 
     @torch.no_grad()
@@ -142,20 +140,6 @@ class SAM(Optimizer):
         self.base_optimizer.step()
         if zero_grad:
             self.zero_grad()
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients of the wrapped optimizer's parameters."""
-        self.base_optimizer.zero_grad(set_to_none)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The wrapped optimizer's state; SAM keeps none from one step to the next."""
-        return self.base_optimizer.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the wrapped optimizer's state."""
-        self.base_optimizer.load_state_dict(state_dict)
-        self.param_groups = self.base_optimizer.param_groups
-        self.state = self.base_optimizer.state
 
     def _norm(self, moved: list[tuple[Tensor, Tensor]]) -> Tensor:
         """norm(g), or norm(abs(theta) g), a scalar, from pairs of parameter and gradient."""

@@ -33,10 +33,13 @@ from torch.optim import Optimizer
 from thalweg.curvature.source import Split, SubspaceSource
 from thalweg.errors import InvalidInput
 from thalweg.optim.closure import needs_closure
+from thalweg.optim.wrapper import Wrapper
 
 
-class SplitUpdate(Optimizer):
+class SplitUpdate(Wrapper):
     """Wraps an optimizer and scales the two parts of each update it proposes.
+
+    `state_dict` is that of the wrapped optimizer; the state of the source is saved apart.
 
     Args:
         optimizer: any `torch.optim.Optimizer`, already built.
@@ -70,10 +73,7 @@ class SplitUpdate(Optimizer):
         self.source = source
         self.dominant = dominant
         self.bulk = bulk
-        # Shared with the wrapped optimizer, so that schedulers act on both.
-        super().__init__(optimizer.param_groups, optimizer.defaults)
-        self.param_groups = optimizer.param_groups
-        self.state = optimizer.state
+        super().__init__(optimizer)
         own = [p for group in optimizer.param_groups for p in group["params"]]
         objective = getattr(source, "objective", None)
         if parameters is None and objective is not None:
@@ -113,20 +113,6 @@ class SplitUpdate(Optimizer):
                 self._copy(others_after)
             self._write(before + self.dominant * self.split.dominant + self.bulk * self.split.bulk)
         return loss
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients of the wrapped optimizer's parameters."""
-        self.optimizer.zero_grad(set_to_none)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The wrapped optimizer's state; that of the source is saved apart."""
-        return self.optimizer.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the wrapped optimizer's state."""
-        self.optimizer.load_state_dict(state_dict)
-        self.param_groups = self.optimizer.param_groups
-        self.state = self.optimizer.state
 
     def _flat(self) -> Tensor:
         return torch.cat([p.detach().reshape(-1) for p in self.parameters])
