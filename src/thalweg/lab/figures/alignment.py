@@ -6,7 +6,7 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 from thalweg.lab.figures import drawing
-from thalweg.lab.figures.along_steps import Quantity, draw_each_branch, size_of_branches
+from thalweg.lab.figures.along_steps import Quantity, figure_of_branches
 from thalweg.lab.figures.curves import branches_of, column
 from thalweg.lab.figures.dot_drawing import DotRow, Mark, draw_rows, name_marks, size_of_rows
 from thalweg.lab.figures.dots import Dots
@@ -70,24 +70,14 @@ ALIGNMENT = Figure(
 )
 
 
-def _branch_curves(source: Source) -> Curves:
-    return source.each_branch("alignment_gradient", column("alignment_gradient", WINDOW))
-
-
-def _draw_branches(canvas: Canvas, curves: Curves, look: Look) -> None:
-    quantity = Quantity("alignment_gradient", _AXIS_TITLE, limits=_LIMITS)
-    draw_each_branch(canvas, curves, look, quantity, share_y=True)
-
-
-ALIGNMENT_OF_BRANCHES = Figure(
-    name="alignment-of-branches",
-    title="Alignment of the full gradient, branch by branch",
-    caption="chi_k of the gradient of the full training loss along each branch. Running mean over "
+ALIGNMENT_OF_BRANCHES = figure_of_branches(
+    "alignment-of-branches",
+    "Alignment of the full gradient, branch by branch",
+    "chi_k of the gradient of the full training loss along each branch. Running mean over "
     f"{WINDOW:.0%} of a run. " + BAND,
-    needs=("alignment_gradient",),
-    curves=_branch_curves,
-    draw=_draw_branches,
-    size=size_of_branches(),
+    Quantity("alignment_gradient", _AXIS_TITLE, limits=_LIMITS),
+    window=WINDOW,
+    share_y=True,
 )
 
 

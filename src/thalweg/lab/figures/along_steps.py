@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from thalweg.lab.figures import drawing
 from thalweg.lab.figures.branch_style import BranchStyle, group_label, group_styles
+from thalweg.lab.figures.curves import Curve, column
 from thalweg.lab.figures.drawing import EndLabel, Look
 from thalweg.lab.figures.families import MOST_TOGETHER, Group, in_groups
-from thalweg.lab.figures.saving import Curves
+from thalweg.lab.figures.saving import Curves, Figure, Source
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,6 +94,41 @@ def draw_each_branch(
     labels = [(cell.axes, _draw_cell(cell, shown, look)) for cell in cells]
     _finish(canvas, cells, look, several=groups is not None)
     drawing.label_all_ends(labels, gap, size)
+
+
+def figure_of_branches(
+    name: str,
+    title: str,
+    caption: str,
+    *quantities: Quantity,
+    window: float = 0.0,
+    geometric: bool = False,
+    late: bool = False,
+    share_y: bool = False,
+    height: float = 2.3,
+) -> Figure[Curve]:
+    """The figure of columns of the metric table along each branch, named as the quantities are.
+
+    window      of a running mean, as a part of a run
+    geometric   the mean over seeds is the geometric one
+    late, share_y, height   as for `draw_each_branch` and `size_of_branches`
+    """
+
+    def curves(source: Source) -> Curves:
+        return {
+            key: line
+            for quantity in quantities
+            for key, line in source.each_branch(
+                quantity.name, column(quantity.name, window), logarithmic=geometric
+            ).items()
+        }
+
+    def draw(canvas: Canvas, curves: Curves, look: Look) -> None:
+        draw_each_branch(canvas, curves, look, *quantities, late=late, share_y=share_y)
+
+    needs = tuple(quantity.name for quantity in quantities)
+    size = size_of_branches(len(quantities), height)
+    return Figure(name, title, caption, needs, curves, draw, size)
 
 
 def size_of_branches(quantities: int = 1, height: float = 2.3) -> Callable[[Curves, Look], Size]:

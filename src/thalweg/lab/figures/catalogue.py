@@ -41,8 +41,12 @@ from thalweg.lab.figures.saving import (
     Source,
     save_figure,
 )
-from thalweg.lab.figures.sharpness_of_branches import SHARPNESS_OF_BRANCHES
-from thalweg.lab.figures.spectrum import EIGENVALUES, SHARPNESS, STABILITY
+from thalweg.lab.figures.spectrum import (
+    EIGENVALUES,
+    SHARPNESS,
+    SHARPNESS_OF_BRANCHES,
+    STABILITY,
+)
 from thalweg.lab.figures.training import TEST_ACCURACY, TRAINING_LOSS
 from thalweg.lab.figures.valley import VALLEY
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from thalweg.lab.figures import drawing
-from thalweg.lab.figures.along_steps import Quantity, draw_each_branch, size_of_branches
+from thalweg.lab.figures.along_steps import (
+    Quantity,
+    draw_each_branch,
+    figure_of_branches,
+    size_of_branches,
+)
 from thalweg.lab.figures.curves import column, entry, list_length
-from thalweg.lab.figures.drawing import BAND, Look
+from thalweg.lab.figures.drawing import BAND, LOG_BAND, Look
 from thalweg.lab.figures.saving import Curves, Figure, Source
 
 if TYPE_CHECKING:
@@ -67,29 +72,25 @@ EIGENVALUES = Figure(
 )
 
 
+SHARPNESS = figure_of_branches(
+    "sharpness",
+    "Sharpness against the edge of stability",
+    "Learning rate times sharpness along each branch; line: 2, beyond which plain gradient descent "
+    "is unstable. " + BAND,
+    Quantity("lr_sharpness", r"$\eta\,\lambda_1$", line=(2.0, "")),
+)
+
+# The sharpness itself: where learning rates change, its product with them hides it.
+SHARPNESS_OF_BRANCHES = figure_of_branches(
+    "sharpness-of-branches",
+    "Sharpness of the branches",
+    "Largest eigenvalue of the Hessian of the full training loss along each branch. " + LOG_BAND,
+    Quantity("sharpness", r"sharpness $\lambda_1$"),
+    geometric=True,
+)
+
 #: Sharpness over threshold: what is above is cut off.
 _MOST_OVER = 2.5
-
-
-def _sharpness_curves(source: Source) -> Curves:
-    return source.each_branch("lr_sharpness", column("lr_sharpness"))
-
-
-def _draw_sharpness(canvas: Canvas, curves: Curves, look: Look) -> None:
-    quantity = Quantity("lr_sharpness", r"$\eta\,\lambda_1$", line=(2.0, ""))
-    draw_each_branch(canvas, curves, look, quantity)
-
-
-SHARPNESS = Figure(
-    name="sharpness",
-    title="Sharpness against the edge of stability",
-    caption="Learning rate times sharpness along each branch; line: 2, beyond which plain "
-    "gradient descent is unstable. " + BAND,
-    needs=("lr_sharpness",),
-    curves=_sharpness_curves,
-    draw=_draw_sharpness,
-    size=size_of_branches(),
-)
 
 
 def _stability_curves(source: Source) -> Curves:
