@@ -18,22 +18,26 @@ if TYPE_CHECKING:
     from thalweg.lab.spec import Spec
     from thalweg.lab.study import StudyResult
 
-MAIN = "main"
-
 
 def reproduce(options: argparse.Namespace) -> int:
     """Run a study of the paper, or all of them."""
+    from thalweg.lab.spec.studies import MAIN
+    from thalweg.lab.study import reproduction_spec
+
     load_plugins(options)
     if options.all or options.neighbours:
         return _reproduce_all(options)
-    return _execute(_reproduction_spec(options.study or MAIN, options.problem, options), options)
+    spec = reproduction_spec(
+        options.study or MAIN,
+        options.problem,
+        data_dir=_data_dir(options),
+        overrides=options.overrides,
+    )
+    return _execute(spec, options)
 
 
-def _reproduction_spec(study: str, problem: str | None, options: argparse.Namespace) -> Spec:
-    from thalweg.lab.study import reproduction_spec
-
-    place = None if options.data_dir is None else str(Path(options.data_dir).expanduser())
-    return reproduction_spec(study, problem, data_dir=place, overrides=options.overrides)
+def _data_dir(options: argparse.Namespace) -> str | None:
+    return None if options.data_dir is None else str(Path(options.data_dir).expanduser())
 
 
 def _reproduce_all(options: argparse.Namespace) -> int:
@@ -44,10 +48,9 @@ def _reproduce_all(options: argparse.Namespace) -> int:
     if options.study is not None or (options.all and options.neighbours):
         raise InvalidInput("give one of: a study's name, --all, --neighbours")
     _check_workers(options)
-    place = None if options.data_dir is None else str(Path(options.data_dir).expanduser())
     specs = reproductions(
         options.problem,
-        data_dir=place,
+        data_dir=_data_dir(options),
         overrides=options.overrides,
         neighbours=options.neighbours,
     )

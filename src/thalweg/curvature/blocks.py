@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from thalweg.curvature.layout import ParameterLayout
-from thalweg.curvature.operators import SymmetricOperator, rows_of
+from thalweg.curvature.operators import OperatorAround, SymmetricOperator, rows_of
 from thalweg.errors import InvalidInput, invalid
 
 # In the order in which they are tried: what is norm or position by its name is that everywhere.
@@ -110,7 +110,7 @@ def coordinates(layout: ParameterLayout, names: Iterable[str]) -> Tensor:
     return torch.cat(kept)
 
 
-class Restricted:
+class Restricted(OperatorAround):
     """The rows and columns of a symmetric operator at some coordinates: a block of its diagonal.
 
     A product costs one with the whole operator, which several restrictions can share: its graph is
@@ -145,16 +145,6 @@ class Restricted:
     def shape(self) -> tuple[int, int]:
         """(p, p)."""
         return len(self.indices), len(self.indices)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the operator."""
-        return self.operator.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the operator."""
-        return self.operator.device
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """The product with (p,) or the columns of (p, k); errors are those of A."""

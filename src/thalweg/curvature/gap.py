@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from thalweg.curvature.eigensolver import NotConverged, top_eigenpairs
-from thalweg.curvature.operators import SymmetricOperator
+from thalweg.curvature.operators import OperatorAround, SymmetricOperator
 from thalweg.errors import invalid
 
 CLOSED = 0.95
@@ -204,25 +204,13 @@ class GapWatch:
         self._vector, self._closed = state["vector"], state["closed"]
 
 
-class _Deflated:
+class _Deflated(OperatorAround):
     """(I - P) A (I - P) for the projector P on a subspace."""
 
     def __init__(self, operator: SymmetricOperator, rows: Tensor, rounding: float) -> None:
         self.operator = operator
         self.rows = rows
         self.rounding = rounding
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.operator.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.operator.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.operator.device
 
     def outside(self, vectors: Tensor) -> Tensor:
         return vectors - self.rows.T @ (self.rows @ vectors)

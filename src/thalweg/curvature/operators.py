@@ -108,6 +108,31 @@ class OperatorAt(Protocol):
         ...
 
 
+class OperatorAround:
+    """What an operator made of another has from it: shape, dtype and device.
+
+    Attributes:
+        operator: the one inside.
+    """
+
+    operator: SymmetricOperator
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(P, P) of the operator inside."""
+        return self.operator.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the operator inside."""
+        return self.operator.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the operator inside."""
+        return self.operator.device
+
+
 class DenseOperator:
     """A symmetric matrix as an operator: for tests, and for what is small enough to write down.
 

@@ -25,12 +25,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from thalweg.curvature.operators import SymmetricOperator, rows_of
+from thalweg.curvature.operators import OperatorAround, SymmetricOperator, rows_of
 from thalweg.curvature.subspace import Subspace
 from thalweg.errors import invalid
 
 
-class Preconditioned:
+class Preconditioned(OperatorAround):
     """D^-1/2 (A + s I) D^-1/2 of any symmetric operator A and a positive diagonal D.
 
     Args:
@@ -51,21 +51,6 @@ class Preconditioned:
         self.operator = operator
         self.shift = shift
         self._scale = _inverse_root(diagonal, operator).to(operator.dtype)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(P, P)."""
-        return self.operator.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the operator."""
-        return self.operator.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the operator."""
-        return self.operator.device
 
     @property
     def gradient(self) -> Tensor | None:

@@ -79,7 +79,7 @@ def merged(study: StudyFolder, asked: Spec) -> tuple[Spec, list[str]]:
     for name in spec.branches:
         now, before = asked.branch_phase(name), known.branch_phase(name)
         shorter = now.steps is not None and before.steps is not None and now.steps < before.steps
-        done = [seed for seed in known.seeds if state_of(study, Task(seed, name)) == "done"]
+        done = [seed for seed in known.seeds if _state(study, Task(seed, name)) == "done"]
         if shorter and done:
             branches[name] = _updated(branches[name], steps=before.steps, epochs=None)
             remarks.append(
@@ -93,7 +93,7 @@ def missing_tasks(study: StudyFolder, spec: Spec, seeds: Sequence[int]) -> list[
     return [
         task
         for task in tasks_of(spec, seeds)
-        if state_of(study, task) != "done" or _is_extended(study, spec, task)
+        if _state(study, task) != "done" or _is_extended(study, spec, task)
     ]
 
 
@@ -132,8 +132,7 @@ def _updated(model: Model, **changed: Any) -> Model:
     return model.model_copy(update=changed) if changed else model
 
 
-def state_of(study: StudyFolder, task: Task) -> str:
-    """The state of a run; "waiting" where it has not begun."""
+def _state(study: StudyFolder, task: Task) -> str:
     run = study.run(task.seed, task.branch)
     status = run.status() if run.path.is_dir() else None
     return "waiting" if status is None else status.state

@@ -18,6 +18,7 @@ from thalweg.errors import ThalwegError
 from thalweg.lab.run_names import TRUNK
 from thalweg.lab.schedule import Task
 from thalweg.lab.spec import Spec
+from thalweg.lab.spec.loading import MEASURED
 from thalweg.lab.store import RunFolder, StudyFolder, find_studies
 
 
@@ -40,13 +41,16 @@ def content_hash(spec: Spec, task: Task, fingerprint: str) -> str:
 
 def known_way_to_multiply(spec: Spec, root: Path) -> tuple[int, int] | None:
     """`chunk_size` and `vectorize_up_to` of another study of the same problem, None without one."""
-    wanted = _problem(spec)
+    wanted = spec.problem.model_dump(mode="json", exclude_none=True, exclude={*MEASURED})
     for study in find_studies(root):
         raw = tomllib.loads(study.spec_text)
-        problem, own = raw.get("problem", {}), (raw.get("device"), raw.get("dtype"))
-        chosen = problem.pop("chunk_size", None), problem.pop("vectorize_up_to", None)
-        if problem == wanted and own == (spec.device, spec.dtype) and None not in chosen:
-            return chosen
+        problem: dict[str, Any] = raw.get("problem", {})
+        if not set(MEASURED) <= problem.keys():
+            continue
+        chunk_size, vectorize_up_to = (problem.pop(key) for key in MEASURED)
+        same_kind = (raw.get("device"), raw.get("dtype")) == (spec.device, spec.dtype)
+        if same_kind and problem == wanted:
+            return chunk_size, vectorize_up_to
     return None
 
 
@@ -70,11 +74,6 @@ def _content(spec: Spec, branch: str, phases: Sequence[Any]) -> dict[str, Any]:
         "phases": [p.model_dump(mode="json", exclude={"name"}) for p in phases],
         "subspace": spec.of_branch(branch).subspace.model_dump(mode="json"),
     }
-
-
-def _problem(spec: Spec) -> dict[str, Any]:
-    problem = spec.problem.model_dump(mode="json", exclude_none=True)
-    return {k: v for k, v in problem.items() if k not in ("chunk_size", "vectorize_up_to")}
 
 
 def _done_elsewhere(study: StudyFolder) -> dict[str, RunFolder]:

@@ -264,10 +264,10 @@ def _run_in(
         space = check_disk(study.path, disk_of(spec, tasks, costs))
         study.record_environment()
         create_runs(study, spec, tasks_of(spec, asked.seeds), costs.fingerprint)
-        shared = len(tasks)
-        tasks = longest_first(spec, take_over(study, tasks), costs)
-        if shared := shared - len(tasks):
+        left = take_over(study, tasks)
+        if shared := len(tasks) - len(left):
             progress.say(f"{shared} runs are taken over from other studies, which have made them")
+        tasks = longest_first(spec, left, costs)
         if not tasks:
             return conclude(study, spec)
         workers = min(workers or default_workers(spec.threads, device), len(tasks))

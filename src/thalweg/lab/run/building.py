@@ -7,7 +7,7 @@ before any run begins.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -128,16 +128,20 @@ def make_source(spec: Spec, setup: Setup, seed: int) -> SubspaceSource:
         return NextEigenspace(
             objective, setup.k, tolerance=settings.tolerance, every=settings.every
         )
-    return SubspaceTracker(
-        objective,
-        setup.k,
-        error=settings.error,
-        bulk_error=settings.bulk_error,
-        exact=settings.source == "exact",
-        every=settings.every,
-        tolerance=settings.tolerance,
-        seed=own_seed,
-    )
+    return SubspaceTracker(objective, setup.k, **_tracking(spec, seed))
+
+
+def _tracking(spec: Spec, seed: int) -> dict[str, Any]:
+    """How closely a subspace is followed, in whichever metric."""
+    settings = spec.subspace
+    return {
+        "error": settings.error,
+        "bulk_error": settings.bulk_error,
+        "exact": settings.source == "exact",
+        "every": settings.every,
+        "tolerance": settings.tolerance,
+        "seed": stream_seed("subspace", settings.seed, seed),
+    }
 
 
 def _drawn(count: int, setup: Setup, seed: int) -> Tensor:
@@ -194,7 +198,9 @@ def make_optimizer(
     if phase.split.source is not None:
         source = _cheap_source(phase.split.source, spec, setup, seed)
     elif phase.split.metric == "optimizer":
-        source = _metric_source(spec, setup, seed, optimizer, frozen=frozen)
+        source = OptimizerMetricSource(
+            setup.objective, setup.k, optimizer, frozen=frozen, **_tracking(spec, seed)
+        )
     elif frozen:
         assert at_branch_point is not None
         source = FixedSubspace(at_branch_point)
@@ -221,24 +227,6 @@ def _cheap_source(
     )
 
 
-def _metric_source(
-    spec: Spec, setup: Setup, seed: int, optimizer: Optimizer, *, frozen: bool
-) -> OptimizerMetricSource:
-    settings = spec.subspace
-    return OptimizerMetricSource(
-        setup.objective,
-        setup.k,
-        optimizer,
-        frozen=frozen,
-        every=settings.every,
-        error=settings.error,
-        bulk_error=settings.bulk_error,
-        exact=settings.source == "exact",
-        tolerance=settings.tolerance,
-        seed=stream_seed("subspace", settings.seed, seed),
-    )
-
-
 def can_carry_state(before: OptimizerSettings, after: OptimizerSettings) -> bool:
     """Whether an optimizer can go on with another's state: the same kind, which keeps the same."""
 
@@ -250,16 +238,12 @@ def can_carry_state(before: OptimizerSettings, after: OptimizerSettings) -> bool
             if isinstance(value, bool) or key == "momentum"
         }
 
-    companions = (getattr(before, "companion", None), getattr(after, "companion", None))
-    same_companion = type(companions[0]) is type(companions[1])
+    def kinds(settings: OptimizerSettings) -> tuple[type, type]:
+        return type(settings), type(getattr(settings, "companion", None))
+
     # Blocks with rates are groups, and a state is kept by the place of its tensor in the groups.
     same_groups = set(before.block_rates or ()) == set(after.block_rates or ())
-    return (
-        type(before) is type(after)
-        and same_companion
-        and kept(before) == kept(after)
-        and same_groups
-    )
+    return kinds(before) == kinds(after) and kept(before) == kept(after) and same_groups
 
 
 def _load_initial_parameters(problem: Problem, path: str) -> None:

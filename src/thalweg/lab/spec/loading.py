@@ -85,7 +85,8 @@ NOT_HASHED = {
     "figures",
     "branches",
 }
-NOT_HASHED_OF_PROBLEM = {"chunk_size", "vectorize_up_to"}
+MEASURED = ("chunk_size", "vectorize_up_to")
+"""Keys of [problem] that are filled in by measuring: they change rounding alone."""
 
 
 def load_spec(name_or_path: str | Path, overrides: Mapping[str, Any] | Sequence[str] = ()) -> Spec:
@@ -146,7 +147,7 @@ def spec_hash(spec: Spec) -> str:
     """
     kept = spec.model_dump(mode="json", exclude_none=True, exclude=NOT_HASHED)
     kept["problem"]["data"].pop("data_dir", None)
-    for key in NOT_HASHED_OF_PROBLEM:
+    for key in MEASURED:
         kept["problem"].pop(key, None)
     for phase in kept["phases"]:
         del phase["name"]
