@@ -11,6 +11,10 @@ from thalweg.dynamics.batch_curvature import BatchSharpness, batch_sharpness
 from thalweg.dynamics.block_sharpness import BlockSharpness, block_sharpness
 from thalweg.dynamics.moment import BranchPoint, Moment
 from thalweg.dynamics.optimizer_metric import OptimizerMetricSource
+from thalweg.dynamics.perturbation_response import (
+    PerturbationResponses,
+    perturbation_responses,
+)
 from thalweg.dynamics.preconditioning import preconditioned_sharpness, preconditioner
 from thalweg.dynamics.probes import PROBES, Probe, probe
 from thalweg.dynamics.singular_spectrum import (
@@ -24,6 +28,7 @@ from thalweg.dynamics.stability import (
     stability_threshold,
 )
 from thalweg.dynamics.training_jacobian import TrainingJacobian, training_jacobian
+from thalweg.dynamics.training_run import trained_parameters
 from thalweg.dynamics.watcher import Watcher, WatchWarning
 from thalweg.dynamics.watching import watch
 
@@ -34,6 +39,7 @@ __all__ = [
     "BranchPoint",
     "Moment",
     "OptimizerMetricSource",
+    "PerturbationResponses",
     "Probe",
     "SingularSpectrum",
     "StabilityThreshold",
@@ -43,12 +49,14 @@ __all__ = [
     "batch_sharpness",
     "block_sharpness",
     "flattest_directions",
+    "perturbation_responses",
     "preconditioned_sharpness",
     "preconditioner",
     "probe",
     "sam_threshold",
     "singular_spectrum",
     "stability_threshold",
+    "trained_parameters",
     "training_jacobian",
     "watch",
 ]

@@ -38,6 +38,7 @@ from torch import Tensor
 from thalweg.curvature.objective import Objective
 from thalweg.curvature.operators import Hessian
 from thalweg.curvature.subspace import random_subspace
+from thalweg.dynamics.training_run import HeavyBall, as_schedule, refuse_no_batch
 from thalweg.errors import invalid
 
 
@@ -99,16 +100,15 @@ def training_jacobian(
         Diverged: the run, or the block of tangents, became NaN or infinite.
     """
     start = objective.theta() if theta is None else theta
-    if not batches:
-        raise invalid("batches", "none", "a batch for each step, one at least")
+    refuse_no_batch(batches)
     if chunk_size < 1:
         raise invalid("chunk_size", chunk_size, "an integer >= 1")
     block = _directions(objective, directions, seed)
-    rate = learning_rate if callable(learning_rate) else lambda step: learning_rate
+    rate = as_schedule(learning_rate)
     columns, end = [], start
     for chunk in block.split(chunk_size, dim=1):
-        point = _HeavyBall(start, momentum, dampening, weight_decay)
-        tangent = _HeavyBall(chunk, momentum, dampening, weight_decay)
+        point = HeavyBall(start, momentum, dampening, weight_decay)
+        tangent = HeavyBall(chunk, momentum, dampening, weight_decay)
         for step, batch in enumerate(batches):
             hessian = Hessian(objective, point.value, batch)
             tangent.step(hessian @ tangent.value, rate(step))
@@ -118,31 +118,6 @@ def training_jacobian(
         end = point.value
     kept = None if directions is None else block
     return TrainingJacobian(torch.cat(columns, dim=1), kept, start, end)
-
-
-class _HeavyBall:
-    """The rule of `torch.optim.SGD`, for a point (P,) or for a block of tangents (P, b)."""
-
-    def __init__(
-        self, start: Tensor, momentum: float, dampening: float, weight_decay: float
-    ) -> None:
-        self.value = start
-        self.momentum = momentum
-        self.dampening = dampening
-        self.weight_decay = weight_decay
-        self._velocity: Tensor | None = None
-
-    def step(self, gradient: Tensor, rate: float) -> None:
-        """Move by one step; for tangents, `gradient` is the Hessian times them."""
-        if self.weight_decay:
-            gradient = gradient.add(self.value, alpha=self.weight_decay)
-        if self.momentum:
-            if self._velocity is None:
-                self._velocity = gradient.clone()
-            else:
-                self._velocity.mul_(self.momentum).add_(gradient, alpha=1 - self.dampening)
-            gradient = self._velocity
-        self.value = self.value.sub(gradient, alpha=rate)
 
 
 def _directions(objective: Objective, given: Tensor | int | None, seed: int) -> Tensor:
