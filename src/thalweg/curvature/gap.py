@@ -21,14 +21,14 @@ import torch
 from torch import Tensor
 
 from thalweg.curvature.eigensolver import NotConverged, top_eigenpairs
-from thalweg.curvature.operators import OperatorAround, SymmetricOperator
+from thalweg.curvature.hidden_copies import Deflated, rounding_of
+from thalweg.curvature.operators import SymmetricOperator
 from thalweg.errors import invalid
 
 CLOSED = 0.95
 """lambda_{k+1} / lambda_k from which on a gap counts as closed."""
 TOLERANCE = 0.05
 MOST_PRODUCTS = 15
-ROUNDING = 100
 
 
 class GapClosed(UserWarning):
@@ -70,7 +70,7 @@ def next_eigenpair(
         largest: lambda_1; what is below its rounding counts as zero.
         start: where to begin (P,), such as the last one found.
     """
-    deflated = _Deflated(operator, rows, ROUNDING * torch.finfo(rows.dtype).eps * abs(largest))
+    deflated = Deflated(operator, rows, rounding_of(rows, largest))
     if start is not None:
         start = deflated.outside(start)
     with warnings.catch_warnings():
@@ -202,20 +202,3 @@ class GapWatch:
         """Restore what `state_dict` gave."""
         self.value, self.looks, self._calls = state["value"], state["looks"], state["calls"]
         self._vector, self._closed = state["vector"], state["closed"]
-
-
-class _Deflated(OperatorAround):
-    """(I - P) A (I - P) for the projector P on a subspace."""
-
-    def __init__(self, operator: SymmetricOperator, rows: Tensor, rounding: float) -> None:
-        self.operator = operator
-        self.rows = rows
-        self.rounding = rounding
-
-    def outside(self, vectors: Tensor) -> Tensor:
-        return vectors - self.rows.T @ (self.rows @ vectors)
-
-    def __matmul__(self, vectors: Tensor) -> Tensor:
-        images = self.outside(self.operator @ self.outside(vectors))
-        # Noise of the subspace that was taken out is no operator, and not symmetric.
-        return torch.where(images.norm(dim=0) > self.rounding, images, 0.0)

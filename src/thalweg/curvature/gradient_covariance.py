@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -67,6 +68,10 @@ class GradientCovariance(LossOperator):
             raise invalid("batch_size", batch_size, f"a divisor of the {count} samples")
         self.batch_size = batch_size
         self.centered = centered
+
+    def thinned(self, share: float, generator: torch.Generator) -> Self | None:
+        """See `LossOperator`; None where batches are the samples: a part of them is no batch."""
+        return super().thinned(share, generator) if self.batch_size == 1 else None
 
     def evaluations(self) -> Iterator[Evaluation]:
         """The losses of each chunk's samples, or batches, with their graph."""

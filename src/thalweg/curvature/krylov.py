@@ -78,20 +78,21 @@ class Krylov:
 
     Attributes:
         dimension: vectors in the basis.
-        products: products spent.
+        products: products spent; a part of one where some samples alone were asked.
     """
 
     def __init__(self, operator: SymmetricOperator, room: int, which: Which) -> None:
         size = operator.shape[0]
         self.operator = operator
-        self.which = which
+        self.which: Which = which
         self.basis = torch.empty(room, size, dtype=operator.dtype, device=operator.device)
         self.images = torch.empty_like(self.basis)
         self.projected = torch.zeros(room, room, dtype=torch.float64)
         self.dimension = 0
         self.last = 0
-        self.products = 0
+        self.products = 0.0
         self.norm = 0.0
+        self._remainder = torch.empty(size, 0)
 
     @property
     def complete(self) -> bool:
@@ -110,7 +111,9 @@ class Krylov:
         begin, end = self.dimension, self.dimension + block.shape[1]
         self.basis[begin:end] = block.T
         self.images[begin:end] = images.T
-        columns = (self.basis[:end] @ images).double().cpu()
+        coefficients = self.basis[:end] @ images
+        self._remainder = images - self.basis[:end].T @ coefficients
+        columns = coefficients.double().cpu()
         # Residuals are formed late, where they are small; this tells from the second product on.
         back = self.images[self.last : end] @ block
         self._require_symmetric(back, columns[self.last :], GROSS_ASYMMETRY)
@@ -147,11 +150,8 @@ class Krylov:
             )
 
     def remainder(self) -> Tensor:
-        """The products of the last block, minus their part in the basis: (P, b).
-
-        A restart forgets which block was the last: take it before.
-        """
-        return self._reject(self.images[self.last : self.dimension].T)
+        """The products of the block appended last, minus their part in the basis: (P, b)."""
+        return self._remainder
 
     def outside(self, block: Tensor, generator: torch.Generator) -> Tensor:
         """An orthonormal block orthogonal to the basis that spans `block` as far as it can.
@@ -160,7 +160,7 @@ class Krylov:
         """
         width = min(block.shape[1], self.operator.shape[0] - self.dimension)
         columns: list[Tensor] = []
-        scale = float(self.images[: self.dimension].norm(dim=1).max())
+        scale = self.norm
         for column in block.T[:width]:
             found = self._outside_one(column, columns, scale)
             while found is None:
@@ -210,6 +210,10 @@ class Krylov:
         residuals = vectors_of_residuals.norm(dim=1).double().cpu() / scale
         worst = vectors_of_residuals[int(residuals.argmax())][:, None]
         return Ritz(values, vectors, float(residuals.max()), residuals, worst)
+
+    def vectors(self, found: Ritz) -> Tensor:
+        """The Ritz vectors as rows (k, P), orthonormal up to rounding."""
+        return self._combine(self.basis, found.coefficients)
 
     def rose(self, found: Ritz, earlier: Ritz, tolerance: float) -> bool:
         """Whether an eigenvalue is now more wanted by more than convergence explains."""
