@@ -137,23 +137,14 @@ class Evaluator:
         def loss(part: Batch) -> Tensor:
             return self.outputs_and_loss(leaves, part)[1]
 
-        try:
-            return torch.vmap(loss)(parts)
-        except (RuntimeError, NotImplementedError, ValueError) as error:
-            if is_out_of_memory(error):
-                raise
-            return torch.stack([loss(entries(parts, i)) for i in range(count)])
+        return mapped(loss, count, parts)
 
     def gradient(
         self, evaluation: Evaluation, *, create_graph: bool = False, retain_graph: bool = False
     ) -> tuple[Tensor, ...]:
         """The gradient of a batch's mean loss: see `Objective.gradient_of`."""
         loss, leaves = evaluation.loss, evaluation.leaves
-        if not loss.requires_grad:
-            raise InvalidInput(
-                "loss: it does not depend on any parameter; was an output detached, or computed"
-                " under no_grad?"
-            )
+        refuse_constant(loss)
         parts = torch.autograd.grad(
             loss,
             leaves,
@@ -234,6 +225,32 @@ def _own_loss(output: Any) -> Tensor:
     if not isinstance(found, Tensor):
         raise invalid("model output", type(output).__name__, "a scalar or an object with .loss")
     return found
+
+
+def refuse_constant(loss: Tensor) -> None:
+    """Raise where a loss cannot be differentiated.
+
+    Raises:
+        InvalidInput: it does not depend on any parameter.
+    """
+    if not loss.requires_grad:
+        raise InvalidInput(
+            "loss: it does not depend on any parameter; was an output detached, or computed"
+            " under no_grad?"
+        )
+
+
+def mapped(function: Callable[..., Tensor], count: int, *stacked: Batch) -> Tensor:
+    """A function of tensors, applied to each of `count` entries of stacked ones; stacked (count,).
+
+    At once by `torch.vmap`; one by one where a layer does not have it.
+    """
+    try:
+        return torch.vmap(function)(*stacked)
+    except (RuntimeError, NotImplementedError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        return torch.stack([function(*(entries(s, i) for s in stacked)) for i in range(count)])
 
 
 def entries(batch: Batch, chosen: int | Tensor) -> Batch:

@@ -92,7 +92,7 @@ class Objective:
         self.products = BlockProducts(vectorize_up_to)
         self.batch_weight = batch_weight or batch_weight_of(loss)
         self._total_weight: float | None = None
-        self._evaluator = Evaluator(model, loss, self.layout, mode, forward_dtype)
+        self.evaluator = Evaluator(model, loss, self.layout, mode, forward_dtype)
         self._refuse_other_devices()
 
     @property
@@ -174,10 +174,10 @@ class Objective:
 
         What the operators are built on: see `operators.py`.
         """
-        for batch, count, share in self._chunks(samples):
-            with self._evaluator.settings():
-                leaves = self._evaluator.leaves(theta, requires_grad=True)
-                outputs, loss = self._evaluator.outputs_and_loss(leaves, batch)
+        for batch, count, share in self.chunks(samples):
+            with self.evaluator.settings():
+                leaves = self.evaluator.leaves(theta, requires_grad=True)
+                outputs, loss = self.evaluator.outputs_and_loss(leaves, batch)
                 _finite(loss.detach(), "loss")
             yield Evaluation(share, count, leaves, outputs, loss)
 
@@ -196,16 +196,16 @@ class Objective:
             InvalidInput: a batch size that does not divide the number of samples.
         """
         size = None if self.chunk_size is None else max(1, self.chunk_size // batch_size)
-        for batch, count, share in self._chunks(samples, size and size * batch_size):
+        for batch, count, share in self.chunks(samples, size and size * batch_size):
             if count % batch_size:
                 raise invalid("batch_size", batch_size, f"a divisor of {count}, the data's batch")
             parts = tree_map(lambda tensor: tensor.unflatten(0, (-1, batch_size)), batch)
             weights = self._weights_of_each(parts, count // batch_size)
             # A batch in which every target is ignored has the mean 0/0.
             parts, weights = entries(parts, weights > 0), weights[weights > 0]
-            with self._evaluator.settings():
-                leaves = self._evaluator.leaves(theta, requires_grad=True)
-                losses = self._evaluator.losses_of_each(leaves, parts, len(weights))
+            with self.evaluator.settings():
+                leaves = self.evaluator.leaves(theta, requires_grad=True)
+                losses = self.evaluator.losses_of_each(leaves, parts, len(weights))
                 loss = losses @ weights
                 _finite(loss.detach(), "loss")
             yield Evaluation(share, count, leaves, (losses, weights), loss)
@@ -222,16 +222,16 @@ class Objective:
         Raises:
             InvalidInput: the loss does not depend on any parameter.
         """
-        return self._evaluator.gradient(
+        return self.evaluator.gradient(
             evaluation, create_graph=create_graph, retain_graph=retain_graph
         )
 
     def _value(self, theta: Tensor | None, samples: Tensor | None) -> Tensor:
-        leaves = self._evaluator.leaves(theta, requires_grad=False)
+        leaves = self.evaluator.leaves(theta, requires_grad=False)
         total = torch.zeros((), device=self.device)
-        with self._evaluator.settings(), torch.no_grad():
-            for batch, _, share in self._chunks(samples):
-                total = total + share * self._evaluator.outputs_and_loss(leaves, batch)[1]
+        with self.evaluator.settings(), torch.no_grad():
+            for batch, _, share in self.chunks(samples):
+                total = total + share * self.evaluator.outputs_and_loss(leaves, batch)[1]
         return total
 
     def _value_and_gradient(
@@ -240,7 +240,7 @@ class Objective:
         value = torch.zeros((), device=self.device)
         gradient = torch.zeros(self.num_parameters, dtype=self.dtype, device=self.device)
         for evaluation in self.evaluations(theta, samples):
-            parts = self.layout.flatten(self._evaluator.gradient(evaluation))
+            parts = self.layout.flatten(self.evaluator.gradient(evaluation))
             gradient.add_(parts, alpha=evaluation.share)
             value = value + evaluation.share * evaluation.loss.detach()
         return value, gradient
@@ -253,10 +253,15 @@ class Objective:
         found = torch.tensor(weights, dtype=self.dtype, device=self.device)
         return found / found.sum()
 
-    def _chunks(
+    def chunks(
         self, samples: Tensor | None, size: int | None = None
     ) -> Iterator[tuple[Batch, int, float]]:
-        """Each chunk, its number of samples, and its weight in the mean."""
+        """Each chunk, its number of samples, and its weight in the mean.
+
+        Args:
+            samples: indices, int64 (n,); None for all.
+            size: the most samples in a chunk; None for `chunk_size`.
+        """
         if samples is not None:
             refuse_unfit_indices(samples, self.num_samples)
         # Where batches are weighed, the data is read twice rather than held in memory.

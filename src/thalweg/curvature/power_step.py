@@ -22,6 +22,7 @@ from thalweg.errors import Diverged
 
 # Columns of a block of rows that fit a core's cache.
 CACHED_COLUMNS = 8192
+CPU = torch.device("cpu")
 
 
 @dataclass
@@ -91,7 +92,7 @@ def power_step(rows: Tensor, images: Tensor, k: int) -> PowerStep:
     combination = vectors / values
     # Columns of nearly unit length and nearly orthogonal: one Cholesky factorization is accurate,
     # and five times cheaper than a QR of a tall matrix.
-    scaled, gram = _combined(combination, images)
+    scaled, gram = combined(combination, images)
     factor, failed = torch.linalg.cholesky_ex(gram)
     if failed:
         return _power_step_indefinite(rows, images, values, vectors)
@@ -103,32 +104,35 @@ def power_step(rows: Tensor, images: Tensor, k: int) -> PowerStep:
 
 def column_blocks(rows: Tensor) -> Iterator[slice]:
     """Columns to work on at a time: on a CPU few enough that a block of rows stays in the cache."""
-    width = CACHED_COLUMNS if rows.device.type == "cpu" else rows.shape[1]
-    for begin in range(0, rows.shape[1], width):
+    width = CACHED_COLUMNS if rows.device.type == "cpu" else rows.shape[-1]
+    for begin in range(0, rows.shape[-1], width):
         yield slice(begin, begin + width)
 
 
-def inner_products(first: Tensor, second: Tensor) -> Tensor:
-    """A B^T of rows (k, P) and (b, P), summed over column blocks in float64, on the CPU (k, b).
+def inner_products(first: Tensor, second: Tensor, device: torch.device = CPU) -> Tensor:
+    """A B^T of rows (..., k, P) and (..., b, P), summed over column blocks in float64 (..., k, b).
 
     2.6 times as fast on 10 rows of 200,000 as one product of matrices that are so flat.
+
+    Args:
+        device: where the sum is; on the CPU small matrices are decomposed fastest.
     """
-    total = torch.zeros(first.shape[0], second.shape[0], dtype=torch.float64)
+    shape = (*first.shape[:-1], second.shape[-2])
+    total = torch.zeros(shape, dtype=torch.float64, device=device)
     for columns in column_blocks(first):
-        total += (first[:, columns] @ second[:, columns].T).cpu()
+        total += (first[..., columns] @ second[..., columns].mT).to(device)
     return total
 
 
-def _combined(combination: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Z^T Y (k, P), and its Gram matrix in float64 on the CPU, from one pass over Y."""
-    k = combination.shape[1]
-    transposed = combination.T.to(images)
-    result = images.new_empty(k, images.shape[1])
-    gram = torch.zeros(k, k, dtype=torch.float64)
+def combined(combination: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Z^T Y (..., k, P), and its Gram matrix in float64 where Z is, from one pass over Y."""
+    transposed = combination.mT.to(images)
+    result = images.new_empty(*transposed.shape[:-1], images.shape[-1])
+    gram = combination.new_zeros(*transposed.shape[:-1], transposed.shape[-2])
     for columns in column_blocks(images):
-        block = transposed @ images[:, columns]
-        result[:, columns] = block
-        gram += (block @ block.T).cpu()
+        block = transposed @ images[..., columns]
+        result[..., columns] = block
+        gram += (block @ block.mT).to(gram.device)
     return result, gram
 
 

@@ -93,14 +93,39 @@ class BlockProducts:
         Raises:
             InvalidInput: vectorization was asked for, and a layer does not have it.
         """
-        if vectors[0].shape[0] <= FEW_VECTORS:
-            return _one_by_one(linearization, vectors)
-        if self._up_to < linearization.samples < self._beyond:
-            self._measure(linearization, vectors)
-        if linearization.samples > self._up_to:
-            return _one_by_one(linearization, vectors)
+        return self.faster(
+            linearization.samples,
+            vectors[0].shape[0],
+            lambda: _one_by_one(linearization, vectors),
+            lambda: _vectorized(linearization, vectors),
+        )
+
+    def faster(
+        self,
+        samples: int,
+        num_vectors: int,
+        one_by_one: Callable[[], Tensor],
+        vectorized: Callable[[], Tensor],
+    ) -> Tensor:
+        """The products with a chunk of samples, by whichever of two ways is faster.
+
+        Args:
+            samples: how many the chunk has.
+            num_vectors: k.
+            one_by_one: the products, a pass for each vector.
+            vectorized: the same in one pass for all.
+
+        Raises:
+            InvalidInput: vectorization was asked for, and a layer does not have it.
+        """
+        if num_vectors <= FEW_VECTORS:
+            return one_by_one()
+        if self._up_to < samples < self._beyond:
+            self._measure(samples, one_by_one, vectorized)
+        if samples > self._up_to:
+            return one_by_one()
         try:
-            return _vectorized(linearization, vectors)
+            return vectorized()
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, NotImplementedError) as error:
@@ -111,18 +136,20 @@ class BlockProducts:
                 f"torch says: {str(error).splitlines()[0]}",
             ) from error
 
-    def _measure(self, linearization: Linearization, vectors: Sequence[Tensor]) -> None:
+    def _measure(
+        self, samples: int, one_by_one: Callable[[], Tensor], vectorized: Callable[[], Tensor]
+    ) -> None:
         """Time both ways on this chunk, and learn for which sizes it speaks."""
-        one_by_one, seconds = _timed(lambda: _one_by_one(linearization, vectors))
+        expected, seconds = _timed(one_by_one)
         try:
-            vectorized, faster = _timed(lambda: _vectorized(linearization, vectors))
+            result, faster = _timed(vectorized)
         except (RuntimeError, NotImplementedError):
             self._beyond = self._up_to + 1  # where it fails, it fails for every chunk
             return
-        if faster < seconds and _agree(vectorized, one_by_one):
-            self._up_to = linearization.samples
+        if faster < seconds and _agree(result, expected):
+            self._up_to = samples
         else:
-            self._beyond = linearization.samples
+            self._beyond = samples
 
     def state_dict(self) -> dict[str, int]:
         """What is known, so that a resumed run multiplies the same way."""
