@@ -5,25 +5,32 @@ LeCun-normal kernels, biases of standard deviation 1/8) on digits / 16, 25 batch
 same order in each of 25 epochs, momentum 0.9, learning rate 0.05 (1 + cos(pi t / 625)), mean
 cross-entropy, all in float64. Another run has white-noise inputs (uniform pixels), a third shuffled
 labels. The split into 1,600 and 197 images is that of the package, not that of the paper's code.
+The run on the images is repeated from theta_0 moved along a singular vector of each part, by 1e-3
+to 1e3, and confined to the bulk, to its complement, and to random subspaces as large as these.
 
     python examples/training_jacobian.py [FOLDER] [--hidden 64] [--seeds 0 1 2] [--epochs 25]
+        [--branches digits shuffled-labels white-noise]
 
-writes FOLDER/training-jacobian.png and .csv, by default here. One Jacobian of the paper's net
-takes about 10 minutes on one core, and there are three a seed; with `--hidden 8` (P = 610) all nine
-together take 4.
+writes FOLDER/training-jacobian.png, .csv and -responses.csv, by default here, and every Jacobian as
+soon as it is known: a second run takes it from its file (185 MB each in the paper's setting). One
+Jacobian of the paper's net takes about 10 minutes on one core, and there are three a seed; with
+`--hidden 8` (P = 610) all nine together take 5.
 """
 
 import argparse
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import thalweg
@@ -33,9 +40,43 @@ from thalweg.lab.figures import drawing
 from thalweg.lab.problems.digits import Digits
 
 BATCH_SIZE = 64
+MOMENTUM = 0.9
 BRANCHES = ("digits", "shuffled-labels", "white-noise")
-COLOURS = dict(zip(BRANCHES, ("#0072b2", "#e69f00", "#d55e00"), strict=True))
+COLOURS: dict[str, str] = dict(zip(BRANCHES, ("#0072b2", "#e69f00", "#d55e00"), strict=True))
 BULK = 1e-2
+#: The singular vectors along which theta_0 is moved, and their colours.
+DIRECTIONS = {"top": "#d55e00", "bulk": "#0072b2", "stable": "#009e73"}
+#: What training is confined to, in the table and in the figure.
+CONFINED = {
+    "end": "nothing",
+    "in_bulk": "the bulk",
+    "out_of_bulk": "its complement",
+    "in_random": "random",
+    "out_of_random": "its complement ",
+}
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run: the loss and the batches and learning rates of its steps."""
+
+    objective: thalweg.Objective
+    batches: list[Tensor]
+    theta_0: Tensor
+
+    def rate(self, step: int) -> float:
+        return 0.05 * (1 + math.cos(math.pi * step / len(self.batches)))
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is kept of a run's Jacobian, itself too large to keep them all."""
+
+    row: dict[str, object]
+    values: Tensor
+    cosines: Tensor
+    bulk: thalweg.Subspace | None
+    responses: pd.DataFrame | None = None
 
 
 def main() -> None:
@@ -44,65 +85,97 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=64, help="neurons of the hidden layer")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=25)
+    parser.add_argument("--branches", nargs="+", choices=BRANCHES, default=list(BRANCHES))
     options = parser.parse_args()
     # Singular values are compared to 1e-6 of 1.
     torch.set_default_dtype(torch.float64)
-    rows, spectra = [], {}
-    for seed in options.seeds:
-        for branch in BRANCHES:
-            row, spectrum = measure(branch, seed, options.hidden, options.epochs)
-            rows.append(row)
-            spectra[seed, branch] = spectrum
-    table = with_overlaps(pd.DataFrame(rows), spectra)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    found = {
+        (seed, branch): measure(branch, seed, options)
+        for seed in options.seeds
+        for branch in options.branches
+    }
+    table = with_overlaps(pd.DataFrame([each.row for each in found.values()]), found)
     print(table.drop(columns="step").set_index(["seed", "branch"]).T.to_string(float_format="%.3g"))
     roles = {"plain": "digits", "white-noise": "white-noise"}
     verdicts = judge_all(TRAINING_JACOBIAN_CLAIMS, table, roles)
     Console(width=110).print(render_verdicts(verdicts))
     table.to_csv(options.folder / "training-jacobian.csv", index=False)
-    print(f"wrote {draw(spectra, options.folder)}")
+    responses = [each.responses for each in found.values() if each.responses is not None]
+    if responses:
+        pd.concat(responses).to_csv(options.folder / "training-jacobian-responses.csv", index=False)
+    print(f"wrote {draw(table, found, options.folder)}")
 
 
-def measure(
-    branch: str, seed: int, hidden: int, epochs: int
-) -> tuple[dict[str, object], thalweg.SingularSpectrum]:
-    """One run's Jacobian, its spectrum, and what the claims need of it."""
+def measure(branch: str, seed: int, options: argparse.Namespace) -> Found:
+    """One run's Jacobian, its spectrum, and what the claims and the figure need of it."""
     train, test = data_of(branch, seed)
     objective = thalweg.Objective(
-        network(hidden, seed), nn.CrossEntropyLoss(), train, vectorize_up_to=BATCH_SIZE
+        network(options.hidden, seed), nn.CrossEntropyLoss(), train, vectorize_up_to=BATCH_SIZE
     )
-    batches = list(torch.arange(len(train[0])).split(BATCH_SIZE)) * epochs
-
-    def rate(step: int) -> float:
-        return 0.05 * (1 + math.cos(math.pi * step / len(batches)))
-
+    batches = list(torch.arange(len(train[0])).split(BATCH_SIZE)) * options.epochs
+    training = Training(objective, batches, objective.theta())
+    name = f"jacobian-{branch}-seed{seed}-hidden{options.hidden}-epochs{options.epochs}.safetensors"
     begin = time.perf_counter()
-    run = thalweg.training_jacobian(objective, batches, rate, momentum=0.9)
+    run = jacobian_of(training, options.folder / name)
+    after = time.perf_counter()
     spectrum = thalweg.singular_spectrum(run)
-    seconds = time.perf_counter() - begin
-    bulk = (spectrum.values - 1).abs() <= BULK
+    times = after - begin, time.perf_counter() - after
+    inside = (spectrum.values - 1).abs() <= BULK
     parts = spectrum.parts(BULK)
-    print(f"seed {seed}, {branch}: {objective}, {parts}, {seconds:.0f} s", flush=True)
-    row = {
+    counts = {threshold: spectrum.parts(threshold).bulk for threshold in (1e-2, 1e-3, 1e-6)}
+    print(
+        f"seed {seed}, {branch}: {objective}, {parts}, sigma_1 = {spectrum.values[0]:.4g},"
+        + "".join(f" within {threshold:.0e}: {count}," for threshold, count in counts.items())
+        + f" Jacobian {times[0]:.0f} s, singular values {times[1]:.0f} s",
+        flush=True,
+    )
+    row: dict[str, object] = {
         "seed": seed,
         "branch": branch,
         "step": len(batches),
         "singular_value_max": float(spectrum.values[0]),
-        "chaotic_share": parts.chaotic / len(bulk),
-        "stable_share": parts.stable / len(bulk),
-        **{
-            f"bulk_share_{threshold:.0e}": spectrum.parts(threshold).bulk / len(bulk)
-            for threshold in (1e-2, 1e-3, 1e-6)
-        },
-        "bulk_cosine": float(spectrum.cosines[bulk].mean()),
-        "outside_cosine": float(spectrum.cosines[~bulk].mean()),
+        "chaotic_share": parts.chaotic / len(inside),
+        "stable_share": parts.stable / len(inside),
+        **{f"bulk_share_{at:.0e}": count / len(inside) for at, count in counts.items()},
+        "bulk_cosine": float(spectrum.cosines[inside].mean()),
+        "outside_cosine": float(spectrum.cosines[~inside].mean()),
         "loss_start": float(objective.value(run.theta_0)),
         "loss_end": float(objective.value(run.theta_T)),
         "test_accuracy": accuracy(objective, run.theta_T, test),
     }
-    if branch == "digits":
-        row |= beside_the_hessian(objective, run, spectrum)
-        row |= restricted(objective, run, spectrum, batches, rate)
-    return row, spectrum
+    bulk = None if branch == "white-noise" else spectrum.bulk(BULK)
+    if branch != "digits":
+        return Found(row, spectrum.values, spectrum.cosines, bulk)
+    row |= beside_the_hessian(objective, run, spectrum)
+    row |= restricted(training, spectrum.bulk(BULK), seed, test)
+    responses, limits = moved(training, run, spectrum)
+    responses.insert(0, "seed", seed)
+    return Found(row | limits, spectrum.values, spectrum.cosines, bulk, responses)
+
+
+def jacobian_of(training: Training, path: Path) -> thalweg.TrainingJacobian:
+    """The whole J: from its file, if an earlier run has left it there, or made and saved."""
+    if path.exists():
+        saved = load_file(path)
+        if torch.equal(saved["theta_0"], training.theta_0):
+            print(f"{path} is taken over", flush=True)
+            return thalweg.TrainingJacobian(
+                saved["columns"], None, saved["theta_0"], saved["theta_T"]
+            )
+    run = thalweg.training_jacobian(
+        training.objective,
+        training.batches,
+        training.rate,
+        theta=training.theta_0,
+        momentum=MOMENTUM,
+    )
+    # Under another name until it is whole.
+    partial = path.with_suffix(".partial")
+    found = {"columns": run.columns, "theta_0": run.theta_0, "theta_T": run.theta_T}
+    save_file({name: tensor.contiguous() for name, tensor in found.items()}, partial)
+    partial.replace(path)
+    return run
 
 
 def data_of(branch: str, seed: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -160,81 +233,161 @@ def beside_the_hessian(
 
 
 def restricted(
-    objective: thalweg.Objective,
-    run: thalweg.TrainingJacobian,
-    spectrum: thalweg.SingularSpectrum,
-    batches: list[Tensor],
-    rate: Callable[[int], float],
+    training: Training, bulk: thalweg.Subspace, seed: int, test: tuple[Tensor, Tensor]
 ) -> dict[str, float]:
-    """The training loss after the same run within the bulk, and within its complement."""
-    model, bulk = objective.model, thalweg.FixedSubspace(spectrum.bulk(BULK))
+    """Loss and test accuracy of the same run within the bulk and a random subspace, and outside."""
+    objective, size = training.objective, len(training.theta_0)
+    random = thalweg.random_subspace(size, bulk.k, seed, dtype=torch.float64)
+    confined = {"in_bulk": bulk.project, "out_of_bulk": bulk.reject}
+    confined |= {"in_random": random.project, "out_of_random": random.reject}
     found = {}
-    for name, inside, outside in (("loss_in_bulk", 1.0, 0.0), ("loss_out_of_bulk", 0.0, 1.0)):
-        objective.layout.write(model, run.theta_0)
-        base = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
-        optimizer = thalweg.SplitUpdate(base, bulk, dominant=inside, bulk=outside)
-        for step, batch in enumerate(batches):
-            base.param_groups[0]["lr"] = rate(step)
-            gradient = objective.gradient(samples=batch)
-            parameters = objective.layout.parameters(model)
-            for parameter, part in zip(
-                parameters, objective.layout.unflatten(gradient), strict=True
-            ):
-                parameter.grad = part
-            optimizer.step()
-        found[name] = float(objective.value())
+    for name, within in confined.items():
+        end = thalweg.trained_parameters(
+            objective,
+            training.batches,
+            training.rate,
+            theta=training.theta_0,
+            momentum=MOMENTUM,
+            within=within,
+        )
+        found[f"loss_{name}"] = float(objective.value(end))
+        found[f"test_accuracy_{name}"] = accuracy(objective, end, test)
     return found
 
 
-def with_overlaps(
-    table: pd.DataFrame, spectra: Mapping[tuple[int, str], thalweg.SingularSpectrum]
-) -> pd.DataFrame:
+def moved(
+    training: Training, run: thalweg.TrainingJacobian, spectrum: thalweg.SingularSpectrum
+) -> tuple[pd.DataFrame, dict[str, float]]:
+    """Responses to theta_0 moved along the first vector, one of the bulk, one of the stable ones.
+
+    That of the bulk has the median abs(sigma - 1): some are 1 for want of any gradient, as where a
+    pixel never changes. That of the stable ones has the median rank.
+    """
+    parts = spectrum.parts(BULK)
+    order = (spectrum.values - 1).abs().argsort(stable=True)
+    ranks = {"top": 0, "bulk": int(order[parts.bulk // 2])}
+    if parts.stable:
+        ranks["stable"] = len(spectrum.values) - 1 - parts.stable // 2
+    found = thalweg.perturbation_responses(
+        training.objective,
+        training.batches,
+        training.rate,
+        run,
+        spectrum.right[:, list(ranks.values())],
+        momentum=MOMENTUM,
+    )
+    rows = [
+        {
+            "direction": name,
+            "rank": rank,
+            "singular_value": float(spectrum.values[rank]),
+            "size": float(size),
+            "along": float(found.along[i, j]),
+            "beside": float(found.beside[i, j]),
+            "error": float(found.error[i, j]),
+        }
+        for i, (name, rank) in enumerate(ranks.items())
+        for j, size in enumerate(found.sizes)
+    ]
+    limits = found.linear_up_to(0.1).tolist()
+    named = {f"linear_up_to_{name}": limit for name, limit in zip(ranks, limits, strict=True)}
+    return pd.DataFrame(rows), named
+
+
+def with_overlaps(table: pd.DataFrame, found: Mapping[tuple[int, str], Found]) -> pd.DataFrame:
     """Add how far the bulk overlaps those of other seeds, and that with shuffled labels."""
-    bulks = {
-        key: spectrum.bulk(BULK) for key, spectrum in spectra.items() if key[1] != "white-noise"
-    }
-    seeds = sorted({seed for seed, _ in bulks})
+    bulks = {key: each.bulk for key, each in found.items() if each.bulk is not None}
+    seeds = sorted({seed for seed, branch in bulks if branch == "digits"})
     for seed in seeds:
-        own, shuffled = bulks[seed, "digits"], bulks[seed, "shuffled-labels"]
+        own = bulks[seed, "digits"]
         others = {
             "seeds": [bulks[other, "digits"] for other in seeds if other != seed],
-            "shuffled": [shuffled],
+            "shuffled": [bulks[key] for key in bulks if key == (seed, "shuffled-labels")],
         }
         at = (table["seed"] == seed) & (table["branch"] == "digits")
-        for name, found in others.items():
-            if found:
+        for name, beside in others.items():
+            if beside:
                 size = own.basis.shape[0]
-                table.loc[at, f"overlap_{name}"] = np.mean([own.overlap(other) for other in found])
-                chances = [max(own.k, other.k) / size for other in found]
+                table.loc[at, f"overlap_{name}"] = np.mean([own.overlap(each) for each in beside])
+                chances = [max(own.k, each.k) / size for each in beside]
                 table.loc[at, f"chance_{name}"] = np.mean(chances)
     return table
 
 
-def draw(spectra: Mapping[tuple[int, str], thalweg.SingularSpectrum], folder: Path) -> Path:
-    """Singular values, their distance from 1, and cosines of left and right vectors."""
+def draw(table: pd.DataFrame, found: Mapping[tuple[int, str], Found], folder: Path) -> Path:
+    """The spectrum and its vectors above; responses and restricted training below."""
     path = folder / "training-jacobian.png"
     with drawing.paper_style():
-        figure = Figure(figsize=(drawing.PAGE_WIDTH, 2.3), layout="constrained")
-        values, distances, cosines = figure.subplots(1, 3)
-        for (seed, branch), spectrum in spectra.items():
-            index = torch.linspace(0, 1, len(spectrum.values))
-            look = {"color": COLOURS[branch], "linewidth": 0.9}
-            label = branch.replace("-", " ") if seed == min(spectra)[0] else None
-            values.plot(index, spectrum.values.clamp(min=1e-6), label=label, **look)
-            distances.plot(index, (spectrum.values - 1).abs().clamp(min=1e-9), **look)
-            if branch == "digits":
-                dots = {"color": COLOURS[branch], "markersize": 1.2, "alpha": 0.4}
-                cosines.plot(index, spectrum.cosines, ".", markeredgewidth=0, **dots)
-        values.set(yscale="log", ylabel=r"singular value $\sigma_i$")
-        values.axhline(1, color=drawing.FAINT, linewidth=0.6, zorder=0)
-        distances.set(yscale="log", ylabel=r"distance $|\sigma_i - 1|$")
-        distances.axhline(BULK, color=drawing.FAINT, linewidth=0.6, zorder=0)
-        cosines.set(ylim=(-1.05, 1.05), ylabel=r"cosine of $u_i$ and $v_i$, digits")
-        for axes in (values, distances, cosines):
-            axes.set_xlabel("rank $i / P$")
-        figure.legend(loc="outside upper center", ncols=3, frameon=False)
+        figure = Figure(figsize=(drawing.PAGE_WIDTH, 4.6), layout="constrained")
+        above, below = figure.subplots(2, 3)
+        draw_spectra(above, found)
+        draw_responses(below[:2], [each for each in found.values() if each.responses is not None])
+        draw_restricted(below[2], pd.DataFrame(table[table["branch"] == "digits"]))
+        names = above[0].get_legend_handles_labels()
+        figure.legend(*names, loc="outside upper center", ncols=3, frameon=False)
         figure.savefig(path, dpi=200)
     return path
+
+
+def draw_spectra(panels: np.ndarray, found: Mapping[tuple[int, str], Found]) -> None:
+    """Singular values, their distance from 1, and cosines of left and right vectors."""
+    values, distances, cosines = panels
+    for (seed, branch), each in found.items():
+        index = torch.linspace(0, 1, len(each.values))
+        look = {"color": COLOURS[branch], "linewidth": 0.9}
+        label = branch.replace("-", " ") if seed == min(found)[0] else None
+        values.plot(index, each.values.clamp(min=1e-6), label=label, **look)
+        distances.plot(index, (each.values - 1).abs().clamp(min=1e-9), **look)
+        if branch == "digits":
+            dots = {"color": COLOURS[branch], "markersize": 1.2, "alpha": 0.4}
+            cosines.plot(index, each.cosines, ".", markeredgewidth=0, **dots)
+    values.set(yscale="log", ylabel=r"singular value $\sigma_i$")
+    values.axhline(1, color=drawing.FAINT, linewidth=0.6, zorder=0)
+    distances.set(yscale="log", ylabel=r"distance $|\sigma_i - 1|$")
+    distances.axhline(BULK, color=drawing.FAINT, linewidth=0.6, zorder=0)
+    cosines.set(ylim=(-1.05, 1.05), ylabel=r"cosine of $u_i$ and $v_i$, digits")
+    for axes in panels:
+        axes.set_xlabel("rank $i / P$")
+
+
+def draw_responses(panels: np.ndarray, found: list[Found]) -> None:
+    """Response along u over that of the Jacobian, and its whole error, against the size."""
+    gains, errors = panels
+    for number, each in enumerate(found):
+        assert each.responses is not None
+        for name, rows in each.responses.groupby("direction", sort=False):
+            look = {
+                "color": DIRECTIONS[str(name)],
+                "linewidth": 0.9,
+                "marker": ".",
+                "markersize": 3,
+            }
+            ratio = rows["along"] / (rows["singular_value"] * rows["size"])
+            gains.plot(rows["size"], ratio, **look)
+            label = None if number else {"top": "first vector"}.get(str(name), str(name))
+            errors.plot(rows["size"], rows["error"], label=label, **look)
+    gains.axhline(1, color=drawing.FAINT, linewidth=0.6, zorder=0)
+    gains.set(ylim=(-0.2, 1.6), ylabel=r"$\langle u_i, \delta\rangle \,/\, \sigma_i s$")
+    errors.axhline(0.1, color=drawing.FAINT, linewidth=0.6, zorder=0)
+    errors.set(yscale="log", ylabel=r"$\|\delta - s J v_i\| \,/\, \|s J v_i\|$")
+    errors.legend(frameon=False, fontsize=7, loc="lower right")
+    for axes in panels:
+        axes.set(xscale="log", xlabel=r"size $s$ of the change along $v_i$")
+
+
+def draw_restricted(axes: Axes, digits: pd.DataFrame) -> None:
+    """Training loss at the end, a dot a seed."""
+    names = [name for name in CONFINED if f"loss_{name}" in digits]
+    for place, name in enumerate(names):
+        losses = digits[f"loss_{name}"]
+        axes.plot([place] * len(losses), losses, ".", color=COLOURS["digits"], markersize=5)
+    axes.set(yscale="log", ylabel="training loss", xlabel="training confined to")
+    axes.set(xlim=(-0.5, len(CONFINED) - 0.5))
+    axes.set_xticks(range(len(names)), [CONFINED[name] for name in names], rotation=35, ha="right")
+    if len(digits):
+        low, high = axes.get_ylim()
+        axes.set_ylim(low, 1.8 * high)
+        drawing.mark_value(axes, float(np.mean(digits["loss_start"])), "before training")
 
 
 if __name__ == "__main__":

@@ -123,7 +123,17 @@ def test_training_jacobian_counts_every_singular_value(run, tmp_path: Path) -> N
     assert (digits["bulk_share_1e-06"] > 0).all()
     assert (digits["loss_in_bulk"] > digits["loss_end"]).all()
     assert (digits[["overlap_seeds", "overlap_shuffled"]] <= 1).all(axis=None)
+    responses = pd.read_csv(tmp_path / "training-jacobian-responses.csv")
+    smallest = responses[responses["size"] == responses["size"].min()]
+    assert set(smallest["direction"]) == {"top", "bulk", "stable"}
+    assert (smallest["error"] < 0.05).all()
     assert (tmp_path / "training-jacobian.png").read_bytes().startswith(b"\x89PNG")
+    # A second run takes the Jacobians from their files.
+    again = run("training_jacobian.py", str(tmp_path), *small, "--branches", "digits")
+    assert sum("is taken over" in line for line in again) == 2
+    once_more = pd.read_csv(tmp_path / "training-jacobian.csv")
+    assert once_more["loss_in_bulk"].tolist() == digits["loss_in_bulk"].tolist()
+    assert once_more["overlap_seeds"].tolist() == digits["overlap_seeds"].tolist()
 
 
 def test_local_sgd_learns_and_its_rounds_grow(run) -> None:

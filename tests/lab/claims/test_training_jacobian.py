@@ -26,6 +26,8 @@ DESCRIBED = {
     "loss_end": 0.1,
     "loss_in_bulk": 2.2,
     "loss_out_of_bulk": 0.1,
+    "loss_in_random": 0.5,
+    "loss_out_of_random": 0.2,
 }
 
 
@@ -56,6 +58,8 @@ def test_overlaps_are_counted_from_chance() -> None:
 def test_training_in_the_bulk_is_measured_by_its_progress() -> None:
     verdict = judged("jacobian-bulk-cannot-learn")
     assert verdict.mean == pytest.approx(1 - 0.1 / 2.2, rel=1e-6)
+    beside = verdict.beside["the statistic of a random subspace"]
+    assert beside == pytest.approx(1 - 1.8 / 2.2, rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -54,16 +54,24 @@ def measure_inputs(seed: SeedTables) -> Measurement:
 
 
 def measure_restricted(seed: SeedTables) -> Measurement:
-    """min(1 - p_bulk, p_rest), p the decrease of the training loss in units of free training's."""
-    start, free, bulk, rest = (
-        value(seed, "plain", f"loss_{name}") for name in ("start", "end", "in_bulk", "out_of_bulk")
-    )
+    """min(1 - p_bulk, p_rest), p the decrease of the training loss in units of free training's.
+
+    Beside it the same of a random subspace of the bulk's dimension, on which the claim must fail.
+    """
+    start, free = value(seed, "plain", "loss_start"), value(seed, "plain", "loss_end")
     if not free < start:
         raise NotMeasurableError(f"training takes the loss from {start:.4g} to {free:.4g}")
-    inside, outside = (start - bulk) / (start - free), (start - rest) / (start - free)
+    inside, outside, in_random, out_of_random = (
+        (start - value(seed, "plain", f"loss_{name}")) / (start - free)
+        for name in ("in_bulk", "out_of_bulk", "in_random", "out_of_random")
+    )
     return Measurement(
         min(1 - inside, outside),
-        {"progress in the bulk": inside, "progress in its complement": outside},
+        {
+            "progress in the bulk": inside,
+            "progress in its complement": outside,
+            "the statistic of a random subspace": min(1 - in_random, out_of_random),
+        },
     )
 
 
@@ -150,6 +158,9 @@ TRAINING_JACOBIAN_CLAIMS = (
         rule=Rule(0.75, "above"),
         refuted_by="random subspaces of the same dimensions",
         needs_roles=("plain",),
-        needs_columns=("loss_start", "loss_end", "loss_in_bulk", "loss_out_of_bulk"),
+        needs_columns=tuple(
+            f"loss_{name}"
+            for name in ("start", "end", "in_bulk", "out_of_bulk", "in_random", "out_of_random")
+        ),
     ),
 )
