@@ -13,6 +13,8 @@ from thalweg.curvature.gap import GapClosed, widest_gap
 from thalweg.curvature.gauss_newton import GaussNewton, ResidualHessian
 from thalweg.curvature.gradient_covariance import GradientCovariance
 from thalweg.curvature.layout import ParameterLayout
+from thalweg.curvature.lockstep.objective import LockstepObjective
+from thalweg.curvature.lockstep.tracker import LockstepTracker
 from thalweg.curvature.memory import ChunkHalved
 from thalweg.curvature.objective import Objective
 from thalweg.curvature.operators import DenseOperator, Hessian, OperatorAt, SymmetricOperator
@@ -35,6 +37,8 @@ __all__ = [
     "GradientCovariance",
     "GradientSubspace",
     "Hessian",
+    "LockstepObjective",
+    "LockstepTracker",
     "MetricSubspace",
     "NotConverged",
     "Objective",

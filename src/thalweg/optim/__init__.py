@@ -9,6 +9,7 @@ from thalweg.optim.combined import Combined
 from thalweg.optim.dion import Dion
 from thalweg.optim.grad_power import GradPower
 from thalweg.optim.local_sgd import LocalSGD
+from thalweg.optim.lockstep_sgd import LockstepSGD
 from thalweg.optim.sam import SAM
 from thalweg.optim.simulated_workers import SimulatedWorkers
 from thalweg.optim.split import SplitUpdate
@@ -29,6 +30,7 @@ __all__ = [
     "Dion",
     "GradPower",
     "LocalSGD",
+    "LockstepSGD",
     "QuadraticRule",
     "SimulatedWorkers",
     "SplitUpdate",
