@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from thalweg.curvature import (
+        BatchSubspace,
         BlockProducts,
         BlockSubspace,
         ChunkHalved,
@@ -113,6 +114,7 @@ __version__ = "0.1.0"
 __all__ = [
     "SAM",
     "BatchSharpness",
+    "BatchSubspace",
     "BlockProducts",
     "BlockSharpness",
     "BlockSubspace",
@@ -193,6 +195,7 @@ __all__ = [
 
 _PLACES = {
     "BatchSharpness": "thalweg.dynamics",
+    "BatchSubspace": "thalweg.curvature",
     "BlockProducts": "thalweg.curvature",
     "BlockSubspace": "thalweg.curvature",
     "BlockSharpness": "thalweg.dynamics",

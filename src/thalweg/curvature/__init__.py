@@ -5,6 +5,7 @@ Imports torch alone.
 
 from __future__ import annotations
 
+from thalweg.curvature.batch_subspace import BatchSubspace
 from thalweg.curvature.block_subspace import BlockSubspace, principal_directions
 from thalweg.curvature.density import Estimate, SpectralDensity, spectral_density
 from thalweg.curvature.eigensolver import NotConverged, eigenpairs, top_eigenpairs
@@ -26,6 +27,7 @@ from thalweg.curvature.trace_estimation import TraceEstimate, trace
 from thalweg.curvature.tracker import SubspaceTracker
 
 __all__ = [
+    "BatchSubspace",
     "BlockProducts",
     "BlockSubspace",
     "ChunkHalved",
