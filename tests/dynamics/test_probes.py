@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -106,6 +107,12 @@ def test_sharpness_and_solved_eigenvalues_are_those_of_the_dense_hessian() -> No
     row = measure("solved_eigenvalues", moment)
     assert row["solved_eigenvalues"] == pytest.approx(values[:4], rel=1e-3, abs=1e-3 * values[0])
     assert len(row["solved_residuals"]) == 4
+
+
+def test_solved_eigenvalues_ask_for_no_tracked_subspace_where_k_is_known() -> None:
+    moment = replace(next(trajectory()), k=2)
+    assert len(measure("solved_eigenvalues", moment)["solved_eigenvalues"]) == 4
+    assert not moment.used_subspace
 
 
 def test_displacement_starts_at_zero_and_its_parts_sum_to_the_way_gone() -> None:

@@ -16,13 +16,13 @@ from thalweg.lab.estimate import (
 from thalweg.lab.measuring import Measurement
 from thalweg.lab.schedule import Task, tasks_of
 from thalweg.lab.store.status import Status
+from thalweg.lab.subspace_costs import SubspaceCosts
 
 COSTS = Measurement(
     start=0.0,
     gradient=0.1,
     step=0.01,
-    tracked=0.2,
-    solve=1.0,
+    subspace=SubspaceCosts(begin=1.0, tracked=0.2, settled=0.05, solve=2.0),
     test=0.0,
     vectorize_up_to=0,
     chunk_size=256,
@@ -31,9 +31,12 @@ COSTS = Measurement(
     k=10,
     optimizer_vectors=1,
     fingerprint="",
+    probes={"block_sharpness": 3.0},
+    gradient_probes=("alignment_gradient",),
+    subspace_probes=("alignment_gradient",),
 )
 TRUNK, SGD, DOM = Task(0, "trunk"), Task(0, "sgd"), Task(0, "dom-sgd")
-ONCE = START_SECONDS + COSTS.solve
+ONCE = START_SECONDS + COSTS.subspace.begin
 
 
 def test_a_step_costs_what_is_asked_for_at_it() -> None:
@@ -41,9 +44,31 @@ def test_a_step_costs_what_is_asked_for_at_it() -> None:
     assert seconds_of(spec, SGD, COSTS) == pytest.approx(ONCE + 12 * (0.01 + 0.03))
     assert seconds_of(spec, DOM, COSTS) == pytest.approx(ONCE + 12 * (0.01 + 0.01 + 0.2))
     silent = small_spec({"probes": {}})
-    assert seconds_of(silent, SGD, COSTS) == pytest.approx(ONCE + 12 * 0.01)
+    assert seconds_of(silent, SGD, COSTS) == pytest.approx(START_SECONDS + 12 * 0.01)
     by_rule = small_spec({"probes": {}, "phases.0.until_alignment": 0.9})
     assert seconds_of(by_rule, TRUNK, COSTS) == pytest.approx(ONCE + 12 * 0.31)
+
+
+def test_a_probes_own_cost_and_solves_are_counted_as_often_as_it_is_due() -> None:
+    own = small_spec({"probes": {"block_sharpness": 6}})
+    assert seconds_of(own, SGD, COSTS) == pytest.approx(START_SECONDS + 12 * (0.01 + 0.5))
+    solving = small_spec({"probes": {"solved_eigenvalues": 4}})
+    assert seconds_of(solving, SGD, COSTS) == pytest.approx(START_SECONDS + 12 * (0.01 + 0.5))
+
+
+def test_a_branch_point_asks_for_the_subspace_once() -> None:
+    spec = small_spec({"probes": {"displacement": 5}})
+    assert seconds_of(spec, TRUNK, COSTS) == pytest.approx(START_SECONDS + 12 * 0.01)
+    assert seconds_of(spec, SGD, COSTS) == pytest.approx(ONCE + 12 * 0.01)
+
+
+def test_following_costs_less_once_it_has_settled_and_less_when_seldom() -> None:
+    spec = small_spec({"probes": {}})
+    assert seconds_of(spec, DOM, COSTS, settled=True) == pytest.approx(ONCE + 12 * (0.01 + 0.05))
+    seldom = small_spec({"probes": {}, "subspace.every": 4})
+    assert seconds_of(seldom, DOM, COSTS) == pytest.approx(ONCE + 12 * (0.01 + 0.05))
+    exact = small_spec({"probes": {}, "subspace.source": "exact"})
+    assert seconds_of(exact, DOM, COSTS) == pytest.approx(ONCE + 12 * (0.01 + 1.0))
 
 
 def test_branches_wait_for_their_trunk_and_share_the_workers() -> None:

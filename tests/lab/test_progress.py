@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,22 @@ def test_plain_lines_say_what_begins_and_what_is_done(quick_path: Path) -> None:
     assert lines[3] == "seed 0 trunk: done at step 12, loss 0.25, 3 s"
     assert lines[4].startswith("took ")
     assert len(lines) == 5
+
+
+def test_a_range_of_times_is_said_where_the_subspace_decides_and_how_it_was_found(
+    quick_path: Path,
+) -> None:
+    spec = small_spec({"probes": {}, "branches.dom-sgd.steps": 10_000})
+    study = begin(quick_path / "study", spec)
+    text = io.StringIO()
+    counted = replace(COSTS, subspace=replace(COSTS.subspace, counted=True))
+    Progress(Console(file=text)).begin(study, spec, [DOM], counted, 1)
+    # 10,000 steps of 0.06 s, or of 0.21 s.
+    said = "1 run, 1 at a time: about 10 min to 35 min, by how soon the subspace settles"
+    assert text.getvalue().splitlines()[-2:] == [
+        said,
+        "(the subspace's share: counted in products with the Hessian, not measured)",
+    ]
 
 
 def test_what_ended_badly_is_said_once_with_its_log_and_how_to_go_on(quick_path: Path) -> None:

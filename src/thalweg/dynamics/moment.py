@@ -70,6 +70,7 @@ class Moment:
         subspace_updated: whether the split has moved the source on to theta_t already.
         steps_before, gradients_before: steps since the last recorded row, and what the subspace
             cost in them, in gradients of the full loss.
+        k: dimension of S_k, where that is known without asking for it.
         evaluate_test: gives (loss, accuracy or None) on held-out data at the model's parameters
             set to a theta; None without such data.
         optimizer: that of the run, in its state after the step; None where not known.
@@ -94,6 +95,7 @@ class Moment:
     gradients_before: float = 0.0
     optimizer: Optimizer | None = None
     batches: Callable[[int], list[Tensor]] | None = None
+    k: int | None = None
     # The vector is kept beside its parts: the identity of one that is gone may be given again.
     _parts: dict[int, tuple[Tensor, Parts]] = field(default_factory=dict)
 

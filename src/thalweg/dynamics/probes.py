@@ -118,7 +118,8 @@ def solved_eigenvalues(moment: Moment) -> Mapping[str, Value]:
     """The top 2k eigenvalues, solved from scratch, with their residuals."""
     if moment.solve is None:
         return {}
-    solved = moment.solve(moment.theta, 2 * moment.subspace.k)
+    k = moment.subspace.k if moment.k is None else moment.k
+    solved = moment.solve(moment.theta, 2 * k)
     residuals = [] if solved.residuals is None else solved.residuals.tolist()
     return {"solved_eigenvalues": solved.eigenvalues.tolist(), "solved_residuals": residuals}
 

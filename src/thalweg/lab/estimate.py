@@ -5,6 +5,12 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping, Sequence
 
+from thalweg.lab.asking import (
+    asks_for_subspace,
+    gradients_a_step,
+    in_own_metric,
+    updates_a_step,
+)
 from thalweg.lab.measuring import Measurement
 from thalweg.lab.run_names import TRUNK
 from thalweg.lab.schedule import Task
@@ -12,8 +18,6 @@ from thalweg.lab.spec import PhaseSpec, Spec
 from thalweg.lab.store import estimate_disk
 from thalweg.lab.store.status import Status
 
-APART = ("test", "solved_eigenvalues", "minibatch_loss")
-"""Probes that ask neither for the full gradient nor for the subspace."""
 BLOCKS = 8
 """Blocks (P, k) in a tracker's state: two references of three, basis, the basis before."""
 START_SECONDS = 0.5
@@ -22,12 +26,20 @@ RATE_SECONDS, RATE_STEPS = 2.0, 20
 """A run's own rate counts once it has gone on for so long: its first solve is no step."""
 
 
-def seconds_of(spec: Spec, task: Task, costs: Measurement) -> float:
-    """How long a run takes, at most: up to the bounds of its phases."""
+def seconds_of(spec: Spec, task: Task, costs: Measurement, *, settled: bool = False) -> float:
+    """How long a run takes up to the bounds of its phases.
+
+    Args:
+        settled: whether moving the subspace on costs what it does in the long run, or at first.
+    """
     phases = task.phases(spec)
+    asks = asks_for_subspace(spec, task.branch, costs.subspace_probes)
+    begin = costs.subspace.begin if asks else 0.0
     spec = spec.of_branch(task.branch)
-    total = sum(p.most_steps(costs.num_samples) * _per_step(spec, p, costs) for p in phases)
-    return total + START_SECONDS + costs.start + costs.solve
+    total = sum(
+        p.most_steps(costs.num_samples) * _per_step(spec, p, costs, settled=settled) for p in phases
+    )
+    return total + START_SECONDS + costs.start + begin
 
 
 def longest_first(spec: Spec, tasks: Sequence[Task], costs: Measurement) -> list[Task]:
@@ -121,37 +133,33 @@ def disk_of(spec: Spec, tasks: Sequence[Task], costs: Measurement) -> int:
     return total
 
 
-def _per_step(spec: Spec, phase: PhaseSpec, costs: Measurement) -> float:
+def _per_step(spec: Spec, phase: PhaseSpec, costs: Measurement, *, settled: bool) -> float:
     """A step of a phase: the optimizer's, and the subspace and the gradient when asked for."""
-    by_rule = phase.until_alignment is not None
-    split = phase.split if phase.split is not None and phase.split.changes else None
-    live = split is not None and split.basis == "live" and split.source is None
-    own_metric = split is not None and split.metric == "optimizer"
-    noisy = phase.noise is not None
-    every = min((n for name, n in spec.probes.items() if name not in APART), default=0)
-    probed = 1 / every if every else 0.0
-    gradients = 1.0 if by_rule or noisy or phase.until_loss is not None else probed
-    tracked = 1.0 if by_rule or noisy or (live and not own_metric) else probed
-    seconds = costs.step + gradients * costs.gradient + tracked * _subspace_seconds(spec, costs)
+    gradients = gradients_a_step(spec, phase, costs.gradient_probes)
+    updates = updates_a_step(spec, phase, costs.subspace_probes)
+    subspace = _subspace_seconds(spec, costs, settled=settled)
+    seconds = costs.step + gradients * costs.gradient + updates * subspace
     if phase.local is not None:
         seconds += (phase.local.workers - 1) * costs.step
     if phase.batch_size == "all":
         seconds += costs.gradient
-    if own_metric and live:
-        seconds += costs.solve / 2
+    if in_own_metric(phase):
+        seconds += costs.subspace.begin
     if "test" in spec.probes:
         seconds += costs.test / spec.probes["test"]
     if "solved_eigenvalues" in spec.probes:
-        seconds += costs.solve / spec.probes["solved_eigenvalues"]
-    return seconds
+        seconds += costs.subspace.solve / spec.probes["solved_eigenvalues"]
+    own = sum(costs.probes.get(name, 0.0) / every for name, every in spec.probes.items())
+    return seconds + own
 
 
-def _subspace_seconds(spec: Spec, costs: Measurement) -> float:
+def _subspace_seconds(spec: Spec, costs: Measurement, *, settled: bool) -> float:
     """Moving the subspace on by one step."""
     source, every = spec.subspace.source, spec.subspace.every
     if source == "random":
         return 0.0
-    return costs.tracked if source == "tracker" else costs.solve / every
+    following = costs.subspace.settled if settled else costs.subspace.tracked
+    return (following if source == "tracker" else costs.subspace.begin) / every
 
 
 def _total(spec: Spec, task: Task, costs: Measurement | None) -> int:

@@ -4,29 +4,42 @@ Everything that a run needs is built here first: data that cannot be read or a k
 is found out before there is a folder. The measurement also chooses how to multiply by the Hessian
 and in which chunks; the choice is written into the spec, so that every run of the study, and a
 resumed one, computes alike.
+
+What no probe, rule or split asks for is not measured. What would take longer than the budget is
+not either, but estimated from counted products with the Hessian.
 """
 
 from __future__ import annotations
 
 import time
 import tomllib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from thalweg.lab.asking import asks_for_subspace
+from thalweg.lab.run_names import TRUNK
 from thalweg.lab.spec import Spec, dump_spec, parse_spec
 
 if TYPE_CHECKING:
-    import torch
-
+    from thalweg.curvature import Objective
+    from thalweg.dynamics import Moment
     from thalweg.lab.run import Setup
+    from thalweg.lab.subspace_costs import SubspaceCosts
+    from thalweg.lab.timing import Clock
 
-CHUNKS = (2048, 1024, 256)
-"""Chunk sizes that are tried: the larger saves overheads, the smaller may stay in the cache."""
-SMALL_CHUNKS = (32, 128, 512)
-"""Chunks of a tracker's subset, for which the way to multiply is measured apart."""
-CLEARLY_FASTER = 0.85
+BUDGET_SECONDS = 20.0
+"""For what is measured. A part that would take longer than what is left of it is counted."""
+FEWEST = 8
+QUICK_SECONDS = 0.05
+"""A call that takes so long is timed well enough by one."""
+LONG_SECONDS = 2.0
+"""What would take longer over all samples is measured on fewer, and scaled."""
 STEPS = 8
+MOST_STEPS = 100
+"""Of the phase, as far as its schedule is concerned: more than are made."""
+QUIET_SECONDS = 2.0
+"""Before that, nothing is said on what is being measured."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +50,10 @@ class Measurement:
         start: building a run's problem, once a run.
         gradient: one gradient of the full loss.
         step: a step of the last phase's optimizer alone.
-        tracked: moving the subspace on by one step.
-        solve: 2k eigenpairs from scratch.
+        subspace: what finding S_k and following it cost.
         test: loss on the held-out data.
+        probes: what each probe takes itself.
+        gradient_probes, subspace_probes: those that ask for the full gradient, and for S_k.
         vectorize_up_to, chunk_size: the fastest way to multiply by the Hessian.
         num_parameters, num_samples, k: P, N, k.
         optimizer_vectors: vectors of length P that the optimizer keeps.
@@ -50,8 +64,7 @@ class Measurement:
     start: float
     gradient: float
     step: float
-    tracked: float
-    solve: float
+    subspace: SubspaceCosts
     test: float
     vectorize_up_to: int
     chunk_size: int
@@ -60,153 +73,206 @@ class Measurement:
     k: int
     optimizer_vectors: int
     fingerprint: str
+    probes: Mapping[str, float] = field(default_factory=dict)
+    gradient_probes: tuple[str, ...] = ()
+    subspace_probes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
-def measure(spec: Spec, plugins: Sequence[str], device: str) -> Measurement:
+def measure(
+    spec: Spec, plugins: Sequence[str], device: str, say: Callable[[str], None] | None = None
+) -> Measurement:
     """Measure in a process of its own, with the threads that a run will have.
+
+    Args:
+        say: takes a line on what is being measured, where that takes a while.
 
     Raises:
         InvalidInput: the problem cannot be built.
     """
     from thalweg.lab.processes import call
 
-    return Measurement(**call(_measure, (dump_spec(spec), device, spec.threads, tuple(plugins))))
+    arguments = (dump_spec(spec), device, spec.threads, tuple(plugins))
+    return Measurement(**call(_measure, arguments, say))
 
 
-def _measure(spec_text: str, device: str, threads: int, plugins: Sequence[str]) -> dict[str, Any]:
+def _measure(
+    spec_text: str,
+    device: str,
+    threads: int,
+    plugins: Sequence[str],
+    say: Callable[[str], None] = lambda part: None,
+) -> dict[str, Any]:
     import torch
 
+    from thalweg.lab.multiplying import choose_way_to_multiply
     from thalweg.lab.registry import load_plugin
-    from thalweg.lab.run.building import build_setup, make_source, solve
+    from thalweg.lab.rehearsal import ask_probes
+    from thalweg.lab.run.building import build_setup
+    from thalweg.lab.subspace_costs import subspace_costs
+    from thalweg.lab.timing import Clock
 
     torch.set_num_threads(threads)
     for plugin in plugins:
         load_plugin(plugin)
     spec = parse_spec(tomllib.loads(spec_text), source="spec.toml")
     seed = spec.seeds[0]
+    say = _only_if_slow(say)
+    say("building the problem")
     begin = time.perf_counter()
     setup = build_setup(spec, seed, device)
     start = time.perf_counter() - begin
-    source = make_source(spec, setup, seed)
-    objective, problem = setup.objective, setup.problem
-    theta = objective.theta()
-    gradient = _seconds(objective.gradient, objective.device)
-    chunk, vectorize_up_to = _way_to_multiply(spec, setup)
-    solving = _once(lambda: solve(objective, theta, 2 * setup.k, spec.subspace.tolerance), device)
-    step, tracked, vectors = _steps(spec, setup, source, seed)
+    objective = setup.objective
+    clock = Clock(objective.device, BUDGET_SECONDS)
+    say("how to multiply by the Hessian")
+    block = choose_way_to_multiply(spec, setup, Clock(objective.device, BUDGET_SECONDS / 2))
+    say("gradients and steps")
+    gradient, few = _gradient(spec, setup, clock)
+    training = _Training(spec, setup, seed)
+    step = training.seconds(clock)
+    say("probes")
+    names, size = tuple(spec.probes), training.batch_size
+    probes = ask_probes(names, training.moment, setup.k, few, size, clock)
+    asking = tuple(name for name, asked in probes.items() if asked.subspace)
+    test = _test_seconds(setup, gradient, clock)
+    say("the subspace")
+    followed = _followed(spec, asking)
     return {
         "start": start,
         "gradient": gradient,
         "step": step,
-        "tracked": tracked,
-        "solve": solving,
-        "test": _test_seconds(setup),
-        "vectorize_up_to": vectorize_up_to,
-        "chunk_size": chunk,
+        "subspace": subspace_costs(
+            followed or spec,
+            setup,
+            seed,
+            block / setup.k,
+            training.step,
+            clock,
+            follows=followed is not None,
+            solves="solved_eigenvalues" in spec.probes,
+        ),
+        "test": test,
+        "probes": {name: asked.seconds for name, asked in probes.items()},
+        "gradient_probes": tuple(name for name, asked in probes.items() if asked.gradient),
+        "subspace_probes": asking,
+        "vectorize_up_to": objective.products.vectorize_up_to,
+        "chunk_size": objective.chunk_size,
         "num_parameters": objective.num_parameters,
         "num_samples": objective.num_samples,
         "k": setup.k,
-        "optimizer_vectors": vectors,
-        "fingerprint": problem.fingerprint(),
-        "notes": tuple(problem.notes),
+        "optimizer_vectors": training.optimizer_vectors,
+        "fingerprint": setup.problem.fingerprint(),
+        "notes": tuple(setup.problem.notes),
     }
 
 
-def _way_to_multiply(spec: Spec, setup: Setup) -> tuple[int, int]:
-    """Set and return the chunk size, and up to which chunk a block of k products is vectorized.
+class _Training:
+    """Training by the last phase, without split, noise and workers: these are counted apart."""
 
-    What the spec says stays.
+    def __init__(self, spec: Spec, setup: Setup, seed: int) -> None:
+        from thalweg.lab.run.building import make_optimizer, make_source
+
+        last = spec.phases[-1]
+        noise, self._setup, self._seed = last.noise, setup, seed
+        size = last.batch_size if noise is None else noise.batch_size
+        self.batch_size = None if size in ("all", setup.problem.num_samples) else size
+        self._phase = last.model_copy(update={"split": None, "noise": None, "local": None})
+        self._source = make_source(spec, setup, seed)  # never asked
+        self._optimizer = make_optimizer(spec, self._phase, setup, seed, self._source)
+        self._number = 0
+        self.moment = self.step()
+
+    def step(self) -> Moment:
+        """Make the next step."""
+        from thalweg.dynamics import Moment
+        from thalweg.lab.run.step import train_one_step
+
+        objective = self._setup.objective
+        moment = Moment(
+            step=self._number,
+            theta=objective.theta(),
+            objective=objective,
+            source=self._source,
+            learning_rate=self._phase.learning_rate(self._number, MOST_STEPS),
+            optimizer=self._optimizer,
+            k=self._setup.k,
+        )
+        train_one_step(moment, self._setup, self._optimizer, self._phase, self._seed)
+        self._number += 1
+        return moment
+
+    def seconds(self, clock: Clock) -> float:
+        """What a step takes; the one made already has warmed up."""
+        first = clock.seconds(self.step)
+        times = int(min(STEPS, QUICK_SECONDS / first))
+        return clock.seconds(self.step, times) if times > 1 else first
+
+    @property
+    def optimizer_vectors(self) -> int:
+        """Vectors of length P that the optimizer keeps."""
+        kept = sum(
+            value.numel()
+            for state in self._optimizer.state.values()
+            for value in state.values()
+            if hasattr(value, "numel")
+        )
+        return round(kept / self._setup.objective.num_parameters)
+
+
+def _followed(spec: Spec, asking: Sequence[str]) -> Spec | None:
+    """The spec of the trunk, or of the first branch, that follows or solves a subspace.
+
+    None where none of them asks for one, beside random directions.
     """
+    for name in (TRUNK, *spec.branches):
+        own = spec.of_branch(name)
+        if own.subspace.source != "random" and asks_for_subspace(spec, name, asking):
+            return own
+    return None
+
+
+def _gradient(spec: Spec, setup: Setup, clock: Clock) -> tuple[float, Objective]:
+    """Seconds of a gradient of the full loss, and the loss of few samples, long enough to time."""
     import torch
 
-    from thalweg.curvature import BlockProducts, Hessian
+    from thalweg.lab.run.building import make_objective
 
-    objective, given = setup.objective, spec.problem.vectorize_up_to
-    total = objective.num_samples
-    generator = torch.Generator().manual_seed(0)
-    block = torch.randn(
-        objective.num_parameters, setup.k, generator=generator, dtype=objective.dtype
-    ).to(objective.device)
-    products = objective.products
-    for size in SMALL_CHUNKS:
-        _ = Hessian(objective, samples=torch.arange(min(size, total))) @ block
-    wanted = spec.problem.chunk_size
-    # One chunk for all samples is the same as any larger one.
-    chunks = [wanted] if wanted else [c for c in CHUNKS if c < 2 * total] or CHUNKS[-1:]
-    seconds: list[tuple[float, int]] = []
-    for chunk in chunks:
-        objective.chunk_size = chunk
-        product = _seconds(lambda: Hessian(objective) @ block, objective.device, times=1)
-        seconds.append((product, chunk))
-    first, best = seconds[0], min(seconds)
-    _, chunk = best if best[0] < CLEARLY_FASTER * first[0] else first
-    objective.chunk_size = chunk
-    # One vector at a time never chooses: then both ways are the same.
-    objective.products = BlockProducts(products.vectorize_up_to if given is None else given)
-    return chunk, objective.products.vectorize_up_to
+    total, size = setup.objective.num_samples, FEWEST
+    while True:
+        size = min(size, total)
+        few = make_objective(spec, setup.problem, torch.arange(size))
+        few.chunk_size, few.products = setup.objective.chunk_size, setup.objective.products
+        few.gradient()  # warms up
+        seconds = clock.seconds(few.gradient)
+        if seconds >= QUICK_SECONDS or size == total:
+            break
+        size *= 4
+    times = max(1, int(QUICK_SECONDS / seconds))
+    full = seconds * total / size
+    if full <= LONG_SECONDS:
+        full = clock.seconds(setup.objective.gradient, times)
+    return full, few
 
 
-def _steps(spec: Spec, setup: Setup, source: Any, seed: int) -> tuple[float, float, int]:
-    """Seconds of a training step and of moving the subspace on; vectors the optimizer keeps."""
-    from thalweg.dynamics import Moment
-    from thalweg.lab.run.building import make_optimizer
-    from thalweg.lab.run.step import train_one_step
-
-    phase = spec.phases[-1].model_copy(update={"split": None})
-    optimizer = make_optimizer(spec, phase, setup, seed, source)
-    source.update()
-    training = tracking = 0.0
-    for number in range(STEPS + 1):
-        moment = Moment(
-            step=number,
-            theta=setup.objective.theta(),
-            objective=setup.objective,
-            source=source,
-            learning_rate=phase.learning_rate(number, STEPS + 1),
-        )
-        device = setup.objective.device
-        step = _once(lambda: train_one_step(moment, setup, optimizer, phase, seed), device)  # noqa: B023
-        track = _once(source.update, device)
-        if number:  # the first one warms up
-            training, tracking = training + step, tracking + track
-    kept = sum(
-        value.numel()
-        for state in optimizer.state.values()
-        for value in state.values()
-        if hasattr(value, "numel")
-    )
-    return training / STEPS, tracking / STEPS, round(kept / setup.objective.num_parameters)
-
-
-def _test_seconds(setup: Setup) -> float:
+def _test_seconds(setup: Setup, gradient: float, clock: Clock) -> float:
     from thalweg.lab.run.step import evaluate_test
 
     if setup.problem.test is None:
         return 0.0
-    theta, device = setup.objective.theta(), setup.objective.device
-    return _seconds(lambda: evaluate_test(setup, theta), device, times=1)
+    theta, held_out = setup.objective.theta(), len(setup.problem.test[0])
+    # A pass forward, where a gradient is one forward and one backward, which takes twice as long.
+    expected = gradient / 3 * held_out / setup.objective.num_samples
+    if expected > LONG_SECONDS:
+        return expected
+    return clock.seconds(lambda: evaluate_test(setup, theta))
 
 
-def _seconds(function: Callable[[], object], device: torch.device | str, times: int = 3) -> float:
-    """Mean seconds of a call, after one to warm up."""
-    function()
-    return sum(_once(function, device) for _ in range(times)) / times
-
-
-def _once(function: Callable[[], object], device: torch.device | str) -> float:
-    _wait_for(device)
+def _only_if_slow(say: Callable[[str], None]) -> Callable[[str], None]:
+    """Say what is being measured once it has taken a while."""
     begin = time.perf_counter()
-    function()
-    _wait_for(device)
-    return time.perf_counter() - begin
 
+    def say_if_slow(part: str) -> None:
+        if time.perf_counter() - begin >= QUIET_SECONDS:
+            say(f"measuring {part} ...")
 
-def _wait_for(device: torch.device | str) -> None:
-    """A GPU works on after the call has returned."""
-    import torch
-
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
-    elif torch.device(device).type == "mps":
-        torch.mps.synchronize()
+    return say_if_slow

@@ -56,15 +56,21 @@ class Child:
         function: of a module's top level; it gets `arguments`, and returns plain values.
         output: file that takes what the process prints; None for standard error. Standard output
             is for results alone.
+        says: whether the function gets a last argument, which sends a line to `ending`.
     """
 
     def __init__(
-        self, function: Callable[..., Any], arguments: tuple[Any, ...], output: Path | None = None
+        self,
+        function: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        output: Path | None = None,
+        *,
+        says: bool = False,
     ) -> None:
         chosen = context()
         self._receiving, sending = chosen.Pipe(duplex=False)
         self._process = chosen.Process(  # type: ignore[attr-defined]
-            target=_call, args=(sending, function, arguments, output)
+            target=_call, args=(sending, function, arguments, output, says)
         )
         self._process.start()
         sending.close()
@@ -87,11 +93,17 @@ class Child:
         """End it at once."""
         self._process.kill()
 
-    def ending(self) -> Ending:
-        """Wait for the end, and say what it was."""
+    def ending(self, say: Callable[[str], None] | None = None) -> Ending:
+        """Wait for the end, and say what it was.
+
+        Args:
+            say: takes the lines that the function has sent until then.
+        """
         try:
             # Read first: a process with much to say waits until it is heard.
-            ending = self._receiving.recv()
+            while isinstance(ending := self._receiving.recv(), str):
+                if say is not None:
+                    say(ending)
         except EOFError:
             ending = None
         self._process.join()
@@ -99,15 +111,22 @@ class Child:
         return ending or _without_word(self._process.exitcode or 0)
 
 
-def call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+def call(
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    say: Callable[[str], None] | None = None,
+) -> Any:
     """What the function returns, called in a process of its own.
+
+    Args:
+        say: takes lines from the function, which gets a last argument that sends one.
 
     Raises:
         ThalwegError: of the class that the function raised; its base class for other errors.
     """
-    child = Child(function, arguments)
+    child = Child(function, arguments, says=say is not None)
     try:
-        ending = child.ending()
+        ending = child.ending(say)
     except BaseException:
         child.kill()
         raise
@@ -122,12 +141,17 @@ def _error_of(ending: Ending) -> ThalwegError:
 
 
 def _call(
-    sending: Connection, function: Callable[..., Any], arguments: tuple[Any, ...], out: Path | None
+    sending: Connection,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    out: Path | None,
+    says: bool,
 ) -> None:
     """What the process does; ends it with the exit status of what happened."""
     # Ctrl-C reaches every process of the terminal: the parent alone decides, and passes it on.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _redirect_output(out)
+    arguments = (*arguments, sending.send) if says else arguments
     try:
         ending = Ending(0, value=function(*arguments))
     except ThalwegError as error:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from thalweg.lab.store.status import Status
 
 REFRESH_SECONDS = 0.5
+NEARLY = 0.8
+"""Two times whose ratio is above this are said as one."""
 ENDED = ("done", "diverged", "failed")
 
 
@@ -87,9 +89,10 @@ class Progress:
         if space:
             self.say(space)
         count = f"{len(tasks)} runs" if len(tasks) > 1 else "1 run"
-        expected = makespan({task: seconds_of(spec, task, costs) for task in tasks}, workers)
         at_most = "at most " if _may_end_earlier(spec, tasks) else ""
-        self.say(f"{count}, {workers} at a time: {at_most}about {duration(expected)}")
+        self.say(f"{count}, {workers} at a time: {at_most}{_expected(spec, tasks, costs, workers)}")
+        if costs.subspace.counted:
+            self.say("(the subspace's share: counted in products with the Hessian, not measured)")
         if self.console is not None and self.console.is_terminal:
             from rich.live import Live
 
@@ -172,6 +175,17 @@ class Progress:
 def _line(console: Console | None, message: str) -> None:
     if console is not None:
         console.print(message, highlight=False, markup=False, soft_wrap=True)
+
+
+def _expected(spec: Spec, tasks: Sequence[Task], costs: Measurement, workers: int) -> str:
+    """About how long; a range where it is open how soon following the subspace gets cheap."""
+    soonest, longest = (
+        makespan({t: seconds_of(spec, t, costs, settled=settled) for t in tasks}, workers)
+        for settled in (True, False)
+    )
+    if soonest > NEARLY * longest:
+        return f"about {duration(longest)}"
+    return f"about {duration(soonest)} to {duration(longest)}, by how soon the subspace settles"
 
 
 def _may_end_earlier(spec: Spec, tasks: Sequence[Task]) -> bool:

@@ -293,4 +293,4 @@ def _run_in(
 
 def _measured(spec: Spec, plugins: Sequence[str], device: str, progress: Progress) -> Measurement:
     progress.say("measuring a few steps ...")
-    return measure(spec, plugins, device)
+    return measure(spec, plugins, device, progress.say)

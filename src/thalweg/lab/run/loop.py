@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from thalweg.curvature import GradientSubspace, SubspaceSource, UpdateSubspace
+from thalweg.curvature import BatchSubspace, GradientSubspace, SubspaceSource, UpdateSubspace
 from thalweg.dynamics import BranchPoint, Moment, OptimizerMetricSource
 from thalweg.errors import Diverged, IntegrityError, Interrupted, InvalidInput
+from thalweg.lab.asking import needs_branch_point
 from thalweg.lab.minibatches import minibatch
 from thalweg.lab.random_streams import random_state, restore_random_state, stream_seed
 from thalweg.lab.run.building import (
@@ -32,6 +33,7 @@ from thalweg.lab.run.building import (
     solve,
     solved_subspace,
 )
+from thalweg.lab.run.local_workers import samples_of
 from thalweg.lab.run.progression import Progression
 from thalweg.lab.run.recording import Recorder
 from thalweg.lab.run.saving import (
@@ -228,6 +230,7 @@ class Run:
         phase = self.progression.phase
         size = phase.batch_size if phase.noise is None else phase.noise.batch_size
         size = None if size in ("all", self.setup.problem.num_samples) else size
+        self._tell_batch()
         return Moment(
             step=self.step,
             theta=theta,
@@ -239,7 +242,16 @@ class Run:
             solve=self._solve,
             optimizer=self.optimizer,
             batches=None if size is None else partial(self._batches, size),
+            k=self.setup.k,
         )
+
+    def _tell_batch(self) -> None:
+        """The samples of the next step, for a subspace of their Hessian."""
+        if isinstance(self.source, BatchSubspace):
+            total = self.setup.problem.num_samples
+            self.source.samples = samples_of(
+                self.progression.phase, self.seed, self.step, 0, total
+            )
 
     def _batches(self, size: int, count: int) -> list[Tensor]:
         """Mini-batches as the phase draws them, independent of each other and of those trained on.
@@ -274,16 +286,12 @@ class Run:
             raise InvalidInput(f"{start.path}: it is not finished; run it first")
         self.progression.begin_at(state["progression"]["step"])
         self._restore_model_and_random(state)
-        if self._needs_branch_point():
+        if needs_branch_point(self.spec, self.progression.phase):
             theta = self.setup.objective.theta()
+            self._tell_batch()
             self.branch_point = BranchPoint(theta, self.source.update(theta))
         phase = self.spec.phases[-1] if before is None else self.spec.branch_phase(before)
         self._carry_state(state["optimizer"], phase.optimizer)
-
-    def _needs_branch_point(self) -> bool:
-        split = self.progression.phase.split
-        frozen = split is not None and split.basis == "frozen"
-        return frozen or not {"displacement", "overlap"}.isdisjoint(self.spec.probes)
 
     # Checkpoints.
 
