@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -91,6 +95,61 @@ def test_a_process_that_is_killed_is_said_to_be(quick_path: Path) -> None:
     assert child.ending() == Ending(
         1, "its process was ended by SIGKILL: out of memory, or killed by hand"
     )
+
+
+PARENT = """
+import os, pathlib, sys, time
+from thalweg.lab.processes import PRELOADED, Child, call
+
+def note_and_sleep(path):
+    new = pathlib.Path(path).with_suffix(".new")
+    new.write_text(str(os.getpid()))
+    new.rename(path)
+    time.sleep(300)
+
+if __name__ == "__main__":
+    PRELOADED.clear()  # nothing of that is needed
+    if sys.argv[2] == "call":
+        call(note_and_sleep, (sys.argv[1],))
+    Child(note_and_sleep, (sys.argv[1],), grace=float(sys.argv[2])).ending()
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no kill on this system")
+@pytest.mark.parametrize("kind", ["call", "1"])
+def test_a_process_ends_with_its_parent_even_if_that_is_killed(quick_path: Path, kind: str) -> None:
+    script, note = quick_path / "parent.py", quick_path / "pid"
+    script.write_text(PARENT, encoding="utf-8")
+    parent = subprocess.Popen([sys.executable, script, note, kind])
+    assert within(60, note.exists)
+    child = int(note.read_text(encoding="utf-8"))
+    killed = time.monotonic()
+    parent.kill()
+    parent.wait()
+    assert within(30, lambda: not is_alive(child))
+    assert kind == "call" or time.monotonic() - killed >= float(kind), "it has its grace"
+
+
+def within(seconds: float, condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process goes on; one that has ended and waits to be reaped does not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    state = Path(f"/proc/{pid}/stat")
+    try:
+        return not state.is_file() or state.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_an_error_crosses_the_process_with_its_class_and_message(quick_path: Path) -> None:

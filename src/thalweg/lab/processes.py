@@ -2,7 +2,7 @@
 
 A crash or running out of memory stays the process's own. Processes are forked from a clean server
 that has imported PyTorch, where there is one: starting one then takes milliseconds instead of the
-four seconds of the imports.
+four seconds of the imports. A process does not outlive the one that started it, however that ends.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ from thalweg.errors import ThalwegError
 
 PRELOADED = ["thalweg.lab.run", "torch._dynamo", "pyarrow.parquet", "safetensors.torch"]
 """What the server imports. The first optimizer that is built imports `torch._dynamo`: 2 seconds."""
+ORPHANED = 1
+"""Exit status of a process whose parent is gone: nobody reads it."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class Child:
         output: file that takes what the process prints; None for standard error. Standard output
             is for results alone.
         says: whether the function gets a last argument, which sends a line to `ending`.
+        grace: seconds that the process has left to end by itself once its parent is gone.
     """
 
     def __init__(
@@ -66,11 +71,12 @@ class Child:
         output: Path | None = None,
         *,
         says: bool = False,
+        grace: float = 0.0,
     ) -> None:
         chosen = context()
         self._receiving, sending = chosen.Pipe(duplex=False)
         self._process = chosen.Process(  # type: ignore[attr-defined]
-            target=_call, args=(sending, function, arguments, output, says)
+            target=_call, args=(sending, function, arguments, output, says, grace)
         )
         self._process.start()
         sending.close()
@@ -146,8 +152,10 @@ def _call(
     arguments: tuple[Any, ...],
     out: Path | None,
     says: bool,
+    grace: float,
 ) -> None:
     """What the process does; ends it with the exit status of what happened."""
+    threading.Thread(target=_end_with_parent, args=(grace,), daemon=True).start()
     # Ctrl-C reaches every process of the terminal: the parent alone decides, and passes it on.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _redirect_output(out)
@@ -162,6 +170,18 @@ def _call(
     sending.send(ending)
     sending.close()
     sys.exit(ending.exit_code)
+
+
+def _end_with_parent(grace: float) -> None:
+    """Wait for the end of the parent, killed perhaps, and end this process after it.
+
+    The system closes the parent's end of a pipe, whatever the parent died of.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    time.sleep(grace)
+    os._exit(ORPHANED)
 
 
 def _redirect_output(out: Path | None) -> None:

@@ -16,6 +16,8 @@ from thalweg.lab.spec import PhaseSpec, Spec
 from thalweg.lab.store import StudyFolder
 
 POLL_SECONDS = 0.1
+GRACE_SECONDS = 30.0
+"""For a run to save a checkpoint once the study's process is gone; then it ends as if killed."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def run_tasks(
                         break
                     arguments = (str(study.path), task.seed, task.branch, device, threads, plugins)
                     log = study.run(task.seed, task.branch).path / "log.txt"
-                    running[task] = Child(work, arguments, log)
+                    running[task] = Child(work, arguments, log, grace=GRACE_SECONDS)
                 if not running:
                     break
                 watch(list(running))
