@@ -65,6 +65,20 @@ BULK_AMPLIFIED_CLAIMS = (
         needs_columns=("loss",),
         logarithmic=True,
     ),
+    Claim(
+        name="batch-hessian-suffices",
+        statement="Bulk-SGD with the Hessian of each step's own mini-batch lowers the loss about "
+        "as far as with that of all data.",
+        source=f"{ZAKARIN}; the rule is that of bulk-suffices",
+        statistic="training loss over the last tenth, own batch / all data",
+        measure=end_ratio("loss", "own-batch", "all-data"),
+        rule=Rule(1.1, "below"),
+        refuted_by="mini-batches of one sample and k outputs: the gradient lies in the dominant "
+        "space of the Gauss-Newton part",
+        needs_roles=("all-data", "own-batch"),
+        needs_columns=("loss",),
+        logarithmic=True,
+    ),
     *(
         Claim(
             name=f"{name}-energy-is-dominant",

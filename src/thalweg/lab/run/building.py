@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from thalweg.curvature import (
+    BatchSubspace,
     FixedSubspace,
     GradientSubspace,
     Hessian,
@@ -116,9 +117,20 @@ def top_eigenvalues(objective: Objective, count: int) -> Tensor:
 
 
 def make_source(spec: Spec, setup: Setup, seed: int) -> SubspaceSource:
-    """What gives the run its subspace at each step: a tracker, or a control."""
+    """What gives the run its subspace at each step: a tracker, or a control.
+
+    A `BatchSubspace` waits for the samples of each step.
+    """
     settings, objective = spec.subspace, setup.objective
     own_seed = stream_seed("subspace", settings.seed, seed)
+    if settings.samples == "batch":
+        return BatchSubspace(
+            objective,
+            setup.k,
+            tolerance=settings.tolerance,
+            every=settings.every,
+            seed=own_seed,
+        )
     if settings.samples is not None:
         objective = make_objective(spec, setup.problem, _drawn(settings.samples, setup, own_seed))
     if settings.source == "random":

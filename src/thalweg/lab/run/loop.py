@@ -249,9 +249,7 @@ class Run:
         """The samples of the next step, for a subspace of their Hessian."""
         if isinstance(self.source, BatchSubspace):
             total = self.setup.problem.num_samples
-            self.source.samples = samples_of(
-                self.progression.phase, self.seed, self.step, 0, total
-            )
+            self.source.samples = samples_of(self.progression.phase, self.seed, self.step, 0, total)
 
     def _batches(self, size: int, count: int) -> list[Tensor]:
         """Mini-batches as the phase draws them, independent of each other and of those trained on.

@@ -184,11 +184,14 @@ class Spec(SpecModel):
             raise bad_value("dtype", self.dtype, "'float32' on device 'mps'")
         for number, phase in enumerate(self.phases):
             self._check_phase(phase, ("phases", number))
+            self.subspace.refuse_unfit(phase, ("phases", number))
             if phase.split is not None and phase.split.basis == "frozen":
                 allowed = "'live' in the trunk, which has no branch point"
                 raise bad_value("basis", "frozen", allowed, within=("phases", number, "split"))
         for name in self.branches:
             self._check_phase(self.branch_phase(name), ("branches", name))
+            own = self.of_branch(name).subspace
+            own.refuse_unfit(self.branch_phase(name), ("branches", name))
         return self
 
     def branch_phase(self, name: str) -> PhaseSpec:

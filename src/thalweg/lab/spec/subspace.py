@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from thalweg.lab.registry import SpecModel
+from thalweg.lab.registry import SpecModel, bad_value
 from thalweg.lab.spec.fields import Wording
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from thalweg.lab.spec.phases import PhaseSpec
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -38,12 +43,41 @@ class SubspaceSpec(SpecModel):
         default=1e-3,
         description="greatest residual of a solve, norm(H u - lambda u) / abs(lambda_1)",
     )
-    samples: Count | None = Field(
+    samples: Count | Literal["batch"] | None = Field(
         default=None,
-        description="number of training samples, drawn at random, whose loss the Hessian is of; all"
-        " if not given",
+        description="number of training samples, drawn once at random, whose loss the Hessian is"
+        " of; 'batch': the mini-batch that the step trains on; all if not given",
     )
     seed: Seed = Field(
         default=0,
         description="seed of start vectors, subsets and random directions, beside the run's own",
     )
+
+    @model_validator(mode="after")
+    def _solves_for_the_batch(self) -> Self:
+        if self.samples == "batch" and self.source != "exact":
+            raise bad_value(
+                "source",
+                self.source,
+                "'exact' with samples = 'batch'",
+                "the Hessian of another mini-batch is solved for at every step, not followed",
+            )
+        return self
+
+    def refuse_unfit(self, phase: PhaseSpec, where: tuple[str | int, ...]) -> None:
+        """A phase that has no one mini-batch whose Hessian its split could be of.
+
+        Raises:
+            pydantic_core.PydanticCustomError: with the place in the spec.
+        """
+        if self.samples != "batch":
+            return
+        if phase.local is not None:
+            mend = "each worker has a mini-batch of its own"
+            allowed = "none with subspace.samples = 'batch'"
+            raise bad_value("local", phase.local, allowed, mend, within=where)
+        for key, usual in (("basis", "live"), ("metric", "euclidean")):
+            given = usual if phase.split is None else getattr(phase.split, key)
+            if given != usual:
+                allowed = f"{usual!r} with subspace.samples = 'batch'"
+                raise bad_value(key, given, allowed, within=(*where, "split"))
