@@ -11,6 +11,7 @@ from thalweg.lab.preparing import create_runs
 from thalweg.lab.processes import Child
 from thalweg.lab.run import Run
 from thalweg.lab.schedule import tasks_of
+from thalweg.lab.sharing import this_maker
 from thalweg.lab.spec import Spec, dump_spec, parse_spec
 from thalweg.lab.store import StudyFolder
 from thalweg.lab.store.checkpoint import latest_checkpoint, load_checkpoint
@@ -68,7 +69,8 @@ def without_probes(spec: Spec) -> Spec:
 def begin(folder: Path, spec: Spec) -> StudyFolder:
     """The folder of a study in which nothing has run yet."""
     study = StudyFolder.create(folder.parent, folder.name, dump_spec(spec))
-    create_runs(study, spec, tasks_of(spec), fingerprint="")
+    tasks = tasks_of(spec)
+    create_runs(study, spec, tasks, "", this_maker("cpu"), tasks)
     return study
 
 

@@ -6,10 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import thalweg
 from tests.lab.small_study import begin, differing, execute, left, small_spec
+from thalweg.lab.preparing import create_runs
 from thalweg.lab.schedule import Task, tasks_of
-from thalweg.lab.sharing import content_hash, known_way_to_multiply, take_over
+from thalweg.lab.sharing import (
+    content_hash,
+    known_way_to_multiply,
+    made_otherwise,
+    maker_of,
+    take_over,
+    this_maker,
+)
+from thalweg.lab.store.status import Status
 
 TRUNK, SGD = Task(0, "trunk"), Task(0, "sgd")
 
@@ -51,9 +62,53 @@ def test_nothing_is_taken_over_from_a_run_that_is_not_done(quick_path: Path) -> 
 def test_the_hash_holds_all_that_determines_the_numbers(
     changes: dict[str, Any], same: bool
 ) -> None:
-    one, other = content_hash(small_spec(), SGD, "f"), content_hash(small_spec(changes), SGD, "f")
-    assert (one == other) == same
-    assert content_hash(small_spec(), SGD, "g") != one
+    one = content_hash(small_spec(), SGD, "data", "version")
+    assert (one == content_hash(small_spec(changes), SGD, "data", "version")) == same
+    assert content_hash(small_spec(), SGD, "other", "version") != one
+    assert content_hash(small_spec(), SGD, "data", "other") != one
+
+
+def test_what_computes_here_is_versions_device_and_the_users_own_code(tmp_path: Path) -> None:
+    versions = f"thalweg {thalweg.__version__}, torch {torch.__version__.partition('+')[0]}"
+    assert this_maker("cuda").partition("+")[0].startswith(versions)
+    assert this_maker("cuda").endswith(", cuda")
+    plugin = tmp_path / "mine.py"
+    plugin.write_text("one = 1\n", encoding="utf-8")
+    before = this_maker("cpu", [str(plugin), "json"])
+    assert before.startswith(this_maker("cpu") + ", mine.py ")
+    plugin.write_text("one = 2\n", encoding="utf-8")
+    assert this_maker("cpu", [str(plugin), "json"]) != before
+
+
+def test_nothing_is_taken_over_from_another_version(quick_path: Path) -> None:
+    spec = small_spec({"branches": {}, "probes": {}})
+    first = begin(quick_path / "one", spec)
+    execute(first, spec, "trunk")
+    second = begin(quick_path / "two", spec)
+    create_runs(second, spec, [TRUNK], "", "thalweg 9.9", [TRUNK])
+    assert take_over(second, [TRUNK]) == [TRUNK]
+    create_runs(second, spec, [TRUNK], "", this_maker("cpu"), [TRUNK])
+    assert take_over(second, [TRUNK]) == []
+
+
+def test_a_run_says_every_version_that_took_part_in_it(quick_path: Path) -> None:
+    spec = small_spec({"branches": {"b": {"steps": 2, "after": "a"}, "a": {"steps": 2}}})
+    a, b = Task(0, "a"), Task(0, "b", "a")
+    study = begin(quick_path / "one", spec)
+    for task, maker in ((TRUNK, "one"), (a, "two")):
+        create_runs(study, spec, [task], "", maker, [task])
+        study.run(0, task.branch).write_status(Status("done", step=12))
+    tasks = tasks_of(spec)
+    assert maker_of(study, spec, TRUNK, "three", []) == "one"
+    assert maker_of(study, spec, a, "three", [b]) == "one, then two"
+    assert maker_of(study, spec, b, "three", [b]) == "one, then two, then three"
+    # A branch that is extended by the version that began it is that version's still.
+    assert maker_of(study, spec, a, "two", [a]) == "one, then two"
+    said = made_otherwise(study, [TRUNK, a], "one")
+    assert said.startswith("1 run is kept as made by one, then two; this is one;")
+    assert made_otherwise(study, [TRUNK], "one") == ""
+    create_runs(study, spec, tasks, "", "three", [b])
+    assert made_otherwise(study, [TRUNK], "one") == "", "the maker of a done run stays"
 
 
 def test_the_way_to_multiply_is_that_of_an_earlier_study_of_the_problem(quick_path: Path) -> None:

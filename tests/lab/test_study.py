@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 import tomllib
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 import thalweg
@@ -17,6 +19,7 @@ from tests.lab.problems.data_files import write_mnist
 from tests.lab.small_study import PLUGIN, begin, execute, small_spec
 from thalweg.errors import IntegrityError, InvalidInput
 from thalweg.lab import study as study_module
+from thalweg.lab.progress import Progress
 from thalweg.lab.registry import load_plugin
 from thalweg.lab.run import Run
 from thalweg.lab.spec import Spec
@@ -69,6 +72,19 @@ def test_seeds_and_steps_asked_for_later_are_added_to_what_is_there(quick_path: 
     assert tomllib.loads(second.study.spec_text)["seeds"] == [0, 1]
     third = resume(second.study.path)
     assert last_steps(third)[0, "sgd"] == 8
+
+
+def test_runs_of_another_version_are_kept_and_said_to_be(
+    quick_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = small_spec({**SHORT, "branches": {}})
+    text = io.StringIO()
+    run_study(spec, root=quick_path, progress=Progress(Console(file=text, width=500)))
+    assert "kept" not in text.getvalue()
+    monkeypatch.setattr(thalweg, "__version__", "9.9")
+    run_study(spec, root=quick_path, progress=Progress(Console(file=text, width=500)))
+    assert text.getvalue().count("1 run is kept as made by thalweg ") == 1
+    assert "this is thalweg 9.9, torch " in text.getvalue()
 
 
 def test_fewer_steps_than_are_done_shorten_nothing(quick_path: Path) -> None:

@@ -17,7 +17,7 @@ from thalweg.errors import IntegrityError
 from thalweg.lab.measuring import Measurement
 from thalweg.lab.run_names import TRUNK
 from thalweg.lab.schedule import Task, tasks_of
-from thalweg.lab.sharing import content_hash
+from thalweg.lab.sharing import content_hash, maker_of
 from thalweg.lab.spec import Spec, parse_spec, spec_hash
 from thalweg.lab.store import StudyFolder
 
@@ -97,11 +97,25 @@ def missing_tasks(study: StudyFolder, spec: Spec, seeds: Sequence[int]) -> list[
     ]
 
 
-def create_runs(study: StudyFolder, spec: Spec, tasks: Sequence[Task], fingerprint: str) -> None:
-    """Write each run's part of the spec into its folder, with the fingerprint of the data."""
+def create_runs(
+    study: StudyFolder,
+    spec: Spec,
+    tasks: Sequence[Task],
+    fingerprint: str,
+    maker: str,
+    to_do: Sequence[Task],
+) -> None:
+    """Write each run's part of the spec into its folder.
+
+    Args:
+        fingerprint: of the data.
+        maker: what computes now, see `this_maker`.
+        to_do: those of the tasks that it will make; the others stay what another one has made.
+    """
     for task in tasks:
         run = study.run(task.seed, task.branch)
-        text = _run_text(spec, task, fingerprint)
+        by = maker_of(study, spec, task, maker, to_do)
+        text = _run_text(spec, task, fingerprint, by)
         if (run.path / "run.toml").is_file():
             if run.run_text != text:
                 run.write_run_text(text)
@@ -147,7 +161,7 @@ def _is_extended(study: StudyFolder, spec: Spec, task: Task) -> bool:
     return (before.get("steps"), before.get("epochs")) != (now.steps, now.epochs)
 
 
-def _run_text(spec: Spec, task: Task, fingerprint: str) -> str:
+def _run_text(spec: Spec, task: Task, fingerprint: str, maker: str) -> str:
     import tomli_w
 
     content = {
@@ -155,7 +169,8 @@ def _run_text(spec: Spec, task: Task, fingerprint: str) -> str:
         "branch": task.branch,
         **({} if task.branch == TRUNK else {"after": task.after}),
         "data_fingerprint": fingerprint,
-        "content_hash": content_hash(spec, task, fingerprint),
+        "maker": maker,
+        "content_hash": content_hash(spec, task, fingerprint, maker),
         "phases": [p.model_dump(mode="json", exclude_none=True) for p in task.phases(spec)],
     }
     return tomli_w.dumps(content)

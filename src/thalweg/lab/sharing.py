@@ -1,7 +1,8 @@
 """What do studies share? A run that another study has made already is taken over, not made again.
 
-Two runs with one content hash make the same numbers to the last bit: same problem, seed, device,
-probes, and the same phases and subspaces all the way from the initial parameters.
+Two runs with one content hash make the same numbers, to the last bit on one kind of processor: same
+problem, seed, device, probes, the same phases and subspaces all the way from the initial
+parameters, and the same versions of what computes them.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 import tomllib
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +24,18 @@ from thalweg.lab.spec import Spec
 from thalweg.lab.spec.loading import MEASURED
 from thalweg.lab.store import RunFolder, StudyFolder, find_studies
 
+THEN = ", then "
+"""Between what made the first steps of a run, or of those it starts after, and what went on."""
+UNKNOWN = "an unknown version"
 
-def content_hash(spec: Spec, task: Task, fingerprint: str) -> str:
-    """64 hexadecimal digits of everything that determines a run's numbers."""
+
+def content_hash(spec: Spec, task: Task, fingerprint: str, maker: str) -> str:
+    """64 hexadecimal digits of everything that determines a run's numbers.
+
+    Args:
+        fingerprint: of the data.
+        maker: what computes the run, see `maker_of`.
+    """
     chain: list[dict[str, Any]] = []
     branch: str | None = task.branch
     while branch is not None and branch != TRUNK:
@@ -35,8 +47,56 @@ def content_hash(spec: Spec, task: Task, fingerprint: str) -> str:
         include={"problem", "probes", "device", "dtype", "threads", "initial_checkpoint"},
     )
     common["problem"]["data"].pop("data_dir", None)
-    text = json.dumps([task.seed, fingerprint, common, chain], sort_keys=True)
+    text = json.dumps([task.seed, fingerprint, maker, common, chain], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def this_maker(device: str, plugins: Sequence[str] = ()) -> str:
+    """What computes runs here and now, beside their spec: versions, device, the user's own code.
+
+    Args:
+        device: what "auto" means here.
+        plugins: as given to `load_plugin`, and loaded; a module's own file stands for it.
+
+    Example:
+        `this_maker("cpu")` is "thalweg 0.1.0, torch 2.13.0, cpu".
+    """
+    from thalweg import __version__
+
+    parts = [f"thalweg {__version__}", f"torch {metadata.version('torch')}", device]
+    for plugin in plugins:
+        file = plugin if plugin.endswith(".py") else getattr(sys.modules[plugin], "__file__", None)
+        content = b"" if file is None else Path(file).read_bytes()
+        parts.append(f"{Path(plugin).name} {hashlib.sha256(content).hexdigest()[:8]}")
+    return ", ".join(parts)
+
+
+def maker_of(study: StudyFolder, spec: Spec, task: Task, now: str, to_do: Sequence[Task]) -> str:
+    """What computes a run, or has, all the way from the initial parameters.
+
+    Args:
+        now: what computes here.
+        to_do: the runs that it will make, or go on with.
+    """
+    run = study.run(task.seed, task.branch)
+    if run.path.is_dir() and run.status() is not None:
+        before = _read(run, "maker") or UNKNOWN
+        return _then(before, now) if task in to_do else before
+    above = TRUNK if task.branch == TRUNK else spec.before(task.branch) or TRUNK
+    if above == task.branch:
+        return now
+    return _then(maker_of(study, spec, Task(task.seed, above), now, to_do), now)
+
+
+def made_otherwise(study: StudyFolder, tasks: Sequence[Task], now: str) -> str:
+    """One line on those of the done runs that something else has computed; empty without any."""
+    makers = [_read(study.run(task.seed, task.branch), "maker") or UNKNOWN for task in tasks]
+    others = [maker for maker in makers if maker != now]
+    if not others:
+        return ""
+    by = "; ".join(dict.fromkeys(others))
+    count = "1 run is" if len(others) == 1 else f"{len(others)} runs are"
+    return f"{count} kept as made by {by}; this is {now}; another --root makes all anew"
 
 
 def known_way_to_multiply(spec: Spec, root: Path) -> tuple[int, int] | None:
@@ -76,6 +136,10 @@ def _content(spec: Spec, branch: str, phases: Sequence[Any]) -> dict[str, Any]:
     }
 
 
+def _then(before: str, now: str) -> str:
+    return before if before.split(THEN)[-1] == now else before + THEN + now
+
+
 def _done_elsewhere(study: StudyFolder) -> dict[str, RunFolder]:
     found: dict[str, RunFolder] = {}
     for other in find_studies(study.path.parent):
@@ -90,8 +154,13 @@ def _done_elsewhere(study: StudyFolder) -> dict[str, RunFolder]:
 
 
 def _hash_of(run: RunFolder) -> str:
+    return _read(run, "content_hash")
+
+
+def _read(run: RunFolder, key: str) -> str:
+    """A value of a run's `run.toml`, empty where it is not there."""
     try:
-        return str(tomllib.loads(run.run_text).get("content_hash", ""))
+        return str(tomllib.loads(run.run_text).get(key, ""))
     except (ThalwegError, OSError, tomllib.TOMLDecodeError):
         return ""
 

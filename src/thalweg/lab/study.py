@@ -36,7 +36,12 @@ from thalweg.lab.preparing import (
 from thalweg.lab.progress import Progress
 from thalweg.lab.registry import load_plugin
 from thalweg.lab.schedule import Outcome, run_tasks, tasks_of
-from thalweg.lab.sharing import known_way_to_multiply, take_over
+from thalweg.lab.sharing import (
+    known_way_to_multiply,
+    made_otherwise,
+    take_over,
+    this_maker,
+)
 from thalweg.lab.spec import Spec, SplitSpec, check_names, dump_spec, load_study
 from thalweg.lab.store import StudyFolder, check_disk, load, open_study
 from thalweg.lab.store.lock import locked
@@ -255,7 +260,10 @@ def _run_in(
             progress.say(remark)
         if dump_spec(spec) != study.spec_text:
             study.write_spec_text(dump_spec(spec))
+        every, maker = tasks_of(spec, asked.seeds), this_maker(device, plugins)
         tasks = missing_tasks(study, spec, asked.seeds)
+        if remark := made_otherwise(study, [t for t in every if t not in tasks], maker):
+            progress.say(remark)
         if not tasks:
             progress.say(f"{study.path}: all runs are done")
             return conclude(study, spec)
@@ -263,7 +271,7 @@ def _run_in(
         check_data(study, costs)
         space = check_disk(study.path, disk_of(spec, tasks, costs))
         study.record_environment()
-        create_runs(study, spec, tasks_of(spec, asked.seeds), costs.fingerprint)
+        create_runs(study, spec, every, costs.fingerprint, maker, tasks)
         left = take_over(study, tasks)
         if shared := len(tasks) - len(left):
             progress.say(f"{shared} runs are taken over from other studies, which have made them")
