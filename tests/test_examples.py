@@ -107,6 +107,10 @@ def test_subspace_langevin_saves_gradients_where_its_blocks_precondition(
     last = table.groupby(["seed", "branch"])["covariance_error"].last()
     assert len(last) == 15
     assert last.tolist() == pytest.approx([0.05] * 15, rel=0.02)
+    followed, plain = (line.split("variance ")[1] for line in lines if line.startswith("  "))
+    # Of 500 independent chains: four standard errors.
+    assert float(followed) == pytest.approx(9, abs=4 * 9 * (2 / 500) ** 0.5)
+    assert not float(plain) < 90
     assert (tmp_path / "subspace-langevin.png").read_bytes().startswith(b"\x89PNG")
 
 

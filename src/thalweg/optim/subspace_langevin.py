@@ -84,9 +84,10 @@ class SubspaceLangevin(Optimizer):
         params: parameters, in one group.
         lr: h > 0.
         blocks: of A; or a function of x (P,) that gives them at each step. (Where A depends on x,
-            an exact sampler has a drift div A(x) besides, which is left out here:
-            choose an A that varies slowly, or hold it after a while.) None for A = I, one block:
-            plain Langevin.
+            an exact sampler has a drift div A(x) besides, which is left out here. It vanishes
+            where no entry of a diagonal A depends on its own coordinate, as in a funnel that is
+            preconditioned by its width; else choose an A that varies slowly, or hold it after a
+            while.) None for A = I, one block: plain Langevin.
         temperature: >= 0; scales the noise by its root. 0 is preconditioned block descent.
         seed: of the blocks drawn and of the noise, which are drawn on the CPU.
 
