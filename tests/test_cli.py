@@ -182,6 +182,20 @@ def test_a_dry_run_prints_the_resolved_spec_and_makes_nothing(
     assert not root.exists()
 
 
+@pytest.mark.parametrize("which", ["--all", "--neighbours"])
+@pytest.mark.parametrize(
+    ("key", "what"), [("claims", "claim"), ("figures", "figure"), ("probes", "probe")]
+)
+def test_a_dry_run_of_all_studies_refuses_an_unknown_name(
+    command: Command, which: str, key: str, what: str
+) -> None:
+    words = ["--probes.no-such", "5"] if key == "probes" else [f"--{key}", "no-such"]
+    answer = command("reproduce", which, *words, "--dry-run")
+    assert answer.status == 2
+    assert f"no {what} 'no-such'" in answer.err
+    assert answer.out == ""
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_command_has_an_example_in_its_help(verb: str, command: Command) -> None:
     answer = command(verb, "--help")

@@ -44,6 +44,7 @@ def _reproduce_all(options: argparse.Namespace) -> int:
     """Every study in turn, each with its own summary, then the page on all of them."""
     from thalweg.lab.collection import conclude_all, reproductions
     from thalweg.lab.spec import dump_spec
+    from thalweg.lab.study import check_spec
 
     if options.study is not None or (options.all and options.neighbours):
         raise InvalidInput("give one of: a study's name, --all, --neighbours")
@@ -54,6 +55,9 @@ def _reproduce_all(options: argparse.Namespace) -> int:
         overrides=options.overrides,
         neighbours=options.neighbours,
     )
+    # All before the first begins: the last may be hours away.
+    for spec in specs:
+        check_spec(spec)
     if options.dry_run:
         for spec in specs:
             out(f"# study {spec.name}\n{dump_spec(spec)}")
