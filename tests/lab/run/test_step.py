@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from tests.lab.small_study import begin, differing, execute, left, small_spec
-from thalweg.curvature import FixedSubspace, Objective, random_subspace
+from thalweg.curvature import FixedSubspace, Objective, Split, random_subspace
 from thalweg.dynamics import Moment
 from thalweg.errors import Diverged, Interrupted
 from thalweg.lab.minibatches import minibatch
 from thalweg.lab.problems import Problem
 from thalweg.lab.run import Run, Setup
 from thalweg.lab.run.building import make_optimizer
-from thalweg.lab.run.step import Buffers, train_one_step
+from thalweg.lab.run.step import Buffers, _make_update, train_one_step
 from thalweg.lab.spec import PhaseSpec
+from thalweg.optim import SplitUpdate
 
 SEED, STEP, K = 7, 3, 2
 SGD = {"name": "sgd", "lr": 0.5}
@@ -183,6 +185,29 @@ def test_one_learning_rate_is_set_as_it_is_to_the_last_bit() -> None:
 def test_a_loss_beyond_all_numbers_at_the_perturbed_point_is_divergence() -> None:
     with pytest.raises(Diverged, match="mini-batch loss is inf"):
         Case(optimizer={**SAM, "rho": 1e200})
+
+
+class Broken(FixedSubspace):
+    """Cannot split."""
+
+    def split(self, vector: Tensor) -> Split:
+        raise ValueError("a mistake of another kind")
+
+
+@pytest.mark.parametrize(
+    ("size", "error"),
+    [(1e10, ValueError), (1e19, ValueError), (1e20, Diverged), (math.inf, Diverged)],
+    ids=["usual", "its norm overflows", "its squares overflow", "infinite"],
+)
+def test_a_split_that_fails_is_divergence_where_the_update_is_beyond_all_numbers(
+    size: float, error: type[Exception]
+) -> None:
+    theta = nn.Parameter(torch.zeros(30))
+    theta.grad = torch.full((30,), size)
+    source = Broken(random_subspace(30, K, 0))
+    split = SplitUpdate(torch.optim.SGD([theta], lr=1.0), source, bulk=0.0, parameters=[theta])
+    with pytest.raises(error, match="mistake" if error is ValueError else "squares"):
+        _make_update(split, lambda: torch.zeros(()))
 
 
 RESUMED: dict[str, dict[str, Any]] = {

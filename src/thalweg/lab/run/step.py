@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from thalweg.curvature.finiteness import all_finite
 from thalweg.dynamics import Moment
 from thalweg.errors import Diverged
 from thalweg.lab.problems import Problem
@@ -121,8 +122,8 @@ def _make_update(optimizer: Optimizer, evaluate: Callable[[], Tensor]) -> None:
     """The optimizer's step, and its split; a split of an update beyond all numbers is divergence.
 
     Raises:
-        Diverged: the proposed update, or its norm, is NaN or infinite; the loss is, where the
-            optimizer evaluates it again.
+        Diverged: the proposed update is NaN or infinite, or too large for its squares to be
+            numbers; the loss is, where the optimizer evaluates it again.
     """
     try:
         # With a closure, other optimizers would evaluate the loss again in vain.
@@ -132,9 +133,10 @@ def _make_update(optimizer: Optimizer, evaluate: Callable[[], Tensor]) -> None:
             optimizer.step()
     except (ArithmeticError, RuntimeError, ValueError) as error:
         proposed = optimizer.proposed if isinstance(optimizer, SplitUpdate) else None
-        if proposed is None or bool(torch.isfinite(proposed.norm())):
+        # Not its norm: that of many elements overflows where each square is a number still.
+        if proposed is None or all_finite(proposed.square()):
             raise
-        raise Diverged("the norm of the proposed update is NaN or infinite") from error
+        raise Diverged("the squares of the proposed update are NaN or infinite") from error
 
 
 def _gradient(setup: Setup) -> Tensor:
