@@ -10,7 +10,7 @@ from torch import Tensor
 from tests.curvature.networks import Case, digits, mlp
 from thalweg.curvature.eigensolver import top_eigenpairs
 from thalweg.curvature.lockstep.objective import LockstepObjective
-from thalweg.curvature.lockstep.tracker import LockstepTracker
+from thalweg.curvature.lockstep.tracker import LockstepTracker, one_of_few
 from thalweg.curvature.objective import Objective
 from thalweg.curvature.operators import Hessian
 from thalweg.errors import Diverged, InvalidInput
@@ -156,6 +156,14 @@ def test_a_run_that_diverged_is_named(trained: Case) -> None:
     thetas[2, 0] = torch.nan
     with pytest.raises(Diverged, match="in run 2"):
         tracker.update(thetas, gradients)
+
+
+def test_subset_sizes_are_few_even_and_not_smaller_than_asked_for() -> None:
+    sizes = {asked: one_of_few(asked, 2000) for asked in range(2, 1002, 2)}
+    assert len({size for asked, size in sizes.items() if asked >= 32}) <= 22
+    assert all(asked <= size <= 1000 and size % 2 == 0 for asked, size in sizes.items())
+    assert all(size <= 1.25 * asked for asked, size in sizes.items())
+    assert one_of_few(4, 9) == 4
 
 
 def test_settings_and_shapes_that_do_not_fit_are_refused(trained: Case) -> None:

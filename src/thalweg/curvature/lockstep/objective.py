@@ -20,13 +20,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import grad, vjp, vmap
+from torch.func import grad, grad_and_value, vjp, vmap
 from torch.utils._pytree import tree_map
 
 from thalweg.curvature.evaluation import entries, mapped, refuse_constant
+from thalweg.curvature.lockstep.replay import Replay
 from thalweg.curvature.memory import within_memory
 from thalweg.curvature.objective import Objective
 from thalweg.curvature.products import BlockProducts, pull_back
@@ -66,13 +68,16 @@ class LockstepObjective:
             those of every run. Its `chunk_size` bounds the samples of all runs together.
         vectorize_up_to: samples of all runs in the largest chunk whose block of products is one
             pass, as for `Objective`, 0 for none; None measures.
+        replay: record what is computed once for each number of samples, and replay it; on a CUDA
+            device as a CUDA graph. A recording takes about a second, and one pass for all vectors
+            is what is recorded: for long runs of small models.
 
     Attributes:
         products: how blocks are multiplied: a `BlockProducts`.
 
     Raises:
         InvalidInput: as for `Objective`; thetas that are not (R, P); indices that are neither
-            int64 (n,) nor (R, n).
+            int64 (n,) nor (R, n); `replay` with a model that looks at values.
 
     In units of the loss, over theta for derivatives; on the device and in the dtype of thetas. NaN
     and infinite values are passed on in their run's row, and not looked for: that would wait for
@@ -82,9 +87,16 @@ class LockstepObjective:
     ("model ensembling"). Example: see the module.
     """
 
-    def __init__(self, objective: Objective, *, vectorize_up_to: int | None = None) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        *,
+        vectorize_up_to: int | None = None,
+        replay: bool = False,
+    ) -> None:
         self.objective = objective
         self.products = BlockProducts(vectorize_up_to)
+        self._replay = Replay() if replay else None
 
     @property
     def num_parameters(self) -> int:
@@ -131,12 +143,20 @@ class LockstepObjective:
         values, gradients = thetas.new_zeros(len(thetas)), torch.zeros_like(thetas)
         with self.objective.evaluator.settings():
             for chunk in self._chunks(samples, len(thetas)):
-                leaf = thetas.detach().requires_grad_()
-                losses = self._losses(leaf, chunk)
-                (gradient,) = torch.autograd.grad(losses.sum(), leaf)
-                values += chunk.weighted(losses.detach())
+                losses, gradient = self._losses_and_gradients(thetas, chunk)
+                values += chunk.weighted(losses)
                 gradients += chunk.weighted(gradient)
         return values, gradients
+
+    def _losses_and_gradients(self, thetas: Tensor, chunk: Chunk) -> tuple[Tensor, Tensor]:
+        """One chunk's losses (R,) and gradients (R, P)."""
+        if self._replay is not None:
+            gradients, losses = self._over_runs(grad_and_value(self._loss), chunk, thetas)
+            return losses, gradients
+        leaf = thetas.detach().requires_grad_()
+        losses = self._losses(leaf, chunk)
+        (gradients,) = torch.autograd.grad(losses.sum(), leaf)
+        return losses.detach(), gradients
 
     def _products(self, thetas: Tensor, rows: Tensor, samples: Tensor | None) -> Tensor:
         result: Tensor | None = None
@@ -165,12 +185,18 @@ class LockstepObjective:
             # Runs outside and vectors inside, so that a matrix of weights multiplies the k n rows
             # of its run. With vectors outside, which a kept graph imposes, every vector gets a
             # copy of the weights: 3 to 6 times as slow on an MLP of width 200.
-            if chunk.own:
-                return vmap(self._block_products)(thetas, rows, chunk.batch)
-            return vmap(lambda t, r: self._block_products(t, r, chunk.batch))(thetas, rows)
+            return self._over_runs(self._block_products, chunk, thetas, rows)
 
         product = self.products.faster(chunk.samples, rows.shape[1], one_by_one, vectorized)
         return chunk.weighted(product)
+
+    def _over_runs(self, function: Callable[..., Any], chunk: Chunk, *stacked: Tensor) -> Any:
+        """A function of one run's tensors and a batch, for all runs at once."""
+        dims = (*(0 for _ in stacked), 0 if chunk.own else None)
+        call = vmap(function, in_dims=dims)
+        if self._replay is None:
+            return call(*stacked, chunk.batch)
+        return self._replay(f"{function.__qualname__} {dims}", call, *stacked, chunk.batch)
 
     def _block_products(self, theta: Tensor, rows: Tensor, batch: Batch) -> Tensor:
         """One run's Hessian on a batch times its rows (k, P)."""

@@ -44,7 +44,7 @@ from thalweg.curvature.lockstep.power_step import (
 )
 from thalweg.curvature.lockstep.reference import LockstepReference
 from thalweg.curvature.operators import PRODUCT_COST, Hessian
-from thalweg.curvature.renewal import RenewalPolicy
+from thalweg.curvature.renewal import SMALLEST_SUBSET, RenewalPolicy
 from thalweg.curvature.source import TrackerReport
 from thalweg.curvature.subspace import Subspace
 from thalweg.curvature.tracker import SECOND_STEP
@@ -255,7 +255,7 @@ class LockstepTracker:
     def _renew(self, thetas: Tensor, rows: Tensor) -> list[float]:
         """Products over all samples: new references, and a power step; the cost by run."""
         self.policy.plan()
-        subset = self.policy.subset
+        subset = self.policy.subset = one_of_few(self.policy.subset, self.objective.num_samples)
         self._reference, images = LockstepReference.at(
             self.objective, thetas, rows, subset, self._generator
         )
@@ -327,6 +327,16 @@ class LockstepTracker:
         self._step = None if state["step"] is None else LockstepStep(**state["step"])
         saved = state["reference"]
         self._reference = None if saved is None else LockstepReference(**saved)
+
+
+def one_of_few(subset: int, num_samples: int) -> int:
+    """The next larger of few subset sizes, 32 times powers of 2^(1/4), and even.
+
+    Where a computation is recorded once for each shape, few sizes are few recordings.
+    """
+    steps = math.ceil(4 * math.log2(max(subset, SMALLEST_SUBSET) / SMALLEST_SUBSET))
+    size = 2 * math.ceil(SMALLEST_SUBSET * 2 ** (steps / 4) / 2)
+    return max(subset, min(size, num_samples // 4 * 2)) if subset >= SMALLEST_SUBSET else subset
 
 
 def _sums(costs: Iterable[Sequence[float]]) -> list[float]:

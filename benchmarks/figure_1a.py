@@ -1,0 +1,250 @@
+"""Figure 1a of the paper, its branches and seeds one after another or in lockstep: what is faster?
+
+SGD, Dom-SGD and Bulk-SGD from one checkpoint with the same mini-batches, the dominant subspace
+followed at every step of each branch, for one seed or several. One after another: a
+`SubspaceTracker` with `SplitUpdate` for each run. In lockstep: one `LockstepSGD` for all runs. Both
+take turns of a few steps in one process, so that what else the machine does falls on both alike;
+the first steps, which solve for the subspaces, are not timed. Time is that of one step of all runs
+together, mini-batches and updates included: on one thread of a CPU the processor's, otherwise that
+of the clock.
+
+    error      median and 95 % quantile of the trackers' own estimates
+    counted    gradients of the full loss that tracking counts, a step and run
+    loss       of all training samples at the end, mean over seeds; that of both ways must agree
+
+    python benchmarks/figure_1a.py digits --seeds 3
+    python benchmarks/figure_1a.py mnist --data-dir DIR --device cuda --steps 18000 --lockstep-only
+
+Source of the figure: Song, Ahn, Yun 2025 (arXiv 2405.16002): 20,000 steps on MNIST-5k, of which the
+branches take those after the first 2,000.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from thalweg.curvature import (
+    LockstepObjective,
+    LockstepTracker,
+    Objective,
+    SubspaceTracker,
+    TrackerReport,
+)
+from thalweg.lab.minibatches import minibatch
+from thalweg.lab.problems import Problem, build_problem
+from thalweg.lab.spec import PROBLEM_SPECS, load_spec
+from thalweg.optim import LockstepSGD, SplitUpdate
+
+BRANCHES = {"SGD": (1.0, 1.0), "Dom-SGD": (1.0, 0.0), "Bulk-SGD": (0.0, 1.0)}
+SETTINGS = {"digits": (0.05, 500), "mnist": (0.01, 2000)}
+"""Learning rate and steps of the trunk."""
+K, BATCH_SIZE, TURN = 10, 50, 10
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What both ways compute: one problem, several seeds, from the end of each seed's trunk."""
+
+    problem: Problem
+    objective: Objective
+    lr: float
+    seeds: Sequence[int]
+    trunk: int
+    replay: bool
+    beginnings: Tensor
+
+    def batches(self, step: int) -> list[Tensor]:
+        """Each seed's mini-batch of a step, (b,) on the CPU."""
+        size = self.problem.num_samples
+        return [minibatch(seed, step, BATCH_SIZE, size) for seed in self.seeds]
+
+
+class Way(Protocol):
+    """One of the two ways: steps of all runs, a seed's three branches after another."""
+
+    def step(self, step: int) -> list[TrackerReport]:
+        """One step of all runs, and what tracking says of it."""
+        ...
+
+    def thetas(self) -> Tensor:
+        """Where the runs are, (R, P)."""
+        ...
+
+
+class OneAfterAnother:
+    """A model, an optimizer and a tracker for each run."""
+
+    def __init__(self, figure: Figure) -> None:
+        self.figure = figure
+        self.runs: list[SplitUpdate] = []
+        self.models = []
+        for beginning in figure.beginnings:
+            for factors in BRANCHES.values():
+                model = copy.deepcopy(figure.problem.model)
+                objective = Objective(model, figure.problem.loss, figure.problem.train)
+                objective.layout.write(model, beginning)
+                base = torch.optim.SGD(model.parameters(), figure.lr)
+                self.runs.append(SplitUpdate(base, SubspaceTracker(objective, K), *factors))
+                self.models.append(model)
+
+    def step(self, step: int) -> list[TrackerReport]:
+        inputs, targets = self.figure.problem.train
+        chosen = [batch for batch in self.figure.batches(step) for _ in BRANCHES]
+        for run, model, batch in zip(self.runs, self.models, chosen, strict=True):
+            model.zero_grad()
+            self.figure.problem.loss(model(inputs[batch]), targets[batch]).backward()
+            if (run.dominant, run.bulk) == BRANCHES["SGD"]:
+                # Plain SGD asks for no subspace: the figure does.
+                parts = [p.grad for p in model.parameters() if p.grad is not None]
+                run.source.update(vector=self.figure.objective.layout.flatten(parts))
+            run.step()
+        return [run.source.report for run in self.runs]
+
+    def thetas(self) -> Tensor:
+        return torch.stack([self.figure.objective.layout.read(model) for model in self.models])
+
+
+class InLockstep:
+    """One computation for all runs."""
+
+    def __init__(self, figure: Figure) -> None:
+        self.figure = figure
+        dominant, bulk = zip(*BRANCHES.values(), strict=True)
+        seeds = len(figure.seeds)
+        self.sgd = LockstepSGD(
+            LockstepTracker(LockstepObjective(figure.objective, replay=figure.replay), K),
+            figure.beginnings.repeat_interleave(len(BRANCHES), 0),
+            figure.lr,
+            dominant * seeds,
+            bulk * seeds,
+        )
+
+    def step(self, step: int) -> list[TrackerReport]:
+        batches = torch.stack(self.figure.batches(step))
+        self.sgd.step(batches.repeat_interleave(len(BRANCHES), 0))
+        return self.sgd.tracker.reports
+
+    def thetas(self) -> Tensor:
+        return self.sgd.thetas
+
+
+@dataclass
+class Measured:
+    """Seconds of all timed steps, and what the trackers reported at them."""
+
+    way: Way
+    seconds: float = 0.0
+    steps: int = 0
+    reports: list[TrackerReport] = field(default_factory=list)
+
+    def turn(self, steps: range, device: torch.device, *, timed: bool) -> None:
+        clock = time.perf_counter
+        if device.type == "cpu" and torch.get_num_threads() == 1:
+            clock = time.process_time
+        begin = clock()
+        reports = [report for step in steps for report in self.way.step(step)]
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if timed:
+            self.seconds += clock() - begin
+            self.steps += len(steps)
+            self.reports += reports
+
+    @property
+    def pace(self) -> float:
+        """Seconds of a step of all runs."""
+        return self.seconds / self.steps
+
+
+def prepare(options: argparse.Namespace) -> Figure:
+    """Build the problem, and train each seed's trunk: in lockstep as well."""
+    lr, trunk = SETTINGS[options.problem]
+    lr = options.lr or lr
+    trunk = trunk if options.trunk is None else options.trunk
+    words = [] if options.data_dir is None else ["--problem.data.data_dir", options.data_dir]
+    spec = load_spec(PROBLEM_SPECS[options.problem], words).problem
+    seeds = range(options.seeds)
+    problems = [build_problem(spec, seed, device=options.device) for seed in seeds]
+    problem = problems[0]
+    chunk_size = options.chunk_size
+    objective = Objective(problem.model, problem.loss, problem.train, chunk_size=chunk_size)
+    thetas = torch.stack([objective.layout.read(p.model) for p in problems])
+    runs = LockstepObjective(objective)
+    for step in range(trunk):
+        batches = [minibatch(seed, step, BATCH_SIZE, problem.num_samples) for seed in seeds]
+        thetas = thetas - lr * runs.values_and_gradients(thetas, torch.stack(batches))[1]
+    return Figure(problem, objective, lr, seeds, trunk, options.replay, thetas)
+
+
+def measure(figure: Figure, ways: Sequence[Measured], steps: int) -> None:
+    """Let the ways take turns."""
+    for begin in range(0, steps, TURN):
+        turn = range(figure.trunk + begin, figure.trunk + min(begin + TURN, steps))
+        for way in ways:
+            way.turn(turn, figure.objective.device, timed=begin > 0)
+
+
+def report(figure: Figure, name: str, measured: Measured) -> None:
+    """One way's line, and its branches' losses."""
+    errors = [r.error for r in measured.reports]
+    counted = np.mean([r.gradients for r in measured.reports])
+    losses = [float(figure.objective.value(theta)) for theta in measured.way.thetas()]
+    by_branch = np.reshape(losses, (-1, len(BRANCHES))).mean(axis=0)
+    print(
+        f"{name:18} {1e3 * measured.pace:9.2f} ms   error {np.median(errors):.2%}"
+        f" / {np.quantile(errors, 0.95):.2%}   counted {counted:.2f}   loss "
+        + "  ".join(f"{b} {v:.4f}" for b, v in zip(BRANCHES, by_branch, strict=True))
+    )
+
+
+def main() -> None:
+    options = _options()
+    torch.set_num_threads(options.threads)
+    figure = prepare(options)
+    runs = len(BRANCHES) * options.seeds
+    print(
+        f"{options.problem}, P = {figure.objective.num_parameters},"
+        f" N = {figure.objective.num_samples}, lr {figure.lr:g}, {runs} runs"
+        f" of {options.steps} steps after {figure.trunk}; {figure.objective.device},"
+        f" {torch.get_num_threads()} thread(s)"
+    )
+    lockstep = Measured(InLockstep(figure))
+    ways = {"in lockstep": lockstep}
+    if not options.lockstep_only:
+        ways = {"one after another": Measured(OneAfterAnother(figure)), **ways}
+    measure(figure, list(ways.values()), options.steps)
+    print("a step of all runs:")
+    for name, measured in ways.items():
+        report(figure, name, measured)
+    if not options.lockstep_only:
+        print(f"ratio {ways['one after another'].pace / lockstep.pace:.2f}")
+    print(f"20,000 steps in lockstep at this pace: {20_000 * lockstep.pace / 60:.1f} minutes")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("problem", choices=list(SETTINGS))
+    parser.add_argument("--data-dir")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--steps", type=int, default=200, help="of the branches; more than 10")
+    parser.add_argument("--seeds", type=int, default=1, help="three runs each")
+    parser.add_argument("--lr", type=float)
+    parser.add_argument("--trunk", type=int, help="steps before the branches")
+    parser.add_argument("--chunk-size", type=int, default=1024, help="samples at once, in lockstep")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--replay", action="store_true", help="record in lockstep, and replay")
+    parser.add_argument("--lockstep-only", action="store_true")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
