@@ -16,7 +16,17 @@ import thalweg
 
 ROOT = Path(thalweg.__file__).parent
 # From the bottom to the top; a room may import from those before it.
-ROOMS = ("errors", "curvature", "optim", "dynamics", "lab", "integrations", "cli", "__main__")
+ROOMS = (
+    "errors",
+    "named",
+    "curvature",
+    "optim",
+    "dynamics",
+    "lab",
+    "integrations",
+    "cli",
+    "__main__",
+)
 MODULES = sorted(ROOT.rglob("*.py"))
 HEAVY = ("torch", "pandas", "matplotlib", "plotly", "pyarrow", "numpy")
 

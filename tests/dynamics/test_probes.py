@@ -199,7 +199,7 @@ def test_a_probe_of_ones_own_is_a_function() -> None:
 @pytest.mark.usefixtures("_restored")
 @pytest.mark.parametrize(
     ("name", "columns", "message"),
-    [("loss", ["new"], "probe: got 'loss'"), ("mine", ["loss", "new"], r"got \['loss'\]")],
+    [("loss", ["new"], "probe name: got 'loss'"), ("mine", ["loss", "new"], r"got \['loss'\]")],
 )
 def test_a_name_that_is_taken_is_refused(name: str, columns: list[str], message: str) -> None:
     with pytest.raises(InvalidInput, match=message):

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from thalweg.dynamics.moment import Moment
 from thalweg.errors import invalid
+from thalweg.named import Named
 
 Value = float | Sequence[float] | None
 Measure = Callable[[Moment], Mapping[str, Value]]
@@ -42,7 +43,7 @@ class Probe:
     needs_gradient: bool = False
 
 
-PROBES: dict[str, Probe] = {}
+PROBES: Named[Probe] = Named("probe")
 """All probes, by the name that a spec uses."""
 
 
@@ -64,14 +65,13 @@ def probe(
     Raises:
         InvalidInput: the name, or one of the columns, is taken.
     """
-    if name in PROBES:
-        raise invalid("probe", name, "a name that is not taken", "choose another")
+    PROBES.refuse_taken(name)
     taken = {column for other in PROBES.values() for column in other.columns}
     if clash := taken.intersection(columns):
         raise invalid("columns of probe " + name, sorted(clash), "names no other probe fills")
 
     def register(measure: Measure) -> Measure:
-        PROBES[name] = Probe(name, tuple(columns), measure, tuple(vectors), needs_gradient)
+        PROBES.add(Probe(name, tuple(columns), measure, tuple(vectors), needs_gradient))
         return measure
 
     return register

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import matplotlib as mpl
 import numpy as np
@@ -178,14 +179,14 @@ def test_neither_import_nor_drawing_loads_pyplot_and_import_alone_not_even_matpl
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-def test_a_later_study_adds_its_figure_once(
-    study: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("thalweg.lab.figures.registry.FIGURES", {})
-    add_figure(replace(FIGURES["alignment"], name="alignment-again"))
-    assert [figure.name for figure in save_figures(study, tmp_path).saved] == ["alignment-again"]
-    with pytest.raises(InvalidInput, match="not used yet"):
-        add_figure(replace(FIGURES["alignment"], name="alignment-again"))
+def test_a_later_study_adds_its_figure_once(study: pd.DataFrame, tmp_path: Path) -> None:
+    again = replace(FIGURES["alignment"], name="alignment-again")
+    with patch.dict(FIGURES, clear=True):
+        add_figure(again)
+        saved = save_figures(study, tmp_path).saved
+        assert [figure.name for figure in saved] == ["alignment-again"]
+        with pytest.raises(InvalidInput, match="not used yet"):
+            add_figure(again)
 
 
 def test_figures_can_be_asked_for_by_name(study: pd.DataFrame, tmp_path: Path) -> None:

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from thalweg.errors import invalid
 from thalweg.lab.claims.claim import Claim
+from thalweg.named import Named
 
-CLAIMS: dict[str, Claim] = {}
-
-
-def add_claim(claim: Claim) -> Claim:
-    """Register a claim under its name; raises InvalidInput if the name is taken."""
-    if claim.name in CLAIMS:
-        raise invalid("claim name", claim.name, "a name not used yet", "choose another name")
-    CLAIMS[claim.name] = claim
-    return claim
+CLAIMS: Named[Claim] = Named("claim")
+add_claim = CLAIMS.add

@@ -8,18 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from thalweg.errors import invalid, unknown_name
 from thalweg.lab.figures.saving import Figure
+from thalweg.named import Named
 
-FIGURES: dict[str, Figure[Any]] = {}
-
-
-def add_figure(figure: Figure[Any]) -> Figure[Any]:
-    """Register a figure under its name; raises InvalidInput if the name is taken."""
-    if figure.name in FIGURES:
-        raise invalid("figure name", figure.name, "a name not used yet", "choose another name")
-    FIGURES[figure.name] = figure
-    return figure
+FIGURES: Named[Figure[Any]] = Named("figure")
+add_figure = FIGURES.add
 
 
 def figures_named(names: Iterable[str | Figure[Any]] | None) -> list[Figure[Any]]:
@@ -29,10 +22,4 @@ def figures_named(names: Iterable[str | Figure[Any]] | None) -> list[Figure[Any]
     """
     if names is None:
         return list(FIGURES.values())
-    return [_figure(name) if isinstance(name, str) else name for name in names]
-
-
-def _figure(name: str) -> Figure[Any]:
-    if name not in FIGURES:
-        raise unknown_name("figure", name, FIGURES)
-    return FIGURES[name]
+    return [FIGURES.find(name) if isinstance(name, str) else name for name in names]

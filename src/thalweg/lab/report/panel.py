@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from thalweg.errors import invalid
 from thalweg.lab.figures.branch_style import branch_styles
 from thalweg.lab.figures.curves import (
     Curve,
@@ -20,6 +19,7 @@ from thalweg.lab.figures.curves import (
     list_length,
 )
 from thalweg.lab.figures.saving import Source
+from thalweg.named import Named
 
 #: Study -> (name of the line, key of its style, curve) of each line.
 Lines = Callable[[Source], list[tuple[str, str, Curve | None]]]
@@ -54,15 +54,8 @@ class Panel:
     wide: bool = False
 
 
-PANELS: dict[str, Panel] = {}
-
-
-def add_panel(panel: Panel) -> Panel:
-    """Register a panel under its name; raises InvalidInput if the name is taken."""
-    if panel.name in PANELS:
-        raise invalid("panel name", panel.name, "a name not used yet", "choose another name")
-    PANELS[panel.name] = panel
-    return panel
+PANELS: Named[Panel] = Named("panel")
+add_panel = PANELS.add
 
 
 def per_branch(name: str, window: float = 0.0, *, logarithmic: bool = False) -> Lines:
