@@ -47,14 +47,17 @@ class PowerStep:
     def refined_projection(self, operator: SymmetricOperator, vector: Tensor) -> Tensor:
         """P_k v by two products: to second order, a warm power step of the whole basis for one v.
 
-        v_perp = v - C C^T v;  z = A v_perp;  c = C^T v + M^-1 C^T z;  y = A C M^-1 c;
-        P_k v = C c + (y - C C^T y), with C the basis and M = diag(eigenvalues) close to C^T A C.
+        v_perp = v - C C^T v;  z = A v_perp;  y = A C M^-1 C^T v;
+        P_k v = C (C^T v + M^-1 C^T z) + (y - C C^T y), with C the basis and M = diag(eigenvalues)
+        close to C^T A C. A step of the whole basis has C (C^T v + M^-1 C^T z) in y as well; its
+        share of the part outside C is of second order. So z and y are one block.
         """
         rows, values = self.rows, self.eigenvalues.to(self.rows)
         coordinates = rows @ vector
-        image = operator @ (vector - rows.T @ coordinates)
-        coordinates = coordinates + (rows @ image) / values
-        image = operator @ (rows.T @ (coordinates / values))
+        within = rows.T @ (coordinates / values)
+        block = torch.stack([vector - rows.T @ coordinates, within], dim=1)
+        across, image = (operator @ block).unbind(dim=1)
+        coordinates = coordinates + (rows @ across) / values
         return rows.T @ coordinates + image - rows.T @ (rows @ image)
 
     def movement(self, vector: Tensor) -> Tensor:
