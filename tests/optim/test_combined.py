@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, AdamW, Muon, Optimizer
 
+from tests.optim.resuming import save_and_restore
 from thalweg.curvature import FixedSubspace, random_subspace
 from thalweg.errors import InvalidInput
 from thalweg.optim import SAM, Combined, SplitUpdate
@@ -92,21 +93,14 @@ def test_what_wraps_it_can_be_saved_and_restored(wrapped: str) -> None:
         source = FixedSubspace(random_subspace(26, 3, 0))
         return model, SplitUpdate(combined, source, 0.0, 1.0, parameters=list(model.parameters()))
 
-    def train(model: nn.Module, optimizer: Optimizer, steps: range) -> None:
-        for step in steps:
-            backward(model, step)
-            if wrapped == "sam":
-                optimizer.step(lambda step=step: backward(model, step))  # type: ignore[arg-type]
-            else:
-                optimizer.step()
+    def step(model: nn.Module, optimizer: Optimizer, number: int) -> None:
+        backward(model, number)
+        if wrapped == "sam":
+            optimizer.step(lambda: backward(model, number))  # type: ignore[arg-type]
+        else:
+            optimizer.step()
 
-    (model, optimizer), (resumed, restored) = build(), build()
-    train(model, optimizer, range(4))
-    resumed.load_state_dict(model.state_dict())
-    restored.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    train(model, optimizer, range(4, 8))
-    train(resumed, restored, range(4, 8))
-    assert torch.equal(flat(model), flat(resumed))
+    optimizer, _ = save_and_restore(build, step)
     moments = [state for state in optimizer.state.values() if state]
     assert len(moments) == 4
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from tests.optim.resuming import save_and_restore
 from thalweg.curvature import FixedSubspace, random_subspace
 from thalweg.errors import InvalidInput
 from thalweg.optim import Combined, Dion, GradPower, SplitUpdate
@@ -263,18 +263,11 @@ def test_its_state_can_be_saved_and_restored(wrapped: str) -> None:
         source = FixedSubspace(random_subspace(sum(p.numel() for p in parameters), 3, 0))
         return model, SplitUpdate(built(model), source, 0.0, 1.0, parameters=parameters)
 
-    def train(model: nn.Module, optimizer: Optimizer, steps: range) -> None:
-        for step in steps:
-            backward(model, rows_of(step))
-            optimizer.step()
+    def step(model: nn.Module, optimizer: Optimizer, number: int) -> None:
+        backward(model, rows_of(number))
+        optimizer.step()
 
-    (model, optimizer), (resumed, restored) = build(), build()
-    train(model, optimizer, range(4))
-    resumed.load_state_dict(model.state_dict())
-    restored.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    train(model, optimizer, range(4, 8))
-    train(resumed, restored, range(4, 8))
-    assert torch.equal(flat(model), flat(resumed))
+    save_and_restore(build, step)
 
 
 def test_it_trains_with_a_closure_and_leaves_the_gradients_alone() -> None:

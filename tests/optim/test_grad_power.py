@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 import numpy as np
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Adam, AdamW, Muon, Optimizer
 
+from tests.optim.resuming import save_and_restore
 from thalweg.curvature import FixedSubspace, random_subspace
 from thalweg.dynamics import stability_threshold
 from thalweg.dynamics.wrapping import unwrapped
@@ -106,18 +106,11 @@ def test_its_state_can_be_saved_and_restored(placed: str) -> None:
             return model, GradPower(Combined(parts(model)))
         return model, Combined([GradPower(part) for part in parts(model)])
 
-    def train(model: nn.Module, optimizer: Optimizer, steps: range) -> None:
-        for step in steps:
-            backward(model, step)
-            optimizer.step()
+    def step(model: nn.Module, optimizer: Optimizer, number: int) -> None:
+        backward(model, number)
+        optimizer.step()
 
-    (model, optimizer), (resumed, restored) = build(), build()
-    train(model, optimizer, range(4))
-    resumed.load_state_dict(model.state_dict())
-    restored.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    train(model, optimizer, range(4, 8))
-    train(resumed, restored, range(4, 8))
-    assert torch.equal(flat(model), flat(resumed))
+    save_and_restore(build, step)
 
 
 def test_it_takes_over_the_state_and_the_groups_of_an_optimizer_that_has_made_steps() -> None:

@@ -18,6 +18,7 @@ from tests.optim.local_training import (
     flat,
     network,
 )
+from tests.optim.resuming import save_and_restore
 from thalweg.curvature import FixedSubspace, random_subspace
 from thalweg.errors import InvalidInput
 from thalweg.optim import SAM, ConstantPeriod, QuadraticRule, SimulatedWorkers, SplitUpdate
@@ -149,18 +150,14 @@ def test_workers_whose_optimizer_needs_a_closure_are_given_one() -> None:
 
 @pytest.mark.parametrize("kind", ["sgd", "momentum", "adamw"])
 def test_its_state_can_be_saved_in_the_middle_of_a_round(kind: str) -> None:
-    def train(model: nn.Module, optimizer: SimulatedWorkers, steps: range) -> None:
-        for step in steps:
-            optimizer.step(closure_of(model, step))
+    def build() -> tuple[nn.Module, SimulatedWorkers]:
+        model = network()
+        return model, workers_of(model, kind, 4)
 
-    model, resumed = network(), network()
-    optimizer, restored = workers_of(model, kind, 4), workers_of(resumed, kind, 4)
-    train(model, optimizer, range(6))
-    resumed.load_state_dict(model.state_dict())
-    restored.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    train(model, optimizer, range(6, STEPS))
-    train(resumed, restored, range(6, STEPS))
-    assert torch.equal(flat(model), flat(resumed))
+    def step(model: nn.Module, optimizer: SimulatedWorkers, number: int) -> None:
+        optimizer.step(closure_of(model, number))
+
+    save_and_restore(build, step, saved_after=6, steps=STEPS)
 
 
 def test_the_state_of_a_bare_optimizer_is_each_workers_own_from_then_on() -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Muon, Optimizer
 
+from tests.optim.resuming import save_and_restore
 from thalweg.curvature import FixedSubspace, Objective, Subspace, SubspaceTracker, random_subspace
 from thalweg.errors import InvalidInput
 from thalweg.optim import SplitUpdate
@@ -148,20 +148,12 @@ def test_its_state_can_be_saved_and_restored(name: str) -> None:
         base = BASES[name](list(model.parameters()))
         return model, SplitUpdate(base, source, 0.0, 1.0, parameters=list(model.parameters()))
 
-    model, split = build()
-    for step in range(4):
-        backward(model, step)
-        split.step()
-    resumed, restored = build()
-    resumed.load_state_dict(model.state_dict())
-    # torch shares tensors between the optimizers otherwise.
-    restored.load_state_dict(copy.deepcopy(split.state_dict()))
+    def step(model: nn.Module, optimizer: SplitUpdate, number: int) -> None:
+        backward(model, number)
+        optimizer.step()
+
+    _, restored = save_and_restore(build, step)
     assert restored.param_groups is restored.optimizer.param_groups
-    for step in range(4, 8):
-        for one, optimizer in ((model, split), (resumed, restored)):
-            backward(one, step)
-            optimizer.step()
-    assert torch.equal(flat(model), flat(resumed))
 
 
 @pytest.mark.parametrize("on", ["the wrapper", "the wrapped"])
