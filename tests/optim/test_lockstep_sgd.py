@@ -26,9 +26,9 @@ def trained() -> Case:
     return digits()
 
 
-def lockstep(case: Case) -> LockstepSGD:
+def lockstep(case: Case, *, replay: bool = False) -> LockstepSGD:
     objective = Objective(case.model, case.loss, case.data)
-    runs = LockstepObjective(objective, vectorize_up_to=10**9)
+    runs = LockstepObjective(objective, vectorize_up_to=10**9, replay=replay)
     start = objective.theta().expand(len(LR), -1)
     return LockstepSGD(LockstepTracker(runs, K), start, LR, DOMINANT, BULK)
 
@@ -96,6 +96,18 @@ def test_a_restored_lockstep_goes_on_bit_for_bit(trained: Case) -> None:
         )
     assert torch.equal(sgd.thetas, restored.thetas)
     assert sgd.tracker.reports == restored.tracker.reports
+
+
+@pytest.mark.gpu
+def test_a_gpu_goes_where_the_cpu_goes(trained: Case) -> None:
+    inputs, targets = trained.data
+    moved = Case(copy.deepcopy(trained.model).cuda(), trained.loss, (inputs.cuda(), targets.cuda()))
+    here, there = lockstep(trained), lockstep(moved, replay=True)
+    begin = here.thetas.clone()
+    for step in range(10):
+        here.step(batch(step).expand(3, -1))
+        there.step(batch(step).expand(3, -1))
+    assert (here.thetas - there.thetas.cpu()).norm() < 0.01 * (here.thetas - begin).norm()
 
 
 def test_numbers_that_are_not_one_for_each_run_are_refused(trained: Case) -> None:

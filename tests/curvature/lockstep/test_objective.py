@@ -161,8 +161,15 @@ def test_layers_that_make_the_loss_random_are_refused() -> None:
 
 def test_a_loss_that_depends_on_no_parameter_is_refused() -> None:
     case = Case(mlp().model, lambda output, target: target.mean(), mlp().data)
-    with pytest.raises(InvalidInput, match="does not depend on any parameter"):
-        lockstep(case).values_and_gradients(points(case))
+    thetas = points(case)
+    for replay in (False, True):
+        for way in (0, 10**9):
+            objective = Objective(case.model, case.loss, case.data)
+            runs = LockstepObjective(objective, vectorize_up_to=way, replay=replay)
+            with pytest.raises(InvalidInput, match="does not depend on any parameter"):
+                runs.values_and_gradients(thetas)
+            with pytest.raises(InvalidInput, match="does not depend on any parameter"):
+                runs.hessian_products(thetas, blocks(thetas))
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -156,6 +157,27 @@ def test_a_run_that_diverged_is_named(trained: Case) -> None:
     thetas[2, 0] = torch.nan
     with pytest.raises(Diverged, match="in run 2"):
         tracker.update(thetas, gradients)
+
+
+@pytest.mark.gpu
+def test_a_step_waits_for_the_gpu_once(trained: Case) -> None:
+    inputs, targets = trained.data
+    moved = Case(copy.deepcopy(trained.model).cuda(), trained.loss, (inputs.cuda(), targets.cuda()))
+    objective = Objective(moved.model, moved.loss, moved.data)
+    tracker = LockstepTracker(LockstepObjective(objective, replay=True), K, error=0.1)
+    thetas = beginnings(trained).cuda()
+    gradients = tracker.objective.values_and_gradients(thetas)[1]
+    for _ in range(3):
+        tracker.update(thetas, gradients)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as waits:
+            warnings.simplefilter("always")
+            tracker.update(thetas, gradients)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert not tracker.reports[0].renewed
+    assert len(waits) == 1
 
 
 def test_subset_sizes_are_few_even_and_not_smaller_than_asked_for() -> None:

@@ -69,8 +69,7 @@ class LockstepObjective:
         vectorize_up_to: samples of all runs in the largest chunk whose block of products is one
             pass, as for `Objective`, 0 for none; None measures.
         replay: record what is computed once for each number of samples, and replay it; on a CUDA
-            device as a CUDA graph. A recording takes about a second, and one pass for all vectors
-            is what is recorded: for long runs of small models.
+            device as a CUDA graph. A recording takes up to a second: for long runs of small models.
 
     Attributes:
         products: how blocks are multiplied: a `BlockProducts`.
@@ -83,8 +82,8 @@ class LockstepObjective:
     and infinite values are passed on in their run's row, and not looked for: that would wait for
     the device. Where a layer does not have `vmap`, runs are evaluated one by one.
 
-    Source: for independent runs as one batched computation, `torch.func.stack_module_state`
-    ("model ensembling"). Example: see the module.
+    Source: model ensembling, as in the documentation of `torch.func.stack_module_state`. Example:
+    see the module.
     """
 
     def __init__(
@@ -184,7 +183,7 @@ class LockstepObjective:
         def vectorized() -> Tensor:
             # Runs outside and vectors inside, so that a matrix of weights multiplies the k n rows
             # of its run. With vectors outside, which a kept graph imposes, every vector gets a
-            # copy of the weights: 3 to 6 times as slow on an MLP of width 200.
+            # copy of the weights: 3 to 6 times as slow on an MLP 784-200-200-10.
             return self._over_runs(self._block_products, chunk, thetas, rows)
 
         product = self.products.faster(chunk.samples, rows.shape[1], one_by_one, vectorized)
@@ -206,16 +205,15 @@ class LockstepObjective:
     def _losses(self, thetas: Tensor, chunk: Chunk) -> Tensor:
         """The losses (R,) on a chunk, with their graph."""
         if chunk.own:
-            losses = mapped(self._loss, len(thetas), thetas, chunk.batch)
-        else:
-            losses = mapped(lambda theta: self._loss(theta, chunk.batch), len(thetas), thetas)
-        refuse_constant(losses)
-        return losses
+            return mapped(self._loss, len(thetas), thetas, chunk.batch)
+        return mapped(lambda theta: self._loss(theta, chunk.batch), len(thetas), thetas)
 
     def _loss(self, theta: Tensor, batch: Batch) -> Tensor:
         """One run's mean loss on a batch, a function of theta (P,)."""
         parts = self.objective.layout.unflatten(theta)
-        return self.objective.evaluator.outputs_and_loss(parts, batch)[1]
+        loss = self.objective.evaluator.outputs_and_loss(parts, batch)[1]
+        refuse_constant(loss)
+        return loss
 
     def _chunks(self, samples: Tensor | None, runs: int) -> Iterator[Chunk]:
         size = self.objective.chunk_size
