@@ -1,7 +1,9 @@
 """Does it pay to scale the bulk part of the updates up, and where does the curvature lie?
 
 By loss after as many steps, and by steps to a loss. The source of the second reports about half as
-many steps; we say "fewer" from three quarters on, half-way to no gain.
+many steps; we say "fewer" from three quarters on, half-way to no gain. Of two ways to find the bulk
+one does about as well as the other where the loss decreases nine tenths as far: a ratio of the
+losses themselves could hardly tell them apart in a short branch.
 """
 
 from __future__ import annotations
@@ -9,7 +11,13 @@ from __future__ import annotations
 import numpy as np
 
 from thalweg.lab.claims.claim import Claim, Measurement, Rule, SeedTables
-from thalweg.lab.claims.rows import last_tenth, measured, require_progress, require_same_start
+from thalweg.lab.claims.rows import (
+    last_tenth,
+    measured,
+    require_progress,
+    require_same_start,
+    start_and_end,
+)
 from thalweg.lab.claims.statistics import end_ratio, late_mean
 
 ZAKARIN = "Zakarin, Singh 2025, arXiv 2505.11972"
@@ -36,6 +44,18 @@ def measure_steps(seed: SeedTables) -> Measurement:
         needed[role] = float(steps[reached[0] if len(reached) else -1] - steps[0])
     beside = {"loss": target} | {f"steps of {seed.names[r]}": needed[r] for r in needed}
     return Measurement(needed["amplified"] / needed["plain"], beside, note)
+
+
+def measure_decrease(seed: SeedTables) -> Measurement:
+    """Decrease of the training loss from the start to the last tenth, own batch / all data."""
+    require_same_start(seed, "all-data", "own-batch")
+    require_progress(seed, "all-data")
+    decrease: dict[str, float] = {}
+    for role in ("all-data", "own-batch"):
+        start, end = start_and_end(seed, role)
+        decrease[role] = start - end
+    beside = {f"decrease of {seed.names[role]}": decrease[role] for role in decrease}
+    return Measurement(decrease["own-batch"] / decrease["all-data"], beside)
 
 
 BULK_AMPLIFIED_CLAIMS = (
@@ -69,15 +89,14 @@ BULK_AMPLIFIED_CLAIMS = (
         name="batch-hessian-suffices",
         statement="Bulk-SGD with the Hessian of each step's own mini-batch lowers the loss about "
         "as far as with that of all data.",
-        source=f"{ZAKARIN}; the rule is that of bulk-suffices",
-        statistic="training loss over the last tenth, own batch / all data",
-        measure=end_ratio("loss", "own-batch", "all-data"),
-        rule=Rule(1.1, "below"),
+        source=f"{ZAKARIN}; the rule is ours",
+        statistic="decrease of the training loss to the last tenth, own batch / all data",
+        measure=measure_decrease,
+        rule=Rule(0.9, "above"),
         refuted_by="mini-batches of one sample and k outputs: the gradient lies in the dominant "
         "space of the Gauss-Newton part",
         needs_roles=("all-data", "own-batch"),
         needs_columns=("loss",),
-        logarithmic=True,
     ),
     *(
         Claim(

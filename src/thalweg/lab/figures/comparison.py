@@ -72,7 +72,8 @@ def _draw(canvas: Canvas, dots: Mapping[str, Dots | None], look: Look) -> None:
     name_marks(axes, {text: mark for part, (text, mark) in _MARKS.items() if part in parts})
     against = {drawn.against for drawn in dots.values() if drawn is not None}
     whose = branch_label(against.pop()) if len(against) == 1 else "the unsplit branch"
-    axes.set_xlabel(f"training loss / that of {whose}")
+    # Centred under a narrow panel beside long names it would leave the page.
+    axes.set_xlabel(f"training loss / that of {whose}", loc="right")
 
 
 def _size(dots: Mapping[str, Dots | None], look: Look) -> Size:
