@@ -127,9 +127,9 @@ def _measure(
     say("how to multiply by the Hessian")
     block = choose_way_to_multiply(spec, setup, Clock(objective.device, BUDGET_SECONDS / 2))
     say("gradients and steps")
-    gradient, few = _gradient(spec, setup, clock)
     training = _Training(spec, setup, seed)
     step = training.seconds(clock)
+    gradient, few = _gradient(spec, setup, training.batch_size, clock)
     say("probes")
     names, size = tuple(spec.probes), training.batch_size
     probes = ask_probes(names, training.moment, setup.k, few, size, clock)
@@ -231,13 +231,19 @@ def _followed(spec: Spec, asking: Sequence[str]) -> Spec | None:
     return None
 
 
-def _gradient(spec: Spec, setup: Setup, clock: Clock) -> tuple[float, Objective]:
-    """Seconds of a gradient of the full loss, and the loss of few samples, long enough to time."""
+def _gradient(
+    spec: Spec, setup: Setup, batch_size: int | None, clock: Clock
+) -> tuple[float, Objective]:
+    """Seconds of a gradient of the full loss, and the loss of few samples, long enough to time.
+
+    So many, unless they take too long, that a mini-batch shrunk likewise has a sample left.
+    """
     import torch
 
     from thalweg.lab.run.building import make_objective
 
     total, size = setup.objective.num_samples, FEWEST
+    least = FEWEST if batch_size is None else total / batch_size
     while True:
         size = min(size, total)
         few = make_objective(spec, setup.problem, torch.arange(size))
@@ -245,7 +251,8 @@ def _gradient(spec: Spec, setup: Setup, clock: Clock) -> tuple[float, Objective]
         few.gradient()  # warms up
         # The least of three: what else the machine did meanwhile would be scaled up too.
         seconds = min(clock.seconds(few.gradient) for _ in range(3))
-        if seconds >= QUICK_SECONDS or size == total:
+        is_enough = size >= least or seconds >= LONG_SECONDS / 16
+        if (seconds >= QUICK_SECONDS and is_enough) or size == total:
             break
         size *= 4
     times = max(1, int(QUICK_SECONDS / seconds))
