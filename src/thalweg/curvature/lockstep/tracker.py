@@ -178,7 +178,7 @@ class LockstepTracker:
             passes = 2
         biases = self._biases(moved)
         errors = [math.hypot(s, b) for s, b in zip(sampling, biases, strict=True)]
-        # A size for the worst of nine runs costs 1.4 times as much, and is rarely needed.
+        # With a size for the worst, nine runs counted 1.4 times the gradients of each by itself.
         typical = math.sqrt(sum(error**2 for error in sampling) / len(sampling))
         self.policy.record(typical, max(biases))
         subset = self.policy.subset
