@@ -10,7 +10,7 @@ from typing import Any
 from thalweg.lab.preparing import create_runs
 from thalweg.lab.processes import Child
 from thalweg.lab.run import Run
-from thalweg.lab.schedule import tasks_of
+from thalweg.lab.schedule import GRACE_SECONDS, tasks_of
 from thalweg.lab.sharing import this_maker
 from thalweg.lab.spec import Spec, dump_spec, parse_spec
 from thalweg.lab.store import StudyFolder
@@ -85,7 +85,8 @@ def in_a_process(
 ) -> Child:
     """Begin a run as the scheduler does."""
     log = study.run(seed, branch).path / "log.txt"
-    return Child(work, (str(study.path), seed, branch, "cpu", 1, plugins), log)
+    arguments = (str(study.path), seed, branch, "cpu", 1, plugins)
+    return Child(work, arguments, log, grace=GRACE_SECONDS)
 
 
 def left(study: StudyFolder, branch: str, *, seed: int = 0) -> dict[str, str]:
