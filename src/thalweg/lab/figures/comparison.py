@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 
 _LATE = 0.1
 _MARKS: Mapping[str | None, tuple[str, Mark]] = {
-    None: ("unsplit", Mark("#0072b2", "D")),
+    # Also those that scale both parts, each by its own factor.
+    None: ("whole or mixed", Mark("#0072b2", "D")),
     "dominant": ("Dom", Mark("#d55e00", "s")),
     "bulk": ("Bulk", Mark("#009e73", "o")),
 }
-#: Within a family: unsplit, dominant, bulk.
+#: Within a family: these first, dominant, bulk.
 _ORDER = list(_MARKS)
 
 

@@ -225,14 +225,20 @@ def _write_ends(axes: Axes, entries: Sequence[EndLabel], gap_points: float, size
 
 
 def label_inside(axes: Axes, step: float, label: EndLabel) -> None:
-    """Write a label above the end of a line that ends before the right edge."""
+    """Write a label at the end of a line that ends before the right edge: above, or beside it.
+
+    Beside the end of a line that leaves at the top, as one that diverges does: the title is above.
+    """
     text, height, colour = label
+    part = axes.transAxes.inverted().transform(axes.transData.transform((step, height)))[1]
+    at_top = part > 0.85
     axes.annotate(
         text,
         (step, height),
-        xytext=(0, 4),
+        xytext=(4, 0) if at_top else (0, 4),
         textcoords="offset points",
-        ha="right",
+        ha="left" if at_top else "right",
+        va="top" if at_top else "baseline",
         color=colour,
         fontsize=7,
     )
