@@ -83,7 +83,7 @@ def _draw_points(axes: Axes, rows: list[Row]) -> None:
     _mark(axes.yaxis, COST_TICKS)
     axes.set_xlabel("95 % error of $P_k g$, % of norm(g)")
     axes.set_ylabel("counted gradients a step")
-    axes.legend(frameon=False, loc="upper right")
+    axes.legend(frameon=False, loc="lower left")
     axes.grid(color="0.92")
 
 
