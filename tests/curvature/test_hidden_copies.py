@@ -123,6 +123,30 @@ def test_a_loss_that_ignores_the_few_samples_is_asked_over_all() -> None:
     assert float(found.eigenvalues[0]) == pytest.approx(largest, rel=1e-3)
 
 
+def test_few_samples_whose_loss_is_not_a_number_are_no_divergence() -> None:
+    def masked(output: Tensor, target: Tensor) -> Tensor:
+        mask = target[:, 1:]
+        return (mask * (output - target[:, :1]) ** 2).sum() / mask.sum()
+
+    generator = torch.Generator().manual_seed(0)
+    inputs, targets = torch.randn(SAMPLES, 4, generator=generator), torch.zeros(SAMPLES, 2)
+    targets[:3] = 1.0
+    hessian = Hessian(Objective(nn.Linear(4, 1), masked, (inputs, targets)))
+    largest = scipy.linalg.eigh(dense(hessian), eigvals_only=True)[-1]
+    assert float(top_eigenpairs(hessian, 1).eigenvalues[0]) == pytest.approx(largest, rel=1e-3)
+
+
+@pytest.mark.parametrize("keep_graph", [False, True])
+def test_the_look_keeps_graphs_where_the_operator_does(keep_graph: bool) -> None:
+    objective, _ = least_squares(1)
+    hessian = Hessian(objective, keep_graph=keep_graph)
+    few = thinned(hessian, 0.25, torch.Generator().manual_seed(0))
+    assert isinstance(few, Hessian)
+    _ = few @ torch.ones(INPUTS).double()
+    assert (few._kept is not None) == keep_graph
+    assert hessian._kept is None
+
+
 def test_deflation_takes_the_subspace_out() -> None:
     matrix = torch.diag(torch.tensor([3.0, 2.0, 1.0]))
     deflated = Deflated(DenseOperator(matrix), torch.eye(3)[:1], rounding=1e-6)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from thalweg.curvature.krylov import WANTED, Krylov, Ritz, random_vector
 from thalweg.curvature.operators import OperatorAround, SymmetricOperator, thinned
-from thalweg.errors import InvalidInput
+from thalweg.errors import Diverged, InvalidInput
 
 SHARE = 1 / 16
 """Of the samples, for the first look."""
@@ -88,8 +88,8 @@ def few_samples_see_none(
         beside.expand(random_vector(krylov.operator, generator))
         while beside.dimension < len(beside.basis):
             beside.expand(beside.outside(beside.remainder(), generator))
-    except InvalidInput:
-        # Few samples may be none at all, where the loss ignores most of them.
+    except (InvalidInput, Diverged):
+        # Few samples may be none at all, where the loss ignores most of them: perhaps a mean 0/0.
         return False
     krylov.products += SHARE * products
     seen = beside.ritz(1, 1.0, exact=True).values[0]

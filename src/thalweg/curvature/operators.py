@@ -271,7 +271,7 @@ class LossOperator(ABC):
         return result[0] if vectors.dim() == 1 else result.T
 
     def thinned(self, share: float, generator: torch.Generator) -> Self | None:
-        """The same operator over a random part of its samples, its graph kept: see `thinned`."""
+        """The same operator over a random part of its samples: see `thinned`."""
         objective = self.objective
         samples = torch.arange(objective.num_samples) if self.samples is None else self.samples
         count = math.ceil(share * len(samples))
@@ -279,7 +279,7 @@ class LossOperator(ABC):
             return None
         few = copy.copy(self)
         few.samples = samples[torch.randperm(len(samples), generator=generator)[:count]]
-        few.keep_graph, few.products, few.gradient, few._kept = True, 0, None, None
+        few.products, few.gradient, few._kept = 0, None, None
         return few
 
     def _multiply(self, rows: Tensor) -> Tensor:
