@@ -22,7 +22,7 @@ COSTS = Measurement(
     start=0.0,
     gradient=0.1,
     step=0.01,
-    subspace=SubspaceCosts(begin=1.0, tracked=0.2, settled=0.05, solve=2.0),
+    subspace=SubspaceCosts(begin=1.0, tracked=0.2, settled=0.05, solve=2.0, samples=200),
     test=0.0,
     vectorize_up_to=0,
     chunk_size=256,
@@ -69,6 +69,13 @@ def test_following_costs_less_once_it_has_settled_and_less_when_seldom() -> None
     assert seconds_of(seldom, DOM, COSTS) == pytest.approx(ONCE + 12 * (0.01 + 0.05))
     exact = small_spec({"probes": {}, "subspace.source": "exact"})
     assert seconds_of(exact, DOM, COSTS) == pytest.approx(ONCE + 12 * (0.01 + 1.0))
+
+
+def test_a_solve_over_a_mini_batch_costs_its_share_of_one_over_all_samples() -> None:
+    own = {"source": "exact", "samples": "batch"}
+    spec = small_spec({"probes": {}, "branches.dom-sgd.subspace": own})
+    # 20 of 200 samples.
+    assert seconds_of(spec, DOM, COSTS) == pytest.approx(ONCE + 12 * (0.01 + 0.1))
 
 
 def test_branches_wait_for_their_trunk_and_share_the_workers() -> None:

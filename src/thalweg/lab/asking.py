@@ -44,6 +44,13 @@ def updates_a_step(spec: Spec, phase: PhaseSpec, probes: Container[str]) -> floa
     return share_of_steps(spec, probes)
 
 
+def samples_of_hessian(spec: Spec, phase: PhaseSpec, num_samples: int) -> int:
+    """How many samples the loss has whose S_k it is: as given, those of a mini-batch, or all N."""
+    given = spec.subspace.samples
+    size = phase.batch_size if given == "batch" else given
+    return num_samples if size is None or size == "all" else size
+
+
 def in_own_metric(phase: PhaseSpec) -> bool:
     """Whether updates are split on a live subspace in the metric of the optimizer."""
     return _has_live_split(phase) and phase.split is not None and phase.split.metric == "optimizer"

@@ -9,6 +9,7 @@ from thalweg.lab.asking import (
     asks_for_subspace,
     gradients_a_step,
     in_own_metric,
+    samples_of_hessian,
     updates_a_step,
 )
 from thalweg.lab.measuring import Measurement
@@ -137,7 +138,7 @@ def _per_step(spec: Spec, phase: PhaseSpec, costs: Measurement, *, settled: bool
     """A step of a phase: the optimizer's, and the subspace and the gradient when asked for."""
     gradients = gradients_a_step(spec, phase, costs.gradient_probes)
     updates = updates_a_step(spec, phase, costs.subspace_probes)
-    subspace = _subspace_seconds(spec, costs, settled=settled)
+    subspace = _subspace_seconds(spec, phase, costs, settled=settled)
     seconds = costs.step + gradients * costs.gradient + updates * subspace
     if phase.local is not None:
         seconds += (phase.local.workers - 1) * costs.step
@@ -153,13 +154,17 @@ def _per_step(spec: Spec, phase: PhaseSpec, costs: Measurement, *, settled: bool
     return seconds + own
 
 
-def _subspace_seconds(spec: Spec, costs: Measurement, *, settled: bool) -> float:
+def _subspace_seconds(spec: Spec, phase: PhaseSpec, costs: Measurement, *, settled: bool) -> float:
     """Moving the subspace on by one step."""
     source, every = spec.subspace.source, spec.subspace.every
     if source == "random":
         return 0.0
-    following = costs.subspace.settled if settled else costs.subspace.tracked
-    return (following if source == "tracker" else costs.subspace.begin) / every
+    if source == "tracker":
+        return (costs.subspace.settled if settled else costs.subspace.tracked) / every
+    # A solve takes as many products over few samples as over all.
+    solved = samples_of_hessian(spec, phase, costs.num_samples)
+    share = solved / costs.subspace.samples if costs.subspace.samples else 1.0
+    return share * costs.subspace.begin / every
 
 
 def _total(spec: Spec, task: Task, costs: Measurement | None) -> int:

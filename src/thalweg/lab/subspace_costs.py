@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from thalweg.curvature.operators import PRODUCT_COST
 from thalweg.curvature.renewal import RenewalPolicy
+from thalweg.lab.asking import samples_of_hessian
 from thalweg.lab.run.building import make_source, solve
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class SubspaceCosts:
         begin: finding S_k for the first time, or anew.
         tracked, settled: following it by an update, in the first steps, and in the long run.
         solve: 2k eigenpairs from scratch.
+        samples: those of the loss whose S_k it is.
         counted: whether any of these is counted, not measured.
     """
 
@@ -43,6 +45,7 @@ class SubspaceCosts:
     tracked: float = 0.0
     settled: float = 0.0
     solve: float = 0.0
+    samples: int = 0
     counted: bool = False
 
 
@@ -74,7 +77,7 @@ def subspace_costs(
 
 def counted_following(spec: Spec, setup: Setup, product: float) -> SubspaceCosts:
     """What finding and following S_k cost, by the products that they take."""
-    samples = _samples_of_hessian(spec, setup)
+    samples = samples_of_hessian(spec, spec.phases[-1], setup.objective.num_samples)
     product *= samples / setup.objective.num_samples
     settled, renewing = (product * n for n in _products(samples, setup.k, spec.subspace.error))
     if spec.subspace.source == "next":
@@ -82,8 +85,8 @@ def counted_following(spec: Spec, setup: Setup, product: float) -> SubspaceCosts
     else:
         begin = product * (PRODUCTS_BEGIN * setup.k + PRODUCTS_GAP) + renewing
     if spec.subspace.source != "tracker":
-        return SubspaceCosts(begin, begin, begin, counted=True)
-    return SubspaceCosts(begin, renewing, settled, counted=True)
+        return SubspaceCosts(begin, begin, begin, samples=samples, counted=True)
+    return SubspaceCosts(begin, renewing, settled, samples=samples, counted=True)
 
 
 def _following(
@@ -102,7 +105,7 @@ def _following(
     source = make_source(spec, setup, seed)
     begin = clock.seconds(source.update)
     if spec.subspace.source != "tracker":
-        return SubspaceCosts(begin, begin, begin)
+        return replace(counted, begin=begin, tracked=begin, settled=begin, counted=False)
     seconds: list[float] = []
     gradients: list[float] = []
     while len(seconds) < STEPS and clock.affords(max(seconds, default=0.0)):
@@ -110,27 +113,16 @@ def _following(
         seconds.append(clock.seconds(source.update))
         gradients.append(source.report.gradients)
     if not seconds:
-        return SubspaceCosts(begin, counted.tracked, counted.settled, counted=True)
+        return replace(counted, begin=begin)
     tracked = sum(seconds) / len(seconds)
-    return SubspaceCosts(begin, tracked, tracked * _share_when_settled(spec, setup, gradients))
+    settled = tracked * _share_when_settled(spec, setup, counted.samples, gradients)
+    return replace(counted, begin=begin, tracked=tracked, settled=settled, counted=False)
 
 
-def _samples_of_hessian(spec: Spec, setup: Setup) -> int:
-    """How many: as given, those of a mini-batch, or all."""
-    given = spec.subspace.samples
-    if given is None:
-        return setup.objective.num_samples
-    if isinstance(given, int):
-        return given
-    size = spec.phases[-1].batch_size
-    return setup.objective.num_samples if size == "all" else size
-
-
-def _share_when_settled(spec: Spec, setup: Setup, gradients: list[float]) -> float:
+def _share_when_settled(spec: Spec, setup: Setup, samples: int, gradients: list[float]) -> float:
     """What share of the cost of these updates, counted in gradients, settled ones have."""
     if not sum(gradients):
         return 1.0
-    samples = _samples_of_hessian(spec, setup)
     settled, _ = _products(samples, setup.k, spec.subspace.error)
     return min(1.0, PRODUCT_COST * settled * len(gradients) / sum(gradients))
 
