@@ -209,6 +209,8 @@ def test_settings_and_shapes_that_do_not_fit_are_refused(trained: Case) -> None:
         tracker.project(thetas)
     with pytest.raises(InvalidInput, match="thetas and vectors"):
         tracker.update(thetas, thetas[:2])
+    with pytest.raises(InvalidInput, match="thetas and vectors"):
+        tracker.update(thetas[0], thetas[0])
     tracker.update(thetas, thetas)
     with pytest.raises(InvalidInput, match="thetas and vectors"):
         tracker.update(thetas[:2], thetas[:2])

@@ -122,10 +122,11 @@ class LockstepTracker:
             InvalidInput: other shapes.
             Diverged: a product of some run is NaN or infinite; the message names the runs.
         """
-        expected = thetas.shape if self._step is None else self._step.rows.shape[::2]
+        runs = len(thetas) if self._step is None else len(self._step.rows)
+        expected = (runs, self.objective.num_parameters)
         if thetas.shape != expected or vectors.shape != expected:
             given = f"{tuple(thetas.shape)} and {tuple(vectors.shape)}"
-            raise invalid("thetas and vectors", given, f"(R, P) = {tuple(expected)} both")
+            raise invalid("thetas and vectors", given, f"(R, P) = {expected} both")
         thetas = thetas.detach()
         if self._reference is None:
             self._begin(thetas)
