@@ -253,6 +253,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--replay", action="store_true", help="record in lockstep, and replay")
     parser.add_argument("--lockstep-only", action="store_true")
     options = parser.parse_args()
+    # Whole turns are timed, or not.
+    options.settle = -(-options.settle // TURN) * TURN
     if options.steps <= options.settle:
         parser.error("--steps must be more than --settle")
     return options

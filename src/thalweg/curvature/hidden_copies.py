@@ -70,7 +70,7 @@ def few_samples_see_none(
 
     Args:
         krylov: what found it. The look counts as `SHARE` times `products` of its products.
-        found: Ritz pairs, all positive or this answers False; about the largest or by magnitude.
+        found: Ritz pairs, by value or by magnitude; where the last is not positive, False.
         products: how many, over the few samples.
         generator: of the samples and of the direction.
 
