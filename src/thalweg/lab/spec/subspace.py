@@ -74,8 +74,8 @@ class SubspaceSpec(SpecModel):
             return
         if phase.local is not None:
             mend = "each worker has a mini-batch of its own"
-            allowed = "none with subspace.samples = 'batch'"
-            raise bad_value("local", phase.local, allowed, mend, within=where)
+            given, allowed = phase.local.model_dump(), "none with subspace.samples = 'batch'"
+            raise bad_value("local", given, allowed, mend, within=where)
         for key, usual in (("basis", "live"), ("metric", "euclidean")):
             given = usual if phase.split is None else getattr(phase.split, key)
             if given != usual:
