@@ -134,6 +134,11 @@ class Moment:
         return self.source.subspace
 
     @property
+    def subspace_is_known(self) -> bool:
+        """Whether somebody has asked for S_k at theta_t already."""
+        return self.subspace_updated or "subspace" in self.__dict__
+
+    @property
     def step_was_made(self) -> bool:
         """Whether an update followed: not at the last row of a run."""
         return self.update is not None

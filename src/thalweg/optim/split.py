@@ -55,6 +55,8 @@ class SplitUpdate(Wrapper):
     Attributes:
         proposed: delta of the last step before scaling, (P,).
         split: the parts of it, None after a (1, 1) step.
+        source_is_here: whether the source has been moved on to the present point already, by a rule
+            or a probe that asked before the step; set it for the next step, which forgets it.
 
     Raises:
         InvalidInput: the optimizer updates none of the parameters of theta.
@@ -88,6 +90,7 @@ class SplitUpdate(Wrapper):
         self._others: list[nn.Parameter] = [p for p in own if id(p) not in theta]
         self.proposed: Tensor | None = None
         self.split: Split | None = None
+        self.source_is_here = False
 
     @property
     def needs_closure(self) -> bool:
@@ -97,6 +100,7 @@ class SplitUpdate(Wrapper):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Make one step; returns the loss of `closure`, if one is given."""
+        is_here, self.source_is_here = self.source_is_here, False
         before = self._flat()
         others_before = [p.clone() for p in self._others]
         loss = self.optimizer.step(closure)  # type: ignore[arg-type]
@@ -107,7 +111,8 @@ class SplitUpdate(Wrapper):
             # The subspace is that of the point before the step in all parameters.
             self._copy(others_before)
             try:
-                self.source.update(before, self.proposed)
+                if not is_here:
+                    self.source.update(before, self.proposed)
                 self.split = self.source.split(self.proposed)
             finally:
                 self._copy(others_after)

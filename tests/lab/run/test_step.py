@@ -166,6 +166,26 @@ def test_noise_is_of_the_function_that_curvature_is_of() -> None:
     assert noisy.model.training
 
 
+@pytest.mark.parametrize("noise", [None, {"part": "dominant", "batch_size": 8}])
+def test_the_source_moves_on_once_a_step_whoever_asks_first(
+    noise: dict[str, Any] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Tensor] = []
+
+    def update(source: FixedSubspace, theta: Tensor, vector: Tensor | None = None) -> Any:
+        asked.append(theta)
+        return source.subspace
+
+    monkeypatch.setattr(FixedSubspace, "update", update)
+    said: dict[str, Any] = {} if noise is None else {"noise": noise, "batch_size": "all"}
+    case = Case(optimizer=SGD, split={"dominant": 0.0, "bulk": 1.0}, **said)
+    assert len(asked) == 1
+    assert torch.equal(asked[0], case.theta)
+    assert case.moment.subspace is case.space
+    assert len(asked) == 1
+    assert close(case.update, case.space.reject(case.update))
+
+
 def test_a_schedule_scales_the_learning_rate_of_every_group() -> None:
     companion = {"name": "sgd", "lr": 0.04}
     case = Case(optimizer={"name": "muon", "lr": 0.01, "companion": companion}, rate=0.5)

@@ -80,6 +80,10 @@ def train_one_step(
     else:
         moment.minibatch_loss = float(evaluate())
         moment.minibatch_gradient = gradient()
+        if isinstance(optimizer, SplitUpdate):
+            # Asked for by a rule, or by noise on a part: not to be moved on twice at one theta.
+            known = moment.subspace_is_known
+            optimizer.source_is_here = known and optimizer.source is moment.source
         _make_update(optimizer, evaluate)
     moment.update = setup.objective.theta() - moment.theta
     if isinstance(optimizer, SplitUpdate):
