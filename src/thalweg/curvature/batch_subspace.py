@@ -26,7 +26,6 @@ Example:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,13 +33,13 @@ from torch import Tensor
 
 from thalweg.curvature.eigensolver import top_eigenpairs
 from thalweg.curvature.objective import Objective
-from thalweg.curvature.operators import PRODUCT_COST, Hessian
-from thalweg.curvature.source import Split, TrackerReport
+from thalweg.curvature.operators import Hessian
+from thalweg.curvature.solved_source import SolvedSource
 from thalweg.curvature.subspace import Subspace
-from thalweg.errors import InvalidInput, invalid
+from thalweg.errors import invalid
 
 
-class BatchSubspace:
+class BatchSubspace(SolvedSource):
     """Top k eigenpairs of the Hessian over given samples, from scratch; a `SubspaceSource`.
 
     Args:
@@ -73,77 +72,25 @@ class BatchSubspace:
     ) -> None:
         if not 1 <= k <= objective.num_parameters:
             raise invalid("k", k, f"an integer from 1 to P = {objective.num_parameters}")
-        if every < 1:
-            raise invalid("every", every, "an integer >= 1")
-        self.objective = objective
-        self.k = k
-        self.tolerance = tolerance
-        self.every = every
+        super().__init__(objective, k, tolerance=tolerance, every=every)
         self.seed = seed
         self.samples: Tensor | None = None
-        self.report = TrackerReport(math.nan, 0.0, False, 0, 0)
-        self._subspace: Subspace | None = None
-        self._calls = 0
 
-    @property
-    def subspace(self) -> Subspace:
-        """The subspace of the last update.
-
-        Raises:
-            InvalidInput: there was no update yet.
-        """
-        if self._subspace is None:
-            raise InvalidInput("there is no subspace yet; call update() first")
-        return self._subspace
-
-    def update(self, theta: Tensor | None = None, vector: Tensor | None = None) -> Subspace:
-        """Solve at theta (P,), None for the model's parameters, over `samples`.
-
-        The vector is not asked for.
-
-        Raises:
-            Diverged: the loss or a product is NaN or infinite.
-        """
-        self._calls += 1
-        if self._subspace is not None and (self._calls - 1) % self.every:
-            self.report = TrackerReport(math.nan, 0.0, False, 0, self.report.age + 1)
-            return self._subspace
-        solved = top_eigenpairs(
-            Hessian(self.objective, theta, self.samples, keep_graph=True),
-            self.k,
-            tolerance=self.tolerance,
-            seed=self.seed,
-        )
-        self._subspace = Subspace(solved.basis, solved.eigenvalues)
-        total = self.objective.num_samples
-        used = total if self.samples is None else len(self.samples)
-        cost = PRODUCT_COST * solved.products * used / total
-        self.report = TrackerReport(self.tolerance, cost, True, used, 0)
-        return self._subspace
-
-    def split(self, vector: Tensor) -> Split:
-        """Split a vector (P,) at the theta of the last update."""
-        error = self.tolerance
-        return Split(*self.subspace.split(vector), error=error, bulk_error=error)
+    def _solve(self, theta: Tensor | None) -> tuple[Subspace, int]:
+        """The top k eigenpairs over `samples`."""
+        hessian = Hessian(self.objective, theta, self.samples, keep_graph=True)
+        solved = top_eigenpairs(hessian, self.k, tolerance=self.tolerance, seed=self.seed)
+        return solved, self.objective.num_samples if self.samples is None else len(self.samples)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on bit for bit, but the samples, which the next step brings."""
-        found = self._subspace
-        return {
-            "rows": None if found is None else found.basis.T,
-            "eigenvalues": None if found is None else found.eigenvalues,
-            "calls": self._calls,
-            "age": self.report.age,
+        return super().state_dict() | {
             "products": self.objective.products.state_dict(),
             "chunk_size": self.objective.chunk_size,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave, the way to multiply by the Hessian included."""
-        self._calls = state["calls"]
-        self.report = TrackerReport(math.nan, 0.0, False, 0, state["age"])
+        super().load_state_dict(state)
         self.objective.products.load_state_dict(state["products"])
         self.objective.chunk_size = state["chunk_size"]
-        self._subspace = (
-            None if state["rows"] is None else Subspace(state["rows"].T, state["eigenvalues"])
-        )
