@@ -6,11 +6,13 @@ over the median of several full gradients by plain autograd, timed in the same p
 after. The residual max_i norm(H u_i - lambda_i u_i) / abs(lambda_1) is from fresh products by
 double backward that share no code with Thalweg. The difference is the largest of an eigenvalue from
 that of the row with the smallest residual, relative to lambda_1: missed eigenvalues show there.
-What is not installed is left out, with a line that says how to install it.
+What is not installed is left out, with a line that says how to install it. On a GPU the clock is
+read when the device is done.
 
     python benchmarks/eigenspace.py mlp --data-dir DIR
     python benchmarks/eigenspace.py cnn --data-dir DIR --samples 1000 --limit 600
     python benchmarks/eigenspace.py transformer --data-dir DIR --limit 1200 --json rows.json
+    python benchmarks/eigenspace.py cnn --data-dir DIR --device cuda
 """
 
 from __future__ import annotations
@@ -64,6 +66,16 @@ class Case(NamedTuple):
     @property
     def size(self) -> int:
         return sum(p.numel() for p in self.parameters)
+
+    @property
+    def device(self) -> torch.device:
+        return self.parameters[0].device
+
+    def clock(self) -> float:
+        """Seconds, read when all that was asked of the device is done."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
 
 
 class Found(NamedTuple):
@@ -161,7 +173,10 @@ def pyhessian(case: Case) -> Found:
     package.hessian_vector_product = counted
     # Once in a process: it adds to the gradients in the model, so a second one is doubled.
     hessian = package.hessian(
-        case.problem.model, case.problem.loss, data=case.problem.train, cuda=False
+        case.problem.model,
+        case.problem.loss,
+        data=case.problem.train,
+        cuda=case.device.type == "cuda",
     )
     eigenvalues, vectors = hessian.eigenvalues(top_n=case.k)
     basis = torch.stack([flat(vector) for vector in vectors], dim=1)
@@ -170,7 +185,11 @@ def pyhessian(case: Case) -> Found:
 
 def arpack_by_hand(case: Case, *, keep_graph: bool) -> Found:
     product = Product(case, keep_graph=keep_graph)
-    return arpack(lambda v: product(torch.from_numpy(v)).numpy(), case, 1e-4, np.float32)
+
+    def multiplied(vector: np.ndarray) -> np.ndarray:
+        return product(torch.from_numpy(vector).to(case.device)).cpu().numpy()
+
+    return arpack(multiplied, case, 1e-4, np.float32)
 
 
 def arpack(
@@ -196,8 +215,8 @@ def lanczos(case: Case, *, keep_graph: bool, steps: int = 40) -> Found:
     """A fixed number of steps with full reorthogonalization, whatever the residual."""
     product = Product(case, keep_graph=keep_graph)
     generator = torch.Generator().manual_seed(0)
-    vector = torch.randn(case.size, generator=generator)
-    basis = torch.zeros(steps, case.size)
+    vector = torch.randn(case.size, generator=generator).to(case.device)
+    basis = torch.zeros(steps, case.size, device=case.device)
     tridiagonal = torch.zeros(steps, steps, dtype=torch.float64)
     for step in range(steps):
         basis[step] = vector / vector.norm()
@@ -208,7 +227,7 @@ def lanczos(case: Case, *, keep_graph: bool, steps: int = 40) -> Found:
         if step + 1 < steps:
             tridiagonal[step, step + 1] = tridiagonal[step + 1, step] = float(vector.norm())
     values, vectors = torch.linalg.eigh(tridiagonal)
-    basis = basis.T @ vectors[:, -case.k :].float()
+    basis = basis.T @ vectors[:, -case.k :].to(basis)
     return Found(values[-case.k :].float(), basis, steps)
 
 
@@ -249,19 +268,19 @@ def work(channel: Connection, options: argparse.Namespace, theta: np.ndarray, na
     warnings.simplefilter("ignore")
     threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(options.threads)
-    problem = build_problem(spec_of(options).problem, options.seed)
-    vector_to_parameters(torch.from_numpy(theta), problem.model.parameters())
+    problem = build_problem(spec_of(options).problem, options.seed, device=options.device)
+    vector_to_parameters(torch.from_numpy(theta).to(options.device), problem.model.parameters())
     inputs, targets = (part.split(CHUNK) for part in problem.train)
     case = Case(problem, list(zip(inputs, targets, strict=True)), options.k)
     # Fused attention has no second derivative: without this the others fail on a Transformer.
     with sdpa_kernel(SDPBackend.MATH):
-        import_what_torch_needs()
+        import_what_torch_needs(case.device)
         seconds = seconds_of_gradient(case, options.repeats)
         channel.send({"gradient_seconds": statistics.median(seconds)})
         try:
-            begin = time.perf_counter()
+            begin = case.clock()
             found = CONTESTANTS[name].solve(case)
-            spent = time.perf_counter() - begin
+            spent = case.clock() - begin
         except Exception as error:  # whatever another package raises belongs in its row
             channel.send({"failed": f"{type(error).__name__}: {str(error).strip()[:120]}"})
             return
@@ -271,11 +290,13 @@ def work(channel: Connection, options: argparse.Namespace, theta: np.ndarray, na
         channel.send(result | accuracy(case, found))
 
 
-def import_what_torch_needs() -> None:
+def import_what_torch_needs(device: torch.device) -> None:
     """The first product of a process makes torch import sympy: 0.3 seconds, 5 gradients."""
-    x = torch.ones(1, requires_grad=True)
+    x = torch.ones(1, requires_grad=True, device=device)
     (slope,) = torch.autograd.grad(x.square().sum(), x, create_graph=True)
-    torch.autograd.grad(slope, x, torch.ones(1))
+    torch.autograd.grad(slope, x, torch.ones_like(x))
+    # Libraries of a GPU that are loaded when they are first used, likewise.
+    torch.linalg.eigh(torch.eye(3, device=device))
 
 
 def end_with_parent() -> None:
@@ -289,17 +310,17 @@ def end_with_parent() -> None:
 def seconds_of_gradient(case: Case, repeats: int) -> list[float]:
     each = []
     for _ in range(repeats + 1):
-        begin = time.perf_counter()
+        begin = case.clock()
         for _ in gradients(case, create_graph=False):
             pass
-        each.append(time.perf_counter() - begin)
+        each.append(case.clock() - begin)
     return each[1:]  # the first one warms up
 
 
 def accuracy(case: Case, found: Found) -> dict[str, Any]:
     order = found.eigenvalues.argsort(descending=True)
-    values = found.eigenvalues[order].to(torch.float32)
-    rows = found.basis.T[order].to(torch.float32).contiguous()
+    values = found.eigenvalues[order].to(case.device, torch.float32)
+    rows = found.basis.T[order].to(case.device, torch.float32).contiguous()
     images = multiply(case, gradients(case, create_graph=True), rows)
     residuals = (images - values[:, None] * rows).norm(dim=1) / rows.norm(dim=1)
     return {
@@ -346,7 +367,8 @@ def spec_of(options: argparse.Namespace) -> Spec:
 def trained(options: argparse.Namespace) -> tuple[Problem, np.ndarray]:
     """The problem, and its parameters (P,) after some steps of its spec's own training."""
     spec = spec_of(options)
-    problem, phase = build_problem(spec.problem, options.seed), spec.phases[0]
+    problem = build_problem(spec.problem, options.seed, device=options.device)
+    phase = spec.phases[0]
     inputs, targets = problem.train
     optimizer = torch.optim.SGD(problem.model.parameters(), options.lr or phase.optimizer.lr)
     for step in range(options.warm_up):
@@ -354,7 +376,7 @@ def trained(options: argparse.Namespace) -> tuple[Problem, np.ndarray]:
         optimizer.zero_grad()
         problem.loss(problem.model(inputs[chosen]), targets[chosen]).backward()
         optimizer.step()
-    return problem, parameters_to_vector(problem.model.parameters()).detach().numpy()
+    return problem, parameters_to_vector(problem.model.parameters()).detach().cpu().numpy()
 
 
 def compare_eigenvalues(rows: list[dict[str, Any]]) -> None:
@@ -388,7 +410,7 @@ def main() -> None:
     print(
         f"{options.problem}: {problem.num_samples} samples, P = {len(theta)}, k = {options.k},"
         f" after {options.warm_up} SGD steps; threads {options.threads}, torch {torch.__version__},"
-        " float32 on the CPU"
+        f" float32, {torch.cuda.get_device_name() if options.device == 'cuda' else 'CPU'}"
     )
     del problem
     heads = ("products", 9), ("seconds", 9), ("gradients", 11), ("residual", 10)
@@ -417,6 +439,7 @@ def options_of_command_line() -> argparse.Namespace:
     parser.add_argument("--limit", type=float, default=600, help="seconds for each")
     parser.add_argument("--repeats", type=int, default=5, help="gradients timed, before and after")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--only", nargs="+", choices=CONTESTANTS)
     parser.add_argument("--json", type=Path, help="file for the rows")
     parser.add_argument("--seed", type=int, default=0)

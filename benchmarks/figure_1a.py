@@ -12,10 +12,15 @@ included: on one thread of a CPU the processor's, otherwise that of the clock.
     counted    gradients of the full loss that tracking counts, a step and run
     loss       of all training samples at the end, mean over seeds; that of both ways must agree
 
+Every problem's learning rate, and the steps before the branches, are those of its spec. With
+`--figure` the loss of all samples and the alignment of its gradient are drawn for the runs in
+lockstep, a point for every 100 steps, and their CSV is put beside the PNG; what these points take
+is in the time of the whole, not in that of a step.
+
     python benchmarks/figure_1a.py digits --seeds 3
-    python benchmarks/figure_1a.py digits --replay
+    python benchmarks/figure_1a.py digits --replay --figure digits.png
     python benchmarks/figure_1a.py mnist --data-dir DIR --device cuda --chunk-size 16384 --replay \
-        --steps 18000 --lockstep-only
+        --steps 18000 --lockstep-only --figure figure-1a.png
 
 Source of the figure: Song, Ahn, Yun 2025 (arXiv 2405.16002): 20,000 steps on MNIST-5k, of which the
 branches take those after the first 2,000.
@@ -28,10 +33,14 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+import pandas as pd
 import torch
+from matplotlib import rc_context
+from matplotlib.figure import Figure as Canvas
 from torch import Tensor
 
 from thalweg.curvature import (
@@ -41,15 +50,15 @@ from thalweg.curvature import (
     SubspaceTracker,
     TrackerReport,
 )
+from thalweg.lab.figures.drawing import PAGE_WIDTH, STYLE
 from thalweg.lab.minibatches import minibatch
 from thalweg.lab.problems import Problem, build_problem
 from thalweg.lab.spec import PROBLEM_SPECS, load_spec
 from thalweg.optim import LockstepSGD, SplitUpdate
 
 BRANCHES = {"SGD": (1.0, 1.0), "Dom-SGD": (1.0, 0.0), "Bulk-SGD": (0.0, 1.0)}
-SETTINGS = {"digits": (0.05, 500), "mnist": (0.01, 2000)}
-"""Learning rate and steps of the trunk."""
-K, BATCH_SIZE, TURN = 10, 50, 10
+COLOURS = {"SGD": "#222222", "Dom-SGD": "#d55e00", "Bulk-SGD": "#0072b2"}
+BATCH_SIZE, TURN, RECORD_EVERY = 50, 10, 100
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,7 @@ class Figure:
 
     problem: Problem
     objective: Objective
+    k: int
     lr: float
     seeds: Sequence[int]
     trunk: int
@@ -95,7 +105,7 @@ class OneAfterAnother:
                 objective = Objective(model, figure.problem.loss, figure.problem.train)
                 objective.layout.write(model, beginning)
                 base = torch.optim.SGD(model.parameters(), figure.lr)
-                self.runs.append(SplitUpdate(base, SubspaceTracker(objective, K), *factors))
+                self.runs.append(SplitUpdate(base, SubspaceTracker(objective, figure.k), *factors))
                 self.models.append(model)
 
     def step(self, step: int) -> list[TrackerReport]:
@@ -120,10 +130,12 @@ class InLockstep:
 
     def __init__(self, figure: Figure) -> None:
         self.figure = figure
+        self.objective = LockstepObjective(figure.objective, replay=figure.replay)
+        self.points: list[pd.DataFrame] = []
         dominant, bulk = zip(*BRANCHES.values(), strict=True)
         seeds = len(figure.seeds)
         self.sgd = LockstepSGD(
-            LockstepTracker(LockstepObjective(figure.objective, replay=figure.replay), K),
+            LockstepTracker(self.objective, figure.k),
             figure.beginnings.repeat_interleave(len(BRANCHES), 0),
             figure.lr,
             dominant * seeds,
@@ -131,12 +143,22 @@ class InLockstep:
         )
 
     def step(self, step: int) -> list[TrackerReport]:
+        self.last = step, self.sgd.thetas
         batches = torch.stack(self.figure.batches(step))
         self.sgd.step(batches.repeat_interleave(len(BRANCHES), 0))
         return self.sgd.tracker.reports
 
     def thetas(self) -> Tensor:
         return self.sgd.thetas
+
+    def record(self) -> None:
+        """Loss of all samples, and alignment of its gradient, where the subspace was last taken."""
+        step, thetas = self.last
+        losses, gradients = self.objective.values_and_gradients(thetas)
+        inside = self.sgd.tracker.project(gradients).norm(dim=1) / gradients.norm(dim=1)
+        runs = [(step, seed, branch) for seed in self.figure.seeds for branch in BRANCHES]
+        point = pd.DataFrame(runs, columns=["step", "seed", "branch"])
+        self.points.append(point.assign(loss=losses.tolist(), alignment=inside.tolist()))
 
 
 WAYS: dict[str, Callable[[Figure], Way]] = {
@@ -175,30 +197,33 @@ class Measured:
 
 def prepare(options: argparse.Namespace) -> Figure:
     """Build the problem, and train each seed's trunk: in lockstep as well."""
-    lr, trunk = SETTINGS[options.problem]
-    lr = options.lr or lr
-    trunk = trunk if options.trunk is None else options.trunk
     words = [] if options.data_dir is None else ["--problem.data.data_dir", options.data_dir]
-    spec = load_spec(PROBLEM_SPECS[options.problem], words).problem
+    spec = load_spec(PROBLEM_SPECS[options.problem], words)
+    (phase,) = spec.phases
+    lr = options.lr or phase.optimizer.lr
+    trunk = options.trunk if options.trunk is not None else phase.steps or 0
     seeds = range(options.seeds)
-    problems = [build_problem(spec, seed, device=options.device) for seed in seeds]
+    problems = [build_problem(spec.problem, seed, device=options.device) for seed in seeds]
     problem = problems[0]
+    k = problem.num_classes or 10
     chunk_size = options.chunk_size
     objective = Objective(problem.model, problem.loss, problem.train, chunk_size=chunk_size)
     thetas = torch.stack([objective.layout.read(p.model) for p in problems])
-    runs = LockstepObjective(objective)
+    runs = LockstepObjective(objective, replay=options.replay)
     for step in range(trunk):
         batches = [minibatch(seed, step, BATCH_SIZE, problem.num_samples) for seed in seeds]
         thetas = thetas - lr * runs.values_and_gradients(thetas, torch.stack(batches))[1]
-    return Figure(problem, objective, lr, seeds, trunk, options.replay, thetas)
+    return Figure(problem, objective, k, lr, seeds, trunk, options.replay, thetas)
 
 
 def measure(figure: Figure, ways: Sequence[Measured], steps: int, settle: int) -> None:
     """Let the ways take turns."""
     for begin in range(0, steps, TURN):
         turn = range(figure.trunk + begin, figure.trunk + min(begin + TURN, steps))
-        for way in ways:
-            way.turn(turn, figure.objective.device, timed=begin >= settle)
+        for measured in ways:
+            measured.turn(turn, figure.objective.device, timed=begin >= settle)
+            if isinstance(measured.way, InLockstep) and turn.stop % RECORD_EVERY == 0:
+                measured.way.record()
 
 
 def report(figure: Figure, name: str, measured: Measured) -> None:
@@ -214,8 +239,25 @@ def report(figure: Figure, name: str, measured: Measured) -> None:
     )
 
 
+def draw(table: pd.DataFrame, path: Path) -> None:
+    """A line for each run over steps; the table is put beside the figure."""
+    table.to_csv(path.with_suffix(".csv"), index=False)
+    with rc_context(dict[Any, Any](STYLE)):
+        canvas = Canvas(figsize=(PAGE_WIDTH, 0.36 * PAGE_WIDTH), layout="constrained")
+        losses, alignments = canvas.subplots(1, 2)
+        for branch, colour in COLOURS.items():
+            for seed, run in table[table["branch"] == branch].groupby("seed"):
+                label = None if seed else branch
+                losses.plot(run["step"], run["loss"], color=colour, lw=0.9, label=label)
+                alignments.plot(run["step"], run["alignment"], color=colour, lw=0.9)
+        losses.set(xlabel="step", ylabel="loss of all training samples", yscale="log")
+        losses.legend(frameon=False)
+        alignments.set(xlabel="step", ylabel=r"alignment of the gradient, $\chi_k$", ylim=(0, 1))
+        canvas.savefig(path)
+
+
 def main() -> None:
-    options = _options()
+    options, begin = _options(), time.perf_counter()
     torch.set_num_threads(options.threads)
     figure = prepare(options)
     runs = len(BRANCHES) * options.seeds
@@ -235,12 +277,17 @@ def main() -> None:
     pace = ways["in lockstep"].pace
     if not options.lockstep_only:
         print(f"ratio {ways['one after another'].pace / pace:.2f}")
+    whole = time.perf_counter() - begin
     print(f"20,000 steps in lockstep at this pace: {20_000 * pace / 60:.1f} minutes")
+    print(f"all of the above, steps before the branches included: {whole / 60:.1f} minutes")
+    way = ways["in lockstep"].way
+    if options.figure and isinstance(way, InLockstep):
+        draw(pd.concat(way.points), options.figure)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("problem", choices=list(SETTINGS))
+    parser.add_argument("problem", choices=list(PROBLEM_SPECS))
     parser.add_argument("--data-dir")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, default=300, help="of the branches")
@@ -252,6 +299,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--replay", action="store_true", help="record in lockstep, and replay")
     parser.add_argument("--lockstep-only", action="store_true")
+    parser.add_argument("--figure", type=Path, help="a PNG; a CSV of its points is put beside it")
     options = parser.parse_args()
     # Whole turns are timed, or not.
     options.settle = -(-options.settle // TURN) * TURN
