@@ -9,19 +9,20 @@ The run on the images is repeated from theta_0 moved along a singular vector of 
 to 1e3, and confined to the bulk, to its complement, and to random subspaces as large as these.
 
     python examples/training_jacobian.py [FOLDER] [--hidden 64] [--seeds 0 1 2] [--epochs 25]
-        [--branches digits shuffled-labels white-noise]
+        [--branches digits shuffled-labels white-noise] [--device cpu] [--forget]
 
 writes FOLDER/training-jacobian.png, .csv and -responses.csv, by default here, and every Jacobian as
-soon as it is known: a second run takes it from its file (185 MB each in the paper's setting). One
-Jacobian of the paper's net takes about 10 minutes on one core, and there are three a seed; with
-`--hidden 8` (P = 610) all nine together take 5.
+soon as it is known, for a second run to take it from its file: 185 MB each in the paper's setting,
+none with `--forget`. One Jacobian of the paper's net takes about 10 minutes on one core, and there
+are three a seed; with `--hidden 8` (P = 610) all nine together take 5.
 """
 
 import argparse
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,8 @@ from thalweg.lab.figures import drawing
 from thalweg.lab.problems.digits import Digits
 
 BATCH_SIZE = 64
-MOMENTUM = 0.9
+#: The batches of 39 runs that go side by side are evaluated together.
+SAMPLES_AT_ONCE = 4096
 BRANCHES = ("digits", "shuffled-labels", "white-noise")
 COLOURS: dict[str, str] = dict(zip(BRANCHES, ("#0072b2", "#e69f00", "#d55e00"), strict=True))
 BULK = 1e-2
@@ -56,16 +58,23 @@ CONFINED = {
 }
 
 
-@dataclass(frozen=True)
-class Training:
-    """One run: the loss and the batches and learning rates of its steps."""
+@dataclass
+class Clock:
+    """Seconds of each named part; what a device has still to do belongs to it."""
 
-    objective: thalweg.Objective
-    batches: list[Tensor]
-    theta_0: Tensor
+    device: torch.device
+    seconds: dict[str, float] = field(default_factory=dict)
 
-    def rate(self, step: int) -> float:
-        return 0.05 * (1 + math.cos(math.pi * step / len(self.batches)))
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        begin = self._now()
+        yield
+        self.seconds[f"seconds_{name}"] = self._now() - begin
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
 
 
 @dataclass(frozen=True)
@@ -86,6 +95,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=25)
     parser.add_argument("--branches", nargs="+", choices=BRANCHES, default=list(BRANCHES))
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--forget", action="store_true", help="do not keep the Jacobians in files")
     options = parser.parse_args()
     # Singular values are compared to 1e-6 of 1.
     torch.set_default_dtype(torch.float64)
@@ -96,7 +107,8 @@ def main() -> None:
         for branch in options.branches
     }
     table = with_overlaps(pd.DataFrame([each.row for each in found.values()]), found)
-    print(table.drop(columns="step").set_index(["seed", "branch"]).T.to_string(float_format="%.3g"))
+    shown = table.drop(columns=["step", "parameters"]).set_index(["seed", "branch"])
+    print(shown.T.to_string(float_format="%.3g"))
     roles = {"plain": "digits", "white-noise": "white-noise"}
     verdicts = judge_all(TRAINING_JACOBIAN_CLAIMS, table, roles)
     Console(width=110).print(render_verdicts(verdicts))
@@ -105,80 +117,103 @@ def main() -> None:
     if responses:
         pd.concat(responses).to_csv(options.folder / "training-jacobian-responses.csv", index=False)
     print(f"wrote {draw(table, found, options.folder)}")
+    print(summary(table).to_string(index=False, float_format="%.3g", na_rep="-"))
 
 
 def measure(branch: str, seed: int, options: argparse.Namespace) -> Found:
     """One run's Jacobian, its spectrum, and what the claims and the figure need of it."""
-    train, test = data_of(branch, seed)
-    objective = thalweg.Objective(
-        network(options.hidden, seed), nn.CrossEntropyLoss(), train, vectorize_up_to=BATCH_SIZE
-    )
-    batches = list(torch.arange(len(train[0])).split(BATCH_SIZE)) * options.epochs
-    training = Training(objective, batches, objective.theta())
+    train, test = data_of(branch, seed, options.device)
+    model = network(options.hidden, seed).to(options.device)
+    objective = objective_of(model, train, SAMPLES_AT_ONCE)
+    training, clock = training_of(objective, options.epochs), Clock(options.device)
     name = f"jacobian-{branch}-seed{seed}-hidden{options.hidden}-epochs{options.epochs}.safetensors"
-    begin = time.perf_counter()
-    run = jacobian_of(training, options.folder / name)
-    after = time.perf_counter()
-    spectrum = thalweg.singular_spectrum(run)
-    times = after - begin, time.perf_counter() - after
-    inside = (spectrum.values - 1).abs() <= BULK
-    parts = spectrum.parts(BULK)
-    counts = {threshold: spectrum.parts(threshold).bulk for threshold in (1e-2, 1e-3, 1e-6)}
+    with clock.part("jacobian"):
+        run = jacobian_of(training, None if options.forget else options.folder / name)
+    with clock.part("singular_values"):
+        spectrum = thalweg.singular_spectrum(run)
     print(
-        f"seed {seed}, {branch}: {objective}, {parts}, sigma_1 = {spectrum.values[0]:.4g},"
-        + "".join(f" within {threshold:.0e}: {count}," for threshold, count in counts.items())
-        + f" Jacobian {times[0]:.0f} s, singular values {times[1]:.0f} s",
+        f"seed {seed}, {branch}: {objective}, {spectrum.parts(BULK)},"
+        f" Jacobian {clock.seconds['seconds_jacobian']:.1f} s,"
+        f" singular values {clock.seconds['seconds_singular_values']:.1f} s",
         flush=True,
     )
-    row: dict[str, object] = {
-        "seed": seed,
-        "branch": branch,
-        "step": len(batches),
-        "singular_value_max": float(spectrum.values[0]),
-        "chaotic_share": parts.chaotic / len(inside),
-        "stable_share": parts.stable / len(inside),
-        **{f"bulk_share_{at:.0e}": count / len(inside) for at, count in counts.items()},
-        "bulk_cosine": float(spectrum.cosines[inside].mean()),
-        "outside_cosine": float(spectrum.cosines[~inside].mean()),
+    row: dict[str, object] = {"seed": seed, "branch": branch, "step": len(training.batches)}
+    row |= counted(spectrum) | {
         "loss_start": float(objective.value(run.theta_0)),
         "loss_end": float(objective.value(run.theta_T)),
         "test_accuracy": accuracy(objective, run.theta_T, test),
     }
+    responses = None
+    if branch == "digits":
+        with clock.part("hessian"):
+            row |= beside_the_hessian(model, train, run, spectrum)
+        with clock.part("confined"):
+            row |= restricted(training, spectrum.bulk(BULK), seed, test)
+        with clock.part("responses"):
+            responses, limits = moved(training, run, spectrum)
+        responses.insert(0, "seed", seed)
+        row |= limits
     bulk = None if branch == "white-noise" else spectrum.bulk(BULK)
-    if branch != "digits":
-        return Found(row, spectrum.values, spectrum.cosines, bulk)
-    row |= beside_the_hessian(objective, run, spectrum)
-    row |= restricted(training, spectrum.bulk(BULK), seed, test)
-    responses, limits = moved(training, run, spectrum)
-    responses.insert(0, "seed", seed)
-    return Found(row | limits, spectrum.values, spectrum.cosines, bulk, responses)
-
-
-def jacobian_of(training: Training, path: Path) -> thalweg.TrainingJacobian:
-    """The whole J: from its file, if an earlier run has left it there, or made and saved."""
-    if path.exists():
-        saved = load_file(path)
-        if torch.equal(saved["theta_0"], training.theta_0):
-            print(f"{path} is taken over", flush=True)
-            return thalweg.TrainingJacobian(
-                saved["columns"], None, saved["theta_0"], saved["theta_T"]
-            )
-    run = thalweg.training_jacobian(
-        training.objective,
-        training.batches,
-        training.rate,
-        theta=training.theta_0,
-        momentum=MOMENTUM,
+    return Found(
+        row | clock.seconds, spectrum.values.cpu(), spectrum.cosines.cpu(), bulk, responses
     )
-    # Under another name until it is whole.
-    partial = path.with_suffix(".partial")
-    found = {"columns": run.columns, "theta_0": run.theta_0, "theta_T": run.theta_T}
-    save_file({name: tensor.contiguous() for name, tensor in found.items()}, partial)
-    partial.replace(path)
+
+
+def objective_of(
+    model: nn.Module, data: tuple[Tensor, Tensor], chunk_size: int
+) -> thalweg.Objective:
+    """Mean cross-entropy; products with the Hessian of a batch take all vectors at once."""
+    return thalweg.Objective(
+        model, nn.CrossEntropyLoss(), data, chunk_size=chunk_size, vectorize_up_to=BATCH_SIZE
+    )
+
+
+def training_of(objective: thalweg.Objective, epochs: int) -> thalweg.TrainingRun:
+    """The paper's run: its batches, in the same order in each epoch, and its learning rates."""
+    batches = list(torch.arange(objective.num_samples).split(BATCH_SIZE)) * epochs
+
+    def rate(step: int) -> float:
+        return 0.05 * (1 + math.cos(math.pi * step / len(batches)))
+
+    return thalweg.TrainingRun(objective, batches, rate, momentum=0.9)
+
+
+def counted(spectrum: thalweg.SingularSpectrum) -> dict[str, float]:
+    """The largest singular value, shares of the parts, cosines within the bulk and outside."""
+    size, parts = len(spectrum.values), spectrum.parts(BULK)
+    inside = (spectrum.values - 1).abs() <= BULK
+    return {
+        "parameters": size,
+        "singular_value_max": float(spectrum.values[0]),
+        "chaotic_share": parts.chaotic / size,
+        "stable_share": parts.stable / size,
+        **{f"bulk_share_{at:.0e}": spectrum.parts(at).bulk / size for at in (1e-2, 1e-3, 1e-6)},
+        "bulk_cosine": float(spectrum.cosines[inside].mean()),
+        "outside_cosine": float(spectrum.cosines[~inside].mean()),
+    }
+
+
+def jacobian_of(training: thalweg.TrainingRun, path: Path | None) -> thalweg.TrainingJacobian:
+    """The whole J: from its file, if an earlier run has left it there, or made and kept there."""
+    start = training.theta_0
+    if path is not None and path.exists():
+        saved = {name: tensor.to(start.device) for name, tensor in load_file(path).items()}
+        if torch.equal(saved["theta_0"], start):
+            print(f"{path} is taken over", flush=True)
+            return thalweg.TrainingJacobian(saved["columns"], None, start, saved["theta_T"])
+    run = thalweg.training_jacobian(training)
+    if path is not None:
+        # Under another name until it is whole.
+        partial = path.with_suffix(".partial")
+        found = {"columns": run.columns, "theta_0": run.theta_0, "theta_T": run.theta_T}
+        save_file({name: tensor.contiguous() for name, tensor in found.items()}, partial)
+        partial.replace(path)
     return run
 
 
-def data_of(branch: str, seed: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def data_of(
+    branch: str, seed: int, device: torch.device
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Training and test data of a branch: images (n, 64) in [0, 1] and labels (n,)."""
     digits = Digits(held_out=197).build()
     images, labels, test_images, test_labels = (
@@ -198,7 +233,9 @@ def data_of(branch: str, seed: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor
         images = torch.rand(images.shape, generator=draws)
     if branch == "shuffled-labels":
         labels = labels[torch.randperm(len(labels), generator=draws)]
-    return (images, labels), (test_images, test_labels)
+    # Drawn on the CPU: the same on every device.
+    train, test = (images.to(device), labels.to(device)), (test_images, test_labels)
+    return train, (test[0].to(device), test[1].to(device))
 
 
 def network(hidden: int, seed: int) -> nn.Sequential:
@@ -221,9 +258,15 @@ def accuracy(objective: thalweg.Objective, theta: Tensor, data: tuple[Tensor, Te
 
 
 def beside_the_hessian(
-    objective: thalweg.Objective, run: thalweg.TrainingJacobian, spectrum: thalweg.SingularSpectrum
+    model: nn.Module,
+    data: tuple[Tensor, Tensor],
+    run: thalweg.TrainingJacobian,
+    spectrum: thalweg.SingularSpectrum,
 ) -> dict[str, float]:
     """Overlap of the bulk with the flattest directions of the Hessian, before and after."""
+    # A GPU takes all directions at once on a few samples, a CPU each on all samples.
+    few = run.theta_0.device.type == "cuda"
+    objective = objective_of(model, data, BATCH_SIZE if few else SAMPLES_AT_ONCE)
     bulk = {"start": spectrum.bulk(BULK), "end": spectrum.bulk(BULK, side="left")}
     found = {}
     for name, theta in (("start", run.theta_0), ("end", run.theta_T)):
@@ -233,30 +276,30 @@ def beside_the_hessian(
 
 
 def restricted(
-    training: Training, bulk: thalweg.Subspace, seed: int, test: tuple[Tensor, Tensor]
+    training: thalweg.TrainingRun, bulk: thalweg.Subspace, seed: int, test: tuple[Tensor, Tensor]
 ) -> dict[str, float]:
     """Loss and test accuracy of the same run within the bulk and a random subspace, and outside."""
-    objective, size = training.objective, len(training.theta_0)
-    random = thalweg.random_subspace(size, bulk.k, seed, dtype=torch.float64)
+    objective, start = training.objective, training.theta_0
+    random = thalweg.random_subspace(len(start), bulk.k, seed, dtype=start.dtype).to(start.device)
     confined = {"in_bulk": bulk.project, "out_of_bulk": bulk.reject}
     confined |= {"in_random": random.project, "out_of_random": random.reject}
+
+    def within(rows: Tensor) -> Tensor:
+        projectors = confined.values()
+        return torch.stack([each(row) for each, row in zip(projectors, rows, strict=True)])
+
+    ends = thalweg.trained_parameters(training, start.repeat(len(confined), 1), within=within)
     found = {}
-    for name, within in confined.items():
-        end = thalweg.trained_parameters(
-            objective,
-            training.batches,
-            training.rate,
-            theta=training.theta_0,
-            momentum=MOMENTUM,
-            within=within,
-        )
+    for name, end in zip(confined, ends, strict=True):
         found[f"loss_{name}"] = float(objective.value(end))
         found[f"test_accuracy_{name}"] = accuracy(objective, end, test)
     return found
 
 
 def moved(
-    training: Training, run: thalweg.TrainingJacobian, spectrum: thalweg.SingularSpectrum
+    training: thalweg.TrainingRun,
+    run: thalweg.TrainingJacobian,
+    spectrum: thalweg.SingularSpectrum,
 ) -> tuple[pd.DataFrame, dict[str, float]]:
     """Responses to theta_0 moved along the first vector, one of the bulk, one of the stable ones.
 
@@ -268,14 +311,8 @@ def moved(
     ranks = {"top": 0, "bulk": int(order[parts.bulk // 2])}
     if parts.stable:
         ranks["stable"] = len(spectrum.values) - 1 - parts.stable // 2
-    found = thalweg.perturbation_responses(
-        training.objective,
-        training.batches,
-        training.rate,
-        run,
-        spectrum.right[:, list(ranks.values())],
-        momentum=MOMENTUM,
-    )
+    directions = spectrum.right[:, list(ranks.values())]
+    found = thalweg.perturbation_responses(training, run, directions)
     rows = [
         {
             "direction": name,
@@ -312,6 +349,18 @@ def with_overlaps(table: pd.DataFrame, found: Mapping[tuple[int, str], Found]) -
                 chances = [max(own.k, each.k) / size for each in beside]
                 table.loc[at, f"chance_{name}"] = np.mean(chances)
     return table
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """A line a run: counts of singular values, overlaps, and the seconds of each part."""
+    lines = table[["seed", "branch"]].assign(sigma_1=table["singular_value_max"])
+    shares = {"chaotic": "chaotic_share", "stable": "stable_share"}
+    shares |= {f"within {at}": f"bulk_share_{at}" for at in ("1e-02", "1e-03", "1e-06")}
+    for name, share in shares.items():
+        lines[name] = (table[share] * table["parameters"]).round().astype(int)
+    for column in table.columns[table.columns.str.startswith(("overlap_", "seconds_"))]:
+        lines[column.replace("_", " ").replace("seconds ", "s: ")] = table[column]
+    return lines
 
 
 def draw(table: pd.DataFrame, found: Mapping[tuple[int, str], Found], folder: Path) -> Path:
@@ -370,7 +419,8 @@ def draw_responses(panels: np.ndarray, found: list[Found]) -> None:
     gains.set(ylim=(-0.2, 1.6), ylabel=r"$\langle u_i, \delta\rangle \,/\, \sigma_i s$")
     errors.axhline(0.1, color=drawing.FAINT, linewidth=0.6, zorder=0)
     errors.set(yscale="log", ylabel=r"$\|\delta - s J v_i\| \,/\, \|s J v_i\|$")
-    errors.legend(frameon=False, fontsize=7, loc="lower right")
+    if found:
+        errors.legend(frameon=False, fontsize=7, loc="lower right")
     for axes in panels:
         axes.set(xscale="log", xlabel=r"size $s$ of the change along $v_i$")
 

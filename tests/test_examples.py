@@ -138,6 +138,11 @@ def test_training_jacobian_counts_every_singular_value(run, tmp_path: Path) -> N
     once_more = pd.read_csv(tmp_path / "training-jacobian.csv")
     assert once_more["loss_in_bulk"].tolist() == digits["loss_in_bulk"].tolist()
     assert once_more["overlap_seeds"].tolist() == digits["overlap_seeds"].tolist()
+    # Or leaves none.
+    other = tmp_path / "other"
+    run("training_jacobian.py", str(other), *small, "--branches", "white-noise", "--forget")
+    assert [file.suffix for file in tmp_path.glob("jacobian-*")] == [".safetensors"] * 6
+    assert not list(other.glob("jacobian-*"))
 
 
 def test_local_sgd_learns_and_its_rounds_grow(run) -> None:

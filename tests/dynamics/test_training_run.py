@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.dynamics.test_training_jacobian import (
+from tests.dynamics.training_problems import (
     BATCHES,
     HEAVY_BALL,
     Quadratic,
@@ -15,7 +15,7 @@ from tests.dynamics.test_training_jacobian import (
     trained_by_torch,
 )
 from thalweg.curvature import FixedSubspace, Objective, random_subspace
-from thalweg.dynamics.training_run import trained_parameters
+from thalweg.dynamics.training_run import TrainingRun, trained_parameters
 from thalweg.errors import Diverged, InvalidInput
 from thalweg.optim import SplitUpdate
 
@@ -27,10 +27,25 @@ def test_it_ends_where_sgd_of_torch_does(settings: dict[str, float]) -> None:
     case = mlp().to(torch.float64)
     objective = objective_of(case)
     before = objective.theta()
+    run = TrainingRun(objective, BATCHES, rate, **settings)
     for start in (before, before + 0.1):
-        end = trained_parameters(objective, BATCHES, rate, theta=start, **settings)
-        assert torch.allclose(end, trained_by_torch(case, start, **settings), rtol=1e-12)
+        expected = trained_by_torch(case, start, **settings)
+        assert torch.allclose(trained_parameters(run, start), expected, rtol=1e-12)
+        moved = TrainingRun(objective, BATCHES, rate, theta=start, **settings)
+        assert torch.allclose(trained_parameters(moved), expected, rtol=1e-12)
     assert torch.equal(objective.theta(), before)
+    assert repr(run) == f"TrainingRun({objective}, steps=9)"
+
+
+@pytest.mark.parametrize("settings", [{}, HEAVY_BALL], ids=["plain", "heavy ball"])
+def test_many_runs_at_once_end_where_each_does_by_torch(settings: dict[str, float]) -> None:
+    case = mlp().to(torch.float64)
+    objective = objective_of(case)
+    starts = objective.theta() + torch.tensor([0.0, 0.1, -2.0]).double()[:, None]
+    ends = trained_parameters(TrainingRun(objective, BATCHES, rate, **settings), starts)
+    for start, end in zip(starts, ends, strict=True):
+        expected = trained_by_torch(case, start, **settings)
+        assert torch.allclose(end, expected, rtol=1e-10, atol=1e-12)
 
 
 def restricted_by_hand(matrices: Tensor, start: Tensor, directions: Tensor, steps: int) -> Tensor:
@@ -49,19 +64,27 @@ def restricted_by_hand(matrices: Tensor, start: Tensor, directions: Tensor, step
 def test_within_a_subspace_of_a_quadratic_it_is_descent_in_its_coordinates() -> None:
     matrices, steps = hessians(), 6
     objective = Objective(Quadratic(), None, (matrices,))
-    start = objective.theta()
-    inside = trained_parameters(objective, [None] * steps, 0.1, within=PLANE.project)
+    run, start = TrainingRun(objective, [None] * steps, 0.1), objective.theta()
+    inside = trained_parameters(run, within=PLANE.project)
     expected = restricted_by_hand(matrices, start, PLANE.basis, steps)
     assert torch.allclose(inside, expected, rtol=1e-12)
     normal = torch.linalg.svd(PLANE.basis)[0][:, 2:]
-    outside = trained_parameters(objective, [None] * steps, 0.1, within=PLANE.reject)
+    outside = trained_parameters(run, within=PLANE.reject)
     assert torch.allclose(outside, restricted_by_hand(matrices, start, normal, steps), rtol=1e-12)
+    both = trained_parameters(
+        run,
+        start.repeat(2, 1),
+        within=lambda rows: torch.stack([PLANE.project(rows[0]), PLANE.reject(rows[1])]),
+    )
+    assert torch.allclose(both, torch.stack([inside, outside]), rtol=1e-12)
 
 
 def test_it_is_what_a_split_update_along_the_same_subspace_makes() -> None:
     objective = Objective(Quadratic(), None, (hessians(),))
     settings = {"momentum": 0.9, "weight_decay": 0.05}
-    end = trained_parameters(objective, [None] * 6, 0.1, within=PLANE.reject, **settings)
+    end = trained_parameters(
+        TrainingRun(objective, [None] * 6, 0.1, **settings), within=PLANE.reject
+    )
     model = objective.model
     assert isinstance(model, Quadratic)
     base = torch.optim.SGD(model.parameters(), lr=0.1, **settings)  # type: ignore[arg-type]
@@ -72,9 +95,19 @@ def test_it_is_what_a_split_update_along_the_same_subspace_makes() -> None:
     assert torch.allclose(end, model.theta, rtol=1e-12)
 
 
-def test_what_cannot_be_used_is_refused_and_divergence_is_an_error() -> None:
+def test_a_run_of_no_step_is_refused() -> None:
     objective = Objective(Quadratic(), None, (hessians(),))
     with pytest.raises(InvalidInput, match="batches: got 'none'"):
-        trained_parameters(objective, [], 0.1)
+        TrainingRun(objective, [], 0.1)
+
+
+def test_divergence_of_one_run_is_an_error_and_of_one_among_many_its_own() -> None:
+    objective = Objective(Quadratic(), None, (hessians(),))
+    run = TrainingRun(objective, [None] * 50, 0.1)
     with pytest.raises(Diverged):
-        trained_parameters(objective, [None] * 50, 1e10)
+        trained_parameters(TrainingRun(objective, [None] * 50, 1e10))
+    # The loss of the second is infinite, its gradient is not.
+    starts = run.theta_0 * torch.tensor([[1.0], [1e200]]).double()
+    ends = trained_parameters(run, starts)
+    assert torch.allclose(ends[0], trained_parameters(run), rtol=1e-12)
+    assert bool(ends[1].isnan().all())

@@ -28,7 +28,7 @@ from thalweg.dynamics.stability import (
     stability_threshold,
 )
 from thalweg.dynamics.training_jacobian import TrainingJacobian, training_jacobian
-from thalweg.dynamics.training_run import trained_parameters
+from thalweg.dynamics.training_run import TrainingRun, trained_parameters
 from thalweg.dynamics.watcher import Watcher, WatchWarning
 from thalweg.dynamics.watching import watch
 
@@ -44,6 +44,7 @@ __all__ = [
     "SingularSpectrum",
     "StabilityThreshold",
     "TrainingJacobian",
+    "TrainingRun",
     "WatchWarning",
     "Watcher",
     "batch_sharpness",

@@ -16,29 +16,27 @@ Source: Belrose, Scherlis 2024 (arXiv 2412.07003), with sizes from 1e-3 to 1e3.
 Example:
     >>> import torch
     >>> from thalweg.curvature import Objective
-    >>> from thalweg.dynamics.training_jacobian import training_jacobian
+    >>> from thalweg.dynamics import TrainingRun, training_jacobian
     >>> data = (torch.randn(8, 3).double(), torch.randn(8, 1).double())
     >>> objective = Objective(torch.nn.Linear(3, 1).double(), torch.nn.MSELoss(), data)
-    >>> batches = [None] * 10
-    >>> run = training_jacobian(objective, batches, 0.05)
+    >>> run = TrainingRun(objective, [None] * 10, learning_rate=0.05)
     >>> first = torch.eye(4, 1).double()
-    >>> found = perturbation_responses(objective, batches, 0.05, run, first, [1e-2, 1e2])
+    >>> found = perturbation_responses(run, training_jacobian(run), first, [1e-2, 1e2])
     >>> found.error.shape, bool(found.error.max() < 1e-9)  # least squares: a quadratic
     (torch.Size([1, 2]), True)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from thalweg.curvature.objective import Objective
 from thalweg.dynamics.training_jacobian import TrainingJacobian
-from thalweg.dynamics.training_run import trained_parameters
-from thalweg.errors import Diverged, invalid
+from thalweg.dynamics.training_run import TrainingRun, trained_parameters
+from thalweg.errors import invalid
 
 SIZES = tuple(10 ** (exponent / 2) for exponent in range(-6, 7))
 """1e-3 to 1e3, two a decade."""
@@ -54,7 +52,8 @@ class PerturbationResponses:
         beside: norm of what remains of delta, (b, s).
         predicted: norm(J v) times the size, (b, s): what `along` is where training is linear.
 
-    NaN where the run from the moved theta_0 diverges, and where J v = 0. Example: see the module.
+    On the CPU. NaN where the run from the moved theta_0 diverges, and where J v = 0. Example: see
+    the module.
     """
 
     sizes: Tensor
@@ -78,62 +77,45 @@ class PerturbationResponses:
 
 
 def perturbation_responses(
-    objective: Objective,
-    batches: Sequence[Tensor | None],
-    learning_rate: float | Callable[[int], float],
-    run: TrainingJacobian,
+    run: TrainingRun,
+    jacobian: TrainingJacobian,
     directions: Tensor,
     sizes: Sequence[float] = SIZES,
-    *,
-    momentum: float = 0.0,
-    dampening: float = 0.0,
-    weight_decay: float = 0.0,
 ) -> PerturbationResponses:
     """Move theta_0 along each direction by each size, train again, compare with the Jacobian.
 
-    Costs b s runs, of a gradient a step.
+    Costs b s runs, of a gradient a step, all in one batched computation.
 
     Args:
-        objective, batches, learning_rate, momentum, dampening, weight_decay: those of `run`.
-        run: the whole J, from `training_jacobian` with directions=None.
+        run: what `jacobian` is the derivative of.
+        jacobian: the whole J, from `training_jacobian` with directions=None.
         directions: v, unit columns (P, b), such as columns of `SingularSpectrum.right`.
         sizes: s > 0, ascending.
 
     Raises:
         InvalidInput: J times some directions only, directions of another shape or no unit
-            vectors, sizes that are not positive and ascending, no batch.
+            vectors, sizes that are not positive and ascending.
     """
-    _refuse_unfit(run, directions, sizes)
-    images = run.columns @ directions
-    gains = images.norm(dim=0)
-    along, beside = torch.zeros(2, len(gains), len(sizes), dtype=images.dtype).unbind()
-    for i, (direction, image) in enumerate(zip(directions.T, images.T, strict=True)):
-        for j, size in enumerate(sizes):
-            theta = run.theta_0 + size * direction
-            try:
-                end = trained_parameters(
-                    objective,
-                    batches,
-                    learning_rate,
-                    theta=theta,
-                    momentum=momentum,
-                    dampening=dampening,
-                    weight_decay=weight_decay,
-                )
-            except Diverged:
-                end = torch.full_like(theta, float("nan"))
-            delta, unit = end - run.theta_T, image / gains[i]
-            along[i, j] = unit @ delta
-            beside[i, j] = (delta - along[i, j] * unit).norm()
-    norms = torch.tensor(list(sizes), dtype=images.dtype)
-    return PerturbationResponses(norms, along, beside, gains.cpu()[:, None] * norms)
+    _refuse_unfit(jacobian, directions, sizes)
+    images = (jacobian.columns @ directions).T
+    gains = images.norm(dim=1)
+    norms = torch.tensor(list(sizes), dtype=images.dtype, device=images.device)
+    starts = jacobian.theta_0 + norms[:, None] * directions.T[:, None]
+    ends = trained_parameters(run, starts.flatten(0, 1)).unflatten(0, (len(gains), -1))
+    deltas, units = ends - jacobian.theta_T, images / gains[:, None]
+    along = (deltas * units[:, None]).sum(2)
+    beside = (deltas - along[:, :, None] * units[:, None]).norm(dim=2)
+    predicted = gains[:, None] * norms
+    return PerturbationResponses(norms.cpu(), along.cpu(), beside.cpu(), predicted.cpu())
 
 
-def _refuse_unfit(run: TrainingJacobian, directions: Tensor, sizes: Sequence[float]) -> None:
-    if run.directions is not None:
-        given = f"J times {run.columns.shape[1]} directions"
-        raise invalid("run", given, "the whole of J", "call training_jacobian with directions=None")
-    parameters = len(run.theta_0)
+def _refuse_unfit(jacobian: TrainingJacobian, directions: Tensor, sizes: Sequence[float]) -> None:
+    if jacobian.directions is not None:
+        given = f"J times {jacobian.columns.shape[1]} directions"
+        raise invalid(
+            "jacobian", given, "the whole of J", "call training_jacobian with directions=None"
+        )
+    parameters = len(jacobian.theta_0)
     if directions.dim() != 2 or directions.shape[0] != parameters or directions.shape[1] < 1:
         allowed = f"a shape (P, b) with P = {parameters}, b >= 1"
         raise invalid("directions", tuple(directions.shape), allowed)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from thalweg.curvature.operators import SymmetricOperator
 from thalweg.curvature.subspace import Subspace
+from thalweg.dynamics.polar_decomposition import svd_by_polar
 from thalweg.dynamics.training_jacobian import TrainingJacobian
 from thalweg.errors import Diverged, invalid
 
@@ -128,7 +129,8 @@ def singular_spectrum(jacobian: TrainingJacobian | Tensor) -> SingularSpectrum:
         raise invalid("jacobian", given, "the whole of J, (P, P)", mend)
     if not bool(torch.isfinite(matrix).all()):
         raise Diverged("the training Jacobian holds NaN or infinite values")
-    left, values, right = torch.linalg.svd(matrix.double())
+    decompose = svd_by_polar if matrix.is_cuda else torch.linalg.svd
+    left, values, right = decompose(matrix.double())
     return SingularSpectrum(values, left, right.T)
 
 

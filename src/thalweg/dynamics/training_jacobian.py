@@ -22,14 +22,13 @@ Example:
     >>> data = (torch.randn(8, 3).double(), torch.randn(8, 1).double())
     >>> objective = Objective(torch.nn.Linear(3, 1).double(), torch.nn.MSELoss(), data)
     >>> batches = [torch.arange(4), torch.arange(4, 8)] * 10
-    >>> run = training_jacobian(objective, batches, learning_rate=0.05, momentum=0.9)
-    >>> run.columns.shape
+    >>> run = TrainingRun(objective, batches, learning_rate=0.05, momentum=0.9)
+    >>> training_jacobian(run).columns.shape
     torch.Size([4, 4])
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,8 +37,11 @@ from torch import Tensor
 from thalweg.curvature.objective import Objective
 from thalweg.curvature.operators import Hessian
 from thalweg.curvature.subspace import random_subspace
-from thalweg.dynamics.training_run import HeavyBall, as_schedule, refuse_no_batch
+from thalweg.dynamics.training_run import TrainingRun
 from thalweg.errors import invalid
+
+CHUNK_ON_CPU, CHUNK_ELSEWHERE = 256, 8192
+"""Directions pushed through the run at once."""
 
 
 @dataclass(frozen=True)
@@ -65,59 +67,49 @@ class TrainingJacobian:
 
 
 def training_jacobian(
-    objective: Objective,
-    batches: Sequence[Tensor | None],
-    learning_rate: float | Callable[[int], float],
+    run: TrainingRun,
     *,
-    theta: Tensor | None = None,
-    momentum: float = 0.0,
-    dampening: float = 0.0,
-    weight_decay: float = 0.0,
     directions: Tensor | int | None = None,
     seed: int = 0,
-    chunk_size: int = 256,
+    chunk_size: int | None = None,
 ) -> TrainingJacobian:
     """J = d theta_T / d theta_0 of a training run, or J times some directions.
 
-    The run is that of `torch.optim.SGD` with the same settings. Everything is in the dtype of the
-    objective: for float64, give it a model and inputs in float64. The model stays as it is.
+    The run is that of `torch.optim.SGD` with the same settings.
 
     Args:
-        objective: the loss; its samples are all that the batches draw from.
-        batches: the samples of each step, int64 (n,); None for all. As many as there are steps.
-        learning_rate: a number, or `learning_rate(step)` with steps from 0.
-        theta: theta_0, (P,); None for the model's parameters.
-        momentum, dampening, weight_decay: as in `torch.optim.SGD`.
+        run: loss, batches and settings.
         directions: what J multiplies, (P, b); or how many random orthonormal ones; None for all P
             unit vectors, which gives J itself.
         seed: of the random directions.
         chunk_size: directions pushed at once; bounds memory, changes only the rounding. Each chunk
-            repeats the run, whose gradients come with the products.
+            repeats the run, whose gradients come with the products. None for 256 on a CPU, whose
+            caches hold no more, and 8,192 on another device, which needs many to be busy: 20 GB
+            for batches of 64 and 64 neurons in float64.
 
     Raises:
-        InvalidInput: no batch, a direction of another length than P, a chunk size below 1, a
-            number of directions out of range, indices that name no samples.
+        InvalidInput: a direction of another length than P, a chunk size below 1, a number of
+            directions out of range, indices that name no samples.
         Diverged: the run, or the block of tangents, became NaN or infinite.
     """
-    start = objective.theta() if theta is None else theta
-    refuse_no_batch(batches)
+    if chunk_size is None:
+        chunk_size = CHUNK_ON_CPU if run.objective.device.type == "cpu" else CHUNK_ELSEWHERE
     if chunk_size < 1:
-        raise invalid("chunk_size", chunk_size, "an integer >= 1")
-    block = _directions(objective, directions, seed)
-    rate = as_schedule(learning_rate)
-    columns, end = [], start
+        raise invalid("chunk_size", chunk_size, "an integer >= 1, or None")
+    block = _directions(run.objective, directions, seed)
+    columns, end = [], run.theta_0
     for chunk in block.split(chunk_size, dim=1):
-        point = HeavyBall(start, momentum, dampening, weight_decay)
-        tangent = HeavyBall(chunk, momentum, dampening, weight_decay)
-        for step, batch in enumerate(batches):
-            hessian = Hessian(objective, point.value, batch)
-            tangent.step(hessian @ tangent.value, rate(step))
+        # Stored column by column, as the products are.
+        point, tangent = run.rule(run.theta_0), run.rule(chunk.T.contiguous().T)
+        for step, batch in enumerate(run.batches):
+            hessian = Hessian(run.objective, point.value, batch)
+            tangent.step(hessian @ tangent.value, run.rate(step))
             assert hessian.gradient is not None, "known after the first product"
-            point.step(hessian.gradient, rate(step))
+            point.step(hessian.gradient, run.rate(step))
         columns.append(tangent.value)
         end = point.value
     kept = None if directions is None else block
-    return TrainingJacobian(torch.cat(columns, dim=1), kept, start, end)
+    return TrainingJacobian(torch.cat(columns, dim=1), kept, run.theta_0, end)
 
 
 def _directions(objective: Objective, given: Tensor | int | None, seed: int) -> Tensor:

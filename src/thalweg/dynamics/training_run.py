@@ -14,61 +14,128 @@ Example:
     >>> from thalweg.curvature import Objective, random_subspace
     >>> data = (torch.randn(8, 3), torch.randn(8, 1))
     >>> objective = Objective(torch.nn.Linear(3, 1), torch.nn.MSELoss(), data)
+    >>> run = TrainingRun(objective, [None] * 10, learning_rate=0.1)
     >>> plane = random_subspace(objective.num_parameters, 2, seed=0)
-    >>> end = trained_parameters(objective, [None] * 10, 0.1, within=plane.project)
-    >>> bool(plane.reject(end - objective.theta()).norm() < 1e-6)
+    >>> end = trained_parameters(run, within=plane.project)
+    >>> bool(plane.reject(end - run.theta_0).norm() < 1e-6)
     True
+    >>> trained_parameters(run, torch.randn(5, 4)).shape  # five runs at once
+    torch.Size([5, 4])
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
+from thalweg.curvature.lockstep.objective import LockstepObjective
 from thalweg.curvature.objective import Objective
 from thalweg.errors import invalid
 
 
-def trained_parameters(
-    objective: Objective,
-    batches: Sequence[Tensor | None],
-    learning_rate: float | Callable[[int], float],
-    *,
-    theta: Tensor | None = None,
-    momentum: float = 0.0,
-    dampening: float = 0.0,
-    weight_decay: float = 0.0,
-    within: Callable[[Tensor], Tensor] | None = None,
-) -> Tensor:
-    """theta_T of a training run, (P,), in the dtype of the objective. The model stays as it is.
+class TrainingRun:
+    """A run of SGD as a function of theta_0: its loss, mini-batches and settings.
 
     Args:
         objective: the loss; its samples are all that the batches draw from.
         batches: the samples of each step, int64 (n,); None for all. As many as there are steps.
         learning_rate: a number, or `learning_rate(step)` with steps from 0.
-        theta: theta_0, (P,); None for the model's parameters.
+        theta: theta_0, (P,); None for the model's parameters as they are now (copied).
         momentum, dampening, weight_decay: as in `torch.optim.SGD`.
-        within: a linear projector (P,) -> (P,) on the directions that may change, such as
-            `subspace.project`, or `subspace.reject` for its complement; None for all.
+
+    Attributes:
+        theta_0: (P,).
 
     Raises:
-        InvalidInput: no batch, indices that name no samples.
-        Diverged: the loss or its gradient became NaN or infinite.
+        InvalidInput: no batch.
+
+    Everything is in the dtype and on the device of the objective: for float64, give it a model and
+    inputs in float64. The model stays as it is. Example: see the module.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        batches: Sequence[Tensor | None],
+        learning_rate: float | Callable[[int], float],
+        *,
+        theta: Tensor | None = None,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+    ) -> None:
+        if not batches:
+            raise invalid("batches", "none", "a batch for each step, one at least")
+        self.objective = objective
+        self.batches = batches
+        self.learning_rate = learning_rate
+        self.theta_0 = objective.theta() if theta is None else theta
+        self.momentum = momentum
+        self.dampening = dampening
+        self.weight_decay = weight_decay
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        rate = self.learning_rate
+        return rate(step) if callable(rate) else rate
+
+    def rule(self, start: Tensor) -> HeavyBall:
+        """The run's update rule, of a point (P,), points (R, P), or tangents (P, b)."""
+        return HeavyBall(start, self.momentum, self.dampening, self.weight_decay)
+
+    def __repr__(self) -> str:
+        return f"TrainingRun({self.objective}, steps={len(self.batches)})"
+
+
+def trained_parameters(
+    run: TrainingRun,
+    theta: Tensor | None = None,
+    *,
+    within: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """theta_T of a training run, (P,); or of R runs in one batched computation, (R, P).
+
+    Args:
+        run: loss, batches and settings.
+        theta: another theta_0, (P,), or (R, P) for R runs that differ in it alone; None for that
+            of `run`.
+        within: a linear projector on the directions that may change, such as `subspace.project`, or
+            `subspace.reject` for its complement; None for all. It maps (P,) to (P,), or (R, P) to
+            (R, P), where each row may have a projector of its own.
+
+    Raises:
+        InvalidInput: indices that name no samples, theta of another length than P.
+        Diverged: of a single run: the loss or its gradient became NaN or infinite. Of R runs,
+            those that did end in NaN.
 
     Example: see the module.
     """
-    refuse_no_batch(batches)
-    rate = as_schedule(learning_rate)
-    start = objective.theta() if theta is None else theta
-    point = HeavyBall(start, momentum, dampening, weight_decay)
-    for step, batch in enumerate(batches):
-        point.step(objective.gradient(point.value, batch), rate(step), within)
+    start = run.theta_0 if theta is None else theta
+    if start.dim() == 2:
+        return _in_lockstep(run, start, within)
+    point = run.rule(start)
+    for step, batch in enumerate(run.batches):
+        point.step(run.objective.gradient(point.value, batch), run.rate(step), within)
     return point.value
 
 
+def _in_lockstep(
+    run: TrainingRun, starts: Tensor, within: Callable[[Tensor], Tensor] | None
+) -> Tensor:
+    runs, points = LockstepObjective(run.objective), run.rule(starts)
+    sound = torch.ones(len(starts), dtype=torch.bool, device=starts.device)
+    for step, batch in enumerate(run.batches):
+        losses, gradients = runs.values_and_gradients(points.value, batch)
+        # Noted but not looked at, which would wait for the device at every step.
+        sound &= losses.isfinite() & gradients.isfinite().all(dim=1)
+        points.step(gradients, run.rate(step), within)
+    return points.value.masked_fill(~sound[:, None], float("nan"))
+
+
 class HeavyBall:
-    """The rule of `torch.optim.SGD`, for a point (P,) or for a block of tangents (P, b).
+    """The rule of `torch.optim.SGD`, for points (P,) or (R, P), or for a block of tangents (P, b).
 
     Attributes:
         value: the point, or the block, after the last step.
@@ -98,14 +165,3 @@ class HeavyBall:
         if within is not None:
             gradient = within(gradient)
         self.value = self.value.sub(gradient, alpha=rate)
-
-
-def as_schedule(learning_rate: float | Callable[[int], float]) -> Callable[[int], float]:
-    """The learning rate of each step, from one number or from a function."""
-    return learning_rate if callable(learning_rate) else lambda step: learning_rate
-
-
-def refuse_no_batch(batches: Sequence[Tensor | None]) -> None:
-    """A run of no step is a mistake. Raises InvalidInput."""
-    if not batches:
-        raise invalid("batches", "none", "a batch for each step, one at least")
