@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
@@ -26,6 +27,11 @@ class Case:
         inputs = inputs.to(dtype) if inputs.is_floating_point() else inputs
         target = target.to(dtype) if target.is_floating_point() else target
         return Case(self.model.to(dtype), self.loss, (inputs, target))
+
+    def on(self, device: torch.device) -> Case:
+        """A copy of it there."""
+        inputs, target = (part.to(device) for part in self.data)
+        return Case(copy.deepcopy(self.model).to(device), self.loss, (inputs, target))
 
 
 def mlp() -> Case:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tests.curvature.networks import CASES
 from thalweg.curvature import ChunkHalved, Objective
+from thalweg.curvature.memory import is_out_of_memory
 from thalweg.curvature.operators import Hessian
 from thalweg.curvature.products import BlockProducts
 
@@ -65,3 +66,16 @@ def test_memory_that_does_not_suffice_for_one_sample_is_an_error(
     monkeypatch.setattr(case.model, "forward", greedy)
     with pytest.warns(ChunkHalved), pytest.raises(torch.OutOfMemoryError):
         loss.value()
+
+
+@pytest.mark.parametrize(
+    ("message", "known"),
+    [
+        ("CUDA error: out of memory", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
+        ("CUDA error: an illegal memory access was encountered", False),
+    ],
+)
+def test_libraries_that_ask_for_memory_themselves_are_understood(message: str, known: bool) -> None:
+    assert is_out_of_memory(RuntimeError(message)) is known

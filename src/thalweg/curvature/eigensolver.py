@@ -40,6 +40,7 @@ from torch import Tensor
 from thalweg.curvature.hidden_copies import few_samples_see_none
 from thalweg.curvature.krylov import WANTED, Krylov, Ritz, Which, random_vector
 from thalweg.curvature.operators import SymmetricOperator
+from thalweg.curvature.precision import full_precision
 from thalweg.curvature.subspace import Subspace, orthonormalize
 from thalweg.errors import invalid, unknown_name
 
@@ -205,9 +206,10 @@ def _solve(
     if check_repeated < 0:
         raise invalid("check_repeated", check_repeated, "an integer >= 0")
     krylov = Krylov(operator, min(size, room), which)
-    found = _iterate(krylov, block, k, tolerance, limit, check_repeated, generator)
-    converged = found.residual <= tolerance
-    if not converged:
+    with full_precision():
+        found = _iterate(krylov, block, k, tolerance, limit, check_repeated, generator)
+        subspace = krylov.subspace(found, first, converged=found.residual <= tolerance)
+    if not subspace.converged:
         mend = (
             "rounding allows no better"
             if krylov.complete
@@ -219,7 +221,7 @@ def _solve(
             NotConverged,
             stacklevel=3,
         )
-    return krylov.subspace(found, first, converged=converged)
+    return subspace
 
 
 def _start_block(

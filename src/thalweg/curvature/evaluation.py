@@ -20,6 +20,11 @@ from thalweg.curvature.determinism import (
 )
 from thalweg.curvature.layout import ParameterLayout
 from thalweg.curvature.memory import is_out_of_memory
+from thalweg.curvature.precision import (
+    full_precision,
+    has_recurrent_layers,
+    twice_differentiable,
+)
 from thalweg.curvature.samples import Batch
 from thalweg.curvature.weighting import is_torch_loss, target_name
 from thalweg.errors import InvalidInput, invalid
@@ -75,6 +80,7 @@ class Evaluator:
         self._state_names = tuple("model." + name for name in layout.names)
         self._unused: set[str] = set()
         self._mode_dependent = mode_dependent_layers(model)
+        self._recurrent = has_recurrent_layers(model)
         refuse_unfit_layers(self._mode_dependent, mode)
 
     @property
@@ -84,7 +90,7 @@ class Evaluator:
 
     @contextmanager
     def settings(self) -> Iterator[None]:
-        """Attention that can be differentiated twice, autograd on, and the mode asked for."""
+        """Layers that can be differentiated twice, autograd on, precision and mode as asked for."""
         # At every evaluation: a model built in evaluation mode is switched when it is trained.
         refuse_unfit_layers(self._mode_dependent, self.mode)
         training = [m for m in self.model.modules() if m.training] if self.mode == "eval" else []
@@ -95,6 +101,8 @@ class Evaluator:
             with (
                 torch.enable_grad(),
                 sdpa_kernel(SDPBackend.MATH),
+                full_precision(),
+                twice_differentiable(self._recurrent),
                 torch.autocast(
                     self.device.type, self.forward_dtype, enabled=self.forward_dtype is not None
                 ),
@@ -145,13 +153,14 @@ class Evaluator:
         """The gradient of a batch's mean loss: see `Objective.gradient_of`."""
         loss, leaves = evaluation.loss, evaluation.leaves
         refuse_constant(loss)
-        parts = torch.autograd.grad(
-            loss,
-            leaves,
-            create_graph=create_graph,
-            retain_graph=create_graph or retain_graph,
-            allow_unused=True,
-        )
+        with full_precision():
+            parts = torch.autograd.grad(
+                loss,
+                leaves,
+                create_graph=create_graph,
+                retain_graph=create_graph or retain_graph,
+                allow_unused=True,
+            )
         return self._filled(parts, leaves)
 
     def _filled(

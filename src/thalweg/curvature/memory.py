@@ -14,6 +14,9 @@ import torch
 
 Result = TypeVar("Result")
 
+# What a CPU says, and what libraries on a GPU say that ask for memory themselves.
+SIGNS = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
+
 
 class ChunkHalved(UserWarning):
     """Memory did not suffice for a chunk of samples; from now on smaller ones are used.
@@ -69,6 +72,6 @@ def within_memory(chunked: InChunks, compute: Callable[[], Result]) -> Result:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory did not suffice; on a CPU torch raises a RuntimeError."""
+    """Whether an error says that memory did not suffice, be it by its class or by its words."""
     known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-    return known or "can't allocate memory" in str(error)
+    return known or any(sign in str(error) for sign in SIGNS)

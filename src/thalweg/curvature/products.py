@@ -22,6 +22,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from thalweg.curvature.memory import is_out_of_memory
+from thalweg.curvature.precision import full_precision
 from thalweg.errors import invalid
 
 EVERY_SIZE = 2**31
@@ -126,9 +128,9 @@ class BlockProducts:
             return one_by_one()
         try:
             return vectorized()
-        except torch.OutOfMemoryError:
-            raise
         except (RuntimeError, NotImplementedError) as error:
+            if is_out_of_memory(error):
+                raise
             raise invalid(
                 "vectorize_up_to",
                 self._up_to,
@@ -182,15 +184,16 @@ def pull_back(
     lead = vectors[0].shape[:1] if vectorized else ()
     parts: Sequence[Tensor | None] = [None] * len(inputs)
     if active:
-        parts = torch.autograd.grad(
-            [outputs[i] for i in active],
-            inputs,
-            [vectors[i] for i in active],
-            retain_graph=True,
-            create_graph=create_graph,
-            allow_unused=True,
-            is_grads_batched=vectorized,
-        )
+        with full_precision():
+            parts = torch.autograd.grad(
+                [outputs[i] for i in active],
+                inputs,
+                [vectors[i] for i in active],
+                retain_graph=True,
+                create_graph=create_graph,
+                allow_unused=True,
+                is_grads_batched=vectorized,
+            )
     return [
         x.new_zeros((*lead, *x.shape)) if part is None else part
         for part, x in zip(parts, inputs, strict=True)

@@ -41,6 +41,7 @@ from thalweg.curvature.gap import GapWatch
 from thalweg.curvature.objective import Objective
 from thalweg.curvature.operators import PRODUCT_COST, Hessian, OperatorAt, SymmetricOperator
 from thalweg.curvature.power_step import PowerStep, power_step
+from thalweg.curvature.precision import full_precision
 from thalweg.curvature.reference import Reference
 from thalweg.curvature.renewal import RenewalPolicy
 from thalweg.curvature.source import Split, TrackerReport
@@ -163,10 +164,11 @@ class SubspaceTracker:
             self._report(math.nan, 0.0, age=age)
             return self.subspace
         self._theta = self.objective.theta() if theta is None else theta.detach()
-        if self._step is None or self.exact:
-            self._report(self.tolerance, self._solve(), renewed=True)
-        else:
-            self._follow(vector)
+        with full_precision():
+            if self._step is None or self.exact:
+                self._report(self.tolerance, self._solve(), renewed=True)
+            else:
+                self._follow(vector)
         return self.subspace
 
     def split(self, vector: Tensor) -> Split:
@@ -371,7 +373,7 @@ class SubspaceTracker:
         """Restore what `state_dict` gave, the way to multiply by the Hessian included."""
         self._calls, self._damping.value = state["calls"], state["damping"]
         self._gap.load_state_dict(state["gap"])
-        self._generator.set_state(state["generator"])
+        self._generator.set_state(state["generator"].cpu())
         self.objective.products.load_state_dict(state["products"])
         self.objective.chunk_size = state["chunk_size"]
         self.report = TrackerReport(**state["report"])

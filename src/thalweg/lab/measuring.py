@@ -105,6 +105,7 @@ def _measure(
 ) -> dict[str, Any]:
     import torch
 
+    from thalweg.lab.machine import compute_repeatably
     from thalweg.lab.multiplying import choose_way_to_multiply
     from thalweg.lab.registry import load_plugin
     from thalweg.lab.rehearsal import ask_probes
@@ -113,6 +114,7 @@ def _measure(
     from thalweg.lab.timing import Clock
 
     torch.set_num_threads(threads)
+    compute_repeatably(device)
     for plugin in plugins:
         load_plugin(plugin)
     spec = parse_spec(tomllib.loads(spec_text), source="spec.toml")
@@ -131,7 +133,7 @@ def _measure(
     step = training.seconds(clock)
     gradient, few = _gradient(spec, setup, training.batch_size, clock)
     say("probes")
-    names, size = tuple(spec.probes), training.batch_size
+    names, size = spec.all_probes, training.batch_size
     probes = ask_probes(names, training.moment, setup.k, few, size, clock)
     asking = tuple(name for name, asked in probes.items() if asked.subspace)
     test = _test_seconds(setup, gradient, clock)
@@ -149,7 +151,7 @@ def _measure(
             training.step,
             clock,
             follows=followed is not None,
-            solves="solved_eigenvalues" in spec.probes,
+            solves="solved_eigenvalues" in names,
         ),
         "test": test,
         "probes": {name: asked.seconds for name, asked in probes.items()},

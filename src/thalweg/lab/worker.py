@@ -50,9 +50,11 @@ def _execute(
 ) -> None:
     import torch
 
+    from thalweg.lab.machine import compute_repeatably
     from thalweg.lab.run import Run
 
     torch.set_num_threads(threads)
+    compute_repeatably(device)
     for plugin in plugins:
         load_plugin(plugin)
     spec = parse_spec(tomllib.loads(study.spec_text), source="spec.toml")

@@ -45,6 +45,7 @@ from thalweg.curvature.lockstep.power_step import (
 )
 from thalweg.curvature.lockstep.reference import LockstepReference
 from thalweg.curvature.operators import PRODUCT_COST, Hessian
+from thalweg.curvature.precision import full_precision
 from thalweg.curvature.renewal import SMALLEST_SUBSET, RenewalPolicy
 from thalweg.curvature.source import TrackerReport
 from thalweg.curvature.subspace import Subspace
@@ -128,10 +129,11 @@ class LockstepTracker:
             given = f"{tuple(thetas.shape)} and {tuple(vectors.shape)}"
             raise invalid("thetas and vectors", given, f"(R, P) = {expected} both")
         thetas = thetas.detach()
-        if self._reference is None:
-            self._begin(thetas)
-        else:
-            self._follow(self._reference, thetas, vectors)
+        with full_precision():
+            if self._reference is None:
+                self._begin(thetas)
+            else:
+                self._follow(self._reference, thetas, vectors)
 
     def project(self, vectors: Tensor) -> Tensor:
         """P_k v of each run at the thetas of the last update, (R, P), for vectors (R, P).
@@ -318,7 +320,7 @@ class LockstepTracker:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave, the way to multiply by the Hessian included."""
         self.policy.load_state_dict(state["policy"])
-        self._generator.set_state(state["generator"])
+        self._generator.set_state(state["generator"].cpu())
         self.objective.products.load_state_dict(state["products"])
         self.objective.objective.chunk_size = state["chunk_size"]
         self._damping = [Damping() for _ in state["damping"]]
