@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 
@@ -115,6 +116,28 @@ def test_a_branch_has_its_own_subspace(quick_path: Path) -> None:
     assert Run(spec, study, 0, "bulk-sgd").source.objective.num_samples == 50  # type: ignore[attr-defined]
     cost = study.run(0, "dom-sgd").read_metrics()["subspace_gradients"].to_pylist()
     assert set(cost) - {None} == {0.0}
+
+
+def test_a_branch_measures_what_the_spec_says_or_it_says_itself(quick_path: Path) -> None:
+    changes = {
+        "branches.sgd.probes": {"solved_eigenvalues": "off", "norms": 6, "noise": 12},
+        "branches.dom-sgd": "unset",
+    }
+    spec = small_spec(changes)
+    study = begin(quick_path / "s", spec)
+    execute(study, spec, "trunk", "sgd", "bulk-sgd")
+    sgd, bulk = (study.run(0, name).read_metrics() for name in ("sgd", "bulk-sgd"))
+
+    def steps(table: pa.Table, column: str) -> list[int]:
+        pairs = zip(table["step"].to_pylist(), table[column].to_pylist(), strict=True)
+        return [step for step, value in pairs if value is not None]
+
+    assert "solved_eigenvalues" in bulk.column_names
+    assert "solved_eigenvalues" not in sgd.column_names
+    assert "noise_norm" not in bulk.column_names
+    assert steps(sgd, "gradient_norm_bulk") == [12, 18, 24]
+    assert steps(bulk, "gradient_norm_bulk") == [12, 15, 18, 21, 24]
+    assert steps(sgd, "noise_norm") == [12, 24]
 
 
 def test_more_samples_for_the_hessian_than_there_are_is_refused(quick_path: Path) -> None:

@@ -53,6 +53,9 @@ def test_nothing_is_taken_over_from_a_run_that_is_not_done(quick_path: Path) -> 
         ({"branches.sgd.steps": 13}, False),
         ({"phases.0.steps": 13}, False),
         ({"probes.loss": 2}, False),
+        ({"branches.dom-sgd.probes.loss": 2}, True),
+        ({"branches.sgd.probes.loss": 2}, False),
+        ({"branches.sgd.probes.loss": 1}, True),
         ({"subspace.k": 4}, False),
         ({"branches.sgd.subspace.k": 4}, False),
         ({"problem.samples": 150}, False),
@@ -66,6 +69,12 @@ def test_the_hash_holds_all_that_determines_the_numbers(
     assert (one == content_hash(small_spec(changes), SGD, "data", "version")) == same
     assert content_hash(small_spec(), SGD, "other", "version") != one
     assert content_hash(small_spec(), SGD, "data", "other") != one
+
+
+def test_branches_that_measure_otherwise_leave_the_trunk_to_be_shared() -> None:
+    other = small_spec({"branches.sgd.probes": {"solved_eigenvalues": "off"}})
+    trunks = [content_hash(spec, TRUNK, "data", "version") for spec in (small_spec(), other)]
+    assert trunks[0] == trunks[1]
 
 
 def test_what_computes_here_is_versions_device_and_the_users_own_code(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def asks_for_subspace(spec: Spec, branch: str, probes: Container[str]) -> bool:
     Args:
         probes: those that do.
     """
-    is_branch = branch in spec.branches
+    is_branch, spec = branch in spec.branches, spec.of_branch(branch)
     phases = (spec.branch_phase(branch),) if is_branch else spec.phases
     return any(
         updates_a_step(spec, phase, probes) > 0

@@ -116,7 +116,7 @@ def disk_of(spec: Spec, tasks: Sequence[Task], costs: Measurement) -> int:
     vectors = costs.optimizer_vectors + 1 + (0 if spec.subspace.source == "random" else 1)
     total = 0
     for task in tasks:
-        steps = _total(spec, task, costs)
+        steps, probes = _total(spec, task, costs), spec.of_branch(task.branch).probes
         sources = [phase.split.source for phase in task.phases(spec) if phase.split is not None]
         window = max((s.window + s.k for s in sources if s is not None), default=0)
         regular = steps // spec.checkpoint.every_steps + 1
@@ -125,8 +125,8 @@ def disk_of(spec: Spec, tasks: Sequence[Task], costs: Measurement) -> int:
             costs.k,
             vectors + window,
             spec.checkpoint.keep + 1,
-            steps // min(spec.probes.values(), default=steps) + 2,
-            4 * len(spec.probes) + 5 * costs.k,
+            steps // min(probes.values(), default=steps) + 2,
+            4 * len(probes) + 5 * costs.k,
             regular if spec.checkpoint.save_bases else 0,
             bases_per_checkpoint=BLOCKS + 1,
             bytes_per_number=8 if spec.dtype == "float64" else 4,

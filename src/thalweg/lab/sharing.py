@@ -1,7 +1,7 @@
 """What do studies share? A run that another study has made already is taken over, not made again.
 
 Two runs with one content hash make the same numbers, to the last bit on one kind of processor: same
-problem, seed, device, probes, the same phases and subspaces all the way from the initial
+problem, seed, device, the same phases, subspaces and probes all the way from the initial
 parameters, and the same versions of what computes them.
 """
 
@@ -44,7 +44,7 @@ def content_hash(spec: Spec, task: Task, fingerprint: str, maker: str) -> str:
     chain.append(_content(spec, TRUNK, spec.phases))
     common = spec.model_dump(
         mode="json",
-        include={"problem", "probes", "device", "dtype", "threads", "initial_checkpoint"},
+        include={"problem", "device", "dtype", "threads", "initial_checkpoint"},
     )
     common["problem"]["data"].pop("data_dir", None)
     text = json.dumps([task.seed, fingerprint, maker, common, chain], sort_keys=True)
@@ -130,10 +130,8 @@ def take_over(study: StudyFolder, tasks: Sequence[Task]) -> list[Task]:
 
 
 def _content(spec: Spec, branch: str, phases: Sequence[Any]) -> dict[str, Any]:
-    return {
-        "phases": [p.model_dump(mode="json", exclude={"name"}) for p in phases],
-        "subspace": spec.of_branch(branch).subspace.model_dump(mode="json"),
-    }
+    own = spec.of_branch(branch).model_dump(mode="json", include={"subspace", "probes"})
+    return {"phases": [p.model_dump(mode="json", exclude={"name"}) for p in phases], **own}
 
 
 def _then(before: str, now: str) -> str:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from thalweg.errors import InvalidInput
-from thalweg.lab.spec import load_spec
-from thalweg.lab.spec.layering import laid_over
+from thalweg.lab.spec import load_spec, parse_spec
+from thalweg.lab.spec.layering import laid_over, with_common_branch
 
 LOWER: dict[str, Any] = {
     "name": "main",
@@ -49,3 +49,40 @@ def test_a_file_can_be_like_a_built_in_spec(tmp_path: Any) -> None:
     file.write_text('like = "digit"\n')
     with pytest.raises(InvalidInput, match=r"like: got 'digit', allowed: .*did you mean 'digits'"):
         load_spec(file)
+
+
+COMMON: dict[str, Any] = {
+    "steps": 9,
+    "split": {"dominant": 0.0},
+    "probes": {"loss": 2, "noise": "off"},
+}
+
+
+def test_what_all_branches_have_in_common_is_said_once() -> None:
+    branches = {
+        "*": COMMON,
+        "a": {},
+        "b": {"steps": 3, "split": {"bulk": 0.5}},
+        "c": {"probes": {"noise": "unset"}},
+    }
+    found = with_common_branch({"name": "x", "branches": branches})
+    assert found == {
+        "name": "x",
+        "branches": {
+            "a": COMMON,
+            "b": {**COMMON, "steps": 3, "split": {"dominant": 0.0, "bulk": 0.5}},
+            "c": {**COMMON, "probes": {"loss": 2}},
+        },
+    }
+
+
+def test_the_command_line_goes_before_what_branches_have_in_common() -> None:
+    raw = {
+        "problem": {"data": "digits", "model": "mlp", "loss": "mse"},
+        "phases": [{"optimizer": {"name": "sgd", "lr": 0.1}, "steps": 5}],
+        "branches": {"*": {"steps": 9}, "a": {}, "b": {}},
+    }
+    spec = parse_spec(raw, overrides={"branches.a.steps": 2})
+    assert {name: branch.steps for name, branch in spec.branches.items()} == {"a": 2, "b": 9}
+    with pytest.raises(InvalidInput, match=r"branches.*'\*'"):
+        parse_spec({**raw, "branches": {"*": 5}})

@@ -401,6 +401,7 @@ def test_the_hash_ignores_what_does_not_change_the_numbers(change: dict[str, Any
         {"branches.bulk.split.bulk": 1.5},
         {"branches.bulk": "unset"},
         {"probes.loss": 5},
+        {"branches.sgd.probes": {"loss": 5}},
         {"initial_checkpoint": "theta.safetensors"},
     ],
     ids=str,
@@ -431,6 +432,9 @@ def test_names_of_probes_and_claims_are_checked_against_the_known_ones():
         "a.toml: claims: no claim 'gradient-aligned', allowed: gradient-aligns; "
         "did you mean 'gradient-aligns'?",
     ]
+    of_a_branch = spec_with(probes={"loss": 1}, branches={"a": {"probes": {"los": 1}}})
+    with pytest.raises(InvalidInput, match="probes: no probe 'los'"):
+        check_names(of_a_branch, probes=["loss"])
 
 
 @pytest.mark.parametrize(

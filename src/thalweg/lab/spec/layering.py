@@ -3,6 +3,8 @@
 Tables are laid over each other key by key, arrays of tables (phases) entry by entry. A table that
 names its choice, such as `{ name = "adam", lr = 0.001 }`, replaces the whole: the settings of one
 optimizer mean nothing to another. "unset" leaves a key out.
+
+The table `[branches."*"]` is laid under every branch in this way.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from thalweg.lab.spec.overrides import UNSET
 
 CHOICES = ("data", "model", "loss", "optimizer", "schedule")
 """Keys of tables that name a choice."""
+EVERY = "*"
+"""What stands in the place of a branch's name for all of them."""
 
 
 def laid_over(lower: Any, upper: Any) -> Any:
@@ -25,6 +29,21 @@ def laid_over(lower: Any, upper: Any) -> Any:
         below = [lower[min(n, len(lower) - 1)] for n in range(len(upper))]
         return [laid_over(*pair) for pair in zip(below, upper, strict=True)]
     return upper
+
+
+def with_common_branch(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The tables of a spec, its `[branches."*"]` laid under every branch and gone itself.
+
+    Example:
+        >>> with_common_branch({"branches": {"*": {"steps": 9}, "a": {}, "b": {"steps": 3}}})
+        {'branches': {'a': {'steps': 9}, 'b': {'steps': 3}}}
+    """
+    branches = raw.get("branches")
+    if not (isinstance(branches, Mapping) and isinstance(branches.get(EVERY), Mapping)):
+        return raw
+    common = branches[EVERY]
+    own = {name: branch for name, branch in branches.items() if name != EVERY}
+    return {**raw, "branches": {name: laid_over(common, branch) for name, branch in own.items()}}
 
 
 def _either(key: str, lower: Mapping[str, Any], upper: Mapping[str, Any]) -> Any:

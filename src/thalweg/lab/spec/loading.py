@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from thalweg.errors import InvalidInput, unknown_name
 from thalweg.lab.spec.errors import explain, nearest, shown
-from thalweg.lab.spec.layering import laid_over
+from thalweg.lab.spec.layering import laid_over, with_common_branch
 from thalweg.lab.spec.learning_rates import Constant
 from thalweg.lab.spec.models import CheckpointSpec, ClaimSpec, ProblemSpec, Spec
 from thalweg.lab.spec.overrides import apply_overrides, parse_overrides
@@ -117,7 +117,7 @@ def parse_spec(
     """
     _register_built_ins()
     given = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
-    changed, overridden = apply_overrides(raw, given, Spec)
+    changed, overridden = apply_overrides(with_common_branch(raw), given, Spec)
     completed = with_inherited_tables(changed)
     try:
         return Spec.model_validate(completed)
@@ -170,6 +170,8 @@ def branch_content(spec: Spec, name: str) -> dict[str, Any]:
         content["after"] = branch.after
     if branch.subspace is not None:
         content["subspace"] = branch.subspace.model_dump(mode="json", exclude_none=True)
+    if branch.probes is not None:
+        content["probes"] = branch.probes
     return content
 
 
@@ -194,7 +196,7 @@ def check_names(
     """
     lines: list[str] = []
     if probes is not None:
-        lines += _unknown(spec.probes, tuple(probes), f"{source}: probes: no probe")
+        lines += _unknown(spec.all_probes, tuple(probes), f"{source}: probes: no probe")
     if claims is not None:
         names = dict.fromkeys(use.name for use in spec.claim_uses)
         lines += _unknown(names, tuple(claims), f"{source}: claims: no claim")

@@ -146,10 +146,21 @@ class Spec(SpecModel):
         return tuple(ClaimSpec(name=c) if isinstance(c, str) else c for c in self.claims)
 
     def of_branch(self, name: str) -> Spec:
-        """The spec as a branch (or the trunk) computes with it: with its own subspace."""
+        """The spec as a branch (or the trunk) computes with it: its own subspace and probes."""
         branch = self.branches.get(name)
-        own = None if branch is None else branch.subspace
-        return self if own is None else self.model_copy(update={"subspace": own})
+        if branch is None:
+            return self
+        both = {**self.probes, **(branch.probes or {})}
+        probes = {probe: every for probe, every in both.items() if every != "off"}
+        return self.model_copy(
+            update={"subspace": branch.subspace or self.subspace, "probes": probes}
+        )
+
+    @property
+    def all_probes(self) -> tuple[str, ...]:
+        """The names of all probes that the trunk or a branch has."""
+        of_each = [self.probes, *(self.of_branch(name).probes for name in self.branches)]
+        return tuple(dict.fromkeys(probe for probes in of_each for probe in probes))
 
     def before(self, name: str) -> str | None:
         """The branch at whose end a branch starts; None for the trunk's."""

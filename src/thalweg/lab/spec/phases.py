@@ -158,7 +158,11 @@ class BranchSpec(SpecModel):
         default=None,
         description="the dominant subspace of this branch, the rest as in [subspace]",
     )
-
+    probes: dict[str, Count | Literal["off"]] | None = Field(
+        default=None,
+        description="what this branch measures otherwise, each every n steps or 'off', the rest as"
+        " in [probes]",
+    )
     optimizer: OptimizerChoice | None = Field(
         default=None,
         description="optimizer; without a name, the trunk's with these settings changed",
@@ -209,7 +213,8 @@ class BranchSpec(SpecModel):
         own = {
             key: value
             for key in type(self).model_fields
-            if key not in ("after", "subspace") and (value := getattr(self, key)) is not None
+            if key not in ("after", "subspace", "probes")
+            and (value := getattr(self, key)) is not None
         }
         left_out = {"name", "warmup_steps", "until_alignment", "until_loss"}
         if "steps" in own or "epochs" in own:
