@@ -264,13 +264,16 @@ def beside_the_hessian(
     spectrum: thalweg.SingularSpectrum,
 ) -> dict[str, float]:
     """Overlap of the bulk with the flattest directions of the Hessian, before and after."""
-    # A GPU takes all directions at once on a few samples, a CPU each on all samples.
-    few = run.theta_0.device.type == "cuda"
-    objective = objective_of(model, data, BATCH_SIZE if few else SAMPLES_AT_ONCE)
+    # All directions at once on a few samples.
+    runs = thalweg.LockstepObjective(
+        objective_of(model, data, BATCH_SIZE), vectorize_up_to=BATCH_SIZE
+    )
     bulk = {"start": spectrum.bulk(BULK), "end": spectrum.bulk(BULK, side="left")}
     found = {}
     for name, theta in (("start", run.theta_0), ("end", run.theta_T)):
-        flat = thalweg.flattest_directions(thalweg.Hessian(objective, theta), bulk[name].k)
+        one = torch.eye(len(theta), device=theta.device)[None]
+        hessian = thalweg.DenseOperator(runs.hessian_products(theta[None], one)[0])
+        flat = thalweg.flattest_directions(hessian, bulk[name].k)
         found[f"overlap_hessian_{name}"] = flat.overlap(bulk[name])
     return found
 
@@ -312,6 +315,8 @@ def moved(
     if parts.stable:
         ranks["stable"] = len(spectrum.values) - 1 - parts.stable // 2
     directions = spectrum.right[:, list(ranks.values())]
+    # Libraries differ in the signs of singular vectors: here the largest entry is positive.
+    directions = directions * directions.gather(0, directions.abs().argmax(0)[None]).sign()
     found = thalweg.perturbation_responses(training, run, directions)
     rows = [
         {

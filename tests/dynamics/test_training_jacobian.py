@@ -21,7 +21,7 @@ from tests.dynamics.training_problems import (
 from thalweg.curvature import Objective
 from thalweg.dynamics.training_jacobian import TrainingJacobian, training_jacobian
 from thalweg.dynamics.training_run import TrainingRun
-from thalweg.errors import InvalidInput
+from thalweg.errors import Diverged, InvalidInput
 
 
 @pytest.fixture
@@ -139,3 +139,8 @@ def test_what_cannot_be_used_is_refused(case: Case) -> None:
         training_jacobian(run, directions=0)
     with pytest.raises(InvalidInput, match="samples: got 11"):
         training_jacobian(TrainingRun(objective, [torch.tensor([11])], 0.1))
+
+
+def test_a_run_that_diverges_is_an_error(case: Case) -> None:
+    with pytest.raises(Diverged):
+        training_jacobian(TrainingRun(objective_of(case), BATCHES * 10, 1e10))

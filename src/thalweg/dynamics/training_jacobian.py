@@ -34,11 +34,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from thalweg.curvature.finiteness import all_finite
+from thalweg.curvature.lockstep.objective import LockstepObjective
 from thalweg.curvature.objective import Objective
-from thalweg.curvature.operators import Hessian
 from thalweg.curvature.subspace import random_subspace
 from thalweg.dynamics.training_run import TrainingRun
-from thalweg.errors import invalid
+from thalweg.errors import Diverged, invalid
 
 CHUNK_ON_CPU, CHUNK_ELSEWHERE = 256, 8192
 """Directions pushed through the run at once."""
@@ -83,7 +84,7 @@ def training_jacobian(
             unit vectors, which gives J itself.
         seed: of the random directions.
         chunk_size: directions pushed at once; bounds memory, changes only the rounding. Each chunk
-            repeats the run, whose gradients come with the products. None for 256 on a CPU, whose
+            repeats the run. None for 256 on a CPU, whose
             caches hold no more, and 8,192 on another device, which needs many to be busy: 20 GB
             for batches of 64 and 64 neurons in float64.
 
@@ -97,19 +98,30 @@ def training_jacobian(
     if chunk_size < 1:
         raise invalid("chunk_size", chunk_size, "an integer >= 1, or None")
     block = _directions(run.objective, directions, seed)
-    columns, end = [], run.theta_0
-    for chunk in block.split(chunk_size, dim=1):
-        # Stored column by column, as the products are.
-        point, tangent = run.rule(run.theta_0), run.rule(chunk.T.contiguous().T)
-        for step, batch in enumerate(run.batches):
-            hessian = Hessian(run.objective, point.value, batch)
-            tangent.step(hessian @ tangent.value, run.rate(step))
-            assert hessian.gradient is not None, "known after the first product"
-            point.step(hessian.gradient, run.rate(step))
-        columns.append(tangent.value)
-        end = point.value
+    pushed = [_push(run, chunk) for chunk in block.split(chunk_size, dim=1)]
+    columns, end = [tangents for _, tangents in pushed], pushed[-1][0]
     kept = None if directions is None else block
     return TrainingJacobian(torch.cat(columns, dim=1), kept, run.theta_0, end)
+
+
+def _push(run: TrainingRun, chunk: Tensor) -> tuple[Tensor, Tensor]:
+    """theta_T (P,), and J times the columns (P, b) of a chunk."""
+    # One run in lockstep is the fastest way to multiply many vectors by one batch's Hessian.
+    one = LockstepObjective(run.objective)
+    one.products = run.objective.products
+    # Rows: the rule is the same for them, and products are rows.
+    point, tangent = run.rule(run.theta_0[None]), run.rule(chunk.T.contiguous())
+    sound = torch.ones((), dtype=torch.bool, device=chunk.device)
+    for step, batch in enumerate(run.batches):
+        losses, gradients = one.values_and_gradients(point.value, batch)
+        products = one.hessian_products(point.value, tangent.value[None], batch)[0]
+        # Noted but not looked at, which would wait for the device at every step.
+        sound &= losses.isfinite().all() & gradients.isfinite().all()
+        tangent.step(products, run.rate(step))
+        point.step(gradients, run.rate(step))
+    if not (bool(sound) and all_finite(tangent.value)):
+        raise Diverged("the run, or the block of tangents, became NaN or infinite")
+    return point.value[0], tangent.value.T
 
 
 def _directions(objective: Objective, given: Tensor | int | None, seed: int) -> Tensor:

@@ -159,6 +159,19 @@ def test_layers_that_make_the_loss_random_are_refused() -> None:
         lockstep(case).values_and_gradients(points(case))
 
 
+def test_all_runs_go_through_the_model_at_once() -> None:
+    class Counting(nn.Linear):
+        calls = 0
+
+        def forward(self, input: Tensor) -> Tensor:
+            self.calls += 1
+            return super().forward(input)
+
+    case = Case(model := Counting(4, 3), nn.MSELoss(), mlp().data)
+    lockstep(case).values_and_gradients(points(case))
+    assert model.calls == 1
+
+
 def test_a_loss_that_depends_on_no_parameter_is_refused() -> None:
     case = Case(mlp().model, lambda output, target: target.mean(), mlp().data)
     thetas = points(case)

@@ -205,15 +205,23 @@ class LockstepObjective:
     def _losses(self, thetas: Tensor, chunk: Chunk) -> Tensor:
         """The losses (R,) on a chunk, with their graph."""
         if chunk.own:
-            return mapped(self._loss, len(thetas), thetas, chunk.batch)
-        return mapped(lambda theta: self._loss(theta, chunk.batch), len(thetas), thetas)
+            losses = mapped(self._value, len(thetas), thetas, chunk.batch)
+        else:
+            losses = mapped(lambda theta: self._value(theta, chunk.batch), len(thetas), thetas)
+        # Not inside of vmap, where no tensor says that it requires a gradient.
+        refuse_constant(losses)
+        return losses
 
     def _loss(self, theta: Tensor, batch: Batch) -> Tensor:
-        """One run's mean loss on a batch, a function of theta (P,)."""
-        parts = self.objective.layout.unflatten(theta)
-        loss = self.objective.evaluator.outputs_and_loss(parts, batch)[1]
+        """One run's mean loss on a batch, a function of theta (P,), under `torch.func.grad`."""
+        loss = self._value(theta, batch)
         refuse_constant(loss)
         return loss
+
+    def _value(self, theta: Tensor, batch: Batch) -> Tensor:
+        """The same, constant or not."""
+        parts = self.objective.layout.unflatten(theta)
+        return self.objective.evaluator.outputs_and_loss(parts, batch)[1]
 
     def _chunks(self, samples: Tensor | None, runs: int) -> Iterator[Chunk]:
         size = self.objective.chunk_size
