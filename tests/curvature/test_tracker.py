@@ -189,6 +189,42 @@ def test_refining_one_vector_improves_its_bulk_part(trained: Case) -> None:
     assert torch.allclose(after.dominant + after.bulk, gradient, atol=1e-6)
 
 
+def test_a_refinement_shares_the_graph_of_the_gradient_at_its_theta(
+    trained: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker, other = tracked(trained, bulk_error=1e-4), tracked(trained, bulk_error=1e-4)
+    for _ in along(trained, 3):
+        tracker.update(vector=tracker.gradient())
+        other.update(vector=other.objective.gradient())
+    gradient = tracker.gradient()
+    assert torch.allclose(gradient, tracker.objective.gradient(), atol=1e-7)
+    tracker.update(vector=gradient)
+    other.update(vector=gradient)
+    parts, evaluated = [], []
+    for each in (tracker, other):
+        with monkeypatch.context() as patch:
+            original, passes = each.objective.evaluations, []
+            patch.setattr(
+                each.objective,
+                "evaluations",
+                lambda *a, f=original, p=passes: p.append(a) or f(*a),
+            )
+            parts.append(each.split(gradient))
+        evaluated.append([samples for _, samples in passes].count(None))
+    assert evaluated == [0, 1]
+    assert parts[0].refined
+    assert torch.allclose(parts[0].bulk, parts[1].bulk, atol=1e-6)
+
+
+def test_the_graph_of_a_gradient_serves_no_other_theta(trained: Case) -> None:
+    tracker, other = tracked(trained, bulk_error=1e-4), tracked(trained, bulk_error=1e-4)
+    stale = tracker.gradient()
+    for _ in along(trained, 3):
+        tracker.update(vector=stale)
+        other.update(vector=stale)
+        assert torch.equal(tracker.split(stale).bulk, other.split(stale).bulk)
+
+
 def test_exact_solves_at_every_update(trained: Case) -> None:
     tracker = tracked(trained, exact=True, tolerance=1e-4)
     for _ in along(trained, 3):

@@ -105,8 +105,8 @@ class ResidualHessian:
         return self.hessian.products
 
     @property
-    def gradient(self) -> Tensor | None:
-        """The gradient at theta (P,), known after the first product."""
+    def gradient(self) -> Tensor:
+        """The gradient at theta (P,): see `LossOperator`."""
         return self.hessian.gradient
 
     def __matmul__(self, vectors: Tensor) -> Tensor:

@@ -87,7 +87,6 @@ class GradientCovariance(LossOperator):
         moment = super().__matmul__(vectors)
         if not self.centered:
             return moment
-        assert self.gradient is not None
         rows = rows_of(vectors, self)
         mean_part = torch.outer(self.gradient, rows @ self.gradient)
         result = moment - (mean_part[:, 0] if vectors.dim() == 1 else mean_part)

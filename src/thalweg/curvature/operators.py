@@ -200,7 +200,6 @@ class LossOperator(ABC):
 
     Attributes:
         products: how many vectors were multiplied.
-        gradient: the gradient at theta (P,), known after the first product.
 
     Raises:
         InvalidInput: theta has another length than P, or is on another device than the model.
@@ -225,7 +224,7 @@ class LossOperator(ABC):
         self.samples = samples
         self.keep_graph = keep_graph
         self.products = 0
-        self.gradient: Tensor | None = None
+        self._gradient: Tensor | None = None
         self._kept: list[Linearization] | None = None
 
     @property
@@ -242,6 +241,23 @@ class LossOperator(ABC):
     def device(self) -> torch.device:
         """The device of the parameters."""
         return self.theta.device
+
+    @property
+    def gradient(self) -> Tensor:
+        """The gradient over the operator's samples at theta (P,), in units of the loss over theta.
+
+        Every product finds it on the way. Before the first one this is a pass of its own, whose
+        graphs serve the products that follow where `keep_graph` says so.
+
+        Raises:
+            Diverged: the loss or the gradient is NaN or infinite.
+        """
+        if self._gradient is None:
+            within_memory(self.objective, lambda: self._pass(None))
+        assert self._gradient is not None
+        if not all_finite(self._gradient):
+            raise Diverged("the gradient is NaN or infinite")
+        return self._gradient
 
     @abstractmethod
     def linearize(self, evaluation: Evaluation) -> Linearization:
@@ -263,7 +279,8 @@ class LossOperator(ABC):
             Diverged: the loss or the product is NaN or infinite.
         """
         rows = rows_of(vectors, self)
-        result = within_memory(self.objective, lambda: self._multiply(rows))
+        result = within_memory(self.objective, lambda: self._pass(rows))
+        assert result is not None
         self.products += rows.shape[0]
         if not all_finite(result):
             name = type(self).__name__
@@ -279,24 +296,25 @@ class LossOperator(ABC):
             return None
         few = copy.copy(self)
         few.samples = samples[torch.randperm(len(samples), generator=generator)[:count]]
-        few.products, few.gradient, few._kept = 0, None, None
+        few.products, few._gradient, few._kept = 0, None, None
         return few
 
-    def _multiply(self, rows: Tensor) -> Tensor:
-        """A times each row of (k, P), as rows."""
+    def _pass(self, rows: Tensor | None) -> Tensor | None:
+        """A times each row of (k, P), as rows; None for None, which leaves the gradient known."""
         objective = self.objective
-        shaped = objective.layout.unflatten(rows)
+        shaped = None if rows is None else objective.layout.unflatten(rows)
         result: Tensor | None = None
-        gradient = None if self.gradient is not None else torch.zeros_like(self.theta)
+        gradient = None if self._gradient is not None else torch.zeros_like(self.theta)
         chunks = self._kept or self.linearizations()
         # Given up until all is done: where memory runs out, what is kept must not stay.
         self._kept, kept = None, []
         for chunk in chunks:
-            part = objective.products.multiply(chunk, shaped)
-            # In place: on small chunks the passes over (k, P) cost more than the arithmetic.
-            if chunk.share != 1:
-                part.mul_(chunk.share)
-            result = part if result is None else result.add_(part)
+            if shaped is not None:
+                part = objective.products.multiply(chunk, shaped)
+                # In place: on small chunks the passes over (k, P) cost more than the arithmetic.
+                if chunk.share != 1:
+                    part.mul_(chunk.share)
+                result = part if result is None else result.add_(part)
             if gradient is not None:
                 parts = [g.detach() for g in chunk.gradient]
                 gradient.add_(objective.layout.flatten(parts), alpha=chunk.share)
@@ -304,8 +322,7 @@ class LossOperator(ABC):
                 kept.append(chunk)
         self._kept = kept or None
         if gradient is not None:
-            self.gradient = gradient
-        assert result is not None
+            self._gradient = gradient
         return result
 
 

@@ -126,6 +126,8 @@ class SubspaceTracker:
         self._theta: Tensor | None = None
         self._step: PowerStep | None = None
         self._anchors = Anchors(objective.num_samples, error)
+        # Where the gradient of all samples was last asked for, and the operator with its graph.
+        self._linearized: tuple[Tensor, SymmetricOperator] | None = None
         # Where the subset was used at the last theta: the operator over its first half, and the
         # reference that the last power step began from.
         self._half: SymmetricOperator | None = None
@@ -146,6 +148,27 @@ class SubspaceTracker:
         if self._step is None:
             raise InvalidInput("the tracker has no subspace yet; call update() first")
         return self._step.subspace()
+
+    def gradient(self) -> Tensor:
+        """The gradient of the loss over all samples at the model's parameters, (P,).
+
+        That of `Objective.gradient`, for full-batch training with a `bulk_error` target: its graph
+        is kept until the next one is asked for, and `split` multiplies by it at the same
+        parameters, which makes a refinement cheaper by a gradient.
+
+        Raises:
+            Diverged: the loss or the gradient is NaN or infinite.
+        """
+        # Given up first: two graphs would take twice the memory.
+        self._linearized = None
+        theta = self.objective.theta()
+        with full_precision():
+            operator = self.operator(self.objective, theta, keep_graph=True)
+            gradient = getattr(operator, "gradient", None)
+        if gradient is None:
+            return self.objective.gradient(theta)
+        self._linearized = theta, operator
+        return gradient
 
     def update(self, theta: Tensor | None = None, vector: Tensor | None = None) -> Subspace:
         """Move on to theta and return S_k there.
@@ -212,6 +235,10 @@ class SubspaceTracker:
     def _curvature(self, samples: Tensor | None, *, keep_graph: bool = False) -> SymmetricOperator:
         """The operator at the theta of the last update."""
         assert self._theta is not None
+        if samples is None and self._linearized is not None:
+            theta, operator = self._linearized
+            if torch.equal(theta, self._theta):
+                return operator
         return self.operator(self.objective, self._theta, samples, keep_graph=keep_graph)
 
     def _solve(self) -> float:
