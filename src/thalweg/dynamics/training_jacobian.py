@@ -84,9 +84,9 @@ def training_jacobian(
             unit vectors, which gives J itself.
         seed: of the random directions.
         chunk_size: directions pushed at once; bounds memory, changes only the rounding. Each chunk
-            repeats the run. None for 256 on a CPU, whose
-            caches hold no more, and 8,192 on another device, which needs many to be busy: 20 GB
-            for batches of 64 and 64 neurons in float64.
+            repeats the run. None for 256 on a CPU, whose caches hold no more, and 8,192 on another
+            device, which needs many to be busy. An MLP 64-64-10 on batches of 64 takes 0.6 MB a
+            direction in float64.
 
     Raises:
         InvalidInput: a direction of another length than P, a chunk size below 1, a number of
