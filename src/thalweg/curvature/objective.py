@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from thalweg.curvature.evaluation import Evaluation, Evaluator, entries
+from thalweg.curvature.evaluation import Evaluation, Evaluator, entries, mapped
 from thalweg.curvature.finiteness import all_finite
 from thalweg.curvature.layout import ParameterLayout
 from thalweg.curvature.memory import within_memory
@@ -249,8 +249,9 @@ class Objective:
         """The share (n,) of each of the stacked batches in the mean of their losses."""
         if self.batch_weight is None:
             return torch.full((count,), 1 / count, dtype=self.dtype, device=self.device)
-        weights = [float(self.batch_weight(entries(parts, i))) for i in range(count)]
-        found = torch.tensor(weights, dtype=self.dtype, device=self.device)
+        weigh, kind = self.batch_weight, {"dtype": self.dtype, "device": self.device}
+        # At once, where a weight for each would wait for a GPU as often as there are samples.
+        found = mapped(lambda part: torch.as_tensor(weigh(part), **kind), count, parts)
         return found / found.sum()
 
     def chunks(

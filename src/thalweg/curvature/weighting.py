@@ -49,10 +49,12 @@ def batch_weight_of(loss: object) -> Callable[[Batch], Tensor] | None:
             # Class probabilities (n, classes, ...): torch divides by the number of distributions.
             classes = target.shape[1] if target.dim() > 1 else 1
             return torch.tensor(float(target.numel() // classes))
-        kept = target[target != ignored]
+        # Without picking targets out, so that `vmap` weighs many batches at once.
+        kept = target != ignored
         if class_weights is None:
-            return torch.tensor(float(kept.numel()))
-        return class_weights.to(kept.device)[kept].sum()
+            return kept.sum()
+        weights = class_weights.to(target.device)[torch.where(kept, target, 0)]
+        return torch.where(kept, weights, 0).sum()
 
     return weight
 
