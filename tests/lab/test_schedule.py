@@ -157,3 +157,14 @@ def test_an_error_crosses_the_process_with_its_class_and_message(quick_path: Pat
 
     with pytest.raises(InvalidInput, match="one that holds"):
         call(work, (str(quick_path), 0, "trunk", "cpu", 1, ()))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no server to fork from")
+def test_what_a_run_writes_with_is_there_when_its_process_starts() -> None:
+    # PyArrow imports pandas for its first table, and NumPy's masked arrays for pandas.
+    assert call(_missing, (("pandas", "pyarrow.parquet", "numpy.ma", "torch"),)) == []
+
+
+def _missing(names: tuple[str, ...]) -> list[str]:
+    """Those of the modules that are not imported."""
+    return [name for name in names if name not in sys.modules]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing.connection import wait
 
 from thalweg.lab.processes import Child, Ending
 from thalweg.lab.run_names import TRUNK
@@ -119,7 +119,7 @@ def run_tasks(
                 if not running:
                     break
                 watch(list(running))
-                time.sleep(POLL_SECONDS)
+                wait([child.sentinel for child in running.values()], POLL_SECONDS)
         finally:
             for child in running.values():
                 child.ask_to_stop()
