@@ -181,23 +181,31 @@ def pull_back(
     """
     # An output that does not depend on the inputs (the gradient of a linear loss) has no graph.
     active = [i for i, output in enumerate(outputs) if output.requires_grad]
-    lead = vectors[0].shape[:1] if vectorized else ()
-    parts: Sequence[Tensor | None] = [None] * len(inputs)
-    if active:
-        with full_precision():
+
+    def pulled(*along: Tensor) -> tuple[Tensor, ...]:
+        parts: Sequence[Tensor | None] = [None] * len(inputs)
+        if active:
             parts = torch.autograd.grad(
                 [outputs[i] for i in active],
                 inputs,
-                [vectors[i] for i in active],
+                along,
                 retain_graph=True,
                 create_graph=create_graph,
                 allow_unused=True,
-                is_grads_batched=vectorized,
             )
-    return [
-        x.new_zeros((*lead, *x.shape)) if part is None else part
-        for part, x in zip(parts, inputs, strict=True)
-    ]
+        return tuple(
+            torch.zeros_like(x) if part is None else part
+            for part, x in zip(parts, inputs, strict=True)
+        )
+
+    chosen = [vectors[i] for i in active]
+    with full_precision():
+        if not vectorized:
+            return list(pulled(*chosen))
+        # Not `is_grads_batched`: it goes through tanh, GELU and log-softmax vector by vector. The
+        # numbers of the vectors are there for outputs of which none is active.
+        numbers = torch.arange(len(vectors[0]), device=vectors[0].device)
+        return list(torch.vmap(lambda _, *along: pulled(*along))(numbers, *chosen))
 
 
 def _one_by_one(linearization: Linearization, vectors: Sequence[Tensor]) -> Tensor:
