@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from tests.lab.small_study import begin, differing, execute, in_a_process, left, small_spec
+from thalweg.curvature import SubspaceTracker
 from thalweg.errors import InvalidInput
+from thalweg.lab.asking import branches_need_point
 from thalweg.lab.run import Run
 from thalweg.lab.schedule import Task, tasks_of
 from thalweg.lab.spec import Spec
@@ -138,6 +140,41 @@ def test_a_branch_measures_what_the_spec_says_or_it_says_itself(quick_path: Path
     assert steps(sgd, "gradient_norm_bulk") == [12, 18, 24]
     assert steps(bulk, "gradient_norm_bulk") == [12, 15, 18, 21, 24]
     assert steps(sgd, "noise_norm") == [12, 24]
+
+
+def test_a_subspace_is_found_once_for_all_branches_and_is_that_each_would_find(
+    quick_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = small_spec({"branches.sgd.subspace.k": 5, "branches.after": {"after": "bulk-sgd"}})
+    names = ("trunk", "sgd", "dom-sgd", "bulk-sgd", "after")
+    solves: list[str] = []
+    solve = SubspaceTracker._solve
+
+    def counted(tracker: SubspaceTracker) -> float:
+        solves.append(name)
+        return solve(tracker)
+
+    monkeypatch.setattr(SubspaceTracker, "_solve", counted)
+    studies = [begin(quick_path / folder, spec) for folder in ("once", "each")]
+    for name in names:
+        execute(studies[0], spec, name)
+    # Its own source; one for "dom-sgd" and "bulk-sgd"; and the same again.
+    assert solves == ["trunk", "trunk", "sgd", "bulk-sgd"]
+    monkeypatch.setattr(Run, "_found_for_branches", lambda run: {})
+    solves.clear()
+    for name in names:
+        execute(studies[1], spec, name)
+    assert solves == list(names)
+    for name in ("sgd", "dom-sgd", "after"):
+        assert not differing(left(studies[0], name), left(studies[1], name))
+
+
+def test_nothing_is_found_where_no_branch_asks_for_it(quick_path: Path) -> None:
+    probes = {"displacement": "off", "overlap": "off"}
+    spec = small_spec({f"branches.{name}.probes": probes for name in ("sgd", "dom-sgd")})
+    assert branches_need_point(spec, "trunk")  # "bulk-sgd" does
+    assert not branches_need_point(spec, "sgd")
+    assert not branches_need_point(small_spec({"branches.*.probes": probes}), "trunk")
 
 
 def test_more_samples_for_the_hessian_than_there_are_is_refused(quick_path: Path) -> None:

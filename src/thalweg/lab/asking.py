@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Container
 from typing import TYPE_CHECKING
 
+from thalweg.lab.run_names import TRUNK
+
 if TYPE_CHECKING:
     from thalweg.lab.spec import PhaseSpec, Spec
 
@@ -60,6 +62,15 @@ def needs_branch_point(spec: Spec, phase: PhaseSpec) -> bool:
     """Whether a branch asks for S_k where it starts."""
     is_frozen = phase.split is not None and phase.split.basis == "frozen"
     return is_frozen or not spec.probes.keys().isdisjoint(AT_BRANCH_POINT)
+
+
+def branches_need_point(spec: Spec, name: str) -> bool:
+    """Whether a branch that starts at the end of this run, a branch's or the trunk's, does."""
+    return any(
+        needs_branch_point(spec.of_branch(other), spec.branch_phase(other))
+        for other, branch in spec.branches.items()
+        if (branch.after or TRUNK) == name
+    )
 
 
 def asks_for_subspace(spec: Spec, branch: str, probes: Container[str]) -> bool:

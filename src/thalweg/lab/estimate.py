@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from thalweg.lab.asking import (
     asks_for_subspace,
+    branches_need_point,
     gradients_a_step,
     in_own_metric,
     samples_of_hessian,
@@ -112,7 +113,7 @@ def time_left(
 
 def disk_of(spec: Spec, tasks: Sequence[Task], costs: Measurement) -> int:
     """Bytes that the runs of these tasks leave, from above."""
-    # A branch point is a vector and a basis more.
+    # A branch point is a vector and a basis more; what is found for branches is a tracker more.
     vectors = costs.optimizer_vectors + 1 + (0 if spec.subspace.source == "random" else 1)
     total = 0
     for task in tasks:
@@ -124,7 +125,7 @@ def disk_of(spec: Spec, tasks: Sequence[Task], costs: Measurement) -> int:
             costs.num_parameters,
             costs.k,
             vectors + window,
-            spec.checkpoint.keep + 1,
+            spec.checkpoint.keep + 1 + int(branches_need_point(spec, task.branch)),
             steps // min(probes.values(), default=steps) + 2,
             4 * len(probes) + 5 * costs.k,
             regular if spec.checkpoint.save_bases else 0,
