@@ -46,6 +46,8 @@ SAMPLES_AT_ONCE = 4096
 BRANCHES = ("digits", "shuffled-labels", "white-noise")
 COLOURS: dict[str, str] = dict(zip(BRANCHES, ("#0072b2", "#e69f00", "#d55e00"), strict=True))
 BULK = 1e-2
+#: Of normal numbers, the share within two deviations.
+WITHIN_TWO = math.erf(math.sqrt(2))
 #: The singular vectors along which theta_0 is moved, and their colours.
 DIRECTIONS = {"top": "#d55e00", "bulk": "#0072b2", "stable": "#009e73"}
 #: What training is confined to, in the table and in the figure.
@@ -246,7 +248,10 @@ def network(hidden: int, seed: int) -> nn.Sequential:
         assert isinstance(layer, nn.Linear)
         # 0.8796 is the deviation of a standard normal number truncated at 2.
         deviation = layer.in_features**-0.5 / 0.87962566
-        nn.init.trunc_normal_(layer.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
+        # By the inverse of the distribution: `nn.init.trunc_normal_` draws other numbers in other
+        # versions of torch.
+        nn.init.uniform_(layer.weight, -WITHIN_TWO, WITHIN_TWO)
+        layer.weight.data.erfinv_().mul_(deviation * math.sqrt(2))
         nn.init.normal_(layer.bias, std=1 / 8)
     return model
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from thalweg.curvature.operators import DenseOperator
-from thalweg.curvature.power_step import PowerStep, inner_products, power_step
+from thalweg.curvature.power_step import PowerStep, _in_blocks, inner_products, power_step
 from thalweg.curvature.subspace import orthonormalize
 from thalweg.errors import Diverged
 
@@ -72,6 +72,17 @@ def test_blocks_of_columns_sum_to_the_whole() -> None:
     first = torch.randn(3, 20_000, generator=generator).double()
     second = torch.randn(5, 20_000, generator=generator).double()
     assert torch.allclose(inner_products(first, second), first @ second.T)
+
+
+@pytest.mark.parametrize("columns", [4096, 5000])
+def test_blocks_of_columns_as_a_batch_sum_to_the_whole(columns: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    first = torch.randn(2, 3, columns, generator=generator)
+    second = torch.randn(2, 5, columns, generator=generator)
+    expected = first.double() @ second.double().mT
+    product = _in_blocks(first, second, 2)
+    assert product.dtype == torch.float64
+    assert torch.allclose(product, expected, atol=1e-3)
 
 
 def test_products_that_are_not_finite_are_divergence() -> None:

@@ -22,6 +22,8 @@ from thalweg.errors import Diverged
 
 # Columns of a block of rows that fit a core's cache.
 CACHED_COLUMNS = 8192
+# Columns that one multiprocessor of a GPU sums over.
+COLUMNS_IN_A_ROW = 2048
 CPU = torch.device("cpu")
 
 
@@ -123,8 +125,31 @@ def inner_products(first: Tensor, second: Tensor, device: torch.device = CPU) ->
     shape = (*first.shape[:-1], second.shape[-2])
     total = torch.zeros(shape, dtype=torch.float64, device=device)
     for columns in column_blocks(first):
-        total += (first[..., columns] @ second[..., columns].mT).to(device)
+        total += flat_product(first[..., columns], second[..., columns]).to(device)
     return total
+
+
+def flat_product(first: Tensor, second: Tensor) -> Tensor:
+    """A B^T of rows (..., k, P) and (..., b, P): few rows and many columns; (..., k, b).
+
+    On a GPU blocks of columns are a batch, summed in float64: a single product with so few results
+    would occupy a few of its multiprocessors (10 rows of 200,000: 1 ms on an H100).
+    """
+    blocks = first.shape[-1] // COLUMNS_IN_A_ROW
+    if first.device.type != "cuda" or blocks < 2:
+        return first @ second.mT
+    return _in_blocks(first, second, blocks)
+
+
+def _in_blocks(first: Tensor, second: Tensor, blocks: int) -> Tensor:
+    """The same as a batch of products, each over some columns; in float64."""
+    whole = blocks * COLUMNS_IN_A_ROW
+    one, other = (
+        rows[..., :whole].unflatten(-1, (blocks, COLUMNS_IN_A_ROW)).transpose(-3, -2)
+        for rows in (first, second)
+    )
+    rest = first[..., whole:] @ second[..., whole:].mT
+    return (one @ other.mT).sum(-3, dtype=torch.float64) + rest
 
 
 def combined(combination: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,7 +160,7 @@ def combined(combination: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
     for columns in column_blocks(images):
         block = transposed @ images[..., columns]
         result[..., columns] = block
-        gram += (block @ block.mT).to(gram.device)
+        gram += flat_product(block, block).to(gram.device)
     return result, gram
 
 

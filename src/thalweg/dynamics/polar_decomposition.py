@@ -58,7 +58,7 @@ def polar_factor(matrix: Tensor) -> Tensor:
 
     Example:
         >>> factor = polar_factor(torch.tensor([[0.0, -2.0], [3.0, 0.0]]).double())
-        >>> factor.round(decimals=9).tolist()
+        >>> (factor.round(decimals=9) + 0).tolist()
         [[0.0, -1.0], [1.0, 0.0]]
     """
     accuracy = torch.finfo(matrix.dtype).eps
