@@ -13,7 +13,7 @@ from tests.lab.small_study import begin, differing, execute, in_a_process, left,
 from thalweg.curvature import SubspaceTracker
 from thalweg.errors import InvalidInput
 from thalweg.lab.asking import branches_need_point
-from thalweg.lab.run import Run
+from thalweg.lab.run import Run, loop
 from thalweg.lab.schedule import Task, tasks_of
 from thalweg.lab.spec import Spec
 from thalweg.lab.store.checkpoint import latest_checkpoint, load_checkpoint
@@ -160,7 +160,7 @@ def test_a_subspace_is_found_once_for_all_branches_and_is_that_each_would_find(
         execute(studies[0], spec, name)
     # Its own source; one for "dom-sgd" and "bulk-sgd"; and the same again.
     assert solves == ["trunk", "trunk", "sgd", "bulk-sgd"]
-    monkeypatch.setattr(Run, "_found_for_branches", lambda run: {})
+    monkeypatch.setattr(loop, "found_for_branches", lambda *_: {})
     solves.clear()
     for name in names:
         execute(studies[1], spec, name)

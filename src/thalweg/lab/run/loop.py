@@ -19,18 +19,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from thalweg.curvature import (
-    BatchSubspace,
-    GradientSubspace,
-    SubspaceSource,
-    SubspaceTracker,
-    UpdateSubspace,
-)
+from thalweg.curvature import BatchSubspace, GradientSubspace, SubspaceSource, UpdateSubspace
 from thalweg.dynamics import BranchPoint, Moment, OptimizerMetricSource
 from thalweg.errors import Diverged, IntegrityError, Interrupted, InvalidInput
-from thalweg.lab.asking import branches_need_point, needs_branch_point
+from thalweg.lab.asking import needs_branch_point
 from thalweg.lab.minibatches import minibatch
 from thalweg.lab.random_streams import random_state, restore_random_state, stream_seed
+from thalweg.lab.run.branch_points import at_branch_point, found_for_branches
 from thalweg.lab.run.building import (
     build_setup,
     can_carry_state,
@@ -292,28 +287,11 @@ class Run:
         self.progression.begin_at(state["progression"]["step"])
         self._restore_model_and_random(state)
         if needs_branch_point(self.spec, self.progression.phase):
-            theta, found = self.setup.objective.theta(), state.get("found")
+            theta, found = self.setup.objective.theta(), state.get("found", {})
             self._tell_batch()
-            if found and found["by"] == self._way_to_find:
-                self.source.load_state_dict(found["source"])
-                self.branch_point = BranchPoint(theta, self.source.subspace)
-            else:
-                self.branch_point = BranchPoint(theta, self.source.update(theta))
+            self.branch_point = at_branch_point(found, self.spec, self.source, theta)
         phase = self.spec.phases[-1] if before is None else self.spec.branch_phase(before)
         self._carry_state(state["optimizer"], phase.optimizer)
-
-    def _found_for_branches(self) -> dict[str, Any]:
-        """S_k at the end of the run as its branches would find it, each for itself: found once."""
-        needed = branches_need_point(self._of_all, self.branch)
-        if not (needed and isinstance(self.source, SubspaceTracker)):
-            return {}
-        source = make_source(self.spec, self.setup, self.seed)
-        source.update(self.setup.objective.theta())
-        return {"by": self._way_to_find, "source": source.state_dict()}
-
-    @property
-    def _way_to_find(self) -> dict[str, Any]:
-        return self.spec.subspace.model_dump(mode="json")
 
     # Checkpoints.
 
@@ -334,11 +312,14 @@ class Run:
     ) -> None:
         # Rows first: a checkpoint must never be ahead of what was measured before it.
         metrics.flush()
-        found = {"found": self._found_for_branches()} if ends else {}
+        state = self._state()
+        if ends:
+            found = found_for_branches(self._of_all, self.branch, self.setup, self.seed)
+            state["found"] = found
         save_state(
             self.folder.checkpoints,
             self.step,
-            {**self._state(), **found},
+            state,
             keep=self.spec.checkpoint.keep,
             permanent=ends,
         )
