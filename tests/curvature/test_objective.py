@@ -69,7 +69,7 @@ def test_a_loss_that_is_not_finite_is_divergence(value: float) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"chunk_size": 0}, "chunk_size: got 0"),
+        ({"chunk_size": 0}, "chunk_size: got 0, allowed: an integer >= 1, 'auto', or None"),
         ({"mode": "train"}, "mode: got 'train'"),
         ({"vectorize_up_to": -1}, "vectorize_up_to: got -1"),
         ({"parameters": ["head.*"]}, r"parameters: got 'head\.\*'"),

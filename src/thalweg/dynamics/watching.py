@@ -24,7 +24,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +56,7 @@ def watch(
     samples: int | None = None,
     parameters: Sequence[str] | str | None = None,
     batch_weight: Callable[[Any], Tensor | float] | None = None,
-    chunk_size: int | None = 1024,
+    chunk_size: int | Literal["auto"] | None = "auto",
     error: float = 0.01,
     exact: bool = False,
     seed: int = 0,
@@ -111,7 +111,7 @@ def watch(
         objective = Objective(
             model,
             loss,
-            data if samples is None else _subset(data, samples, seed, chunk_size),
+            data if samples is None else _subset(data, samples, seed),
             parameters=[glob.escape(name) for name in layout.names],
             batch_weight=batch_weight,
             chunk_size=chunk_size,
@@ -163,14 +163,14 @@ def _watched_layout(
     return ParameterLayout(tuple(found), tuple(found.values()))
 
 
-def _subset(data: object, samples: int, seed: int, chunk_size: int | None) -> list[Any]:
+def _subset(data: object, samples: int, seed: int) -> list[Any]:
     """So many samples, drawn without replacement, as batches that are read once."""
     everything = as_samples(data)
     if not 1 <= samples <= len(everything):
         raise invalid("samples", samples, f"an integer from 1 to N = {len(everything)}")
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randperm(len(everything), generator=generator)[:samples].sort().values
-    return [batch for batch, _ in everything.chunks(drawn, chunk_size)]
+    return [batch for batch, _ in everything.chunks(drawn, None)]
 
 
 def _number_of_classes(objective: Objective) -> int | None:

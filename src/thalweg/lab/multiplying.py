@@ -20,6 +20,8 @@ SMALL_CHUNKS = (8, 32, 128, 512)
 """Chunks of a tracker's subset, for which the way to multiply is measured apart."""
 CHUNKS = (64, 256, 1024, 2048)
 """Chunk sizes that are tried: the larger saves overheads, the smaller may stay in the cache."""
+CHUNKS_OF_A_GPU = (256, 1024, 2048, 8192)
+"""Overheads are larger there."""
 PASSES = 6
 """Both ways, each once to warm up; then twice the faster one."""
 CLEARLY_FASTER = 0.85
@@ -49,7 +51,8 @@ def choose_way_to_multiply(spec: Spec, setup: Setup, clock: Clock) -> float:
     up_to = objective.products.vectorize_up_to if given is None else given
     objective.products = BlockProducts(up_to)
     wanted = spec.problem.chunk_size
-    chunks = (wanted,) if wanted else CHUNKS
+    chunks = CHUNKS if objective.device.type == "cpu" else CHUNKS_OF_A_GPU
+    chunks = (wanted,) if wanted else chunks
     objective.chunk_size, a_sample = _fastest_chunk(setup, block, clock, chunks, a_sample)
     return a_sample * objective.num_samples
 
@@ -85,7 +88,7 @@ def _fastest_chunk(
         # One chunk for all samples is the same as any larger one.
         if tried and chunk >= 2 * total:
             break
-        size = min(max(1, int(SLOW_SECONDS / a_sample)), total, max(CHUNKS))
+        size = min(max(1, int(SLOW_SECONDS / a_sample)), total, max(*CHUNKS, chunk))
         if tried and size < min(chunk, total):
             break
         setup.objective.chunk_size = chunk

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from thalweg.lab.spec.optimizers import OptimizerSettings
     from thalweg.lab.spec.split import SplitSourceSpec
 
-DEFAULT_CHUNK = 1024
 GAP_CANDIDATES = 21
 
 
@@ -81,7 +80,7 @@ def make_objective(spec: Spec, problem: Problem, samples: Tensor | None = None) 
         problem.model,
         problem.loss,
         (inputs, targets) if samples is None else (inputs[samples], targets[samples]),
-        chunk_size=spec.problem.chunk_size or DEFAULT_CHUNK,
+        chunk_size=spec.problem.chunk_size or "auto",
         # The model trains as it is; curvature is that of the function it stands for.
         mode="eval",
         vectorize_up_to=spec.problem.vectorize_up_to,
