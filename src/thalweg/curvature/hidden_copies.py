@@ -81,7 +81,9 @@ def few_samples_see_none(
     few = thinned(krylov.operator, SHARE, generator)
     if few is None or krylov.which == "smallest" or not last > 0:
         return False
-    rows = krylov.vectors(found)
+    # All that was searched, not the vectors found in it alone: what is missing is outside of both,
+    # and the basis is there already.
+    rows = krylov.basis[: krylov.dimension]
     deflated = Deflated(few, rows, rounding_of(rows, float(found.values[0])))
     beside = Krylov(deflated, min(products, few.shape[0]), krylov.which)
     try:

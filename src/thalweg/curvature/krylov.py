@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from thalweg.curvature.operators import SymmetricOperator
+from thalweg.curvature.power_step import column_blocks
 from thalweg.curvature.subspace import Subspace, orthonormalize
 from thalweg.errors import Diverged, invalid
 
@@ -206,9 +207,9 @@ class Krylov:
             estimate = float(estimates.max()) / scale
             if len(values) < k or estimate > tolerance:
                 return Ritz(values, vectors, estimate)
-        vectors_of_residuals = self._residuals(values, vectors, max(tolerance, SLIGHT_ASYMMETRY))
-        residuals = vectors_of_residuals.norm(dim=1).double().cpu() / scale
-        worst = vectors_of_residuals[int(residuals.argmax())][:, None]
+        residuals = self._residuals(values, vectors, max(tolerance, SLIGHT_ASYMMETRY)) / scale
+        at = int(residuals.argmax())
+        worst = self._residual_vector(values[at], vectors[:, at : at + 1])
         return Ritz(values, vectors, float(residuals.max()), residuals, worst)
 
     def vectors(self, found: Ritz) -> Tensor:
@@ -222,14 +223,18 @@ class Krylov:
         return bool((rise > 2 * tolerance * found.values.abs().max()).any())
 
     def subspace(self, found: Ritz, first: int, *, converged: bool) -> Subspace:
-        """The found pairs but the first few as a subspace, eigenvalues descending."""
+        """The found pairs but the first few as a subspace, eigenvalues descending; the last call.
+
+        Basis and products are given up before the vectors are orthonormalized, which copies them.
+        """
         assert found.residuals is not None
         chosen = found.values[first:].argsort(descending=True) + first
-        basis = orthonormalize(self._combine(self.basis, found.coefficients[:, chosen]).T)
+        rows = self._combine(self.basis, found.coefficients[:, chosen])
+        self.basis, self.images = self.basis.new_empty(0), self.images.new_empty(0)
         return Subspace(
-            basis,
-            found.values[chosen].to(self.basis),
-            found.residuals[chosen].to(self.basis),
+            orthonormalize(rows.T),
+            found.values[chosen].to(rows),
+            found.residuals[chosen].to(rows),
             products=self.products,
             converged=converged,
         )
@@ -255,12 +260,27 @@ class Krylov:
         return values[order], vectors[:, order]
 
     def _residuals(self, values: Tensor, vectors: Tensor, asymmetry: float) -> Tensor:
-        """A u - value u of each pair as rows (k, P), from the products themselves."""
-        basis = self._combine(self.basis, vectors)
-        images = self._combine(self.images, vectors)
-        m = self.dimension
-        self._require_symmetric(basis @ self.images[:m].T, images @ self.basis[:m].T, asymmetry)
-        return images - values.to(images)[:, None] * basis
+        """norm(A u - value u) of each pair (k,), float64 on the CPU, from the products themselves.
+
+        In blocks of columns: the k vectors and their images, whole, would double the memory.
+        """
+        m, squares = self.dimension, torch.zeros_like(values)
+        one_way = torch.zeros(len(values), m, dtype=torch.float64)
+        other_way = torch.zeros_like(one_way)
+        coefficients, factors = vectors.T.to(self.basis), values.to(self.basis)[:, None]
+        for columns in column_blocks(self.basis):
+            basis, images = self.basis[:m, columns], self.images[:m, columns]
+            u, image = coefficients @ basis, coefficients @ images
+            one_way += (u @ images.T).cpu()
+            other_way += (image @ basis.T).cpu()
+            squares += (image - factors * u).square().sum(dim=1).cpu()
+        self._require_symmetric(one_way, other_way, asymmetry)
+        return squares.sqrt()
+
+    def _residual_vector(self, value: Tensor, coefficients: Tensor) -> Tensor:
+        """A u - value u of one pair, (P, 1)."""
+        image, vector = (self._combine(r, coefficients) for r in (self.images, self.basis))
+        return (image - value.to(vector) * vector).T
 
     def _combine(self, rows: Tensor, coefficients: Tensor) -> Tensor:
         return coefficients.T.to(rows) @ rows[: self.dimension]

@@ -22,6 +22,8 @@ from thalweg.errors import Diverged
 
 # Columns of a block of rows that fit a core's cache.
 CACHED_COLUMNS = 8192
+# Columns elsewhere, which bound the memory of what is made of a block.
+MOST_COLUMNS = 2**20
 # Columns that one multiprocessor of a GPU sums over.
 COLUMNS_IN_A_ROW = 2048
 CPU = torch.device("cpu")
@@ -109,7 +111,7 @@ def power_step(rows: Tensor, images: Tensor, k: int) -> PowerStep:
 
 def column_blocks(rows: Tensor) -> Iterator[slice]:
     """Columns to work on at a time: on a CPU few enough that a block of rows stays in the cache."""
-    width = CACHED_COLUMNS if rows.device.type == "cpu" else rows.shape[-1]
+    width = CACHED_COLUMNS if rows.device.type == "cpu" else MOST_COLUMNS
     for begin in range(0, rows.shape[-1], width):
         yield slice(begin, begin + width)
 
