@@ -7,9 +7,8 @@ full-batch training it is asked of the tracker, whose refinements share its grap
 
     python benchmarks/tracker_accuracy.py digits
     python benchmarks/tracker_accuracy.py mnist --data-dir DIR
-    python benchmarks/tracker_accuracy.py mnist --data-dir DIR --lr 0.05 --warm-up 1500
-    python benchmarks/tracker_accuracy.py mnist --data-dir DIR --samples 2000 --full-batch \
-        --lr 0.2 --warm-up 400 --steps 60 --check 4 --bulk-error 0.02      # edge of stability
+    python benchmarks/tracker_accuracy.py mnist --data-dir DIR --full-batch --lr 0.05 \
+        --warm-up 2500 --steps 100 --check 20 --error 0.04 --bulk-error 0.02   # edge of stability
     python benchmarks/tracker_accuracy.py cifar10 --data-dir DIR --samples 1000 --steps 60
     python benchmarks/tracker_accuracy.py sst2 --data-dir DIR --samples 500 --steps 60
 """
@@ -29,14 +28,6 @@ from thalweg.lab.minibatches import minibatch
 from thalweg.lab.problems import build_problem
 from thalweg.lab.spec import PROBLEM_SPECS, load_spec
 
-SETTINGS = {
-    "digits": (0.05, 500),
-    "mnist": (0.01, 1000),
-    "cifar10": (0.01, 300),
-    "sst2": (0.01, 300),
-}
-"""Learning rate and steps of warm-up."""
-
 
 def main() -> None:
     options = _options()
@@ -44,10 +35,12 @@ def main() -> None:
     words = [] if options.data_dir is None else ["--problem.data.data_dir", options.data_dir]
     words += [] if options.samples is None else ["--problem.samples", str(options.samples)]
     spec = load_spec(PROBLEM_SPECS[options.problem], words)
+    phase = spec.phases[0]
+    warm_up = options.warm_up if options.warm_up is not None else phase.steps or 0
     problem = build_problem(spec.problem, options.seed, device=options.device)
     k = options.k or problem.num_classes or 10
     model, (inputs, targets) = problem.model, problem.train
-    base = torch.optim.SGD(model.parameters(), options.lr)
+    base = torch.optim.SGD(model.parameters(), options.lr or phase.optimizer.lr)
     size = problem.num_samples if options.full_batch else 50
 
     def train(step: int) -> None:
@@ -56,16 +49,17 @@ def main() -> None:
         problem.loss(model(inputs[chosen]), targets[chosen]).backward()
         base.step()
 
-    for step in range(options.warm_up):
+    for step in range(warm_up):
         train(step)
-    objective = Objective(model, problem.loss, problem.train, chunk_size=options.chunk_size)
+    chunk_size = options.chunk_size or "auto"
+    objective = Objective(model, problem.loss, problem.train, chunk_size=chunk_size)
     exact = _float64(model, problem, k)
     tracker = SubspaceTracker(objective, k, error=options.error, bulk_error=options.bulk_error)
     seconds, gradient = timed(objective, 5)
     tracker.update(vector=gradient)
     rows = []
     for step in range(options.steps):
-        train(options.warm_up + step)
+        train(warm_up + step)
         if options.full_batch:
             # What a gradient with its graph takes beyond one without is the tracker's.
             begin = clock(objective) + seconds
@@ -157,25 +151,21 @@ def _float64(model, problem, k: int):
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("problem", choices=SETTINGS)
+    parser.add_argument("problem", choices=PROBLEM_SPECS)
     parser.add_argument("--data-dir")
     parser.add_argument("--samples", type=int)
     parser.add_argument("--k", type=int, help="default: the number of classes")
-    parser.add_argument("--lr", type=float)
+    parser.add_argument("--lr", type=float, help="default: as in the problem's spec")
     parser.add_argument("--full-batch", action="store_true")
-    parser.add_argument("--warm-up", type=int)
+    parser.add_argument("--warm-up", type=int, help="steps; default: as in the problem's spec")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--check", type=int, default=10)
     parser.add_argument("--error", type=float, default=0.01)
     parser.add_argument("--bulk-error", type=float)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--chunk-size", type=int, default=1024, help="samples at once")
-    options = parser.parse_args()
-    lr, warm_up = SETTINGS[options.problem]
-    options.lr = options.lr or lr
-    options.warm_up = options.warm_up or warm_up
-    return options
+    parser.add_argument("--chunk-size", type=int, help="samples at once")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
