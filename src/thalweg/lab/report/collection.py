@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from thalweg import __version__
 from thalweg.lab.figures import FIGURES
+from thalweg.lab.figures.drawing import COLUMN_WIDTH, STYLE
 from thalweg.lab.preparing import read_spec
 from thalweg.lab.report.pages import read, template, trusted, verdict_rows, write_page
 
@@ -52,11 +53,16 @@ def _section(root: Path, result: StudyResult) -> dict[str, Any]:
     }
 
 
-def _figure(png: Path) -> dict[str, str]:
-    figure = FIGURES[png.stem]
-    image = base64.b64encode(png.read_bytes()).decode()
+def _figure(png: Path) -> dict[str, Any]:
+    figure, image = FIGURES[png.stem], png.read_bytes()
     return {
         "title": figure.title,
         "caption": figure.caption,
-        "image": f"data:image/png;base64,{image}",
+        "image": f"data:image/png;base64,{base64.b64encode(image).decode()}",
+        "wide": _width(image) > 1.5 * COLUMN_WIDTH * STYLE["savefig.dpi"],
     }
+
+
+def _width(png: bytes) -> int:
+    """Pixels in a row of a PNG: the first number of its header chunk."""
+    return int.from_bytes(png[16:20], "big")
