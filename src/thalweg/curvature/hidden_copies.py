@@ -5,9 +5,9 @@ iteration goes. Where eigenvalues of a loss repeat, it is by a symmetry of the n
 loss of every sample has; so a copy is as large over a few samples as over all. Those few cost next
 to nothing: only where they show something as large as what was asked for, all samples are asked.
 
-Measured on an MLP and 5,000 MNIST images, lambda_11 = 0.28 lambda_10: 4 products over 312 samples
-see at most 0.32 lambda_10 beside S_10, and 3.6 times the 10th value found where lambda_10 is left
-out.
+Measured on an MLP and 5,000 MNIST images at steps 0 to 2,000, lambda_11 = 0.28 to 0.41 lambda_10:
+4 products over 312 samples see at most 0.33 lambda_10 beside what was searched, and 0.8 to 3.7
+times the 10th value found where lambda_10 is left out.
 
 Example:
     >>> import torch
