@@ -155,7 +155,9 @@ def _groups(curves: Curves, look: Look) -> list[Group] | None:
         Group(group.head, group.tail, tuple(name for name in group.members if name in drawn))
         for group in groups
     ]
-    return [group for group in kept if set(group.members) - {group.head} or not group.tail]
+    several = [group for group in kept if set(group.members) - {group.head} or not group.tail]
+    # One small panel beside empty places would show less than one for all.
+    return several if len(several) > 1 else None
 
 
 def _cells_of_groups(
