@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from thalweg.curvature.gradient_covariance import GradientCovariance
 from thalweg.curvature.objective import Objective
 from thalweg.curvature.operators import Hessian
 from thalweg.curvature.power_step import power_step
+from thalweg.curvature.preconditioned import Preconditioned
 from thalweg.curvature.source import FixedSubspace
 from thalweg.curvature.subspace import Subspace, orthonormalize, random_subspace
 from thalweg.curvature.tracker import SubspaceTracker
@@ -223,6 +225,34 @@ def test_the_graph_of_a_gradient_serves_no_other_theta(trained: Case) -> None:
         tracker.update(vector=stale)
         other.update(vector=stale)
         assert torch.equal(tracker.split(stale).bulk, other.split(stale).bulk)
+
+
+def test_the_graph_of_a_gradient_is_given_up_where_the_tracker_moves_on(trained: Case) -> None:
+    built: list[weakref.ref[Hessian]] = []
+
+    def noted(*arguments: Any, **options: Any) -> Hessian:
+        operator = Hessian(*arguments, **options)
+        built.append(weakref.ref(operator))
+        return operator
+
+    tracker = tracked(trained, operator=noted)
+    for step in along(trained, 2):
+        if step == 1000:
+            tracker.update(vector=tracker.gradient())
+            assert built[0]() is not None
+        else:
+            tracker.update()
+            assert built[0]() is None
+
+
+def test_the_gradient_is_that_of_the_loss_in_whichever_metric_is_followed(trained: Case) -> None:
+    def scaled(*arguments: Any, **options: Any) -> Preconditioned:
+        hessian = Hessian(*arguments, **options)
+        return Preconditioned(hessian, torch.full((hessian.shape[0],), 4.0))
+
+    for operator in (scaled, GaussNewton, GradientCovariance):
+        tracker = tracked(trained, operator=operator)
+        assert torch.allclose(tracker.gradient(), tracker.objective.gradient(), atol=1e-7)
 
 
 def test_exact_solves_at_every_update(trained: Case) -> None:

@@ -54,7 +54,7 @@ class Preconditioned(OperatorAround):
 
     @property
     def gradient(self) -> Tensor | None:
-        """D^-1/2 g of the operator's gradient g, where it has one by now."""
+        """D^-1/2 g of the operator's gradient g; None where it has none."""
         gradient = getattr(self.operator, "gradient", None)
         return None if gradient is None else self._scale * gradient
 

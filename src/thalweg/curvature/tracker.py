@@ -39,7 +39,13 @@ from thalweg.curvature.damping import Damping
 from thalweg.curvature.eigensolver import top_eigenpairs
 from thalweg.curvature.gap import GapWatch
 from thalweg.curvature.objective import Objective
-from thalweg.curvature.operators import PRODUCT_COST, Hessian, OperatorAt, SymmetricOperator
+from thalweg.curvature.operators import (
+    PRODUCT_COST,
+    Hessian,
+    LossOperator,
+    OperatorAt,
+    SymmetricOperator,
+)
 from thalweg.curvature.power_step import PowerStep, power_step
 from thalweg.curvature.precision import full_precision
 from thalweg.curvature.reference import Reference
@@ -152,9 +158,10 @@ class SubspaceTracker:
     def gradient(self) -> Tensor:
         """The gradient of the loss over all samples at the model's parameters, (P,).
 
-        That of `Objective.gradient`, for full-batch training with a `bulk_error` target: its graph
-        is kept until the next one is asked for, and `split` multiplies by it at the same
-        parameters, which makes a refinement cheaper by a gradient.
+        That of `Objective.gradient`, for full-batch training with a `bulk_error` target: its graph,
+        of all chunks, is kept until the next one is asked for or an update moves on to another
+        theta, and `split` multiplies by it at the same parameters, which makes a refinement cheaper
+        by a gradient. An operator that is no `LossOperator` shares no graph.
 
         Raises:
             Diverged: the loss or the gradient is NaN or infinite.
@@ -164,9 +171,10 @@ class SubspaceTracker:
         theta = self.objective.theta()
         with full_precision():
             operator = self.operator(self.objective, theta, keep_graph=True)
-            gradient = getattr(operator, "gradient", None)
-        if gradient is None:
-            return self.objective.gradient(theta)
+            # Another one's may be in a metric of its own, as that of `Preconditioned` is.
+            if not isinstance(operator, LossOperator):
+                return self.objective.gradient(theta)
+            gradient = operator.gradient
         self._linearized = theta, operator
         return gradient
 
@@ -187,6 +195,8 @@ class SubspaceTracker:
             self._report(math.nan, 0.0, age=age)
             return self.subspace
         self._theta = self.objective.theta() if theta is None else theta.detach()
+        if self._linearized is not None and not torch.equal(self._linearized[0], self._theta):
+            self._linearized = None
         with full_precision():
             if self._step is None or self.exact:
                 self._report(self.tolerance, self._solve(), renewed=True)
@@ -407,7 +417,7 @@ class SubspaceTracker:
         self._theta = state["theta"]
         self._step = None if state["step"] is None else PowerStep(**state["step"])
         self._anchors.load_state_dict(state["anchors"])
-        self._half = self._seen_from = None
+        self._half = self._seen_from = self._linearized = None
         if state["sampled"]:
             turned = state["turned"]
             self._seen_from = self._anchors.reference if turned is None else Reference(**turned)
