@@ -132,8 +132,6 @@ def test_every_operator_is_the_dense_matrix(
     device: torch.device,
     dense_of: Callable[[str], Dense],
 ) -> None:
-    if (name, vectorize_up_to) == ("cnn", EVERY_SIZE):
-        return  # group norm and max-pooling have no vectorized second derivative
     known = dense_of(name)
     case = copy.deepcopy(known.case).to(dtype).on(device)
     objective = objective_of(case, vectorize_up_to=vectorize_up_to, chunk_size=5)
