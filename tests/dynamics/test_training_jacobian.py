@@ -118,6 +118,13 @@ def test_it_starts_where_it_is_told_and_leaves_the_model_as_it_is(case: Case) ->
     assert repr(run) == f"TrainingJacobian(P={len(start)}, directions=1)"
 
 
+def test_what_it_measures_is_not_taken_for_the_objectives_own_blocks(case: Case) -> None:
+    objective = Objective(case.model, case.loss, case.data)
+    before = objective.products.state_dict()
+    training_jacobian(TrainingRun(objective, BATCHES, rate))
+    assert objective.products.state_dict() == before
+
+
 def test_float32_agrees_with_float64_to_its_rounding() -> None:
     runs: list[TrainingJacobian] = []
     for dtype in (torch.float32, torch.float64):

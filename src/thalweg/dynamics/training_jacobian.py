@@ -29,6 +29,7 @@ Example:
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -98,17 +99,18 @@ def training_jacobian(
     if chunk_size < 1:
         raise invalid("chunk_size", chunk_size, "an integer >= 1, or None")
     block = _directions(run.objective, directions, seed)
-    pushed = [_push(run, chunk) for chunk in block.split(chunk_size, dim=1)]
+    # One run in lockstep is the fastest way to multiply many vectors by one batch's Hessian.
+    one = LockstepObjective(run.objective)
+    # A copy: what is measured with so many vectors does not hold for the objective's own blocks.
+    one.products = copy.copy(run.objective.products)
+    pushed = [_push(run, one, chunk) for chunk in block.split(chunk_size, dim=1)]
     columns, end = [tangents for _, tangents in pushed], pushed[-1][0]
     kept = None if directions is None else block
     return TrainingJacobian(torch.cat(columns, dim=1), kept, run.theta_0, end)
 
 
-def _push(run: TrainingRun, chunk: Tensor) -> tuple[Tensor, Tensor]:
+def _push(run: TrainingRun, one: LockstepObjective, chunk: Tensor) -> tuple[Tensor, Tensor]:
     """theta_T (P,), and J times the columns (P, b) of a chunk."""
-    # One run in lockstep is the fastest way to multiply many vectors by one batch's Hessian.
-    one = LockstepObjective(run.objective)
-    one.products = run.objective.products
     # Rows: the rule is the same for them, and products are rows.
     point, tangent = run.rule(run.theta_0[None]), run.rule(chunk.T.contiguous())
     sound = torch.ones((), dtype=torch.bool, device=chunk.device)
