@@ -66,6 +66,14 @@ def test_a_loss_that_is_not_finite_is_divergence(value: float) -> None:
             evaluate(theta)
 
 
+@pytest.mark.parametrize(("device", "size"), [("cpu", 1024), ("meta", 8192)])
+def test_chunks_are_larger_elsewhere_than_on_a_cpu(device: str, size: int) -> None:
+    data = (torch.zeros(4, 3, device=device), torch.zeros(4, 2, device=device))
+    model = nn.Linear(3, 2, device=device)
+    assert Objective(model, nn.MSELoss(), data).chunk_size == size
+    assert Objective(model, nn.MSELoss(), data, chunk_size=None).chunk_size is None
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
