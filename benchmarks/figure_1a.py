@@ -222,7 +222,8 @@ def measure(figure: Figure, ways: Sequence[Measured], steps: int, settle: int) -
         turn = range(figure.trunk + begin, figure.trunk + min(begin + TURN, steps))
         for measured in ways:
             measured.turn(turn, figure.objective.device, timed=begin >= settle)
-            if isinstance(measured.way, InLockstep) and turn.stop % RECORD_EVERY == 0:
+            done = turn.stop - figure.trunk
+            if isinstance(measured.way, InLockstep) and done % RECORD_EVERY == 0:
                 measured.way.record()
 
 
@@ -305,6 +306,8 @@ def _options() -> argparse.Namespace:
     options.settle = -(-options.settle // TURN) * TURN
     if options.steps <= options.settle:
         parser.error("--steps must be more than --settle")
+    if options.figure and options.steps < RECORD_EVERY:
+        parser.error(f"--figure needs --steps of {RECORD_EVERY} or more")
     return options
 
 

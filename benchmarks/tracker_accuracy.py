@@ -9,8 +9,10 @@ full-batch training it is asked of the tracker, whose refinements share its grap
     python benchmarks/tracker_accuracy.py mnist --data-dir DIR
     python benchmarks/tracker_accuracy.py mnist --data-dir DIR --full-batch --lr 0.05 \
         --warm-up 2500 --steps 100 --check 20 --error 0.04 --bulk-error 0.02   # edge of stability
-    python benchmarks/tracker_accuracy.py cifar10 --data-dir DIR --samples 1000 --steps 60
-    python benchmarks/tracker_accuracy.py sst2 --data-dir DIR --samples 500 --steps 60
+    python benchmarks/tracker_accuracy.py cifar10 --data-dir DIR --samples 1000 --steps 60 \
+        --check 30 --chunk-size 64
+    python benchmarks/tracker_accuracy.py sst2 --data-dir DIR --samples 200 --warm-up 300 \
+        --steps 40 --check 20
 """
 
 from __future__ import annotations

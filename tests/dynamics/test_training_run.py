@@ -101,6 +101,12 @@ def test_a_run_of_no_step_is_refused() -> None:
         TrainingRun(objective, [], 0.1)
 
 
+def test_starts_of_another_shape_are_refused() -> None:
+    run = TrainingRun(Objective(Quadratic(), None, (hessians(),)), [None], 0.1)
+    with pytest.raises(InvalidInput, match=r"theta: got .*, allowed: \(P,\), or \(R, P\)"):
+        trained_parameters(run, run.theta_0.reshape(1, 1, -1))
+
+
 def test_divergence_of_one_run_is_an_error_and_of_one_among_many_its_own() -> None:
     objective = Objective(Quadratic(), None, (hessians(),))
     run = TrainingRun(objective, [None] * 50, 0.1)

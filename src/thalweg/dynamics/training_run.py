@@ -113,6 +113,8 @@ def trained_parameters(
     Example: see the module.
     """
     start = run.theta_0 if theta is None else theta
+    if start.dim() not in (1, 2):
+        raise invalid("theta", tuple(start.shape), "(P,), or (R, P) for R runs")
     if start.dim() == 2:
         return _in_lockstep(run, start, within)
     point = run.rule(start)
