@@ -12,7 +12,7 @@ import torch
 from tests.lab.small_study import begin, differing, execute, in_a_process, left, small_spec
 from thalweg.curvature import SubspaceTracker
 from thalweg.errors import InvalidInput
-from thalweg.lab.asking import branches_need_point
+from thalweg.lab.asking import branches_take_point_over
 from thalweg.lab.run import Run, loop
 from thalweg.lab.schedule import Task, tasks_of
 from thalweg.lab.spec import Spec
@@ -172,9 +172,11 @@ def test_a_subspace_is_found_once_for_all_branches_and_is_that_each_would_find(
 def test_nothing_is_found_where_no_branch_asks_for_it(quick_path: Path) -> None:
     probes = {"displacement": "off", "overlap": "off"}
     spec = small_spec({f"branches.{name}.probes": probes for name in ("sgd", "dom-sgd")})
-    assert branches_need_point(spec, "trunk")  # "bulk-sgd" does
-    assert not branches_need_point(spec, "sgd")
-    assert not branches_need_point(small_spec({"branches.*.probes": probes}), "trunk")
+    assert branches_take_point_over(spec, "trunk")  # "bulk-sgd" does
+    assert not branches_take_point_over(spec, "sgd")
+    assert not branches_take_point_over(small_spec({"branches.*.probes": probes}), "trunk")
+    # What every branch finds for itself, nobody finds for them.
+    assert not branches_take_point_over(small_spec({"branches.*.subspace.k": 5}), "trunk")
 
 
 def test_more_samples_for_the_hessian_than_there_are_is_refused(quick_path: Path) -> None:

@@ -56,10 +56,12 @@ def test_a_probes_own_cost_and_solves_are_counted_as_often_as_it_is_due() -> Non
     assert seconds_of(solving, SGD, COSTS) == pytest.approx(START_SECONDS + 12 * (0.01 + 0.5))
 
 
-def test_a_branch_point_asks_for_the_subspace_once() -> None:
+def test_a_branch_point_asks_for_the_subspace_once_in_the_run_that_ends_there() -> None:
     spec = small_spec({"probes": {"displacement": 5}})
-    assert seconds_of(spec, TRUNK, COSTS) == pytest.approx(START_SECONDS + 12 * 0.01)
-    assert seconds_of(spec, SGD, COSTS) == pytest.approx(ONCE + 12 * 0.01)
+    assert seconds_of(spec, TRUNK, COSTS) == pytest.approx(ONCE + 12 * 0.01)
+    assert seconds_of(spec, SGD, COSTS) == pytest.approx(START_SECONDS + 12 * 0.01)
+    own = small_spec({"probes": {"displacement": 5}, "branches.sgd.subspace.k": 5})
+    assert seconds_of(own, SGD, COSTS) == pytest.approx(ONCE + 12 * 0.01)
 
 
 def test_following_costs_less_once_it_has_settled_and_less_when_seldom() -> None:

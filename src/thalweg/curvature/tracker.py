@@ -87,9 +87,9 @@ class SubspaceTracker:
         GapClosed: lambda_k and lambda_{k+1} are nearly equal, so that S_k is ill defined.
         NotConverged: a solve from scratch, at the first update for one, stopped early.
 
-    Memory: 4 to 6 times P k numbers beside the chunk, and P k for each eigensolve's basis and
-    products. A copy of a repeated eigenvalue can be missed by a solve in rare cases, see
-    `eigenpairs`; looks at lambda_{k+1} find it later.
+    Memory: 4 to 6 times P k numbers beside the chunk, and 6 more while a solve goes on. A copy of a
+    repeated eigenvalue can be missed by a solve in rare cases, see `eigenpairs`; looks at
+    lambda_{k+1} find it later.
 
     Source: subspace iteration with Rayleigh-Ritz (Saad 2011, "Numerical Methods for Large
     Eigenvalue Problems", section 5.2), its products by a control variate as gradients are in SVRG

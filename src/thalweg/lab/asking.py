@@ -64,10 +64,20 @@ def needs_branch_point(spec: Spec, phase: PhaseSpec) -> bool:
     return is_frozen or not spec.probes.keys().isdisjoint(AT_BRANCH_POINT)
 
 
-def branches_need_point(spec: Spec, name: str) -> bool:
+def takes_point_over(spec: Spec, branch: str) -> bool:
+    """Whether a branch takes S_k where it starts from the run that ends there.
+
+    It does where it asks for that one; a branch with a subspace of its own finds that for itself.
+    """
+    own, before = spec.of_branch(branch), spec.of_branch(spec.branches[branch].after or TRUNK)
+    same = own.subspace == before.subspace
+    return same and needs_branch_point(own, spec.branch_phase(branch))
+
+
+def branches_take_point_over(spec: Spec, name: str) -> bool:
     """Whether a branch that starts at the end of this run, a branch's or the trunk's, does."""
     return any(
-        needs_branch_point(spec.of_branch(other), spec.branch_phase(other))
+        takes_point_over(spec, other)
         for other, branch in spec.branches.items()
         if (branch.after or TRUNK) == name
     )

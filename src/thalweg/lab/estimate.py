@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 
 from thalweg.lab.asking import (
     asks_for_subspace,
-    branches_need_point,
+    branches_take_point_over,
     gradients_a_step,
     in_own_metric,
     samples_of_hessian,
+    takes_point_over,
     updates_a_step,
 )
 from thalweg.lab.measuring import Measurement
@@ -35,13 +36,14 @@ def seconds_of(spec: Spec, task: Task, costs: Measurement, *, settled: bool = Fa
         settled: whether moving the subspace on costs what it does in the long run, or at first.
     """
     phases = task.phases(spec)
-    asks = asks_for_subspace(spec, task.branch, costs.subspace_probes)
-    begin = costs.subspace.begin if asks else 0.0
+    solves = int(branches_take_point_over(spec, task.branch))
+    if not (task.branch in spec.branches and takes_point_over(spec, task.branch)):
+        solves += int(asks_for_subspace(spec, task.branch, costs.subspace_probes))
     spec = spec.of_branch(task.branch)
     total = sum(
         p.most_steps(costs.num_samples) * _per_step(spec, p, costs, settled=settled) for p in phases
     )
-    return total + START_SECONDS + costs.start + begin
+    return total + START_SECONDS + costs.start + solves * costs.subspace.begin
 
 
 def longest_first(spec: Spec, tasks: Sequence[Task], costs: Measurement) -> list[Task]:
@@ -125,7 +127,7 @@ def disk_of(spec: Spec, tasks: Sequence[Task], costs: Measurement) -> int:
             costs.num_parameters,
             costs.k,
             vectors + window,
-            spec.checkpoint.keep + 1 + int(branches_need_point(spec, task.branch)),
+            spec.checkpoint.keep + 1 + int(branches_take_point_over(spec, task.branch)),
             steps // min(probes.values(), default=steps) + 2,
             4 * len(probes) + 5 * costs.k,
             regular if spec.checkpoint.save_bases else 0,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from thalweg.curvature import SubspaceSource, SubspaceTracker
 from thalweg.dynamics import BranchPoint
-from thalweg.lab.asking import branches_need_point
+from thalweg.lab.asking import branches_take_point_over
 from thalweg.lab.run.building import Setup, make_source
 from thalweg.lab.spec import Spec
 
@@ -25,9 +25,9 @@ def found_for_branches(spec: Spec, branch: str, setup: Setup, seed: int) -> dict
         spec: of the whole study.
         branch: the run that ends, at the model's parameters.
     """
-    own = spec.of_branch(branch)
-    if not branches_need_point(spec, branch):
+    if not branches_take_point_over(spec, branch):
         return {}
+    own = spec.of_branch(branch)
     source = make_source(own, setup, seed)
     # What is followed alone: the Hessian of a mini-batch is another one for each branch.
     if not isinstance(source, SubspaceTracker):
