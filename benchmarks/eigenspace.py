@@ -26,7 +26,6 @@ import os
 import statistics
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -45,6 +44,7 @@ from thalweg.curvature import Hessian, Objective, top_eigenpairs
 from thalweg.lab.minibatches import minibatch
 from thalweg.lab.problems import Problem, build_problem
 from thalweg.lab.spec import Spec, load_spec
+from thalweg.lab.timing import now
 
 SPECS = {"mlp": "mnist-mlp", "cnn": "cifar10-cnn", "transformer": "sst2-transformer"}
 
@@ -70,12 +70,6 @@ class Case(NamedTuple):
     @property
     def device(self) -> torch.device:
         return self.parameters[0].device
-
-    def clock(self) -> float:
-        """Seconds, read when all that was asked of the device is done."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
 
 
 class Found(NamedTuple):
@@ -282,9 +276,9 @@ def work(channel: Connection, options: argparse.Namespace, theta: np.ndarray, na
                 # Once untimed: a GPU loads every kernel when it is first used.
                 CONTESTANTS[name].solve(case)
                 case.problem.model.zero_grad()
-            begin = case.clock()
+            begin = now(case.device)
             found = CONTESTANTS[name].solve(case)
-            spent = case.clock() - begin
+            spent = now(case.device) - begin
         except Exception as error:  # whatever another package raises belongs in its row
             channel.send({"failed": f"{type(error).__name__}: {str(error).strip()[:120]}"})
             return
@@ -312,10 +306,10 @@ def end_with_parent() -> None:
 def seconds_of_gradient(case: Case, repeats: int) -> list[float]:
     each = []
     for _ in range(repeats + 1):
-        begin = case.clock()
+        begin = now(case.device)
         for _ in gradients(case, create_graph=False):
             pass
-        each.append(case.clock() - begin)
+        each.append(now(case.device) - begin)
     return each[1:]  # the first one warms up
 
 

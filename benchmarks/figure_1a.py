@@ -33,6 +33,7 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -54,6 +55,7 @@ from thalweg.lab.figures.drawing import PAGE_WIDTH, STYLE
 from thalweg.lab.minibatches import minibatch
 from thalweg.lab.problems import Problem, build_problem
 from thalweg.lab.spec import PROBLEM_SPECS, load_spec
+from thalweg.lab.timing import now
 from thalweg.optim import LockstepSGD, SplitUpdate
 
 BRANCHES = {"SGD": (1.0, 1.0), "Dom-SGD": (1.0, 0.0), "Bulk-SGD": (0.0, 1.0)}
@@ -177,13 +179,10 @@ class Measured:
     reports: list[TrackerReport] = field(default_factory=list)
 
     def turn(self, steps: range, device: torch.device, *, timed: bool) -> None:
-        clock = time.perf_counter
-        if device.type == "cpu" and torch.get_num_threads() == 1:
-            clock = time.process_time
+        alone = device.type == "cpu" and torch.get_num_threads() == 1
+        clock = time.process_time if alone else partial(now, device)
         begin = clock()
         reports = [report for step in steps for report in self.way.step(step)]
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
         if timed:
             self.seconds += clock() - begin
             self.steps += len(steps)
@@ -216,14 +215,16 @@ def prepare(options: argparse.Namespace) -> Figure:
     return Figure(problem, objective, k, lr, seeds, trunk, options.replay, thetas)
 
 
-def measure(figure: Figure, ways: Sequence[Measured], steps: int, settle: int) -> None:
-    """Let the ways take turns."""
+def measure(
+    figure: Figure, ways: Sequence[Measured], steps: int, settle: int, *, record: bool = False
+) -> None:
+    """Let the ways take turns; `record` what is drawn of the runs in lockstep."""
     for begin in range(0, steps, TURN):
         turn = range(figure.trunk + begin, figure.trunk + min(begin + TURN, steps))
         for measured in ways:
             measured.turn(turn, figure.objective.device, timed=begin >= settle)
-            done = turn.stop - figure.trunk
-            if isinstance(measured.way, InLockstep) and done % RECORD_EVERY == 0:
+            due = record and (turn.stop - figure.trunk) % RECORD_EVERY == 0
+            if due and isinstance(measured.way, InLockstep):
                 measured.way.record()
 
 
@@ -271,7 +272,8 @@ def main() -> None:
     )
     names = ["in lockstep"] if options.lockstep_only else list(WAYS)
     ways = {name: Measured(WAYS[name](figure)) for name in names}
-    measure(figure, list(ways.values()), options.steps, options.settle)
+    record = options.figure is not None
+    measure(figure, list(ways.values()), options.steps, options.settle, record=record)
     print("a step of all runs:")
     for name, measured in ways.items():
         report(figure, name, measured)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
@@ -29,6 +28,7 @@ from thalweg.curvature.lockstep.replay import Replay
 from thalweg.errors import InvalidInput
 from thalweg.lab.problems import Problem, build_problem
 from thalweg.lab.spec import PROBLEM_SPECS, load_spec
+from thalweg.lab.timing import now
 
 RUNS, BLOCK = 3, 5
 ALL = 2**31
@@ -38,11 +38,9 @@ def milliseconds(call: Callable[[], object], device: torch.device, times: int = 
     """The median of several calls, each waited for; the first ones warm up."""
     each = []
     for _ in range(times + 2):
-        begin = time.perf_counter()
+        begin = now(device)
         call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        each.append(1e3 * (time.perf_counter() - begin))
+        each.append(1e3 * (now(device) - begin))
     return statistics.median(each[2:])
 
 
@@ -95,9 +93,9 @@ def in_lockstep(problem: Problem, subset: int, k: int, *, compiled: bool) -> Non
         print(f"{RUNS} runs, k = {k}, a subset of {subset} samples:")
         for name, way in ways.items():
             with torch.no_grad() if way is not products else torch.enable_grad():
-                begin = time.perf_counter()
+                begin = now(device)
                 way(*given)
-                first = time.perf_counter() - begin
+                first = now(device) - begin
                 taken = milliseconds(lambda w=way: w(*given), device)
             print(f"  {name:28} {taken:8.2f} ms   (the first {first:.1f} s)")
 

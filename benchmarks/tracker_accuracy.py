@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import time
 
 import numpy as np
 import torch
@@ -29,6 +28,7 @@ from thalweg.curvature import Hessian, Objective, SubspaceTracker, top_eigenpair
 from thalweg.lab.minibatches import minibatch
 from thalweg.lab.problems import build_problem
 from thalweg.lab.spec import PROBLEM_SPECS, load_spec
+from thalweg.lab.timing import now
 
 
 def main() -> None:
@@ -64,14 +64,14 @@ def main() -> None:
         train(warm_up + step)
         if options.full_batch:
             # What a gradient with its graph takes beyond one without is the tracker's.
-            begin = clock(objective) + seconds
+            begin = now(objective.device) + seconds
             gradient = tracker.gradient()
         else:
             gradient = objective.gradient()
-            begin = clock(objective)
+            begin = now(objective.device)
         tracker.update(vector=gradient)
         split = tracker.split(gradient)
-        spent = clock(objective) - begin
+        spent = now(objective.device) - begin
         counted = tracker.report.gradients + split.gradients
         row = {"time": spent / seconds, "counted": counted, "renewed": tracker.report.renewed}
         if step % options.check == 0:
@@ -118,21 +118,14 @@ def report(rows: list[dict[str, float]], seconds: float) -> None:
     print(f"renewed             at {column('renewed').mean():.1%} of steps")
 
 
-def clock(objective: Objective) -> float:
-    """Seconds, read when all that was asked of the device is done."""
-    if objective.device.type == "cuda":
-        torch.cuda.synchronize(objective.device)
-    return time.perf_counter()
-
-
 def timed(objective: Objective, times: int) -> tuple[float, Tensor]:
     """The full gradient, and the median of the seconds that it takes."""
     gradient = objective.gradient()
     each = []
     for _ in range(times):
-        begin = clock(objective)
+        begin = now(objective.device)
         gradient = objective.gradient()
-        each.append(clock(objective) - begin)
+        each.append(now(objective.device) - begin)
     return float(np.median(each)), gradient
 
 

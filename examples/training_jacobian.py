@@ -19,7 +19,6 @@ are three a seed; with `--hidden 8` (P = 610) all nine together take 5.
 
 import argparse
 import math
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,6 +38,7 @@ from thalweg.lab.claims import judge_all, render_verdicts
 from thalweg.lab.claims.training_jacobian import TRAINING_JACOBIAN_CLAIMS
 from thalweg.lab.figures import drawing
 from thalweg.lab.problems.digits import Digits
+from thalweg.lab.timing import now
 
 BATCH_SIZE = 64
 #: The batches of 39 runs that go side by side are evaluated together.
@@ -69,14 +69,9 @@ class Clock:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        begin = self._now()
+        begin = now(self.device)
         yield
-        self.seconds[f"seconds_{name}"] = self._now() - begin
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+        self.seconds[f"seconds_{name}"] = now(self.device) - begin
 
 
 @dataclass(frozen=True)

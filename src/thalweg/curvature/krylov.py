@@ -212,10 +212,6 @@ class Krylov:
         worst = self._residual_vector(values[at], vectors[:, at : at + 1])
         return Ritz(values, vectors, float(residuals.max()), residuals, worst)
 
-    def vectors(self, found: Ritz) -> Tensor:
-        """The Ritz vectors as rows (k, P), orthonormal up to rounding."""
-        return self._combine(self.basis, found.coefficients)
-
     def rose(self, found: Ritz, earlier: Ritz, tolerance: float) -> bool:
         """Whether an eigenvalue is now more wanted by more than convergence explains."""
         key = WANTED[self.which]

@@ -10,6 +10,17 @@ if TYPE_CHECKING:
     import torch
 
 
+def now(device: torch.device | str) -> float:
+    """Seconds of a clock, read when all that was asked of a device is done."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+    elif torch.device(device).type == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter()
+
+
 class Clock:
     """Times calls, and keeps a budget.
 
@@ -35,17 +46,7 @@ class Clock:
 
     def seconds(self, function: Callable[[], object], times: int = 1) -> float:
         """Mean seconds of a call."""
-        self._wait()
-        begin = time.perf_counter()
+        begin = now(self.device)
         for _ in range(times):
             function()
-        self._wait()
-        return (time.perf_counter() - begin) / times
-
-    def _wait(self) -> None:
-        import torch
-
-        if torch.device(self.device).type == "cuda":
-            torch.cuda.synchronize(self.device)
-        elif torch.device(self.device).type == "mps":
-            torch.mps.synchronize()
+        return (now(self.device) - begin) / times
