@@ -8,8 +8,7 @@ import pytest
 
 from tests.lab.small_study import begin, execute, small_spec
 from thalweg.errors import InvalidInput
-from thalweg.lab.inspection import compare, describe, open_run, run_rows
-from thalweg.lab.phase_request import ask_to_end
+from thalweg.lab.inspection import ask_to_end_phase, compare, describe, open_run, run_rows
 from thalweg.lab.store import StudyFolder
 
 
@@ -58,6 +57,6 @@ def test_runs_are_compared_at_their_last_common_step(study: StudyFolder) -> None
 
 def test_only_a_running_run_can_be_asked_to_end_its_phase(study: StudyFolder) -> None:
     with pytest.raises(InvalidInput, match="it is done; only a running run"):
-        ask_to_end("my-study/seed-0/sgd", study.path.parent)
+        ask_to_end_phase("my-study/seed-0/sgd", study.path.parent)
     with pytest.raises(InvalidInput, match="it is not begun"):
-        ask_to_end("my-study/seed-0/dom-sgd", study.path.parent)
+        ask_to_end_phase("my-study/seed-0/dom-sgd", study.path.parent)

@@ -16,8 +16,10 @@ import pytest
 from tests.lab.small_study import PLUGIN, begin, small_spec
 from thalweg.lab.processes import Child, Ending, call
 from thalweg.lab.registry import load_plugin
-from thalweg.lab.schedule import Outcome, Task, run_tasks, tasks_of
+from thalweg.lab.schedule import Outcome, Task, longest_first, makespan, run_tasks, tasks_of
 from thalweg.lab.worker import work
+
+TRUNK, SGD, DOM = Task(0, "trunk"), Task(0, "sgd"), Task(0, "dom-sgd")
 
 
 def test_trunks_come_first_and_branches_need_theirs() -> None:
@@ -26,6 +28,31 @@ def test_trunks_come_first_and_branches_need_theirs() -> None:
     assert [str(task) for task in tasks][:3] == ["seed 3 trunk", "seed 5 trunk", "seed 3 a"]
     assert [task.needs for task in tasks[:3]] == [None, None, tasks[0]]
     assert tasks_of(spec, [5]) == [Task(5, "trunk"), Task(5, "a"), Task(5, "b")]
+
+
+def test_what_most_waits_for_goes_first() -> None:
+    spec = small_spec({"branches.dom-sgd.steps": 13})
+    ordered = longest_first(spec, [SGD, Task(1, "sgd"), DOM, Task(1, "trunk"), TRUNK], 200)
+    # The trunk of seed 1 has the short branch alone to wait for it.
+    assert ordered == [TRUNK, Task(1, "trunk"), DOM, SGD, Task(1, "sgd")]
+
+
+def test_epochs_count_in_steps_and_solves_as_many() -> None:
+    # 3 epochs of 200 samples, 20 a step, are 30 steps.
+    spec = small_spec({"branches.sgd.epochs": 3, "branches.sgd.steps": "unset"})
+    assert SGD.most_steps(spec, 200) == 30
+    assert longest_first(spec, [DOM, SGD], 200) == [SGD, DOM]
+    solved = {"branches.dom-sgd.subspace": {"source": "exact"}}
+    spec = small_spec({"branches.sgd.epochs": 3, "branches.sgd.steps": "unset", **solved})
+    assert longest_first(spec, [SGD, DOM], 200) == [DOM, SGD]
+
+
+def test_branches_wait_for_their_trunk_and_share_the_workers() -> None:
+    durations = {TRUNK: 2.0, SGD: 3.0, DOM: 3.0, Task(0, "bulk-sgd"): 3.0}
+    assert makespan(durations, 1) == 11.0
+    assert makespan(durations, 2) == 8.0
+    assert makespan(durations, 3) == 5.0
+    assert makespan({}, 2) == 0.0
 
 
 def test_a_failed_trunk_leaves_its_branches_out_and_no_others(quick_path: Path) -> None:

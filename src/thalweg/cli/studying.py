@@ -116,9 +116,9 @@ def report(options: argparse.Namespace) -> int:
 
 def end_phase(options: argparse.Namespace) -> int:
     """End the current phase of a running run by hand."""
-    from thalweg.lab.phase_request import ask_to_end
+    from thalweg.lab.inspection import ask_to_end_phase
 
-    ask_to_end(options.run, options.root)
+    ask_to_end_phase(options.run, options.root)
     return 0
 
 

@@ -1,7 +1,8 @@
-"""Look at what is there: all runs, one study, one run, several runs side by side."""
+"""Look at what is there: all runs, one study, one run, several runs side by side; end a phase."""
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import asdict
 from numbers import Real
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thalweg.errors import InvalidInput, invalid, unknown_name
-from thalweg.lab.store import RunFolder, find_studies, open_study
+from thalweg.lab.store import RunFolder, durable, find_studies, open_study
 
 if TYPE_CHECKING:
     import pandas
@@ -40,6 +41,24 @@ def open_run(name: str, root: Path | str = "runs") -> RunFolder:
     if rest not in known:
         raise unknown_name(f"run of {study.name}", rest, known)
     return known[rest]
+
+
+def ask_to_end_phase(name: str, root: Path | str = "runs") -> Path:
+    """Ask the run that `STUDY/seed-N/BRANCH` names to end its current phase at the next step.
+
+    By a file in the run's folder that the run looks for at every step. Each request has a name of
+    its own, which the run's checkpoint remembers: it is followed once, whatever is killed when.
+
+    Raises:
+        InvalidInput: there is no such run, or it is not running.
+    """
+    run = open_run(name, root)
+    status = run.status()
+    if status is None or status.state != "running":
+        state = "not begun" if status is None else status.state
+        raise InvalidInput(f"{name}: it is {state}; only a running run can end its phase")
+    durable.write_file(run.phase_request, secrets.token_hex(8) + "\n")
+    return run.phase_request
 
 
 def describe(name: str, root: Path | str = "runs") -> dict[str, Any]:

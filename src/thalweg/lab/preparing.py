@@ -1,4 +1,4 @@
-"""Which folder does a study live in, what is done there already, and what is missing?
+"""Which folder does a study live in, what is done there, what is missing, how much will it write?
 
 The folder's name holds a hash of everything that determines the numbers. So the same settings land
 in the same folder: a second call resumes or extends what is there, and nothing is overwritten.
@@ -14,16 +14,18 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from thalweg.errors import IntegrityError
-from thalweg.lab.measuring import Measurement
-from thalweg.lab.run_names import TRUNK
+from thalweg.lab.asking import branches_take_point_over
+from thalweg.lab.problem_facts import ProblemFacts
 from thalweg.lab.schedule import Task, tasks_of
 from thalweg.lab.sharing import content_hash, maker_of
-from thalweg.lab.spec import Spec, parse_spec, spec_hash
-from thalweg.lab.store import StudyFolder
+from thalweg.lab.spec import TRUNK, Spec, parse_spec, spec_hash
+from thalweg.lab.store import StudyFolder, estimate_disk
 
 Model = TypeVar("Model", bound=BaseModel)
 PATHS = ("data_dir", "vocabulary_file")
 """Settings of data sets that are paths."""
+TRACKER_BLOCKS = 8
+"""Blocks (P, k) in a tracker's state: two references of three, basis, the basis before."""
 
 
 def study_name(spec: Spec) -> str:
@@ -55,8 +57,8 @@ def with_absolute_paths(spec: Spec) -> Spec:
     return spec
 
 
-def with_measured(spec: Spec, vectorize_up_to: int | None, chunk_size: int | None) -> Spec:
-    """The spec with what was chosen by measuring, where it leaves the choice."""
+def with_way_to_multiply(spec: Spec, chunk_size: int | None, vectorize_up_to: int | None) -> Spec:
+    """The spec with what was chosen by timing, where it leaves the choice."""
     changed: dict[str, Any] = {}
     if spec.problem.vectorize_up_to is None:
         changed["vectorize_up_to"] = vectorize_up_to
@@ -72,7 +74,7 @@ def merged(study: StudyFolder, asked: Spec) -> tuple[Spec, list[str]]:
     than are asked for now keeps its end.
     """
     known = read_spec(study)
-    spec = with_measured(asked, known.problem.vectorize_up_to, known.problem.chunk_size)
+    spec = with_way_to_multiply(asked, known.problem.chunk_size, known.problem.vectorize_up_to)
     spec = _updated(spec, seeds=tuple(sorted({*known.seeds, *asked.seeds})))
     remarks: list[str] = []
     branches = dict(spec.branches)
@@ -123,19 +125,46 @@ def create_runs(
             run.create(text)
 
 
-def check_data(study: StudyFolder, costs: Measurement) -> None:
+def check_data(study: StudyFolder, fingerprint: str) -> None:
     """Check that the data is what the study's earlier runs were made with.
+
+    Args:
+        fingerprint: of the data now.
 
     Raises:
         IntegrityError: it is not.
     """
     for run in study.runs():
-        known = tomllib.loads(run.run_text).get("data_fingerprint", costs.fingerprint)
-        if known != costs.fingerprint:
+        known = tomllib.loads(run.run_text).get("data_fingerprint", fingerprint)
+        if known != fingerprint:
             raise IntegrityError(
                 f"{run.path}: was made with other data (SHA-256 of the samples {known[:12]}..., now"
-                f" {costs.fingerprint[:12]}...); bring the files back, or choose another --root"
+                f" {fingerprint[:12]}...); bring the files back, or choose another --root"
             )
+
+
+def disk_of(spec: Spec, tasks: Sequence[Task], facts: ProblemFacts) -> int:
+    """Bytes that the runs of these tasks leave, from above."""
+    # A branch point is a vector and a basis more; what is found for branches is a tracker more.
+    vectors = facts.optimizer_vectors + 1 + (0 if spec.subspace.source == "random" else 1)
+    total = 0
+    for task in tasks:
+        steps, probes = task.most_steps(spec, facts.num_samples), spec.of_branch(task.branch).probes
+        sources = [phase.split.source for phase in task.phases(spec) if phase.split is not None]
+        window = max((s.window + s.k for s in sources if s is not None), default=0)
+        regular = steps // spec.checkpoint.every_steps + 1
+        total += estimate_disk(
+            facts.num_parameters,
+            facts.k,
+            vectors + window,
+            spec.checkpoint.keep + 1 + int(branches_take_point_over(spec, task.branch)),
+            steps // min(probes.values(), default=steps) + 2,
+            4 * len(probes) + 5 * facts.k,
+            regular if spec.checkpoint.save_bases else 0,
+            bases_per_checkpoint=TRACKER_BLOCKS + 1,
+            bytes_per_number=8 if spec.dtype == "float64" else 4,
+        )
+    return total
 
 
 def _absolute(path: str) -> str:

@@ -61,7 +61,6 @@ class Child:
         function: of a module's top level; it gets `arguments`, and returns plain values.
         output: file that takes what the process prints; None for standard error. Standard output
             is for results alone.
-        says: whether the function gets a last argument, which sends a line to `ending`.
         grace: seconds that the process has left to end by itself once its parent is gone.
     """
 
@@ -71,13 +70,12 @@ class Child:
         arguments: tuple[Any, ...],
         output: Path | None = None,
         *,
-        says: bool = False,
         grace: float = 0.0,
     ) -> None:
         chosen = context()
         self._receiving, sending = chosen.Pipe(duplex=False)
         self._process = chosen.Process(  # type: ignore[attr-defined]
-            target=_call, args=(sending, function, arguments, output, says, grace)
+            target=_call, args=(sending, function, arguments, output, grace)
         )
         self._process.start()
         sending.close()
@@ -105,17 +103,11 @@ class Child:
         """End it at once."""
         self._process.kill()
 
-    def ending(self, say: Callable[[str], None] | None = None) -> Ending:
-        """Wait for the end, and say what it was.
-
-        Args:
-            say: takes the lines that the function has sent until then.
-        """
+    def ending(self) -> Ending:
+        """Wait for the end, and say what it was."""
         try:
-            # Read first: a process with much to say waits until it is heard.
-            while isinstance(ending := self._receiving.recv(), str):
-                if say is not None:
-                    say(ending)
+            # Read first: a process with much to return waits until it is read.
+            ending = self._receiving.recv()
         except EOFError:
             ending = None
         self._process.join()
@@ -123,22 +115,15 @@ class Child:
         return ending or _without_word(self._process.exitcode or 0)
 
 
-def call(
-    function: Callable[..., Any],
-    arguments: tuple[Any, ...],
-    say: Callable[[str], None] | None = None,
-) -> Any:
+def call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     """What the function returns, called in a process of its own.
-
-    Args:
-        say: takes lines from the function, which gets a last argument that sends one.
 
     Raises:
         ThalwegError: of the class that the function raised; its base class for other errors.
     """
-    child = Child(function, arguments, says=say is not None)
+    child = Child(function, arguments)
     try:
-        ending = child.ending(say)
+        ending = child.ending()
     except BaseException:
         child.kill()
         raise
@@ -157,7 +142,6 @@ def _call(
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
     out: Path | None,
-    says: bool,
     grace: float,
 ) -> None:
     """What the process does; ends it with the exit status of what happened."""
@@ -165,7 +149,6 @@ def _call(
     # Ctrl-C reaches every process of the terminal: the parent alone decides, and passes it on.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _redirect_output(out)
-    arguments = (*arguments, sending.send) if says else arguments
     try:
         ending = Ending(0, value=function(*arguments))
     except ThalwegError as error:

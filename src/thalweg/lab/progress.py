@@ -10,23 +10,24 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from thalweg.lab.estimate import makespan, seconds_of, time_left
-from thalweg.lab.schedule import Outcome, Task
+from thalweg.lab.schedule import Outcome, Task, makespan
+from thalweg.lab.spec import TRUNK
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.live import Live
 
-    from thalweg.lab.measuring import Measurement
+    from thalweg.lab.problem_facts import ProblemFacts
     from thalweg.lab.spec import Spec
     from thalweg.lab.store import StudyFolder
     from thalweg.lab.store.status import Status
 
 REFRESH_SECONDS = 0.5
-NEARLY = 0.8
-"""Two times whose ratio is above this are said as one."""
+RATE_SECONDS, RATE_STEPS = 2.0, 20
+"""A run's own rate counts once it has gone on for so long: its first solve is no step."""
 ENDED = ("done", "diverged", "failed")
 
 
@@ -69,30 +70,27 @@ class Progress:
         study: StudyFolder,
         spec: Spec,
         tasks: Sequence[Task],
-        costs: Measurement,
+        facts: ProblemFacts,
         workers: int,
         plugins: Sequence[str] = (),
         space: str = "",
     ) -> None:
-        """Say what will be done, how long it should take, and how much disk."""
+        """Say what will be done, and how much disk it takes."""
         words = [word for plugin in plugins for word in ("--plugin", plugin)]
         self._to_go_on = shlex.join(["thalweg", "resume", str(study.path), *words])
         self._study, self._spec, self._tasks, self._workers = study, spec, list(tasks), workers
-        self._costs = costs
+        self._num_samples = facts.num_samples
         self._begun = time.monotonic()
-        for note in costs.notes:
+        for note in facts.notes:
             self.say(note)
         self.say(
-            f"P = {costs.num_parameters:,} parameters, N = {costs.num_samples:,} samples,"
-            f" k = {costs.k}; one gradient takes {1000 * costs.gradient:.1f} ms"
+            f"P = {facts.num_parameters:,} parameters, N = {facts.num_samples:,} samples,"
+            f" k = {facts.k}"
         )
         if space:
             self.say(space)
         count = f"{len(tasks)} runs" if len(tasks) > 1 else "1 run"
-        at_most = "at most " if _may_end_earlier(spec, tasks) else ""
-        self.say(f"{count}, {workers} at a time: {at_most}{_expected(spec, tasks, costs, workers)}")
-        if costs.subspace.counted:
-            self.say("(the subspace's share: counted in products with the Hessian, not measured)")
+        self.say(f"{count}, {workers} at a time")
         if self.console is not None and self.console.is_terminal:
             from rich.live import Live
 
@@ -141,8 +139,8 @@ class Progress:
         from rich.table import Table
 
         done = sum(1 for s in statuses.values() if s is not None and s.state in ENDED)
-        left = time_left(self._spec, statuses, self._workers, self._costs)
-        remaining = "" if left is None else f", about {duration(left)} left"
+        left = time_left(self._spec, statuses, self._workers, self._num_samples)
+        remaining = "" if left is None else f", {left} left"
         table = Table(box=None, pad_edge=False, title_justify="left", caption_justify="left")
         table.caption = f"{done} of {len(self._tasks)} runs done{remaining}"
         for column in ("run", "step", "of", "loss", "alignment", "sharpness"):
@@ -172,25 +170,69 @@ class Progress:
             )
 
 
+@dataclass(frozen=True)
+class TimeLeft:
+    """Time until all runs are done.
+
+    Attributes:
+        seconds: of the runs whose rate is known.
+        is_all: whether that of every run is.
+    """
+
+    seconds: float
+    is_all: bool
+
+    def __str__(self) -> str:
+        return f"{'about' if self.is_all else 'more than'} {duration(self.seconds)}"
+
+
+def time_left(
+    spec: Spec, statuses: Mapping[Task, Status | None], workers: int, num_samples: int
+) -> TimeLeft | None:
+    """Time until all tasks are done, from the steps made and left; None while nothing is known.
+
+    A run that is under way continues at its own rate; one that waits goes at the mean rate of the
+    same branch in other seeds, and takes no time as long as none is known.
+    """
+    own: dict[Task, float] = {}
+    left: dict[Task, int] = {}
+    for task, status in statuses.items():
+        made, total = _steps(spec, task, status, num_samples)
+        enough = made >= max(1, min(RATE_STEPS, total // 4))
+        if status is not None and enough and status.seconds >= RATE_SECONDS:
+            own[task] = status.seconds / made
+        if status is None or status.state not in ENDED:
+            left[task] = max(0, total - made)
+    if left and not own:
+        return None
+    rates = {task: rate for task in left if (rate := _rate(task, own)) is not None}
+    durations = {task: steps * rates.get(task, 0.0) for task, steps in left.items()}
+    return TimeLeft(makespan(durations, workers), is_all=len(rates) == len(left))
+
+
+def _rate(task: Task, own: Mapping[Task, float]) -> float | None:
+    """Seconds a step of a run, by its own steps or else by those of its kind; None if unknown."""
+    if task in own:
+        return own[task]
+    alike = [rate for other, rate in own.items() if other.branch == task.branch]
+    return sum(alike) / len(alike) if alike else None
+
+
+def _steps(spec: Spec, task: Task, status: Status | None, num_samples: int) -> tuple[int, int]:
+    """Steps a run has made, and will have made at the most."""
+    total = task.most_steps(spec, num_samples)
+    if status is None:
+        return 0, total
+    if task.branch == TRUNK:
+        return min(status.step, total), total
+    if status.end_step is None:
+        return 0, total
+    return max(0, min(status.step - (status.end_step - total), total)), total
+
+
 def _line(console: Console | None, message: str) -> None:
     if console is not None:
         console.print(message, highlight=False, markup=False, soft_wrap=True)
-
-
-def _expected(spec: Spec, tasks: Sequence[Task], costs: Measurement, workers: int) -> str:
-    """About how long; a range where it is open how soon following the subspace gets cheap."""
-    soonest, longest = (
-        makespan({t: seconds_of(spec, t, costs, settled=settled) for t in tasks}, workers)
-        for settled in (True, False)
-    )
-    if soonest > NEARLY * longest:
-        return f"about {duration(longest)}"
-    return f"about {duration(soonest)} to {duration(longest)}, by how soon the subspace settles"
-
-
-def _may_end_earlier(spec: Spec, tasks: Sequence[Task]) -> bool:
-    phases = [phase for task in tasks for phase in task.phases(spec)]
-    return any(p.until_alignment is not None or p.until_loss is not None for p in phases)
 
 
 def _numbers(status: Status) -> tuple[str, ...]:

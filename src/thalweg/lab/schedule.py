@@ -1,23 +1,25 @@
-"""Run the seeds and branches of a study side by side, each in a process of its own."""
+"""In which order do the runs of a study go? Side by side, each in a process of its own."""
 
 from __future__ import annotations
 
+import heapq
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 
 from thalweg.lab.processes import Child, Ending
-from thalweg.lab.run_names import TRUNK
-from thalweg.lab.spec import PhaseSpec, Spec
+from thalweg.lab.spec import TRUNK, PhaseSpec, Spec
 from thalweg.lab.store import StudyFolder
 
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 30.0
 """For a run to save a checkpoint once the study's process is gone; then it ends as if killed."""
+STEPS_OF_A_SOLVE = 20
+"""Solving for S_k takes about as many products as following it for so many steps."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,10 @@ class Task:
     def phases(self, spec: Spec) -> tuple[PhaseSpec, ...]:
         """What the run goes through."""
         return spec.phases if self.branch == TRUNK else (spec.branch_phase(self.branch),)
+
+    def most_steps(self, spec: Spec, num_samples: int) -> int:
+        """The bound on the steps that the run makes itself, over `num_samples` samples."""
+        return sum(phase.most_steps(num_samples) for phase in self.phases(spec))
 
     def __str__(self) -> str:
         return f"seed {self.seed} {self.branch}"
@@ -71,6 +77,37 @@ def tasks_of(spec: Spec, seeds: Sequence[int] | None = None) -> list[Task]:
         for seed in seeds
         for name, branch in spec.branches.items()
     ]
+
+
+def longest_first(spec: Spec, tasks: Sequence[Task], num_samples: int) -> list[Task]:
+    """The tasks by the steps to the end of all that waits for them: cores stay busy to the end.
+
+    Steps are those that follow a subspace; one that solves for it counts as many.
+    """
+    path: dict[Task, float] = {}
+    following = {task: [t for t in tasks if t.needs == task] for task in tasks}
+
+    def steps(task: Task) -> float:
+        if task not in path:
+            subspace = spec.of_branch(task.branch).subspace
+            solves = subspace.source in ("exact", "next")
+            weight = 1 + STEPS_OF_A_SOLVE / subspace.every if solves else 1
+            after = max(map(steps, following[task]), default=0.0)
+            path[task] = weight * task.most_steps(spec, num_samples) + after
+        return path[task]
+
+    return sorted(tasks, key=lambda task: -steps(task))
+
+
+def makespan(durations: Mapping[Task, float], workers: int) -> float:
+    """When the last task is done, each begun in order as soon as a worker and its start are."""
+    free = [0.0] * max(1, workers)
+    done: dict[Task, float] = {}
+    for task in sorted(durations, key=lambda task: task.branch != TRUNK):
+        ready = done.get(task.needs, 0.0) if task.needs else 0.0
+        done[task] = max(heapq.heappop(free), ready) + durations[task]
+        heapq.heappush(free, done[task])
+    return max(done.values(), default=0.0)
 
 
 def run_tasks(

@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from thalweg.errors import ThalwegError
-from thalweg.lab.run_names import TRUNK
 from thalweg.lab.schedule import Task
-from thalweg.lab.spec import Spec
+from thalweg.lab.spec import TRUNK, Spec
 from thalweg.lab.spec.loading import MEASURED
 from thalweg.lab.store import RunFolder, StudyFolder, find_studies
 

@@ -20,22 +20,22 @@ from typing import TYPE_CHECKING, Any
 from thalweg.errors import InvalidInput, invalid
 from thalweg.lab.claims import CLAIMS, ClaimUse, Verdict, judge_all
 from thalweg.lab.claims.verdicts import verdicts_to_json
-from thalweg.lab.estimate import disk_of, longest_first
 from thalweg.lab.machine import default_workers, resolve_device
-from thalweg.lab.measuring import Measurement, measure
 from thalweg.lab.preparing import (
     check_data,
     create_runs,
+    disk_of,
     merged,
     missing_tasks,
     read_spec,
     study_name,
     with_absolute_paths,
-    with_measured,
+    with_way_to_multiply,
 )
+from thalweg.lab.problem_facts import ProblemFacts, examine
 from thalweg.lab.progress import Progress
 from thalweg.lab.registry import load_plugin
-from thalweg.lab.schedule import Outcome, run_tasks, tasks_of
+from thalweg.lab.schedule import Outcome, longest_first, run_tasks, tasks_of
 from thalweg.lab.sharing import (
     known_way_to_multiply,
     made_otherwise,
@@ -244,14 +244,14 @@ def _run_in(
     progress = progress or Progress.silent()
     check_spec(asked)
     device = resolve_device(asked.device)
-    costs = None
+    facts = None
     if not (path / "spec.toml").is_file():
-        # Measured first: what cannot be built leaves no folder behind.
-        costs = _measured(asked, plugins, device, progress)
+        # Built first: what cannot be built leaves no folder behind.
         known = known_way_to_multiply(asked, path.parent)
-        chunk, vectorize_up_to = known or (costs.chunk_size, costs.vectorize_up_to)
-        chosen = with_measured(asked, vectorize_up_to, chunk)
-        StudyFolder.create(path.parent, path.name, dump_spec(chosen))
+        asked = with_way_to_multiply(asked, *known) if known else asked
+        facts = _examined(asked, plugins, device, progress)
+        asked = with_way_to_multiply(asked, facts.chunk_size, facts.vectorize_up_to)
+        StudyFolder.create(path.parent, path.name, dump_spec(asked))
     study = StudyFolder(path)
     # A second process is refused before it touches anything.
     with locked(study.path, "study"):
@@ -267,19 +267,19 @@ def _run_in(
         if not tasks:
             progress.say(f"{study.path}: all runs are done")
             return conclude(study, spec)
-        costs = costs or _measured(spec, plugins, device, progress)
-        check_data(study, costs)
-        space = check_disk(study.path, disk_of(spec, tasks, costs))
+        facts = facts or _examined(spec, plugins, device, progress)
+        check_data(study, facts.fingerprint)
+        space = check_disk(study.path, disk_of(spec, tasks, facts))
         study.record_environment()
-        create_runs(study, spec, every, costs.fingerprint, maker, tasks)
+        create_runs(study, spec, every, facts.fingerprint, maker, tasks)
         left = take_over(study, tasks)
         if shared := len(tasks) - len(left):
             progress.say(f"{shared} runs are taken over from other studies, which have made them")
-        tasks = longest_first(spec, left, costs)
+        tasks = longest_first(spec, left, facts.num_samples)
         if not tasks:
             return conclude(study, spec)
         workers = min(workers or default_workers(spec.threads, device), len(tasks))
-        progress.begin(study, spec, tasks, costs, workers, plugins, space)
+        progress.begin(study, spec, tasks, facts, workers, plugins, space)
         try:
             outcome = run_tasks(
                 study,
@@ -299,6 +299,6 @@ def _run_in(
         return conclude(study, spec, outcome)
 
 
-def _measured(spec: Spec, plugins: Sequence[str], device: str, progress: Progress) -> Measurement:
-    progress.say("measuring a few steps ...")
-    return measure(spec, plugins, device, progress.say)
+def _examined(spec: Spec, plugins: Sequence[str], device: str, progress: Progress) -> ProblemFacts:
+    progress.say("building the problem ...")
+    return examine(spec, plugins, device)

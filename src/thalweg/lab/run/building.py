@@ -1,7 +1,7 @@
 """What does a run compute with? Problem, full loss, k, subspace and optimizer, from spec and seed.
 
-The measurement before a study builds the same things, so that what cannot be built is found out
-before any run begins.
+The same things are built once before a study, so that what cannot be built is found out before
+any run begins.
 """
 
 from __future__ import annotations
@@ -66,11 +66,7 @@ def build_setup(spec: Spec, seed: int, device: str) -> Setup:
     for phase in (*spec.phases, *map(spec.branch_phase, spec.branches)):
         _check_batch(phase, problem)
     objective = make_objective(spec, problem)
-    k = number_of_directions(spec, problem, objective)
-    if k > objective.num_parameters:
-        allowed = f"at most the number of parameters, {objective.num_parameters}"
-        raise invalid("subspace.k", k, allowed)
-    return Setup(problem, objective, k)
+    return Setup(problem, objective, number_of_directions(spec, problem, objective))
 
 
 def make_objective(spec: Spec, problem: Problem, samples: Tensor | None = None) -> Objective:
@@ -93,7 +89,7 @@ def number_of_directions(spec: Spec, problem: Problem, objective: Objective) -> 
     The gap is that of the initial parameters' Hessian, the same for all runs of a seed.
 
     Raises:
-        InvalidInput: the problem has no classes, so k must be given.
+        InvalidInput: the problem has no classes, so k must be given; k > P.
     """
     k = spec.subspace.k
     if k == "gap":
@@ -104,7 +100,10 @@ def number_of_directions(spec: Spec, problem: Problem, objective: Objective) -> 
                 "subspace.k: 'classes' was asked for, but the problem has none; give a number, or"
                 " 'gap'"
             )
-        return problem.num_classes
+        k = problem.num_classes
+    if k > objective.num_parameters:
+        allowed = f"at most the number of parameters, {objective.num_parameters}"
+        raise invalid("subspace.k", k, allowed)
     return k
 
 

@@ -46,8 +46,7 @@ from thalweg.lab.run.saving import (
 )
 from thalweg.lab.run.saying import StatusWriter
 from thalweg.lab.run.step import evaluate_test, train_one_step
-from thalweg.lab.run_names import BASES, END_PHASE, TRUNK
-from thalweg.lab.spec import Spec
+from thalweg.lab.spec import TRUNK, Spec
 from thalweg.lab.spec.optimizers import OptimizerSettings
 from thalweg.lab.store import RunFolder, StudyFolder
 from thalweg.lab.store.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint
@@ -97,7 +96,7 @@ class Run:
         self.progression = Progression(
             spec.phases if branch == TRUNK else (spec.branch_phase(branch),),
             self.setup.problem.num_samples,
-            self.folder.path / END_PHASE,
+            self.folder.phase_request,
             self.folder.log,
         )
         self.recorder = Recorder(spec.probes)
@@ -329,7 +328,7 @@ class Run:
             # bases make the same steps. Not at checkpoints by time, whose steps are chance.
             theta = self.setup.objective.theta()
             subspace = solved_subspace(self.spec, self.setup, self.seed, theta)
-            save_basis(self.folder.path / BASES, self.step, subspace)
+            save_basis(self.folder.bases, self.step, subspace)
         self._saved_at = time.monotonic()
 
     def _state(self) -> dict[str, Any]:

@@ -20,10 +20,12 @@ from thalweg.lab.spec.loading import (
     parse_spec,
     spec_hash,
 )
+from thalweg.lab.spec.models import TRUNK
 from thalweg.lab.spec.studies import builtin_studies, load_study
 
 __all__ = [
     "PROBLEM_SPECS",
+    "TRUNK",
     "BranchSpec",
     "CheckpointSpec",
     "ClaimSpec",

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from thalweg.lab.registry import Settings, SpecModel, bad_value, datasets, losses, models
-from thalweg.lab.run_names import TRUNK
 from thalweg.lab.spec.fields import Wording
 from thalweg.lab.spec.phases import (
     BranchSpec,
@@ -24,6 +23,8 @@ from thalweg.lab.spec.subspace import Seed, SubspaceSpec
 if TYPE_CHECKING:
     from typing import Self
 
+TRUNK = "trunk"
+"""Name of the run that all branches of a seed start from."""
 Device = Annotated[
     str,
     Field(pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)$"),

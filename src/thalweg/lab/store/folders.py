@@ -84,6 +84,16 @@ class RunFolder:
         """The folder of the checkpoints, for `save_checkpoint` and `latest_checkpoint`."""
         return self.path / "checkpoints"
 
+    @property
+    def bases(self) -> Path:
+        """The folder of the saved bases."""
+        return self.path / "bases"
+
+    @property
+    def phase_request(self) -> Path:
+        """A file that asks the run to end its current phase."""
+        return self.path / "end-phase"
+
     def create(self, run_text: str) -> RunFolder:
         """Create the folder with its `run.toml`, or open it if it holds just that already.
 

@@ -1,0 +1,246 @@
+"""Can a study be built, how large is its problem, and how is that best multiplied by the Hessian?
+
+Found out before there is a folder: data that cannot be read, a k that is too large, or an optimizer
+that refuses the model leave nothing behind. Chunk size and way to multiply are chosen by timing, on
+as few samples as tell, where the spec leaves them open. Vectorizing a block saves overheads, and so
+do larger chunks: both are tried from the smallest size on, and no further once a size saves none.
+The choice is written into the spec, so that every run of the study, and a resumed one, computes
+alike.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from thalweg.lab.spec import PhaseSpec, Spec, dump_spec, parse_spec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+    from thalweg.lab.run import Setup
+    from thalweg.lab.timing import Clock
+
+BUDGET_SECONDS = 10.0
+"""For the choice of the way to multiply."""
+SMALL_CHUNKS = (8, 32, 128, 512)
+"""Chunks of a tracker's subset, for which the way to multiply is measured apart."""
+CHUNKS = (64, 256, 1024, 2048)
+"""Chunk sizes that are tried: the larger saves overheads, the smaller may stay in the cache."""
+CHUNKS_OF_A_GPU = (256, 1024, 2048, 8192)
+"""Overheads are larger there."""
+PASSES = 6
+"""Both ways, each once to warm up; then twice the faster one."""
+CLEARLY_FASTER = 0.85
+SLOW_SECONDS = 1.0
+"""Beside a product that takes so long overheads do not count: no larger chunk is tried."""
+FEW = 8
+"""Samples in the step that shows what an optimizer keeps."""
+
+
+@dataclass(frozen=True)
+class ProblemFacts:
+    """What is known of a study's problem once it has been built.
+
+    Attributes:
+        num_parameters, num_samples, k: P, N, k.
+        optimizer_vectors: vectors of length P that the last phase's optimizer keeps.
+        vectorize_up_to, chunk_size: the fastest way to multiply by the Hessian, or the spec's own.
+        fingerprint: SHA-256 of the samples.
+        notes: what a user should know about the data.
+    """
+
+    num_parameters: int
+    num_samples: int
+    k: int
+    optimizer_vectors: int
+    vectorize_up_to: int
+    chunk_size: int
+    fingerprint: str
+    notes: tuple[str, ...] = ()
+
+
+def examine(spec: Spec, plugins: Sequence[str], device: str) -> ProblemFacts:
+    """Build everything that the runs need, in a process of its own with the threads of a run.
+
+    Raises:
+        InvalidInput: something cannot be built.
+    """
+    from thalweg.lab.processes import call
+
+    return call(examine_here, (dump_spec(spec), plugins, device))
+
+
+def examine_here(spec_text: str, plugins: Sequence[str], device: str) -> ProblemFacts:
+    """Build everything in this process; see `examine`."""
+    import torch
+
+    from thalweg.lab.machine import compute_repeatably
+    from thalweg.lab.registry import load_plugin
+    from thalweg.lab.run.building import build_setup
+    from thalweg.lab.timing import Clock
+
+    compute_repeatably(device)
+    for plugin in plugins:
+        load_plugin(plugin)
+    spec = parse_spec(tomllib.loads(spec_text), source="spec.toml")
+    torch.set_num_threads(spec.threads)
+    seed = spec.seeds[0]
+    setup = build_setup(spec, seed, device)
+    _build_every_phase(spec, setup, seed)
+    objective = setup.objective
+    choose_way_to_multiply(spec, setup, Clock(objective.device, BUDGET_SECONDS))
+    return ProblemFacts(
+        objective.num_parameters,
+        objective.num_samples,
+        setup.k,
+        _vectors_kept(spec, setup, seed),
+        objective.products.vectorize_up_to,
+        objective.chunk_size or objective.num_samples,
+        setup.problem.fingerprint(),
+        tuple(setup.problem.notes),
+    )
+
+
+def choose_way_to_multiply(spec: Spec, setup: Setup, clock: Clock) -> None:
+    """Set the chunk size, and up to which chunk a block of k products is one vectorized pass.
+
+    What the spec says stays; with nothing to choose, few samples are multiplied, to see that the
+    loss has second derivatives.
+    """
+    import torch
+
+    from thalweg.curvature import BlockProducts
+
+    objective, up_to = setup.objective, spec.problem.vectorize_up_to
+    generator = torch.Generator().manual_seed(0)
+    shape = (objective.num_parameters, setup.k)
+    block = torch.randn(*shape, generator=generator, dtype=objective.dtype).to(objective.device)
+    chunk = spec.problem.chunk_size
+    if up_to is not None and chunk is not None:
+        _multiply(setup, block, min(SMALL_CHUNKS[0], objective.num_samples))
+        return
+    sizes = SMALL_CHUNKS if up_to is None else SMALL_CHUNKS[:1]
+    a_sample = _measure_vectorization(setup, block, clock, sizes)
+    # Known up to here, and no further: sizes in between would be timed both ways in a run.
+    up_to = objective.products.vectorize_up_to if up_to is None else up_to
+    objective.products = BlockProducts(up_to)
+    if chunk is None:
+        chunks = CHUNKS if objective.device.type == "cpu" else CHUNKS_OF_A_GPU
+        objective.chunk_size = _fastest_chunk(setup, block, clock, chunks, a_sample)
+
+
+def _measure_vectorization(
+    setup: Setup, block: Tensor, clock: Clock, sizes: tuple[int, ...]
+) -> float:
+    """Let the objective time both ways on chunks of these sizes; seconds of a sample.
+
+    Vectorizing gains the most on the smallest: where it does not on one size, no larger one is
+    tried.
+    """
+    objective, a_sample = setup.objective, 0.0
+    for size in sizes:
+        size = min(size, objective.num_samples)
+        if a_sample and not clock.affords(PASSES * size * a_sample):
+            break
+        _multiply(setup, block, size)
+        a_sample = clock.seconds(partial(_multiply, setup, block, size)) / size
+        is_slower = objective.products.state_dict()["beyond"] <= size
+        if is_slower or size == objective.num_samples:
+            break
+    return a_sample
+
+
+def _fastest_chunk(
+    setup: Setup, block: Tensor, clock: Clock, chunks: tuple[int, ...], a_sample: float
+) -> int:
+    """The largest chunk that is not clearly slower than another one."""
+    total = setup.objective.num_samples
+    tried: dict[int, float] = {}
+    for chunk in chunks:
+        # One chunk for all samples is the same as any larger one.
+        if tried and chunk >= 2 * total:
+            break
+        size = min(max(1, int(SLOW_SECONDS / a_sample)), total, max(*CHUNKS, chunk))
+        if tried and size < min(chunk, total):
+            break
+        setup.objective.chunk_size = chunk
+        _multiply(setup, block, min(size, SMALL_CHUNKS[0]))  # warms up
+        a_sample = clock.seconds(partial(_multiply, setup, block, size)) / size
+        tried[chunk] = a_sample
+        if a_sample * CLEARLY_FASTER > min(tried.values()):
+            break
+    best = min(tried.values())
+    return max(chunk for chunk, seconds in tried.items() if seconds * CLEARLY_FASTER <= best)
+
+
+def _multiply(setup: Setup, block: Tensor, size: int) -> Tensor:
+    """The Hessian of the loss of the first samples, times a block (P, k)."""
+    import torch
+
+    from thalweg.curvature import Hessian
+
+    return Hessian(setup.objective, samples=torch.arange(size)) @ block
+
+
+def _build_every_phase(spec: Spec, setup: Setup, seed: int) -> None:
+    """Build k, subspace and optimizer of the trunk's phases and of every branch.
+
+    Raises:
+        InvalidInput: one of them cannot be built.
+    """
+    from thalweg.curvature import random_subspace
+    from thalweg.lab.run.building import make_optimizer, make_source, number_of_directions
+
+    objective = setup.objective
+    drawn = random_subspace(objective.num_parameters, 1, seed=0, dtype=objective.dtype)
+    somewhere = drawn.to(objective.device)
+    runs = [(spec, phase) for phase in spec.phases]
+    runs += [(spec.of_branch(name), spec.branch_phase(name)) for name in spec.branches]
+    for own, phase in runs:
+        own_setup = setup
+        if own.subspace.k != spec.subspace.k:
+            k = number_of_directions(own, setup.problem, objective)
+            own_setup = replace(setup, k=k)
+        source = make_source(own, own_setup, seed)
+        make_optimizer(own, phase, own_setup, seed, source, somewhere)
+
+
+def _vectors_kept(spec: Spec, setup: Setup, seed: int) -> int:
+    """Vectors of length P that the last phase's optimizer keeps: seen after a step."""
+    kept = sum(
+        value.numel()
+        for state in _optimizer_after_a_step(spec, spec.phases[-1], setup, seed).state.values()
+        for value in state.values()
+        if hasattr(value, "numel")
+    )
+    return round(kept / setup.objective.num_parameters)
+
+
+def _optimizer_after_a_step(spec: Spec, phase: PhaseSpec, setup: Setup, seed: int) -> Optimizer:
+    """An optimizer that has made a step on few samples, without split, noise and workers."""
+    from thalweg.dynamics import Moment
+    from thalweg.lab.run.building import make_optimizer, make_source
+    from thalweg.lab.run.step import train_one_step
+
+    objective, given = setup.objective, phase.batch_size
+    size = min(FEW, objective.num_samples if given == "all" else given)
+    alone = {"split": None, "noise": None, "local": None, "batch_size": size}
+    phase = phase.model_copy(update=alone)
+    source = make_source(spec, setup, seed)  # never asked
+    optimizer = make_optimizer(spec, phase, setup, seed, source)
+    moment = Moment(
+        step=0,
+        theta=objective.theta(),
+        objective=objective,
+        source=source,
+        learning_rate=phase.learning_rate(0, 1),
+        optimizer=optimizer,
+        k=setup.k,
+    )
+    train_one_step(moment, setup, optimizer, phase, seed)
+    return optimizer
