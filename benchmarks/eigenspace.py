@@ -40,11 +40,13 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from thalweg.curvature import Hessian, Objective, top_eigenpairs
-from thalweg.lab.minibatches import minibatch
-from thalweg.lab.problems import Problem, build_problem
-from thalweg.lab.spec import Spec, load_spec
+from thalweg.lab.config import Spec, load_spec
 from thalweg.lab.timing import now
+from thalweg.lab.training.minibatches import minibatch
+from thalweg.loss.objective import Objective
+from thalweg.operators.hessian import Hessian
+from thalweg.problems import Problem, build_problem
+from thalweg.spectrum.eigensolver import top_eigenpairs
 
 SPECS = {"mlp": "mnist-mlp", "cnn": "cifar10-cnn", "transformer": "sst2-transformer"}
 

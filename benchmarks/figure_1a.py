@@ -44,19 +44,18 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure as Canvas
 from torch import Tensor
 
-from thalweg.curvature import (
-    LockstepObjective,
-    LockstepTracker,
-    Objective,
-    SubspaceTracker,
-    TrackerReport,
-)
-from thalweg.lab.figures.drawing import PAGE_WIDTH, STYLE
-from thalweg.lab.minibatches import minibatch
-from thalweg.lab.problems import Problem, build_problem
-from thalweg.lab.spec import PROBLEM_SPECS, load_spec
+from thalweg.analysis.figures.drawing import PAGE_WIDTH, STYLE
+from thalweg.lab.config import PROBLEM_SPECS, load_spec
 from thalweg.lab.timing import now
-from thalweg.optim import LockstepSGD, SplitUpdate
+from thalweg.lab.training.minibatches import minibatch
+from thalweg.loss.lockstep_objective import LockstepObjective
+from thalweg.loss.objective import Objective
+from thalweg.optim.lockstep_sgd import LockstepSGD
+from thalweg.optim.split import SplitUpdate
+from thalweg.problems import Problem, build_problem
+from thalweg.tracking.lockstep_tracker import LockstepTracker
+from thalweg.tracking.source import TrackerReport
+from thalweg.tracking.tracker import SubspaceTracker
 
 BRANCHES = {"SGD": (1.0, 1.0), "Dom-SGD": (1.0, 0.0), "Bulk-SGD": (0.0, 1.0)}
 COLOURS = {"SGD": "#222222", "Dom-SGD": "#d55e00", "Bulk-SGD": "#0072b2"}

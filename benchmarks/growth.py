@@ -38,7 +38,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from thalweg.curvature import Hessian, Objective, top_eigenpairs
+from thalweg.loss.objective import Objective
+from thalweg.operators.hessian import Hessian
+from thalweg.spectrum.eigensolver import top_eigenpairs
 
 SIZES = {
     "N": [1000, 2000, 5000, 10_000, 20_000, 50_000],

@@ -25,16 +25,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Muon, Optimizer
 
-from thalweg.curvature import (
-    FixedSubspace,
-    GradientSubspace,
-    Objective,
-    SubspaceTracker,
-    UpdateSubspace,
-    random_subspace,
-)
-from thalweg.lab.problems.digits import Digits
-from thalweg.optim import SAM, Combined, Dion, GradPower, SplitUpdate, needs_closure
+from thalweg.contrib.dion import Dion
+from thalweg.contrib.grad_power import GradPower
+from thalweg.loss.objective import Objective
+from thalweg.optim.closure import needs_closure
+from thalweg.optim.combined import Combined
+from thalweg.optim.sam import SAM
+from thalweg.optim.split import SplitUpdate
+from thalweg.problems.data.digits import Digits
+from thalweg.spectrum.subspace import random_subspace
+from thalweg.tracking.gradient_subspaces import GradientSubspace, UpdateSubspace
+from thalweg.tracking.source import FixedSubspace
+from thalweg.tracking.tracker import SubspaceTracker
 
 Build = Callable[["Training"], Optimizer]
 

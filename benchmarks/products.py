@@ -23,12 +23,14 @@ from torch import Tensor
 from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from thalweg.curvature import Hessian, LockstepObjective, Objective
-from thalweg.curvature.lockstep.replay import Replay
 from thalweg.errors import InvalidInput
-from thalweg.lab.problems import Problem, build_problem
-from thalweg.lab.spec import PROBLEM_SPECS, load_spec
+from thalweg.lab.config import PROBLEM_SPECS, load_spec
 from thalweg.lab.timing import now
+from thalweg.loss.lockstep_objective import LockstepObjective
+from thalweg.loss.objective import Objective
+from thalweg.loss.replay import Replay
+from thalweg.operators.hessian import Hessian
+from thalweg.problems import Problem, build_problem
 
 RUNS, BLOCK = 3, 5
 ALL = 2**31

@@ -24,11 +24,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thalweg.curvature import Hessian, Objective, SubspaceTracker, top_eigenpairs
-from thalweg.lab.minibatches import minibatch
-from thalweg.lab.problems import build_problem
-from thalweg.lab.spec import PROBLEM_SPECS, load_spec
+from thalweg.lab.config import PROBLEM_SPECS, load_spec
 from thalweg.lab.timing import now
+from thalweg.lab.training.minibatches import minibatch
+from thalweg.loss.objective import Objective
+from thalweg.operators.hessian import Hessian
+from thalweg.problems import build_problem
+from thalweg.spectrum.eigensolver import top_eigenpairs
+from thalweg.tracking.tracker import SubspaceTracker
 
 
 def main() -> None:

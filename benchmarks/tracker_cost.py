@@ -43,8 +43,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from thalweg.curvature import tracker
-from thalweg.curvature.gap import GapClosed
+from thalweg.spectrum.gap import GapClosed
+from thalweg.tracking import tracker
 from tracking.changes import CHANGES, CLOCK_ONLY, ESTIMATE_ONLY, Setting, Unchanged
 from tracking.comparison import Row, load, of_change, relative_costs, save
 from tracking.drawing import draw

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-import thalweg
+from thalweg.contrib import ConstantPeriod, LocalSGD, QuadraticRule, SimulatedWorkers
 
 WORKERS, STEPS, CLASSES = 2, 60, 4
 LOSS = nn.CrossEntropyLoss()
@@ -29,14 +29,14 @@ def main() -> None:
             print(f"in a process each  loss {loss_of(model):.9f}")
         dist.destroy_process_group()
     else:
-        model, schedule = build(), thalweg.ConstantPeriod(8)
+        model, schedule = build(), ConstantPeriod(8)
         print(f"at the start       loss {loss_of(model):.9f}")
         optimizers = [sgd(model) for _ in range(WORKERS)]
-        workers = thalweg.SimulatedWorkers(optimizers, schedule, total_steps=STEPS)
+        workers = SimulatedWorkers(optimizers, schedule, total_steps=STEPS)
         for step in range(STEPS):
             workers.step(lambda worker, step=step: backward(model, step, worker))
         print(f"in one process     loss {loss_of(model):.9f}")
-        growing = thalweg.QuadraticRule(alpha=0.2, minimum=2)
+        growing = QuadraticRule(alpha=0.2, minimum=2)
         lengths = [growing.period(lr, step=0) for lr in (0.1, 0.05, 0.025, 0.0125)]
         print(f"rounds by the quadratic rule as the learning rate halves: {lengths}")
 
@@ -44,7 +44,7 @@ def main() -> None:
 def in_a_process(worker: int) -> nn.Module:
     """What each process does: its own mini-batches, and averages by the optimizer."""
     model = build()
-    optimizer = thalweg.LocalSGD(sgd(model), thalweg.ConstantPeriod(8), total_steps=STEPS)
+    optimizer = LocalSGD(sgd(model), ConstantPeriod(8), total_steps=STEPS)
     for step in range(STEPS):
         backward(model, step, worker)
         optimizer.step()

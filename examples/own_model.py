@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import thalweg
+from thalweg.spectrum import widest_gap
 
 STEPS = 81
 
@@ -24,7 +25,7 @@ def main() -> None:
     objective = thalweg.Objective(model, loss, (inputs, targets))
     hessian = thalweg.Hessian(objective, keep_graph=True)
     top = thalweg.top_eigenpairs(hessian, 8)  # NotConverged is a warning, never silence
-    k = thalweg.widest_gap(top.eigenvalues)
+    k = widest_gap(top.eigenvalues)
     print("eigenvalues", *(f"{value:.2f}" for value in top.eigenvalues.tolist()))
     print(f"{top.products} products, converged: {top.converged}, widest gap below k = {k}")
 

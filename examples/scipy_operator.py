@@ -13,6 +13,7 @@ from scipy.sparse.linalg import aslinearoperator, cg, eigsh
 from torch import nn
 
 import thalweg
+from thalweg.integrations import as_linear_operator
 
 DAMPING = 0.1
 
@@ -25,7 +26,7 @@ def main() -> None:
 
     # The graph is kept between products: solvers ask for many, one after another.
     hessian = thalweg.Hessian(objective, keep_graph=True)
-    matrix = thalweg.as_linear_operator(hessian)
+    matrix = as_linear_operator(hessian)
     largest = eigsh(matrix, 3, which="LA", return_eigenvectors=False)[::-1]
     smallest = eigsh(matrix, 3, which="SA", return_eigenvectors=False)[::-1]
     top = thalweg.eigenpairs(hessian, 3, tolerance=1e-8)
@@ -38,7 +39,7 @@ def main() -> None:
         print(f"{name:8} by Thalweg", *(f"{value:+.6f}" for value in by_thalweg.tolist()))
 
     value, gradient = objective.value_and_gradient()
-    gauss_newton = thalweg.as_linear_operator(thalweg.GaussNewton(objective, keep_graph=True))
+    gauss_newton = as_linear_operator(thalweg.GaussNewton(objective, keep_graph=True))
     damping = aslinearoperator(DAMPING * eye_array(gauss_newton.shape[0]))
     step, failed = cg(gauss_newton + damping, -gradient.numpy(), rtol=1e-6)
     after = objective.value(objective.theta() + torch.from_numpy(step))

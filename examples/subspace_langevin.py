@@ -29,10 +29,18 @@ from rich.console import Console
 from torch import Tensor
 
 import thalweg
-from thalweg.lab.claims import ClaimUse, judge_all, render_verdicts
-from thalweg.lab.claims.langevin import ACCURACY, LANGEVIN_CLAIMS
-from thalweg.lab.figures import drawing
-from thalweg.optim import Block
+from thalweg.analysis.claims import ClaimUse, judge_all, render_verdicts
+from thalweg.analysis.claims.langevin import ACCURACY, LANGEVIN_CLAIMS
+from thalweg.analysis.figures import drawing
+from thalweg.contrib import (
+    SubspaceLangevin,
+    coordinate_blocks,
+    dominant_and_bulk_blocks,
+    eigenvector_blocks,
+)
+from thalweg.contrib.subspace_langevin import Block
+from thalweg.operators import DenseOperator
+from thalweg.spectrum import random_subspace
 
 CONDITION = 1e4
 FINAL_ERROR = 0.05
@@ -83,21 +91,21 @@ def main() -> None:
 
 def target(size: int, seed: int) -> tuple[Tensor, dict[str, Sequence[Block]]]:
     """The covariance (P, P) of a Gaussian, and the blocks of each chain on it."""
-    turn = thalweg.random_subspace(size, size, seed, dtype=torch.float64).basis
+    turn = random_subspace(size, size, seed, dtype=torch.float64).basis
     variances = torch.logspace(0, -math.log10(CONDITION), size)
     covariance = turn * variances @ turn.T
     draws = torch.randn(5 * size, size, generator=torch.Generator().manual_seed(seed))
     pilot = torch.cov((turn * variances.sqrt() @ draws.T).contiguous())
     # Hessian of V: S^-1. Its top eigenvectors are the narrow directions.
-    hessian, k = thalweg.DenseOperator(turn / variances @ turn.T), size // 2
+    hessian, k = DenseOperator(turn / variances @ turn.T), size // 2
     top = thalweg.top_eigenpairs(hessian, k + 1)
     dominant = thalweg.Subspace(top.basis[:, :k], top.eigenvalues[:k])
     return covariance, {
-        "plain": thalweg.coordinate_blocks(size, size),
-        "random coordinate": thalweg.coordinate_blocks(size),
-        "preconditioned": thalweg.eigenvector_blocks(pilot, size),
-        "subspace": thalweg.eigenvector_blocks(pilot, max(1, size // 4)),
-        "dominant and bulk": thalweg.dominant_and_bulk_blocks(
+        "plain": coordinate_blocks(size, size),
+        "random coordinate": coordinate_blocks(size),
+        "preconditioned": eigenvector_blocks(pilot, size),
+        "subspace": eigenvector_blocks(pilot, max(1, size // 4)),
+        "dominant and bulk": dominant_and_bulk_blocks(
             dominant, float(top.eigenvalues[k]), dominant_probability=k / size
         ),
     }
@@ -181,7 +189,7 @@ def costs(covariance: Tensor, chains: dict[str, Sequence[Block]]) -> None:
     times = {}
     for name, blocks in chains.items():
         x = torch.nn.Parameter(torch.zeros(len(covariance)))
-        sampler = thalweg.SubspaceLangevin([x], lr=1e-6, blocks=blocks)
+        sampler = SubspaceLangevin([x], lr=1e-6, blocks=blocks)
         x.grad = torch.zeros_like(x)
         times[name] = seconds_of(sampler.step)
     for name, seconds in times.items():
@@ -197,7 +205,7 @@ def funnel(deviation: float = 3.0, chains: int = 500, h: float = 0.02, steps: in
 
     def blocks_at(x: Tensor) -> Sequence[Block]:
         width = x[:chains].exp()
-        return thalweg.coordinate_blocks(
+        return coordinate_blocks(
             len(x), chains, diagonal=torch.cat([torch.ones_like(width), width, width])
         )
 
@@ -205,10 +213,10 @@ def funnel(deviation: float = 3.0, chains: int = 500, h: float = 0.02, steps: in
     # e^v / (1 - r / 2); the surplus pushes v up.
     surplus = 1.5 * h / (1 - 1.5 * h)
     print(f"v of a funnel: mean 0 ({deviation**2 * surplus:.2f} by the step), variance 9; found:")
-    plain = thalweg.coordinate_blocks(3 * chains, chains)
+    plain = coordinate_blocks(3 * chains, chains)
     for name, blocks in {"following its width": blocks_at, "plain": plain}.items():
         points = torch.nn.Parameter(torch.cat([torch.zeros(1, chains), torch.ones(2, chains)]))
-        sampler = thalweg.SubspaceLangevin([points], lr=h, blocks=blocks)
+        sampler = SubspaceLangevin([points], lr=h, blocks=blocks)
         for _ in range(steps):
             v, x = points.detach()[0], points.detach()[1:]
             scaled = x * (-v).exp()

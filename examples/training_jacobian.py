@@ -34,11 +34,24 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import thalweg
-from thalweg.lab.claims import judge_all, render_verdicts
-from thalweg.lab.claims.training_jacobian import TRAINING_JACOBIAN_CLAIMS
-from thalweg.lab.figures import drawing
-from thalweg.lab.problems.digits import Digits
+from thalweg.analysis.claims import judge_all, render_verdicts
+from thalweg.analysis.claims.training_jacobian import TRAINING_JACOBIAN_CLAIMS
+from thalweg.analysis.figures import drawing
+from thalweg.contrib import (
+    SingularSpectrum,
+    TrainingJacobian,
+    TrainingRun,
+    flattest_directions,
+    perturbation_responses,
+    singular_spectrum,
+    trained_parameters,
+    training_jacobian,
+)
 from thalweg.lab.timing import now
+from thalweg.loss import LockstepObjective
+from thalweg.operators import DenseOperator
+from thalweg.problems.data.digits import Digits
+from thalweg.spectrum import random_subspace
 
 BATCH_SIZE = 64
 #: The batches of 39 runs that go side by side are evaluated together.
@@ -127,7 +140,7 @@ def measure(branch: str, seed: int, options: argparse.Namespace) -> Found:
     with clock.part("jacobian"):
         run = jacobian_of(training, None if options.forget else options.folder / name)
     with clock.part("singular_values"):
-        spectrum = thalweg.singular_spectrum(run)
+        spectrum = singular_spectrum(run)
     print(
         f"seed {seed}, {branch}: {objective}, {spectrum.parts(BULK)},"
         f" Jacobian {clock.seconds['seconds_jacobian']:.1f} s,"
@@ -165,17 +178,17 @@ def objective_of(
     )
 
 
-def training_of(objective: thalweg.Objective, epochs: int) -> thalweg.TrainingRun:
+def training_of(objective: thalweg.Objective, epochs: int) -> TrainingRun:
     """The paper's run: its batches, in the same order in each epoch, and its learning rates."""
     batches = list(torch.arange(objective.num_samples).split(BATCH_SIZE)) * epochs
 
     def rate(step: int) -> float:
         return 0.05 * (1 + math.cos(math.pi * step / len(batches)))
 
-    return thalweg.TrainingRun(objective, batches, rate, momentum=0.9)
+    return TrainingRun(objective, batches, rate, momentum=0.9)
 
 
-def counted(spectrum: thalweg.SingularSpectrum) -> dict[str, float]:
+def counted(spectrum: SingularSpectrum) -> dict[str, float]:
     """The largest singular value, shares of the parts, cosines within the bulk and outside."""
     size, parts = len(spectrum.values), spectrum.parts(BULK)
     inside = (spectrum.values - 1).abs() <= BULK
@@ -190,15 +203,15 @@ def counted(spectrum: thalweg.SingularSpectrum) -> dict[str, float]:
     }
 
 
-def jacobian_of(training: thalweg.TrainingRun, path: Path | None) -> thalweg.TrainingJacobian:
+def jacobian_of(training: TrainingRun, path: Path | None) -> TrainingJacobian:
     """The whole J: from its file, if an earlier run has left it there, or made and kept there."""
     start = training.theta_0
     if path is not None and path.exists():
         saved = {name: tensor.to(start.device) for name, tensor in load_file(path).items()}
         if torch.equal(saved["theta_0"], start):
             print(f"{path} is taken over", flush=True)
-            return thalweg.TrainingJacobian(saved["columns"], None, start, saved["theta_T"])
-    run = thalweg.training_jacobian(training)
+            return TrainingJacobian(saved["columns"], None, start, saved["theta_T"])
+    run = training_jacobian(training)
     if path is not None:
         # Under another name until it is whole.
         partial = path.with_suffix(".partial")
@@ -260,30 +273,28 @@ def accuracy(objective: thalweg.Objective, theta: Tensor, data: tuple[Tensor, Te
 def beside_the_hessian(
     model: nn.Module,
     data: tuple[Tensor, Tensor],
-    run: thalweg.TrainingJacobian,
-    spectrum: thalweg.SingularSpectrum,
+    run: TrainingJacobian,
+    spectrum: SingularSpectrum,
 ) -> dict[str, float]:
     """Overlap of the bulk with the flattest directions of the Hessian, before and after."""
     # All directions at once on a few samples.
-    runs = thalweg.LockstepObjective(
-        objective_of(model, data, BATCH_SIZE), vectorize_up_to=BATCH_SIZE
-    )
+    runs = LockstepObjective(objective_of(model, data, BATCH_SIZE), vectorize_up_to=BATCH_SIZE)
     bulk = {"start": spectrum.bulk(BULK), "end": spectrum.bulk(BULK, side="left")}
     found = {}
     for name, theta in (("start", run.theta_0), ("end", run.theta_T)):
         one = torch.eye(len(theta), device=theta.device)[None]
-        hessian = thalweg.DenseOperator(runs.hessian_products(theta[None], one)[0])
-        flat = thalweg.flattest_directions(hessian, bulk[name].k)
+        hessian = DenseOperator(runs.hessian_products(theta[None], one)[0])
+        flat = flattest_directions(hessian, bulk[name].k)
         found[f"overlap_hessian_{name}"] = flat.overlap(bulk[name])
     return found
 
 
 def restricted(
-    training: thalweg.TrainingRun, bulk: thalweg.Subspace, seed: int, test: tuple[Tensor, Tensor]
+    training: TrainingRun, bulk: thalweg.Subspace, seed: int, test: tuple[Tensor, Tensor]
 ) -> dict[str, float]:
     """Loss and test accuracy of the same run within the bulk and a random subspace, and outside."""
     objective, start = training.objective, training.theta_0
-    random = thalweg.random_subspace(len(start), bulk.k, seed, dtype=start.dtype).to(start.device)
+    random = random_subspace(len(start), bulk.k, seed, dtype=start.dtype).to(start.device)
     confined = {"in_bulk": bulk.project, "out_of_bulk": bulk.reject}
     confined |= {"in_random": random.project, "out_of_random": random.reject}
 
@@ -291,7 +302,7 @@ def restricted(
         projectors = confined.values()
         return torch.stack([each(row) for each, row in zip(projectors, rows, strict=True)])
 
-    ends = thalweg.trained_parameters(training, start.repeat(len(confined), 1), within=within)
+    ends = trained_parameters(training, start.repeat(len(confined), 1), within=within)
     found = {}
     for name, end in zip(confined, ends, strict=True):
         found[f"loss_{name}"] = float(objective.value(end))
@@ -300,9 +311,9 @@ def restricted(
 
 
 def moved(
-    training: thalweg.TrainingRun,
-    run: thalweg.TrainingJacobian,
-    spectrum: thalweg.SingularSpectrum,
+    training: TrainingRun,
+    run: TrainingJacobian,
+    spectrum: SingularSpectrum,
 ) -> tuple[pd.DataFrame, dict[str, float]]:
     """Responses to theta_0 moved along the first vector, one of the bulk, one of the stable ones.
 
@@ -317,7 +328,7 @@ def moved(
     directions = spectrum.right[:, list(ranks.values())]
     # Libraries differ in the signs of singular vectors: here the largest entry is positive.
     directions = directions * directions.gather(0, directions.abs().argmax(0)[None]).sign()
-    found = thalweg.perturbation_responses(training, run, directions)
+    found = perturbation_responses(training, run, directions)
     rows = [
         {
             "direction": name,

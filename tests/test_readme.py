@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from thalweg import registry
+
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
@@ -26,14 +28,16 @@ def test_the_example_on_your_own_model_runs(capsys: pytest.CaptureFixture[str]) 
 def test_the_probe_of_your_own_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from thalweg.curvature import FixedSubspace, Objective, Subspace
-    from thalweg.dynamics import PROBES, Moment
+    from thalweg.loss.objective import Objective
+    from thalweg.measure.step_state import Moment
+    from thalweg.spectrum.subspace import Subspace
+    from thalweg.tracking.source import FixedSubspace
 
     # Another test's plugin may have the same name.
-    monkeypatch.delitem(PROBES, "theta_norm", raising=False)
-    example = next(block for block in blocks("python") if "@probe" in block)
+    monkeypatch.delitem(registry.probes, "theta_norm", raising=False)
+    example = next(block for block in blocks("python") if "@register.probe" in block)
     exec(compile(example, "README.md", "exec"), {})
-    probe = PROBES.pop("theta_norm")
+    probe = registry.probes.pop("theta_norm")
     data = (torch.ones(4, 2), torch.ones(4, 1))
     objective = Objective(torch.nn.Linear(2, 1), torch.nn.MSELoss(), data)
     source = FixedSubspace(Subspace(torch.eye(3)[:, :1], torch.ones(1)))
@@ -42,7 +46,7 @@ def test_the_probe_of_your_own_measures(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_spec_shown_is_a_spec() -> None:
-    from thalweg.lab.spec import parse_spec
+    from thalweg.lab.config import parse_spec
 
     (shown,) = blocks("toml")
     spec = parse_spec(tomllib.loads(shown))

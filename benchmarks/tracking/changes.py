@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from thalweg.curvature import Hessian, SubspaceTracker, tracker
-from thalweg.curvature.operators import PRODUCT_COST
-from thalweg.curvature.reference import Reference
-from thalweg.curvature.renewal import RenewalPolicy
+from thalweg.operators.hessian import PRODUCT_COST, Hessian
+from thalweg.tracking import tracker
+from thalweg.tracking.reference import Reference
+from thalweg.tracking.refresh_policy import RenewalPolicy
+from thalweg.tracking.tracker import SubspaceTracker
 from tracking.recording import K, Replay
 
 FIRST_ONLY = 10**9

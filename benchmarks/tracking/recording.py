@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thalweg.curvature import Hessian, Objective, top_eigenpairs
-from thalweg.lab.minibatches import minibatch
-from thalweg.lab.problems import build_problem
-from thalweg.lab.spec import load_spec
+from thalweg.lab.config import load_spec
+from thalweg.lab.training.minibatches import minibatch
+from thalweg.loss.objective import Objective
+from thalweg.operators.hessian import Hessian
+from thalweg.problems import build_problem
+from thalweg.spectrum.eigensolver import top_eigenpairs
 
 K = 10
 

@@ -7,283 +7,96 @@
     subspace = tracker.update()
     subspace.alignment(objective.gradient())
 
-Names are imported when they are first used: `import thalweg` alone is quick.
+What most people need stands here; the rest is in the rooms: `thalweg.loss`, `thalweg.operators`,
+`thalweg.spectrum`, `thalweg.tracking`, `thalweg.optim`, `thalweg.measure`, `thalweg.contrib`,
+`thalweg.integrations`, `thalweg.problems`, `thalweg.lab`, `thalweg.analysis`. Names are imported
+when they are first used: `import thalweg` alone is quick.
 """
 
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from thalweg.curvature import (
-        BatchSubspace,
-        BlockProducts,
-        BlockSubspace,
-        ChunkHalved,
-        DenseOperator,
-        Estimate,
-        FixedSubspace,
-        GapClosed,
-        GaussNewton,
-        GradientCovariance,
-        GradientSubspace,
-        Hessian,
-        LockstepObjective,
-        LockstepTracker,
-        MetricSubspace,
-        NotConverged,
-        Objective,
-        OperatorAt,
-        ParameterLayout,
-        Preconditioned,
-        ResidualHessian,
-        SpectralDensity,
-        Split,
-        Subspace,
-        SubspaceSource,
-        SubspaceTracker,
-        SymmetricOperator,
-        TraceEstimate,
-        TrackerReport,
-        UpdateSubspace,
-        eigenpairs,
-        principal_directions,
-        random_subspace,
-        spectral_density,
-        top_eigenpairs,
-        trace,
-        widest_gap,
-    )
-    from thalweg.dynamics import (
-        BatchSharpness,
-        BlockSharpness,
-        Moment,
-        OptimizerMetricSource,
-        PerturbationResponses,
-        SingularSpectrum,
-        StabilityThreshold,
-        TrainingJacobian,
-        TrainingRun,
-        Watcher,
-        WatchWarning,
-        batch_sharpness,
-        block_sharpness,
-        flattest_directions,
-        perturbation_responses,
-        preconditioned_sharpness,
-        preconditioner,
-        probe,
-        sam_threshold,
-        singular_spectrum,
-        stability_threshold,
-        trained_parameters,
-        training_jacobian,
-        watch,
-    )
-    from thalweg.integrations import (
-        as_linear_operator,
-    )
-    from thalweg.lab.spec import (
-        load_spec,
-    )
-    from thalweg.lab.store import (
-        load,
-    )
-    from thalweg.lab.study import (
-        reproduce,
-        run_study,
-    )
-    from thalweg.optim import (
-        SAM,
-        Combined,
-        ConstantPeriod,
-        LocalSGD,
-        LockstepSGD,
-        QuadraticRule,
-        SimulatedWorkers,
-        SplitUpdate,
-        SubspaceLangevin,
-        blockwise_groups,
-        coordinate_blocks,
-        dominant_and_bulk_blocks,
-        eigenvector_blocks,
-    )
+    from thalweg.lab.store.folders import load as load
+    from thalweg.lab.study import reproduce as reproduce
+    from thalweg.lab.study import run_study as run  # noqa: F401
+    from thalweg.loss.objective import Objective as Objective
+    from thalweg.measure.batch_curvature import batch_sharpness as batch_sharpness
+    from thalweg.measure.preconditioning import preconditioned_sharpness as preconditioned_sharpness
+    from thalweg.measure.probes import probe as probe
+    from thalweg.measure.watching import watch as watch
+    from thalweg.operators.gauss_newton import GaussNewton as GaussNewton
+    from thalweg.operators.gauss_newton import ResidualHessian as ResidualHessian
+    from thalweg.operators.gradient_covariance import GradientCovariance as GradientCovariance
+    from thalweg.operators.hessian import Hessian as Hessian
+    from thalweg.operators.preconditioned import Preconditioned as Preconditioned
+    from thalweg.optim.sam import SAM as SAM
+    from thalweg.optim.split import SplitUpdate as SplitUpdate
+    from thalweg.optim.stability import stability_threshold as stability_threshold
+    from thalweg.spectrum.density import spectral_density as spectral_density
+    from thalweg.spectrum.eigensolver import NotConverged as NotConverged
+    from thalweg.spectrum.eigensolver import eigenpairs as eigenpairs
+    from thalweg.spectrum.eigensolver import top_eigenpairs as top_eigenpairs
+    from thalweg.spectrum.gap import GapClosed as GapClosed
+    from thalweg.spectrum.subspace import Subspace as Subspace
+    from thalweg.spectrum.trace_estimation import trace as trace
+    from thalweg.tracking.tracker import SubspaceTracker as SubspaceTracker
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
-__all__ = [
-    "SAM",
-    "BatchSharpness",
-    "BatchSubspace",
-    "BlockProducts",
-    "BlockSharpness",
-    "BlockSubspace",
-    "ChunkHalved",
-    "Combined",
-    "ConstantPeriod",
-    "DenseOperator",
-    "Estimate",
-    "FixedSubspace",
-    "GapClosed",
-    "GaussNewton",
-    "GradientCovariance",
-    "GradientSubspace",
-    "Hessian",
-    "LocalSGD",
-    "LockstepObjective",
-    "LockstepSGD",
-    "LockstepTracker",
-    "MetricSubspace",
-    "Moment",
-    "NotConverged",
-    "Objective",
-    "OperatorAt",
-    "OptimizerMetricSource",
-    "ParameterLayout",
-    "PerturbationResponses",
-    "Preconditioned",
-    "QuadraticRule",
-    "ResidualHessian",
-    "SimulatedWorkers",
-    "SingularSpectrum",
-    "SpectralDensity",
-    "Split",
-    "SplitUpdate",
-    "StabilityThreshold",
-    "Subspace",
-    "SubspaceLangevin",
-    "SubspaceSource",
-    "SubspaceTracker",
-    "SymmetricOperator",
-    "TraceEstimate",
-    "TrackerReport",
-    "TrainingJacobian",
-    "TrainingRun",
-    "UpdateSubspace",
-    "WatchWarning",
-    "Watcher",
-    "__version__",
-    "as_linear_operator",
-    "batch_sharpness",
-    "block_sharpness",
-    "blockwise_groups",
-    "coordinate_blocks",
-    "dominant_and_bulk_blocks",
-    "eigenpairs",
-    "eigenvector_blocks",
-    "flattest_directions",
-    "load",
-    "load_spec",
-    "perturbation_responses",
-    "preconditioned_sharpness",
-    "preconditioner",
-    "principal_directions",
-    "probe",
-    "random_subspace",
-    "reproduce",
-    "run_study",
-    "sam_threshold",
-    "singular_spectrum",
-    "spectral_density",
-    "stability_threshold",
-    "top_eigenpairs",
-    "trace",
-    "trained_parameters",
-    "training_jacobian",
-    "watch",
-    "widest_gap",
-]
-
-_PLACES = {
-    "BatchSharpness": "thalweg.dynamics",
-    "BatchSubspace": "thalweg.curvature",
-    "BlockProducts": "thalweg.curvature",
-    "BlockSubspace": "thalweg.curvature",
-    "BlockSharpness": "thalweg.dynamics",
-    "ChunkHalved": "thalweg.curvature",
-    "Combined": "thalweg.optim",
-    "ConstantPeriod": "thalweg.optim",
-    "DenseOperator": "thalweg.curvature",
-    "Estimate": "thalweg.curvature",
-    "FixedSubspace": "thalweg.curvature",
-    "GapClosed": "thalweg.curvature",
-    "GaussNewton": "thalweg.curvature",
-    "GradientCovariance": "thalweg.curvature",
-    "GradientSubspace": "thalweg.curvature",
-    "Hessian": "thalweg.curvature",
-    "LocalSGD": "thalweg.optim",
-    "LockstepObjective": "thalweg.curvature",
-    "LockstepSGD": "thalweg.optim",
-    "LockstepTracker": "thalweg.curvature",
-    "MetricSubspace": "thalweg.curvature",
-    "Moment": "thalweg.dynamics",
-    "NotConverged": "thalweg.curvature",
-    "Objective": "thalweg.curvature",
-    "OperatorAt": "thalweg.curvature",
-    "OptimizerMetricSource": "thalweg.dynamics",
-    "ParameterLayout": "thalweg.curvature",
-    "PerturbationResponses": "thalweg.dynamics",
-    "Preconditioned": "thalweg.curvature",
-    "QuadraticRule": "thalweg.optim",
-    "ResidualHessian": "thalweg.curvature",
-    "SAM": "thalweg.optim",
-    "SimulatedWorkers": "thalweg.optim",
-    "SingularSpectrum": "thalweg.dynamics",
-    "SpectralDensity": "thalweg.curvature",
-    "Split": "thalweg.curvature",
-    "SplitUpdate": "thalweg.optim",
-    "StabilityThreshold": "thalweg.dynamics",
-    "Subspace": "thalweg.curvature",
-    "SubspaceLangevin": "thalweg.optim",
-    "SubspaceSource": "thalweg.curvature",
-    "SubspaceTracker": "thalweg.curvature",
-    "SymmetricOperator": "thalweg.curvature",
-    "TraceEstimate": "thalweg.curvature",
-    "TrackerReport": "thalweg.curvature",
-    "TrainingJacobian": "thalweg.dynamics",
-    "TrainingRun": "thalweg.dynamics",
-    "UpdateSubspace": "thalweg.curvature",
-    "WatchWarning": "thalweg.dynamics",
-    "Watcher": "thalweg.dynamics",
-    "as_linear_operator": "thalweg.integrations",
-    "batch_sharpness": "thalweg.dynamics",
-    "block_sharpness": "thalweg.dynamics",
-    "blockwise_groups": "thalweg.optim",
-    "coordinate_blocks": "thalweg.optim",
-    "dominant_and_bulk_blocks": "thalweg.optim",
-    "eigenpairs": "thalweg.curvature",
-    "eigenvector_blocks": "thalweg.optim",
-    "flattest_directions": "thalweg.dynamics",
-    "load": "thalweg.lab.store",
-    "load_spec": "thalweg.lab.spec",
-    "perturbation_responses": "thalweg.dynamics",
-    "preconditioned_sharpness": "thalweg.dynamics",
-    "preconditioner": "thalweg.dynamics",
-    "principal_directions": "thalweg.curvature",
-    "probe": "thalweg.dynamics",
-    "random_subspace": "thalweg.curvature",
-    "reproduce": "thalweg.lab.study",
-    "run_study": "thalweg.lab.study",
-    "sam_threshold": "thalweg.dynamics",
-    "singular_spectrum": "thalweg.dynamics",
-    "spectral_density": "thalweg.curvature",
-    "stability_threshold": "thalweg.dynamics",
-    "top_eigenpairs": "thalweg.curvature",
-    "trace": "thalweg.curvature",
-    "trained_parameters": "thalweg.dynamics",
-    "training_jacobian": "thalweg.dynamics",
-    "watch": "thalweg.dynamics",
-    "widest_gap": "thalweg.curvature",
+# Where each name comes from. The second table: names that stood here before 0.2, by room.
+_NAMES = {
+    "loss": "Objective",
+    "operators": "GaussNewton GradientCovariance Hessian Preconditioned ResidualHessian",
+    "spectrum": "GapClosed NotConverged Subspace eigenpairs spectral_density trace",
+    "tracking": "SubspaceTracker",
+    "optim": "SAM SplitUpdate stability_threshold",
+    "measure": "batch_sharpness preconditioned_sharpness probe watch",
+    "lab": "load reproduce run",
 }
+_MOVED = {
+    "loss": "BlockProducts ChunkHalved LockstepObjective ParameterLayout",
+    "operators": "DenseOperator OperatorAt SymmetricOperator",
+    "spectrum": "Estimate MetricSubspace SpectralDensity TraceEstimate random_subspace widest_gap",
+    "tracking": (
+        "BatchSubspace BlockSubspace FixedSubspace GradientSubspace LockstepTracker"
+        " OptimizerMetricSource Split SubspaceSource TrackerReport UpdateSubspace preconditioner"
+        " principal_directions"
+    ),
+    "optim": "Combined LockstepSGD StabilityThreshold sam_threshold",
+    "measure": "BatchSharpness Moment WatchWarning Watcher",
+    "contrib": (
+        "BlockSharpness ConstantPeriod LocalSGD PerturbationResponses QuadraticRule"
+        " SimulatedWorkers SingularSpectrum SubspaceLangevin TrainingJacobian TrainingRun"
+        " block_sharpness blockwise_groups coordinate_blocks dominant_and_bulk_blocks"
+        " eigenvector_blocks flattest_directions perturbation_responses singular_spectrum"
+        " trained_parameters training_jacobian"
+    ),
+    "integrations": "as_linear_operator",
+    "lab": "load_spec run_study",
+}
+_HOME = {name: room for room, names in _NAMES.items() for name in names.split()}
+# Still here, for the word is widely used; `eigenpairs` does the same by default.
+_HOME["top_eigenpairs"] = "spectrum"
+_FORMER_HOME = {name: room for room, names in _MOVED.items() for name in names.split()}
+
+__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module 'thalweg' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_PLACES[name]), name)
-    globals()[name] = value
-    return value
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"thalweg.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+    if name in _FORMER_HOME:
+        home = f"thalweg.{_FORMER_HOME[name]}"
+        hint = f"thalweg.{name} has moved: from {home} import {name}"
+        warnings.warn(hint, DeprecationWarning, stacklevel=2)
+        return getattr(importlib.import_module(home), name)
+    raise AttributeError(f"module 'thalweg' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 from collections.abc import Iterable
 
 
@@ -30,6 +31,10 @@ class IntegrityError(ThalwegError):
     exit_code = 4
 
 
+class MissingExtra(InvalidInput, ImportError):
+    """A package is not installed that an optional part of Thalweg needs; the message says how."""
+
+
 class Interrupted(ThalwegError):
     """A run stopped on request after saving a checkpoint; it can be resumed."""
 
@@ -45,6 +50,24 @@ def invalid(what: str, given: object, allowed: str, mend: str = "") -> InvalidIn
     """
     message = f"{what}: got {given!r}, allowed: {allowed}"
     return InvalidInput(f"{message}; {mend}" if mend else message)
+
+
+def require_extra(extra: str, *modules: str) -> None:
+    """Refuse to continue without the packages that an extra of the installation brings.
+
+    Args:
+        extra: its name, as in `pip install "thalweg[lab]"`.
+        modules: what is imported from it.
+
+    Raises:
+        MissingExtra: one of the modules is not installed.
+    """
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        raise MissingExtra(
+            f"{', '.join(missing)}: not installed; this part of Thalweg needs"
+            f' pip install "thalweg[{extra}]"'
+        )
 
 
 def unknown_name(what: str, given: str, known: Iterable[str]) -> InvalidInput:

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from thalweg.dynamics import Moment, probe
-from thalweg.lab.problems import InputShape, Samples
-from thalweg.lab.registry import Settings, datasets, models
+from thalweg.measure.probes import probe
+from thalweg.measure.step_state import Moment
+from thalweg.problems import InputShape, Samples
+from thalweg.registry import datasets, models
+from thalweg.settings import Settings
 
 if TYPE_CHECKING:
     from torch import nn

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from thalweg.lab.config import Spec, dump_spec, parse_spec
+from thalweg.lab.execution.processes import Child
+from thalweg.lab.execution.schedule import GRACE_SECONDS, tasks_of
+from thalweg.lab.execution.worker import work
 from thalweg.lab.preparing import create_runs
-from thalweg.lab.processes import Child
-from thalweg.lab.run import Run
-from thalweg.lab.schedule import GRACE_SECONDS, tasks_of
 from thalweg.lab.sharing import this_maker
-from thalweg.lab.spec import Spec, dump_spec, parse_spec
 from thalweg.lab.store import StudyFolder
 from thalweg.lab.store.checkpoint import latest_checkpoint, load_checkpoint
-from thalweg.lab.worker import work
+from thalweg.lab.training import Run
 
 PLUGIN = str(Path(__file__).with_name("plugin_of_tests.py"))
 

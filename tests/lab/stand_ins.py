@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field
 
-from thalweg.lab.registry import Settings, datasets, losses, models
+from thalweg.registry import datasets, losses, models
+from thalweg.settings import Settings
 
 RAW: dict[str, Any] = {
     "problem": {
@@ -24,10 +25,10 @@ RAW: dict[str, Any] = {
 @pytest.fixture
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     """The registries hold `points`, `mlp`, `cnn` and `mse`, nothing else."""
-    import thalweg.lab.problems  # noqa: F401  registers the real ones, which are set aside here
+    import thalweg.problems  # noqa: F401  registers the real ones, which are set aside here
 
     for registry in (datasets, models, losses):
-        monkeypatch.setattr(registry, "_classes", {})
+        monkeypatch.setattr(registry, "_entries", {})
 
     @datasets.register("points")
     class Points(Settings):

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from tests.lab.small_study import begin, differing, execute, in_a_process, left, small_spec
-from thalweg.curvature import SubspaceTracker
 from thalweg.errors import InvalidInput
 from thalweg.lab.asking import branches_take_point_over
-from thalweg.lab.run import Run, loop
-from thalweg.lab.schedule import Task, tasks_of
-from thalweg.lab.spec import Spec
+from thalweg.lab.config import Spec
+from thalweg.lab.execution.schedule import Task, tasks_of
 from thalweg.lab.store.checkpoint import latest_checkpoint, load_checkpoint
+from thalweg.lab.training import Run, loop
+from thalweg.tracking.tracker import SubspaceTracker
 
 CHAIN: dict[str, Any] = {
     "phases.0.steps": 4,

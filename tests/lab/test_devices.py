@@ -13,12 +13,12 @@ import torch
 from tests.lab.small_study import RAW, begin, differing, left, small_spec
 from thalweg.cli import main
 from thalweg.errors import Interrupted
-from thalweg.lab.machine import resolve_device
-from thalweg.lab.processes import Child
-from thalweg.lab.run import Run
-from thalweg.lab.spec import Spec
+from thalweg.lab.config import Spec
+from thalweg.lab.execution.machine import resolve_device
+from thalweg.lab.execution.processes import Child
+from thalweg.lab.execution.worker import work
 from thalweg.lab.store import StudyFolder, find_studies
-from thalweg.lab.worker import work
+from thalweg.lab.training import Run
 
 # The gap of the small study's Hessian closes now and then: of no matter here.
 pytestmark = pytest.mark.filterwarnings("ignore::thalweg.GapClosed")

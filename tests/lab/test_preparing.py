@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tests.lab.small_study import small_spec
 from tests.lab.test_progress import FACTS
+from thalweg.lab.execution.schedule import tasks_of
 from thalweg.lab.preparing import disk_of
-from thalweg.lab.schedule import tasks_of
 
 
 def test_disk_grows_with_checkpoints_and_saved_bases() -> None:

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from tests.lab.small_study import PLUGIN, small_spec
-from thalweg.curvature import SubspaceTracker
 from thalweg.errors import InvalidInput
 from thalweg.lab import problem_facts
+from thalweg.lab.config import dump_spec
 from thalweg.lab.problem_facts import ProblemFacts, examine_here
-from thalweg.lab.registry import load_plugin
-from thalweg.lab.run.building import build_setup
-from thalweg.lab.spec import dump_spec
 from thalweg.lab.study import run_study
 from thalweg.lab.timing import Clock
+from thalweg.lab.training.building import build_setup
+from thalweg.registry import load_plugin
+from thalweg.tracking.tracker import SubspaceTracker
 
 FREE = {"problem.chunk_size": None, "problem.vectorize_up_to": None}
 

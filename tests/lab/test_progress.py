@@ -9,10 +9,10 @@ import pytest
 from rich.console import Console
 
 from tests.lab.small_study import begin, small_spec
+from thalweg.lab.execution.processes import Ending
+from thalweg.lab.execution.schedule import Outcome, Task, tasks_of
 from thalweg.lab.problem_facts import ProblemFacts
-from thalweg.lab.processes import Ending
 from thalweg.lab.progress import Progress, TimeLeft, duration, time_left
-from thalweg.lab.schedule import Outcome, Task, tasks_of
 from thalweg.lab.store import StudyFolder
 from thalweg.lab.store.status import Status
 

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from tests.lab.small_study import PLUGIN, begin, differing, execute, in_a_process, left, small_spec
-from thalweg.lab.processes import Child
-from thalweg.lab.registry import load_plugin
-from thalweg.lab.spec import Spec
+from thalweg.lab.config import Spec
+from thalweg.lab.execution.processes import Child
 from thalweg.lab.store import StudyFolder
 from thalweg.lab.store.checkpoint import list_checkpoints
+from thalweg.registry import load_plugin
 
 PATIENCE = 60.0
 PARENT = """
@@ -223,7 +223,7 @@ def test_a_kill_between_checkpoint_and_last_row_loses_no_row(quick_path: Path) -
 def test_batches_depend_on_seed_and_step_alone() -> None:
     import torch
 
-    from thalweg.lab.minibatches import minibatch
+    from thalweg.lab.training.minibatches import minibatch
 
     first = minibatch(3, 7, 20, 200)
     torch.manual_seed(1)
@@ -233,7 +233,7 @@ def test_batches_depend_on_seed_and_step_alone() -> None:
 
 
 def test_every_epoch_has_every_sample_once_also_across_uneven_batches() -> None:
-    from thalweg.lab.minibatches import minibatch
+    from thalweg.lab.training.minibatches import minibatch
 
     drawn = list(itertools.chain(*(minibatch(0, step, 7, 20).tolist() for step in range(20))))
     for epoch in range(7):

@@ -11,10 +11,10 @@ import torch
 import thalweg
 from tests.lab.small_study import PLUGIN, begin, execute, small_spec
 from thalweg.errors import Diverged, InvalidInput
-from thalweg.lab.registry import load_plugin
-from thalweg.lab.run import Run
-from thalweg.lab.run.step import Buffers, evaluate_test
 from thalweg.lab.store.lock import locked
+from thalweg.lab.training import Run
+from thalweg.lab.training.step import Buffers, evaluate_test
+from thalweg.registry import load_plugin
 
 
 def test_rows_come_at_every_nth_step_and_at_the_ends(quick_path: Path) -> None:

@@ -10,8 +10,8 @@ import torch
 
 import thalweg
 from tests.lab.small_study import begin, differing, execute, left, small_spec
+from thalweg.lab.execution.schedule import Task, tasks_of
 from thalweg.lab.preparing import create_runs
-from thalweg.lab.schedule import Task, tasks_of
 from thalweg.lab.sharing import (
     content_hash,
     known_way_to_multiply,

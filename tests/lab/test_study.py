@@ -15,17 +15,17 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 import thalweg
-from tests.lab.problems.data_files import write_mnist
 from tests.lab.small_study import PLUGIN, begin, execute, small_spec
+from tests.problems.data_files import write_mnist
 from thalweg.errors import IntegrityError, InvalidInput
 from thalweg.lab import study as study_module
+from thalweg.lab.config import Spec
 from thalweg.lab.progress import Progress
-from thalweg.lab.registry import load_plugin
-from thalweg.lab.run import Run
-from thalweg.lab.spec import Spec
 from thalweg.lab.store import StudyFolder
 from thalweg.lab.store.checkpoint import latest_checkpoint, load_checkpoint
 from thalweg.lab.study import StudyResult, reproduction_spec, resume, roles_of, run_study
+from thalweg.lab.training import Run
+from thalweg.registry import load_plugin
 
 SHORT: dict[str, Any] = {
     "phases.0.steps": 3,
@@ -39,7 +39,7 @@ def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Verdicts, figures and report have tests of their own."""
 
     def conclude(study: StudyFolder, spec: Spec, outcome: Any = None) -> StudyResult:
-        return StudyResult(study, [], None, [], outcome or study_module.Outcome())
+        return StudyResult(study, {}, outcome or study_module.Outcome())
 
     monkeypatch.setattr(study_module, "conclude", conclude)
 

@@ -13,9 +13,10 @@ import torch.multiprocessing as processes
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from thalweg.contrib.averaging_period import AveragingPeriod, ConstantPeriod, QuadraticRule
+from thalweg.contrib.local_sgd import LocalSGD
+from thalweg.contrib.simulated_workers import SimulatedWorkers
 from thalweg.errors import InvalidInput
-from thalweg.optim import ConstantPeriod, LocalSGD, QuadraticRule, SimulatedWorkers
-from thalweg.optim.averaging_period import AveragingPeriod
 
 STEPS, BATCH = 11, 6
 INPUTS = torch.linspace(-1, 1, 360).reshape(120, 3).sin()

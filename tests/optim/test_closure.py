@@ -4,8 +4,12 @@ import torch
 from torch import nn
 from torch.optim import LBFGS, SGD
 
-from thalweg.curvature import FixedSubspace, random_subspace
-from thalweg.optim import SAM, Combined, SplitUpdate, needs_closure
+from thalweg.optim.closure import needs_closure
+from thalweg.optim.combined import Combined
+from thalweg.optim.sam import SAM
+from thalweg.optim.split import SplitUpdate
+from thalweg.spectrum.subspace import random_subspace
+from thalweg.tracking.source import FixedSubspace
 
 
 def test_sam_and_lbfgs_need_a_closure_also_inside_of_a_split() -> None:

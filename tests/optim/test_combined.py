@@ -8,9 +8,12 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, AdamW, Muon, Optimizer
 
 from tests.optim.resuming import save_and_restore
-from thalweg.curvature import FixedSubspace, random_subspace
 from thalweg.errors import InvalidInput
-from thalweg.optim import SAM, Combined, SplitUpdate
+from thalweg.optim.combined import Combined
+from thalweg.optim.sam import SAM
+from thalweg.optim.split import SplitUpdate
+from thalweg.spectrum.subspace import random_subspace
+from thalweg.tracking.source import FixedSubspace
 
 INPUTS = torch.linspace(-1, 1, 120).reshape(40, 3).sin()
 TARGETS = torch.linspace(1, 0, 80).reshape(40, 2).cos()

@@ -12,16 +12,15 @@ from torch.nn.utils import parameters_to_vector
 from torch.optim import SGD, Adam, AdamW, Muon, Optimizer
 
 from tests.optim.resuming import save_and_restore
-from thalweg.curvature import Objective, SubspaceTracker
-from thalweg.optim import (
-    SAM,
-    Combined,
-    Dion,
-    GradPower,
-    SplitUpdate,
-    SubspaceLangevin,
-    blockwise_groups,
-)
+from thalweg.contrib.blockwise import blockwise_groups
+from thalweg.contrib.dion import Dion
+from thalweg.contrib.grad_power import GradPower
+from thalweg.contrib.subspace_langevin import SubspaceLangevin
+from thalweg.loss.objective import Objective
+from thalweg.optim.combined import Combined
+from thalweg.optim.sam import SAM
+from thalweg.optim.split import SplitUpdate
+from thalweg.tracking.tracker import SubspaceTracker
 
 INPUTS = torch.linspace(-1, 1, 120, dtype=torch.float64).reshape(40, 3).sin()
 TARGETS = torch.linspace(1, 0, 80, dtype=torch.float64).reshape(40, 2).cos()

@@ -6,16 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.curvature.networks import Case, digits
-from thalweg.curvature import (
-    Hessian,
-    LockstepObjective,
-    LockstepTracker,
-    Objective,
-    top_eigenpairs,
-)
+from tests.networks import Case, digits
 from thalweg.errors import InvalidInput
-from thalweg.optim import LockstepSGD
+from thalweg.loss.lockstep_objective import LockstepObjective
+from thalweg.loss.objective import Objective
+from thalweg.operators.hessian import Hessian
+from thalweg.optim.lockstep_sgd import LockstepSGD
+from thalweg.spectrum.eigensolver import top_eigenpairs
+from thalweg.tracking.lockstep_tracker import LockstepTracker
 
 K, LR = 10, [0.1, 0.1, 0.05]
 DOMINANT, BULK = [1.0, 1.0, 0.0], [1.0, 0.0, 1.0]

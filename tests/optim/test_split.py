@@ -9,9 +9,12 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Muon, Optimizer
 
 from tests.optim.resuming import save_and_restore
-from thalweg.curvature import FixedSubspace, Objective, Subspace, SubspaceTracker, random_subspace
 from thalweg.errors import InvalidInput
-from thalweg.optim import SplitUpdate
+from thalweg.loss.objective import Objective
+from thalweg.optim.split import SplitUpdate
+from thalweg.spectrum.subspace import Subspace, random_subspace
+from thalweg.tracking.source import FixedSubspace
+from thalweg.tracking.tracker import SubspaceTracker
 
 INPUTS = torch.linspace(-1, 1, 120).reshape(40, 3).sin()
 TARGETS = torch.linspace(1, 0, 80).reshape(40, 2).cos()

@@ -49,7 +49,7 @@ def compare(options: argparse.Namespace) -> int:
 
 def claims(options: argparse.Namespace) -> int:
     """List the claims, their rules and the last verdicts."""
-    from thalweg.lab.claims.listing import claim_rows
+    from thalweg.analysis.claims.listing import claim_rows
 
     rows = claim_rows(options.root)
     if options.json:
@@ -68,7 +68,7 @@ def spec(options: argparse.Namespace) -> int:
     """List the built-in specs, or show one in full."""
     from thalweg.cli.studying import load_plugins
     from thalweg.errors import unknown_name
-    from thalweg.lab.spec import builtin_specs, builtin_studies, dump_spec, load_spec, load_study
+    from thalweg.lab.config import builtin_specs, builtin_studies, dump_spec, load_spec, load_study
 
     load_plugins(options)
     studies = builtin_studies()

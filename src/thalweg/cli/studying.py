@@ -13,15 +13,15 @@ from thalweg.cli.output import out, out_json
 from thalweg.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from thalweg.lab.claims import Verdict
+    from thalweg.analysis.claims import Verdict
+    from thalweg.lab.config import Spec
     from thalweg.lab.progress import Progress
-    from thalweg.lab.spec import Spec
     from thalweg.lab.study import StudyResult
 
 
 def reproduce(options: argparse.Namespace) -> int:
     """Run a study of the paper, or all of them."""
-    from thalweg.lab.spec.studies import MAIN
+    from thalweg.lab.config.studies import MAIN
     from thalweg.lab.study import reproduction_spec
 
     load_plugins(options)
@@ -42,8 +42,8 @@ def _data_dir(options: argparse.Namespace) -> str | None:
 
 def _reproduce_all(options: argparse.Namespace) -> int:
     """Every study in turn, each with its own summary, then the page on all of them."""
-    from thalweg.lab.collection import conclude_all, reproductions
-    from thalweg.lab.spec import dump_spec
+    from thalweg.analysis.collection import conclude_all, reproductions
+    from thalweg.lab.config import dump_spec
     from thalweg.lab.study import check_spec
 
     if options.study is not None or (options.all and options.neighbours):
@@ -81,7 +81,7 @@ def _reproduce_all(options: argparse.Namespace) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Run a spec."""
-    from thalweg.lab.spec import load_spec
+    from thalweg.lab.config import load_spec
 
     load_plugins(options)
     return _execute(load_spec(options.spec, options.overrides), options)
@@ -124,7 +124,7 @@ def end_phase(options: argparse.Namespace) -> int:
 
 def load_plugins(options: argparse.Namespace) -> None:
     """Import the user's modules; what they print is not a result."""
-    from thalweg.lab.registry import load_plugin
+    from thalweg.registry import load_plugin
 
     with contextlib.redirect_stdout(sys.stderr):
         for plugin in options.plugin:
@@ -132,7 +132,7 @@ def load_plugins(options: argparse.Namespace) -> None:
 
 
 def _execute(spec: Spec, options: argparse.Namespace) -> int:
-    from thalweg.lab.spec import dump_spec
+    from thalweg.lab.config import dump_spec
     from thalweg.lab.study import check_spec
 
     _check_workers(options)
@@ -179,7 +179,7 @@ def _print_verdicts(verdicts: Sequence[Verdict]) -> None:
     if verdicts:
         from rich.console import Console
 
-        from thalweg.lab.claims.verdicts import render_verdicts
+        from thalweg.analysis.claims.verdicts import render_verdicts
 
         Console().print(render_verdicts(verdicts))
 

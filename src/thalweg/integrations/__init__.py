@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from thalweg.integrations.linear_operator import as_linear_operator
+from thalweg.integrations.scipy import as_linear_operator
 
 __all__ = ["as_linear_operator"]

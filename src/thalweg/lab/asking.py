@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from thalweg.lab.spec import TRUNK
+from thalweg.lab.config import TRUNK
 
 if TYPE_CHECKING:
-    from thalweg.lab.spec import PhaseSpec, Spec
+    from thalweg.lab.config import PhaseSpec, Spec
 
 AT_BRANCH_POINT = ("displacement", "overlap")
 """Probes that compare with theta and S_k at the branch point."""

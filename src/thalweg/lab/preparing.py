@@ -15,10 +15,10 @@ from pydantic import BaseModel
 
 from thalweg.errors import IntegrityError
 from thalweg.lab.asking import branches_take_point_over
+from thalweg.lab.config import TRUNK, Spec, parse_spec, spec_hash
+from thalweg.lab.execution.schedule import Task, tasks_of
 from thalweg.lab.problem_facts import ProblemFacts
-from thalweg.lab.schedule import Task, tasks_of
 from thalweg.lab.sharing import content_hash, maker_of
-from thalweg.lab.spec import TRUNK, Spec, parse_spec, spec_hash
 from thalweg.lab.store import StudyFolder, estimate_disk
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -16,14 +16,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from thalweg.lab.spec import PhaseSpec, Spec, dump_spec, parse_spec
+from thalweg.lab.config import PhaseSpec, Spec, dump_spec, parse_spec
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
 
-    from thalweg.lab.run import Setup
     from thalweg.lab.timing import Clock
+    from thalweg.lab.training import Setup
 
 BUDGET_SECONDS = 10.0
 """For the choice of the way to multiply."""
@@ -70,7 +70,7 @@ def examine(spec: Spec, plugins: Sequence[str], device: str) -> ProblemFacts:
     Raises:
         InvalidInput: something cannot be built.
     """
-    from thalweg.lab.processes import call
+    from thalweg.lab.execution.processes import call
 
     return call(examine_here, (dump_spec(spec), plugins, device))
 
@@ -79,10 +79,10 @@ def examine_here(spec_text: str, plugins: Sequence[str], device: str) -> Problem
     """Build everything in this process; see `examine`."""
     import torch
 
-    from thalweg.lab.machine import compute_repeatably
-    from thalweg.lab.registry import load_plugin
-    from thalweg.lab.run.building import build_setup
+    from thalweg.lab.execution.machine import compute_repeatably
     from thalweg.lab.timing import Clock
+    from thalweg.lab.training.building import build_setup
+    from thalweg.registry import load_plugin
 
     compute_repeatably(device)
     for plugin in plugins:
@@ -114,7 +114,7 @@ def choose_way_to_multiply(spec: Spec, setup: Setup, clock: Clock) -> None:
     """
     import torch
 
-    from thalweg.curvature import BlockProducts
+    from thalweg.loss.multiplication import BlockProducts
 
     objective, up_to = setup.objective, spec.problem.vectorize_up_to
     generator = torch.Generator().manual_seed(0)
@@ -182,7 +182,7 @@ def _multiply(setup: Setup, block: Tensor, size: int) -> Tensor:
     """The Hessian of the loss of the first samples, times a block (P, k)."""
     import torch
 
-    from thalweg.curvature import Hessian
+    from thalweg.operators.hessian import Hessian
 
     return Hessian(setup.objective, samples=torch.arange(size)) @ block
 
@@ -193,8 +193,8 @@ def _build_every_phase(spec: Spec, setup: Setup, seed: int) -> None:
     Raises:
         InvalidInput: one of them cannot be built.
     """
-    from thalweg.curvature import random_subspace
-    from thalweg.lab.run.building import make_optimizer, make_source, number_of_directions
+    from thalweg.lab.training.building import make_optimizer, make_source, number_of_directions
+    from thalweg.spectrum.subspace import random_subspace
 
     objective = setup.objective
     drawn = random_subspace(objective.num_parameters, 1, seed=0, dtype=objective.dtype)
@@ -223,9 +223,9 @@ def _vectors_kept(spec: Spec, setup: Setup, seed: int) -> int:
 
 def _optimizer_after_a_step(spec: Spec, phase: PhaseSpec, setup: Setup, seed: int) -> Optimizer:
     """An optimizer that has made a step on few samples, without split, noise and workers."""
-    from thalweg.dynamics import Moment
-    from thalweg.lab.run.building import make_optimizer, make_source
-    from thalweg.lab.run.step import train_one_step
+    from thalweg.lab.training.building import make_optimizer, make_source
+    from thalweg.lab.training.step import train_one_step
+    from thalweg.measure.step_state import Moment
 
     objective, given = setup.objective, phase.batch_size
     size = min(FEW, objective.num_samples if given == "all" else given)

@@ -13,15 +13,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from thalweg.lab.schedule import Outcome, Task, makespan
-from thalweg.lab.spec import TRUNK
+from thalweg.lab.config import TRUNK
+from thalweg.lab.execution.schedule import Outcome, Task, makespan
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.live import Live
 
+    from thalweg.lab.config import Spec
     from thalweg.lab.problem_facts import ProblemFacts
-    from thalweg.lab.spec import Spec
     from thalweg.lab.store import StudyFolder
     from thalweg.lab.store.status import Status
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from thalweg.errors import ThalwegError
-from thalweg.lab.schedule import Task
-from thalweg.lab.spec import TRUNK, Spec
-from thalweg.lab.spec.loading import MEASURED
+from thalweg.lab.config import TRUNK, Spec
+from thalweg.lab.config.loading import MEASURED
+from thalweg.lab.execution.schedule import Task
 from thalweg.lab.store import RunFolder, StudyFolder, find_studies
 
 THEN = ", then "

@@ -11,16 +11,16 @@ In a script, call it below `if __name__ == "__main__":`: the runs' processes imp
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from thalweg import registry
 from thalweg.errors import InvalidInput, invalid
-from thalweg.lab.claims import CLAIMS, ClaimUse, Verdict, judge_all
-from thalweg.lab.claims.verdicts import verdicts_to_json
-from thalweg.lab.machine import default_workers, resolve_device
+from thalweg.lab.config import Spec, SplitSpec, check_names, dump_spec, load_study
+from thalweg.lab.execution.machine import default_workers, resolve_device
+from thalweg.lab.execution.schedule import Outcome, longest_first, run_tasks, tasks_of
 from thalweg.lab.preparing import (
     check_data,
     create_runs,
@@ -34,17 +34,10 @@ from thalweg.lab.preparing import (
 )
 from thalweg.lab.problem_facts import ProblemFacts, examine
 from thalweg.lab.progress import Progress
-from thalweg.lab.registry import load_plugin
-from thalweg.lab.schedule import Outcome, longest_first, run_tasks, tasks_of
-from thalweg.lab.sharing import (
-    known_way_to_multiply,
-    made_otherwise,
-    take_over,
-    this_maker,
-)
-from thalweg.lab.spec import Spec, SplitSpec, check_names, dump_spec, load_study
+from thalweg.lab.sharing import known_way_to_multiply, made_otherwise, take_over, this_maker
 from thalweg.lab.store import StudyFolder, check_disk, load, open_study
 from thalweg.lab.store.lock import locked
+from thalweg.registry import load_plugin
 
 if TYPE_CHECKING:
     import pandas
@@ -56,17 +49,29 @@ class StudyResult:
 
     Attributes:
         study: its folder.
-        verdicts: one for each claim; none after an interruption.
-        report: the HTML page; None after an interruption.
-        figures: the PNG files.
+        conclusions: what was made of the measurements, by name; empty after an interruption.
         outcome: how the runs of this call ended.
     """
 
     study: StudyFolder
-    verdicts: list[Verdict]
-    report: Path | None
-    figures: list[Path]
+    conclusions: Mapping[str, Any]
     outcome: Outcome
+
+    @property
+    def verdicts(self) -> list[Any]:
+        """A `Verdict` for each claim; none after an interruption."""
+        return self.conclusions.get("verdicts", [])
+
+    @property
+    def figures(self) -> list[Path]:
+        """The PNG files."""
+        made = self.conclusions.get("figures")
+        return [] if made is None else [saved.png for saved in made.saved]
+
+    @property
+    def report(self) -> Path | None:
+        """The HTML page; None after an interruption."""
+        return self.conclusions.get("report")
 
     @property
     def data(self) -> pandas.DataFrame:
@@ -168,36 +173,18 @@ def resume(
 
 
 def conclude(study: StudyFolder, spec: Spec, outcome: Outcome | None = None) -> StudyResult:
-    """Judge the claims on what has been measured, draw the figures, write the report.
+    """Make of the measurements what is registered for it: verdicts, figures, a report.
 
     Raises:
         InvalidInput: an unknown claim; nothing has been measured yet.
     """
-    from thalweg.lab.figures import save_figures
-    from thalweg.lab.report import write_report
-
     check_spec(spec)
-    data = load(study)
-    if data.empty:
+    if load(study).empty:
         raise InvalidInput(f"{study.path}: nothing has been measured yet; thalweg resume goes on")
-    roles = roles_of(spec)
-    uses = [ClaimUse(CLAIMS[use.name], use.roles) for use in spec.claim_uses]
-    verdicts = judge_all(uses, data, roles)
-    study.write_verdicts(json.loads(verdicts_to_json(verdicts)))
-    figures = save_figures(data, study.path / "figures", roles, spec.figures)
-    report = write_report(
-        study.path,
-        data,
-        verdicts,
-        study.spec_text,
-        study.environments()[-1],
-        figures,
-        title=f"{spec.name} on {spec.problem.data.registered_name}",
-        roles=roles,
-        command=f"thalweg run {study.path / 'spec.toml'}",
-    )
-    paths = [saved.png for saved in figures.saved]
-    return StudyResult(study, verdicts, report, paths, outcome or Outcome())
+    made: dict[str, Any] = {}
+    for name, conclusion in registry.conclusions.items():
+        made[name] = conclusion(study, spec, made)
+    return StudyResult(study, made, outcome or Outcome())
 
 
 def check_spec(spec: Spec) -> None:
@@ -206,12 +193,22 @@ def check_spec(spec: Spec) -> None:
     Raises:
         InvalidInput: one of them is unknown.
     """
-    from thalweg.dynamics import PROBES
-    from thalweg.lab.figures import FIGURES
 
-    check_names(spec, probes=PROBES, claims=CLAIMS, figures=FIGURES)
+    names = {kind: getattr(registry, kind) for kind in ("probes", "claims", "figures")}
+    check_names(spec, **names)
     for use in spec.claim_uses:
-        ClaimUse(CLAIMS[use.name], use.roles)
+        refuse_unknown_roles(registry.claims[use.name], use.roles)
+
+
+def refuse_unknown_roles(claim: Any, roles: Mapping[str, str]) -> None:
+    """Refuse branches for roles that a claim does not have.
+
+    Raises:
+        InvalidInput: a role that is none of the claim's.
+    """
+    if unknown := [role for role in roles if role not in claim.needs_roles]:
+        allowed = "branches for " + ", ".join(claim.needs_roles)
+        raise invalid(f"roles of claim {claim.name!r}", ", ".join(unknown), allowed)
 
 
 def roles_of(spec: Spec) -> dict[str, str]:
@@ -294,7 +291,7 @@ def _run_in(
             progress.stop()
         progress.end(outcome)
         if outcome.interrupted or load(study).empty:
-            return StudyResult(study, [], None, [], outcome)
+            return StudyResult(study, {}, outcome)
         progress.say("drawing figures, writing the report ...")
         return conclude(study, spec, outcome)
 

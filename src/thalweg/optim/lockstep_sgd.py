@@ -10,7 +10,9 @@ Source: Song, Ahn, Yun 2025 (arXiv 2405.16002), section 4 and figure 1a.
 
 Example:
     >>> import torch
-    >>> from thalweg.curvature import LockstepObjective, LockstepTracker, Objective
+    >>> from thalweg.loss.lockstep_objective import LockstepObjective
+    >>> from thalweg.loss.objective import Objective
+    >>> from thalweg.tracking.lockstep_tracker import LockstepTracker
     >>> data = (torch.randn(64, 3) * torch.tensor([3.0, 1.0, 1.0]), torch.randn(64, 2))
     >>> runs = LockstepObjective(Objective(torch.nn.Linear(3, 2), torch.nn.MSELoss(), data))
     >>> start = torch.randn(8).expand(3, 8)
@@ -29,8 +31,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thalweg.curvature.lockstep.tracker import LockstepTracker
 from thalweg.errors import invalid
+from thalweg.tracking.lockstep_tracker import LockstepTracker
 
 PerRun = float | Sequence[float]
 """One number for all runs, or one for each."""

@@ -8,7 +8,8 @@ Source: Song, Ahn, Yun 2025 (arXiv 2405.16002), section 4; for any optimizer: se
 
 Example:
     >>> import torch
-    >>> from thalweg.curvature import Objective, SubspaceTracker
+    >>> from thalweg.loss.objective import Objective
+    >>> from thalweg.tracking.tracker import SubspaceTracker
     >>> inputs, targets = torch.randn(64, 3) * torch.tensor([3.0, 1.0, 1.0]), torch.randn(64, 2)
     >>> model, data = torch.nn.Linear(3, 2), (inputs, targets)
     >>> loss = torch.nn.MSELoss()
@@ -30,10 +31,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from thalweg.curvature.source import Split, SubspaceSource
 from thalweg.errors import InvalidInput
 from thalweg.optim.closure import needs_closure
 from thalweg.optim.wrapper import Wrapper
+from thalweg.tracking.source import Split, SubspaceSource
 
 
 class SplitUpdate(Wrapper):

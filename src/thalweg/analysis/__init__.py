@@ -1,0 +1,1 @@
+"""What measurements say: claims, figures, report."""

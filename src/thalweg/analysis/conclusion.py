@@ -1,0 +1,57 @@
+"""Verdicts, figures and report of a study: what is made of its measurements in the end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from thalweg import registry
+from thalweg.analysis.claims.claim import ClaimUse
+from thalweg.analysis.claims.judgement import Verdict, judge_all
+from thalweg.analysis.claims.verdicts import verdicts_to_json
+from thalweg.lab.config.models import Spec
+from thalweg.lab.store.folders import StudyFolder, load
+from thalweg.lab.study import roles_of
+
+if TYPE_CHECKING:
+    from thalweg.analysis.figures.saving import SavedFigures
+
+Made = Mapping[str, Any]
+"""What the conclusions before this one gave, by name."""
+
+
+@registry.conclusions.register("verdicts")
+def verdicts(study: StudyFolder, spec: Spec, made: Made) -> list[Verdict]:
+    """Judge the claims on what has been measured, and write the verdicts into the folder."""
+    uses = [ClaimUse(registry.claims[use.name], use.roles) for use in spec.claim_uses]
+    found = judge_all(uses, load(study), roles_of(spec))
+    study.write_verdicts(json.loads(verdicts_to_json(found)))
+    return found
+
+
+@registry.conclusions.register("figures")
+def figures(study: StudyFolder, spec: Spec, made: Made) -> SavedFigures:
+    """Draw the spec's figures, or all that can be drawn."""
+    from thalweg.analysis.figures.catalogue import save_figures
+
+    return save_figures(load(study), study.path / "figures", roles_of(spec), spec.figures)
+
+
+@registry.conclusions.register("report")
+def report(study: StudyFolder, spec: Spec, made: Made) -> Path:
+    """Write the page that shows all of it, one file that opens offline."""
+    from thalweg.analysis.report import write_report
+
+    return write_report(
+        study.path,
+        load(study),
+        made["verdicts"],
+        study.spec_text,
+        study.environments()[-1],
+        made["figures"],
+        title=f"{spec.name} on {spec.problem.data.registered_name}",
+        roles=roles_of(spec),
+        command=f"thalweg run {study.path / 'spec.toml'}",
+    )

@@ -1,0 +1,19 @@
+"""Former name of what is in `loss`, `operators`, `spectrum`, `tracking`; for one version."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from typing import Any
+
+_ROOMS = ("loss", "operators", "spectrum", "tracking")
+
+
+def __getattr__(name: str) -> Any:
+    for room in _ROOMS:
+        module = importlib.import_module(f"thalweg.{room}")
+        if name in module.__all__:
+            hint = f"thalweg.curvature.{name} has moved: from thalweg.{room} import {name}"
+            warnings.warn(hint, DeprecationWarning, stacklevel=2)
+            return getattr(module, name)
+    raise AttributeError(f"module 'thalweg.curvature' has no attribute {name!r}")

@@ -1,0 +1,119 @@
+"""What is wrong with a spec, in one line for each mistake?
+
+Each line names the source, the key, what was given, what is allowed, and the nearest known name.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from thalweg.errors import InvalidInput
+from thalweg.lab.config.fields import Location, Place, all_keys, dotted, value_at, walk
+
+LONGEST_VALUE = 80
+"""Characters of a given value that a message shows."""
+
+
+def explain(
+    error: ValidationError,
+    model: type[BaseModel],
+    raw: Mapping[str, Any],
+    source: str,
+    overridden: Iterable[Location] = (),
+) -> InvalidInput:
+    """The error for the user, from pydantic's.
+
+    Args:
+        raw: what was validated.
+        source: the file's name, or what stands for it.
+        overridden: key paths given on the command line, which is then named as the source.
+    """
+    lines: dict[Location, str] = {}
+    items = error.errors(include_url=False)
+    failed = [item["loc"] for item in items]
+    for item in items:
+        if item["type"] == "too_short" and _is_above(item["loc"], failed):
+            continue  # an array counts as short where its items failed: these are named already
+        location, line = _line(item, model, raw)
+        where = "command line" if _from_command_line(item["loc"], tuple(overridden)) else source
+        lines.setdefault(location, f"{where}: {line}")
+    return InvalidInput("\n".join(lines.values()))
+
+
+def shown(value: Any) -> str:
+    """A value as it would stand in a spec, on one line, cut where it is long."""
+    if isinstance(value, bool):
+        text = str(value).lower()
+    elif isinstance(value, list | tuple):
+        text = "[" + ", ".join(shown(item) for item in value) + "]"
+    elif isinstance(value, Mapping):
+        text = "{" + ", ".join(f"{key} = {shown(item)}" for key, item in value.items()) + "}"
+    else:
+        text = " ".join(repr(value).split())
+    return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 3] + "..."
+
+
+def nearest(given: object, known: Iterable[str]) -> str:
+    """The end of a message: the known name nearest to the one given; empty where none is near."""
+    names = {name.replace("-", "_").lower(): name for name in known}
+    wanted = str(given).replace("-", "_").lower()
+    near = difflib.get_close_matches(wanted, names, n=1)
+    return f"; did you mean {names[near[0]]!r}?" if near else ""
+
+
+def _line(item: Any, model: type[BaseModel], raw: Any) -> tuple[Location, str]:
+    """Key path and message of one of pydantic's errors."""
+    if item["loc"][-1:] == ("[key]",):
+        return _bad_name(model, item["loc"][:-1], raw)
+    place, location = walk(model, item["loc"], raw)
+    kind, context = item["type"], item.get("ctx", {})
+    if kind == "extra_forbidden":
+        location = tuple(item["loc"])
+        return location, _unknown_key(model, place, location, raw)
+    key = dotted(location)
+    if kind == "bad_value":
+        mend = f"; {context['mend']}" if context["mend"] else ""
+        given = "missing" if context["given"] is None else f"got {shown(context['given'])}"
+        return location, f"{key}: {given}, allowed: {context['allowed']}{mend}"
+    if kind in ("missing", "choice_missing"):
+        return location, f"{key}: missing, allowed: {place.allowed()}"
+    given = value_at(raw, location) if location else raw
+    if kind in ("value_error", "assertion_error"):  # from a check in a user's own settings
+        reason = " ".join(str(context.get("error", item["msg"])).split())
+        return location, f"{key}: got {shown(given)}, {reason}"
+    near = nearest(given, place.names()) if isinstance(given, str) else ""
+    return location, f"{key or 'spec'}: got {shown(given)}, allowed: {place.allowed()}{near}"
+
+
+def _bad_name(model: type[BaseModel], location: Location, raw: Any) -> tuple[Location, str]:
+    table, above = walk(model, location[:-1], raw)
+    allowed = table.key_place().allowed()
+    return location, f"{dotted(above)}: got the name {shown(location[-1])}, allowed: {allowed}"
+
+
+def _unknown_key(model: type[BaseModel], place: Place, location: Location, raw: Any) -> str:
+    above = value_at(raw, location[:-1])
+    known = tuple(place.keys(above))
+    near = nearest(location[-1], known) or _elsewhere(model, location, raw)
+    given = shown(value_at(raw, location))
+    return f"{dotted(location)}: no such key (got {given}), allowed: {', '.join(known)}{near}"
+
+
+def _elsewhere(model: type[BaseModel], location: Location, raw: Any) -> str:
+    """The same key in another table: `lr` beside the optimizer instead of in it."""
+    wanted = str(location[-1]).replace("-", "_")
+    found = [path for path in all_keys(Place(model), raw) if path[-1] == wanted]
+    return f"; did you mean {dotted(found[0])!r}?" if found else ""
+
+
+def _is_above(location: Location, others: Sequence[Location]) -> bool:
+    length = len(location)
+    return any(len(other) > length and other[:length] == location for other in others)
+
+
+def _from_command_line(location: Location, overridden: Sequence[Location]) -> bool:
+    return any(location[: len(path)] == path for path in overridden)

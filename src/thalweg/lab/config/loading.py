@@ -1,0 +1,276 @@
+"""How does an experiment come from a file, a name and the command line, and go back to a file?
+
+A spec is read from TOML, changed by what the command line says, and validated at once:
+
+    load_spec("digits", ["--seeds", "0", "1", "--lr", "0.1"])
+
+What the command line says goes before the file, the file before the built-in spec that it is `like`
+(if it says so), that before the defaults.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from thalweg.errors import InvalidInput, unknown_name
+from thalweg.lab.config.errors import explain, nearest, shown
+from thalweg.lab.config.layering import laid_over, with_common_branch
+from thalweg.lab.config.learning_rates import Constant
+from thalweg.lab.config.models import CheckpointSpec, ClaimSpec, Spec
+from thalweg.lab.config.overrides import apply_overrides, parse_overrides
+from thalweg.lab.config.phases import (
+    BranchSpec,
+    NoiseSpec,
+    PhaseSpec,
+    SplitSpec,
+    with_inherited_tables,
+)
+from thalweg.lab.config.subspace import SubspaceSpec
+from thalweg.problems.problem_spec import ProblemSpec
+
+__all__ = [
+    "PROBLEM_SPECS",
+    "BranchSpec",
+    "CheckpointSpec",
+    "ClaimSpec",
+    "NoiseSpec",
+    "PhaseSpec",
+    "ProblemSpec",
+    "Spec",
+    "SplitSpec",
+    "SubspaceSpec",
+    "builtin_specs",
+    "check_names",
+    "dump_spec",
+    "load_spec",
+    "parse_spec",
+    "spec_hash",
+]
+
+SPECS = Path(__file__).parent / "builtin"
+
+PROBLEM_SPECS: dict[str, str] = {
+    "digits": "digits",
+    "digits-cross-entropy": "digits-cross-entropy",
+    "mnist": "mnist-mlp",
+    "mnist-standardized": "mnist-mlp-standardized",
+    "mnist-closest-replication": "mnist-mlp-closest-replication",
+    "mnist-cross-entropy": "mnist-mlp-cross-entropy",
+    "fashion-mnist": "fashion-mnist-mlp",
+    "cifar10": "cifar10-cnn",
+    "cifar10-cross-entropy": "cifar10-cnn-cross-entropy",
+    "cifar10-vgg11": "cifar10-vgg11",
+    "cifar10-resnet8": "cifar10-resnet8",
+    "sst2": "sst2-transformer",
+    "sst2-cross-entropy": "sst2-transformer-cross-entropy",
+    "tinyshakespeare": "tinyshakespeare",
+}
+"""The built-in spec of each problem, at the paper's settings where it has them."""
+
+NOT_HASHED = {
+    "name",
+    "description",
+    "seeds",
+    "threads",
+    "checkpoint",
+    "claims",
+    "figures",
+    "branches",
+}
+MEASURED = ("chunk_size", "vectorize_up_to")
+"""Keys of [problem] that are filled in by measuring: they change rounding alone."""
+
+
+def load_spec(name_or_path: str | Path, overrides: Mapping[str, Any] | Sequence[str] = ()) -> Spec:
+    """The spec in a TOML file, or the built-in one of that name, with values overridden.
+
+    Args:
+        name_or_path: anything with a folder or the ending `.toml` is a path.
+        overrides: words of the command line (`["--lr", "0.1"]`), or values by key path
+            (`{"phases.0.optimizer.lr": 0.1}`).
+
+    Raises:
+        InvalidInput: one line for each mistake.
+    """
+    path, source = _find(name_or_path)
+    return parse_spec(read_toml(path, source), source=source, overrides=overrides)
+
+
+def parse_spec(
+    raw: Mapping[str, Any],
+    *,
+    source: str = "spec",
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+) -> Spec:
+    """The spec that nested tables stand for; `source` names them in messages.
+
+    Raises:
+        InvalidInput: one line for each mistake.
+    """
+    _register_built_ins()
+    given = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
+    changed, overridden = apply_overrides(with_common_branch(raw), given, Spec)
+    completed = with_inherited_tables(changed)
+    try:
+        return Spec.model_validate(completed)
+    except ValidationError as error:
+        raise explain(error, Spec, completed, source, overridden) from None
+
+
+def dump_spec(spec: Spec) -> str:
+    """The spec as TOML, every value that is set; `parse_spec` of it gives an equal spec."""
+    import tomli_w
+
+    return tomli_w.dumps(spec.model_dump(mode="json", exclude_none=True))
+
+
+def spec_hash(spec: Spec) -> str:
+    """Eight hexadecimal digits of what determines a study's numbers.
+
+    In: problem, subspace, phases and branches (with what they inherit), probes (the tracker
+    works when it is asked), device, dtype, initial checkpoint.
+    Out, as they leave a run's numbers alone: name (in the folder's name already), description,
+    seeds (a folder each), claims and figures (made afterwards), checkpoint, labels of phases, the
+    folder of the data files.
+    Out, as they change rounding alone and may be filled in by measuring: threads, chunk size, way
+    to multiply.
+    Out, as more steps extend a run: the bound of a branch whose learning rate and split do not
+    depend on it (constant schedule, constant factors) and that no other branch starts after.
+    """
+    kept = spec.model_dump(mode="json", exclude_none=True, exclude=NOT_HASHED)
+    kept["problem"]["data"].pop("data_dir", None)
+    for key in MEASURED:
+        kept["problem"].pop(key, None)
+    for phase in kept["phases"]:
+        del phase["name"]
+    kept["branches"] = {name: branch_content(spec, name) for name in spec.branches}
+    text = json.dumps(kept, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def branch_content(spec: Spec, name: str) -> dict[str, Any]:
+    """What determines a branch's numbers besides where it starts."""
+    phase, branch = spec.branch_phase(name), spec.branches[name]
+    continued = any(other.after == name for other in spec.branches.values())
+    scheduled = phase.split is not None and phase.split.is_scheduled
+    # Local SGD caps its last round by the steps that remain.
+    by_bound = not isinstance(phase.schedule, Constant) or scheduled or phase.local is not None
+    extendable = not by_bound and not continued
+    left_out = {"name", "steps", "epochs"} if extendable else {"name"}
+    content = phase.model_dump(mode="json", exclude_none=True, exclude=left_out)
+    if branch.after is not None:
+        content["after"] = branch.after
+    if branch.subspace is not None:
+        content["subspace"] = branch.subspace.model_dump(mode="json", exclude_none=True)
+    if branch.probes is not None:
+        content["probes"] = branch.probes
+    return content
+
+
+def builtin_specs() -> dict[str, str]:
+    """The names of the built-in specs, with their descriptions."""
+    found = sorted(SPECS.glob("*.toml"))
+    return {path.stem: read_toml(path, path.name).get("description", "") for path in found}
+
+
+def check_names(
+    spec: Spec,
+    *,
+    probes: Iterable[str] | None = None,
+    claims: Iterable[str] | None = None,
+    figures: Iterable[str] | None = None,
+    source: str = "spec",
+) -> None:
+    """Check the spec's probes, claims and figures against the known ones, where these are given.
+
+    Raises:
+        InvalidInput: one line for each unknown name, with the nearest known one.
+    """
+    lines: list[str] = []
+    if probes is not None:
+        lines += _unknown(spec.all_probes, tuple(probes), f"{source}: probes: no probe")
+    if claims is not None:
+        names = dict.fromkeys(use.name for use in spec.claim_uses)
+        lines += _unknown(names, tuple(claims), f"{source}: claims: no claim")
+    if figures is not None:
+        lines += _unknown(spec.figures or (), tuple(figures), f"{source}: figures: no figure")
+    if lines:
+        raise InvalidInput("\n".join(lines))
+
+
+def _unknown(given: Iterable[str], known: tuple[str, ...], start: str) -> list[str]:
+    allowed = ", ".join(known)
+    return [
+        f"{start} {shown(name)}, allowed: {allowed}{nearest(name, known)}"
+        for name in given
+        if name not in known
+    ]
+
+
+def _register_built_ins() -> None:
+    """The names of data sets, models and losses exist once their module is imported."""
+    importlib.import_module("thalweg.problems")
+
+
+def _find(name_or_path: str | Path) -> tuple[Path, str]:
+    """The file, and how messages call it."""
+    text = str(name_or_path)
+    is_path = isinstance(name_or_path, Path) or text.endswith(".toml") or re.search(r"[/\\]", text)
+    if is_path:
+        return Path(name_or_path), text
+    path = SPECS / f"{text}.toml"
+    if text not in builtin_specs():
+        raise unknown_name("spec", text, builtin_specs())
+    return path, f"built-in spec {text}"
+
+
+def read_toml(path: Path, source: str) -> dict[str, Any]:
+    """The tables of a TOML file; `source` is how messages call it.
+
+    Raises:
+        InvalidInput: it cannot be read, or is no TOML: line and column are named.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InvalidInput(f"{source}: no such file; give a TOML file or a built-in name") from None
+    except OSError as error:
+        raise InvalidInput(f"{source}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"{source}: not a text in UTF-8 (byte {error.start})") from None
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidInput(f"{source}, {_syntax_error(error, text)}") from None
+    return _laid_over_another(raw, source)
+
+
+def _laid_over_another(raw: dict[str, Any], source: str) -> dict[str, Any]:
+    """The spec with what it leaves to the built-in one that it is `like`."""
+    like = raw.pop("like", None)
+    if like is None:
+        return raw
+    names = {path.stem: path for path in SPECS.glob("*.toml")}
+    if like not in names:
+        allowed = f"one of {', '.join(sorted(names))}{nearest(like, names)}"
+        raise InvalidInput(f"{source}: like: got {shown(like)}, allowed: {allowed}")
+    return laid_over(read_toml(names[like], f"built-in spec {like}"), raw)
+
+
+def _syntax_error(error: tomllib.TOMLDecodeError, text: str) -> str:
+    """Line, column and reason of a mistake in TOML."""
+    found = re.match(r"(.*) \(at line (\d+), column (\d+)\)$", str(error))
+    if found:
+        return f"line {found[2]}, column {found[3]}: {found[1]}"
+    lines = text.split("\n")
+    reason = str(error).removesuffix(" (at end of document)")
+    return f"line {len(lines)}, column {len(lines[-1]) + 1}: {reason}, at the end of the file"

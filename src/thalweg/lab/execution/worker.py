@@ -1,0 +1,113 @@
+"""What one process does: one run of a study, with its own threads and signals."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import time
+import tomllib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from thalweg.errors import Diverged, Interrupted, ThalwegError
+from thalweg.lab.config import parse_spec
+from thalweg.lab.store import RunFolder, StudyFolder
+from thalweg.lab.store.status import Status
+from thalweg.registry import load_plugin
+
+STOP_SIGNALS = ("SIGTERM", "SIGUSR1")
+PARENT_SECONDS = 1.0
+
+
+def work(
+    study_path: str, seed: int, branch: str, device: str, threads: int, plugins: Sequence[str]
+) -> None:
+    """Execute one run.
+
+    Raises:
+        ThalwegError: what `Run` raises; the run's status and log say it too.
+    """
+    stopping = _stop_flag()
+    study = StudyFolder(Path(study_path))
+    folder = study.run(seed, branch)
+    try:
+        _execute(study, folder, device, threads, plugins, stopping)
+    except (Diverged, Interrupted):
+        raise  # the run has said so itself
+    except Exception as error:
+        is_known = isinstance(error, ThalwegError)
+        _note_failure(folder, str(error) if is_known else f"{type(error).__name__}: {error}")
+        raise
+
+
+def _execute(
+    study: StudyFolder,
+    folder: RunFolder,
+    device: str,
+    threads: int,
+    plugins: Sequence[str],
+    stopping: Callable[[], bool],
+) -> None:
+    import torch
+
+    from thalweg.lab.execution.machine import compute_repeatably
+    from thalweg.lab.training import Run
+
+    torch.set_num_threads(threads)
+    compute_repeatably(device)
+    for plugin in plugins:
+        load_plugin(plugin)
+    spec = parse_spec(tomllib.loads(study.spec_text), source="spec.toml")
+    known = tomllib.loads(folder.run_text)
+    run = Run(
+        spec,
+        study,
+        folder.seed,
+        folder.branch,
+        device=device,
+        fingerprint=known.get("data_fingerprint", ""),
+        should_stop=stopping,
+    )
+    run.execute()
+
+
+def _note_failure(folder: RunFolder, message: str) -> None:
+    """Say in the folder that the run failed, unless another process is at work on it."""
+    try:
+        with folder.locked():
+            known = folder.status()
+            if known is not None and known.state == "done":
+                return
+            step = known.step if known else 0
+            folder.write_status(Status("failed", step=step, message=message))
+            folder.log(f"failed: {message}")
+    except (ThalwegError, OSError):
+        return  # nothing can be written: the parent tells
+
+
+def _stop_flag() -> Callable[[], bool]:
+    """Turn the signals that ask to stop into a flag that the loop reads between two steps.
+
+    The death of the parent counts as one: nobody would be left to report to, and a resumed study
+    would find its runs in use.
+    """
+    asked = False
+    looked = time.monotonic()
+
+    def note(signum: int, frame: object) -> None:
+        nonlocal asked
+        asked = True
+
+    for name in STOP_SIGNALS:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), note)
+    parent = multiprocessing.parent_process()
+
+    def stopping() -> bool:
+        nonlocal asked, looked
+        if not asked and parent is not None and time.monotonic() - looked >= PARENT_SECONDS:
+            looked = time.monotonic()
+            asked = not parent.is_alive()
+        return asked
+
+    return stopping

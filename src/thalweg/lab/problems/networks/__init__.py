@@ -1,1 +1,0 @@
-"""The networks, one file a family. These modules import PyTorch; `models.py` does not."""

@@ -1,0 +1,271 @@
+"""What does a run compute with? Problem, full loss, k, subspace and optimizer, from spec and seed.
+
+The same things are built once before a study, so that what cannot be built is found out before
+any run begins.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from thalweg.errors import InvalidInput, invalid
+from thalweg.lab.store.checkpoint import load_parameters
+from thalweg.lab.training.local_workers import make_workers
+from thalweg.lab.training.random_streams import stream_seed
+from thalweg.loss.objective import Objective
+from thalweg.operators.hessian import Hessian
+from thalweg.optim.split import SplitUpdate
+from thalweg.problems import Problem, build_problem
+from thalweg.spectrum.eigensolver import top_eigenpairs
+from thalweg.spectrum.gap import widest_gap
+from thalweg.spectrum.subspace import Subspace, random_subspace
+from thalweg.tracking.baselines import NextEigenspace
+from thalweg.tracking.batch_subspace import BatchSubspace
+from thalweg.tracking.gradient_subspaces import GradientSubspace, UpdateSubspace
+from thalweg.tracking.optimizer_metric import OptimizerMetricSource
+from thalweg.tracking.source import FixedSubspace, SubspaceSource
+from thalweg.tracking.tracker import SubspaceTracker
+
+if TYPE_CHECKING:
+    from thalweg.lab.config import PhaseSpec, Spec
+    from thalweg.lab.config.optimizers import OptimizerSettings
+    from thalweg.lab.config.split import SplitSourceSpec
+
+GAP_CANDIDATES = 21
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The problem at its initial parameters, its full training loss, and k."""
+
+    problem: Problem
+    objective: Objective
+    k: int
+
+
+def build_setup(spec: Spec, seed: int, device: str) -> Setup:
+    """Build what a run of this seed computes with, with the spec's own parameters where it has any.
+
+    Raises:
+        InvalidInput: data or parameters that cannot be used, no k, k > P.
+        IntegrityError: a damaged file.
+    """
+    problem = build_problem(spec.problem, seed, getattr(torch, spec.dtype), device)
+    if spec.initial_checkpoint is not None:
+        _load_initial_parameters(problem, spec.initial_checkpoint)
+    for phase in (*spec.phases, *map(spec.branch_phase, spec.branches)):
+        _check_batch(phase, problem)
+    objective = make_objective(spec, problem)
+    return Setup(problem, objective, number_of_directions(spec, problem, objective))
+
+
+def make_objective(spec: Spec, problem: Problem, samples: Tensor | None = None) -> Objective:
+    """The full training loss of a problem, or that of some samples (n,) int64."""
+    inputs, targets = problem.train
+    return Objective(
+        problem.model,
+        problem.loss,
+        (inputs, targets) if samples is None else (inputs[samples], targets[samples]),
+        chunk_size=spec.problem.chunk_size or "auto",
+        # The model trains as it is; curvature is that of the function it stands for.
+        mode="eval",
+        vectorize_up_to=spec.problem.vectorize_up_to,
+    )
+
+
+def number_of_directions(spec: Spec, problem: Problem, objective: Objective) -> int:
+    """k: as given, the number of classes, or where the spectrum has its widest gap.
+
+    The gap is that of the initial parameters' Hessian, the same for all runs of a seed.
+
+    Raises:
+        InvalidInput: the problem has no classes, so k must be given; k > P.
+    """
+    k = spec.subspace.k
+    if k == "gap":
+        return widest_gap(top_eigenvalues(objective, GAP_CANDIDATES))
+    if k == "classes":
+        if problem.num_classes is None:
+            raise InvalidInput(
+                "subspace.k: 'classes' was asked for, but the problem has none; give a number, or"
+                " 'gap'"
+            )
+        k = problem.num_classes
+    if k > objective.num_parameters:
+        allowed = f"at most the number of parameters, {objective.num_parameters}"
+        raise invalid("subspace.k", k, allowed)
+    return k
+
+
+def top_eigenvalues(objective: Objective, count: int) -> Tensor:
+    """The top eigenvalues at the model's current parameters, at most P of them."""
+    hessian = Hessian(objective, keep_graph=True)
+    count = min(count, objective.num_parameters)
+    return top_eigenpairs(hessian, count, check_repeated=0).eigenvalues
+
+
+def make_source(spec: Spec, setup: Setup, seed: int) -> SubspaceSource:
+    """What gives the run its subspace at each step: a tracker, or a control.
+
+    A `BatchSubspace` waits for the samples of each step.
+    """
+    settings, objective = spec.subspace, setup.objective
+    own_seed = stream_seed("subspace", settings.seed, seed)
+    if settings.samples == "batch":
+        return BatchSubspace(
+            objective,
+            setup.k,
+            tolerance=settings.tolerance,
+            every=settings.every,
+            seed=own_seed,
+        )
+    if settings.samples is not None:
+        objective = make_objective(spec, setup.problem, _drawn(settings.samples, setup, own_seed))
+    if settings.source == "random":
+        drawn = random_subspace(objective.num_parameters, setup.k, own_seed, dtype=objective.dtype)
+        return FixedSubspace(drawn.to(objective.device))
+    if settings.source == "next":
+        return NextEigenspace(
+            objective, setup.k, tolerance=settings.tolerance, every=settings.every
+        )
+    return SubspaceTracker(objective, setup.k, **_tracking(spec, seed))
+
+
+def _tracking(spec: Spec, seed: int) -> dict[str, Any]:
+    """How closely a subspace is followed, in whichever metric."""
+    settings = spec.subspace
+    return {
+        "error": settings.error,
+        "bulk_error": settings.bulk_error,
+        "exact": settings.source == "exact",
+        "every": settings.every,
+        "tolerance": settings.tolerance,
+        "seed": stream_seed("subspace", settings.seed, seed),
+    }
+
+
+def _drawn(count: int, setup: Setup, seed: int) -> Tensor:
+    """Numbers of some training samples, in order (count,).
+
+    Raises:
+        InvalidInput: there are not so many.
+    """
+    total = setup.problem.num_samples
+    if count > total:
+        allowed = f"at most the number of training samples, {total}"
+        raise invalid("subspace.samples", count, allowed)
+    generator = torch.Generator().manual_seed(stream_seed("samples of the Hessian", seed))
+    chosen = torch.randperm(total, generator=generator)[:count].sort().values
+    return chosen.to(setup.objective.device)
+
+
+def solved_subspace(spec: Spec, setup: Setup, seed: int, theta: Tensor) -> Subspace:
+    """The run's kind of subspace at theta (P,), from scratch: no tracker's state is touched."""
+    if spec.subspace.source in ("random", "next"):
+        return make_source(spec, setup, seed).update(theta)
+    return solve(setup.objective, theta, setup.k, spec.subspace.tolerance)
+
+
+def solve(objective: Objective, theta: Tensor, k: int, tolerance: float) -> Subspace:
+    """The top k eigenpairs at theta (P,) from scratch, at most P of them."""
+    hessian = Hessian(objective, theta, keep_graph=True)
+    k = min(k, objective.num_parameters)
+    return top_eigenpairs(hessian, k, tolerance=tolerance, check_repeated=0)
+
+
+def make_optimizer(
+    spec: Spec,
+    phase: PhaseSpec,
+    setup: Setup,
+    seed: int,
+    source: SubspaceSource,
+    at_branch_point: Subspace | None = None,
+) -> Optimizer:
+    """The phase's optimizer over all trainable parameters, wrapped where updates are split.
+
+    Args:
+        source: what the split follows, unless it is frozen or in the optimizer's metric.
+        at_branch_point: S_k there, for a frozen split.
+    """
+    model = setup.problem.model
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if phase.local is not None:
+        return make_workers(phase, named, setup.problem.num_samples)
+    optimizer = phase.optimizer.build(named)
+    if phase.split is None or not phase.split.changes:
+        return optimizer
+    frozen = phase.split.basis == "frozen"
+    if phase.split.source is not None:
+        source = _cheap_source(phase.split.source, spec, setup, seed)
+    elif phase.split.metric == "optimizer":
+        source = OptimizerMetricSource(
+            setup.objective, setup.k, optimizer, frozen=frozen, **_tracking(spec, seed)
+        )
+    elif frozen:
+        assert at_branch_point is not None
+        source = FixedSubspace(at_branch_point)
+    return SplitUpdate(
+        optimizer,
+        source,
+        phase.split.dominant,
+        phase.split.bulk,
+        parameters=setup.objective.layout.parameters(model),
+    )
+
+
+def _cheap_source(
+    settings: SplitSourceSpec, spec: Spec, setup: Setup, seed: int
+) -> UpdateSubspace | GradientSubspace:
+    layout = setup.objective.layout
+    blocks = layout.sizes if settings.blocks == "tensor" else (layout.num_parameters,)
+    common = {"every": settings.every, "blocks": blocks, "centered": settings.centered}
+    if settings.name == "updates":
+        return UpdateSubspace(settings.k, window=settings.window, **common)
+    own_seed = stream_seed("gradients of the split", spec.subspace.seed, seed)
+    return GradientSubspace(
+        setup.objective, settings.k, samples=settings.window, seed=own_seed, **common
+    )
+
+
+def can_carry_state(before: OptimizerSettings, after: OptimizerSettings) -> bool:
+    """Whether an optimizer can go on with another's state: the same kind, which keeps the same."""
+
+    def kept(settings: OptimizerSettings) -> dict[str, bool]:
+        values = settings.model_dump()
+        return {
+            key: bool(value)
+            for key, value in values.items()
+            if isinstance(value, bool) or key == "momentum"
+        }
+
+    def kinds(settings: OptimizerSettings) -> tuple[type, type]:
+        return type(settings), type(getattr(settings, "companion", None))
+
+    # Blocks with rates are groups, and a state is kept by the place of its tensor in the groups.
+    same_groups = set(before.block_rates or ()) == set(after.block_rates or ())
+    return kinds(before) == kinds(after) and kept(before) == kept(after) and same_groups
+
+
+def _load_initial_parameters(problem: Problem, path: str) -> None:
+    given = load_parameters(path)
+    try:
+        problem.model.load_state_dict(given)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise InvalidInput(f"initial_checkpoint {path}: {reason}") from None
+
+
+def _check_batch(phase: PhaseSpec, problem: Problem) -> None:
+    total = problem.num_samples
+    if phase.batch_size != "all" and phase.batch_size > total:
+        allowed = f"at most the number of training samples, {total}, or 'all'"
+        raise invalid(f"batch_size of phase {phase.name!r}", phase.batch_size, allowed)
+    if phase.noise is not None and phase.noise.batch_size > total:
+        allowed = f"at most the number of training samples, {total}"
+        name = f"noise.batch_size of phase {phase.name!r}"
+        raise invalid(name, phase.noise.batch_size, allowed)

@@ -1,0 +1,103 @@
+"""Linear algebra of long vectors: the only place that contracts over the P parameters.
+
+A basis is stored as contiguous rows (k, P), or as columns (P, k) that are views of such rows.
+
+Example:
+    >>> import torch
+    >>> inner_products(torch.eye(2, 5), torch.ones(1, 5)).tolist()
+    [[1.0], [1.0]]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from thalweg.errors import Diverged
+
+# Columns of a block of rows that fit a core's cache.
+CACHED_COLUMNS = 8192
+
+
+# Columns elsewhere, which bound the memory of what is made of a block.
+MOST_COLUMNS = 2**20
+
+
+# Columns that one multiprocessor of a GPU sums over.
+COLUMNS_IN_A_ROW = 2048
+
+
+CPU = torch.device("cpu")
+
+
+def column_blocks(rows: Tensor) -> Iterator[slice]:
+    """Columns to work on at a time: on a CPU few enough that a block of rows stays in the cache."""
+    width = CACHED_COLUMNS if rows.device.type == "cpu" else MOST_COLUMNS
+    for begin in range(0, rows.shape[-1], width):
+        yield slice(begin, begin + width)
+
+
+def inner_products(first: Tensor, second: Tensor, device: torch.device = CPU) -> Tensor:
+    """A B^T of rows (..., k, P) and (..., b, P), summed over column blocks in float64 (..., k, b).
+
+    2.6 times as fast on 10 rows of 200,000 as one product of matrices that are so flat.
+
+    Args:
+        device: where the sum is; on the CPU small matrices are decomposed fastest.
+    """
+    shape = (*first.shape[:-1], second.shape[-2])
+    total = torch.zeros(shape, dtype=torch.float64, device=device)
+    for columns in column_blocks(first):
+        total += flat_product(first[..., columns], second[..., columns]).to(device)
+    return total
+
+
+def flat_product(first: Tensor, second: Tensor) -> Tensor:
+    """A B^T of rows (..., k, P) and (..., b, P): few rows and many columns; (..., k, b).
+
+    On a GPU blocks of columns are a batch, summed in float64: a single product with so few results
+    would occupy a few of its multiprocessors (10 rows of 200,000: 1 ms on an H100).
+    """
+    blocks = first.shape[-1] // COLUMNS_IN_A_ROW
+    if first.device.type != "cuda" or blocks < 2:
+        return first @ second.mT
+    return _in_blocks(first, second, blocks)
+
+
+def _in_blocks(first: Tensor, second: Tensor, blocks: int) -> Tensor:
+    """The same as a batch of products, each over some columns; in float64."""
+    whole = blocks * COLUMNS_IN_A_ROW
+    one, other = (
+        rows[..., :whole].unflatten(-1, (blocks, COLUMNS_IN_A_ROW)).transpose(-3, -2)
+        for rows in (first, second)
+    )
+    rest = first[..., whole:] @ second[..., whole:].mT
+    return (one @ other.mT).sum(-3, dtype=torch.float64) + rest
+
+
+def combined(combination: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Z^T Y (..., k, P), and its Gram matrix in float64 where Z is, from one pass over Y."""
+    transposed = combination.mT.to(images)
+    result = images.new_empty(*transposed.shape[:-1], images.shape[-1])
+    gram = combination.new_zeros(*transposed.shape[:-1], transposed.shape[-2])
+    for columns in column_blocks(images):
+        block = transposed @ images[..., columns]
+        result[..., columns] = block
+        gram += flat_product(block, block).to(gram.device)
+    return result, gram
+
+
+def orthonormalize(block: Tensor) -> Tensor:
+    """An orthonormal basis of the columns of `block` (P, m), m <= P, stored column by column.
+
+    In the block's own dtype, by Householder QR.
+
+    Raises:
+        Diverged: the block holds NaN or Inf (QR would pass them on silently).
+    """
+    if not bool(torch.isfinite(block).all()):
+        raise Diverged("a basis holds NaN or infinite values: the loss or a product diverged")
+    basis, _ = torch.linalg.qr(block)
+    return basis.T.contiguous().T

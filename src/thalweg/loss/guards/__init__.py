@@ -1,0 +1,1 @@
+"""What would make a loss or its derivatives wrong: refused, or kept from happening."""

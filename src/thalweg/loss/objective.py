@@ -1,0 +1,305 @@
+"""A model, a loss and data as one deterministic function of a flat parameter vector.
+
+L(theta) = sum_c w_c loss(chunk c; theta) / sum_c w_c, where w_c is the number of samples in the
+chunk, or whatever weight the loss averages over (tokens, class weights). Value, gradient and
+products with the Hessian are the same for every chunk size, up to rounding.
+
+Example:
+    >>> import torch
+    >>> model, data = torch.nn.Linear(3, 2), (torch.randn(8, 3), torch.randn(8, 2))
+    >>> objective = Objective(model, torch.nn.MSELoss(), data)
+    >>> objective
+    Objective(P=8, N=8, chunk_size=1024)
+    >>> objective.gradient().shape
+    torch.Size([8])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from thalweg.errors import Diverged, invalid
+from thalweg.loss.evaluation import Evaluation, Evaluator, entries, mapped
+from thalweg.loss.guards.finiteness import all_finite
+from thalweg.loss.guards.memory import within_memory
+from thalweg.loss.layout import ParameterLayout
+from thalweg.loss.multiplication import BlockProducts
+from thalweg.loss.samples import Batch, Samples, as_samples, refuse_unfit_indices
+from thalweg.loss.weighting import batch_weight_of
+
+
+class Objective:
+    """The loss of a model over a fixed data set, as a function of theta (P,).
+
+    Args:
+        model: any module. It is never changed: buffers, gradients and random state stay as they
+            are.
+        loss: `loss(output, target) -> scalar`, the mean over the batch; or None for a model that
+            returns the loss itself or an object with a `.loss`.
+        data: a tuple `(inputs..., target)` or dict of tensors, a `Dataset`, a `DataLoader`, or a
+            list of batches. Dict batches are passed to the model as keywords; a loss of torch then
+            gets the entry 'labels' or 'target', and the model the others; a loss of your own gets
+            `loss(output, batch)`.
+        parameters: shell patterns of the names that make up theta; None for all that require a
+            gradient.
+        batch_weight: `batch_weight(batch) -> weight` of a batch in the mean, where the loss does
+            not average over samples: `lambda b: (b["labels"] != -100).sum()` for tokens. Known by
+            itself for `nn.CrossEntropyLoss` and `nn.NLLLoss` with class weights, ignored targets,
+            or several targets a sample.
+        chunk_size: the most samples evaluated at once; bounds memory, changes only the rounding.
+            "auto" is 1,024 on a CPU, and 8,192 elsewhere: a GPU spends a chunk's time on starting
+            its operations.
+        mode: "eval" evaluates with dropout off and batch norm at its running statistics; None
+            takes the model as it is and refuses such layers in training mode, since they make the
+            loss random or dependent on the chunk.
+        forward_dtype: `torch.bfloat16` or `torch.float16` to compute the matrix products of the
+            forward pass, and of its derivatives, in it (autocast); None for the dtype of the
+            parameters. Loss, gradient and products stay in that of the parameters.
+        vectorize_up_to: samples in the largest chunk whose block of products is one vectorized
+            backward pass, 0 for none; None measures. See `products.py`.
+
+    Raises:
+        InvalidInput: a dropout or batch-norm layer in training mode, here or when the loss is
+            evaluated; empty data, no trainable parameter, model and data on two devices, an
+            impossible chunk size, mode or dtype.
+
+    Values are in units of the loss, derivatives in those over theta; on the device and in the
+    dtype of the parameters. Example: see the module.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[Any, Any], Tensor] | None,
+        data: object,
+        *,
+        parameters: Sequence[str] | str | None = None,
+        batch_weight: Callable[[Batch], Tensor | float] | None = None,
+        chunk_size: int | Literal["auto"] | None = "auto",
+        mode: Literal["eval"] | None = None,
+        forward_dtype: torch.dtype | None = None,
+        vectorize_up_to: int | None = None,
+    ) -> None:
+        if chunk_size is not None and chunk_size != "auto" and chunk_size < 1:
+            allowed = "an integer >= 1, 'auto', or None for no limit"
+            raise invalid("chunk_size", chunk_size, allowed)
+        self.model = model
+        self.samples: Samples = as_samples(data)
+        self.layout = ParameterLayout.from_model(model, parameters)
+        self.chunk_size = _default_chunk(self.device) if chunk_size == "auto" else chunk_size
+        self.products = BlockProducts(vectorize_up_to)
+        self.batch_weight = batch_weight or batch_weight_of(loss)
+        self._total_weight: float | None = None
+        self.evaluator = Evaluator(model, loss, self.layout, mode, forward_dtype)
+        self._refuse_other_devices()
+
+    @property
+    def num_parameters(self) -> int:
+        """P, the length of theta."""
+        return self.layout.num_parameters
+
+    @property
+    def num_samples(self) -> int:
+        """N, the number of samples."""
+        return len(self.samples)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters live."""
+        return self.layout.parameters(self.model)[0].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the parameters."""
+        return self.layout.parameters(self.model)[0].dtype
+
+    def theta(self) -> Tensor:
+        """A copy of the model's current parameters, (P,)."""
+        return self.layout.read(self.model)
+
+    def value(self, theta: Tensor | None = None, samples: Tensor | None = None) -> Tensor:
+        """The mean loss, a scalar tensor.
+
+        Args:
+            theta: the point (P,); None for the model's current parameters.
+            samples: indices of the samples to average over, int64 (n,); None for all.
+
+        Raises:
+            InvalidInput: theta has another length than P; indices that name no samples; a loss
+                that is no scalar, or draws random numbers.
+            Diverged: the loss, or its gradient, is NaN or infinite.
+
+        Warns:
+            ChunkHalved: memory did not suffice for a chunk.
+        """
+        return _finite(within_memory(self, lambda: self._value(theta, samples)), "loss")
+
+    def gradient(self, theta: Tensor | None = None, samples: Tensor | None = None) -> Tensor:
+        """The gradient of the mean loss, (P,). See `value` for arguments and errors."""
+        return self.value_and_gradient(theta, samples)[1]
+
+    def weight(self, samples: Tensor | None = None) -> float:
+        """How much samples count in the mean: their number, or the sum of their batch weights.
+
+        The mean over a union of disjoint sets is that of their means, with these weights.
+
+        Raises:
+            InvalidInput: the batch weights have no positive sum.
+        """
+        if self.batch_weight is None:
+            return float(self.num_samples if samples is None else len(samples))
+        if samples is None and self._total_weight is not None:
+            return self._total_weight
+        chunks = self.samples.chunks(samples, self.chunk_size)
+        total = sum(float(self.batch_weight(batch)) for batch, _ in chunks)
+        if not total > 0:
+            raise invalid("batch_weight", total, "a positive sum over all batches")
+        if samples is None:
+            self._total_weight = total
+        return total
+
+    def value_and_gradient(
+        self, theta: Tensor | None = None, samples: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and gradient (P,) from one pass. See `value` for arguments and errors."""
+        value, gradient = within_memory(self, lambda: self._value_and_gradient(theta, samples))
+        return _finite(value, "loss"), _finite(gradient, "gradient")
+
+    def evaluations(
+        self, theta: Tensor | None = None, samples: Tensor | None = None
+    ) -> Iterator[Evaluation]:
+        """Yield outputs and loss of each chunk with their graph; drop one to free its memory.
+
+        What the operators are built on: see `operators.py`.
+        """
+        for batch, count, share in self.chunks(samples):
+            with self.evaluator.settings():
+                leaves = self.evaluator.leaves(theta, requires_grad=True)
+                outputs, loss = self.evaluator.outputs_and_loss(leaves, batch)
+                _finite(loss.detach(), "loss")
+            yield Evaluation(share, count, leaves, outputs, loss)
+
+    def evaluations_of_each(
+        self, theta: Tensor | None = None, samples: Tensor | None = None, batch_size: int = 1
+    ) -> Iterator[Evaluation]:
+        """The same with the losses of single samples, or of batches, as the outputs.
+
+        Args:
+            batch_size: b, a divisor of the number of samples; a batch is b samples in their order.
+
+        Yields:
+            Evaluations with outputs (losses (n,), weights (n,)), the weights of sum 1.
+
+        Raises:
+            InvalidInput: a batch size that does not divide the number of samples.
+        """
+        size = None if self.chunk_size is None else max(1, self.chunk_size // batch_size)
+        for batch, count, share in self.chunks(samples, size and size * batch_size):
+            if count % batch_size:
+                raise invalid("batch_size", batch_size, f"a divisor of {count}, the data's batch")
+            parts = tree_map(lambda tensor: tensor.unflatten(0, (-1, batch_size)), batch)
+            weights = self._weights_of_each(parts, count // batch_size)
+            # A batch in which every target is ignored has the mean 0/0.
+            parts, weights = entries(parts, weights > 0), weights[weights > 0]
+            with self.evaluator.settings():
+                leaves = self.evaluator.leaves(theta, requires_grad=True)
+                losses = self.evaluator.losses_of_each(leaves, parts, len(weights))
+                loss = losses @ weights
+                _finite(loss.detach(), "loss")
+            yield Evaluation(share, count, leaves, (losses, weights), loss)
+
+    def gradient_of(
+        self, evaluation: Evaluation, *, create_graph: bool = False, retain_graph: bool = False
+    ) -> tuple[Tensor, ...]:
+        """The gradient of a chunk's mean loss, shaped like the parameters, not weighted.
+
+        Args:
+            create_graph: it can be differentiated again.
+            retain_graph: the evaluation's own graph is wanted again.
+
+        Raises:
+            InvalidInput: the loss does not depend on any parameter.
+        """
+        return self.evaluator.gradient(
+            evaluation, create_graph=create_graph, retain_graph=retain_graph
+        )
+
+    def _value(self, theta: Tensor | None, samples: Tensor | None) -> Tensor:
+        leaves = self.evaluator.leaves(theta, requires_grad=False)
+        total = torch.zeros((), device=self.device)
+        with self.evaluator.settings(), torch.no_grad():
+            for batch, _, share in self.chunks(samples):
+                total = total + share * self.evaluator.outputs_and_loss(leaves, batch)[1]
+        return total
+
+    def _value_and_gradient(
+        self, theta: Tensor | None, samples: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        value = torch.zeros((), device=self.device)
+        gradient = torch.zeros(self.num_parameters, dtype=self.dtype, device=self.device)
+        for evaluation in self.evaluations(theta, samples):
+            parts = self.layout.flatten(self.evaluator.gradient(evaluation))
+            gradient.add_(parts, alpha=evaluation.share)
+            value = value + evaluation.share * evaluation.loss.detach()
+        return value, gradient
+
+    def _weights_of_each(self, parts: Batch, count: int) -> Tensor:
+        """The share (n,) of each of the stacked batches in the mean of their losses."""
+        if self.batch_weight is None:
+            return torch.full((count,), 1 / count, dtype=self.dtype, device=self.device)
+        weigh, kind = self.batch_weight, {"dtype": self.dtype, "device": self.device}
+        # At once, where a weight for each would wait for a GPU as often as there are samples.
+        found = mapped(lambda part: torch.as_tensor(weigh(part), **kind), count, parts)
+        return found / found.sum()
+
+    def chunks(
+        self, samples: Tensor | None, size: int | None = None
+    ) -> Iterator[tuple[Batch, int, float]]:
+        """Each chunk, its number of samples, and its weight in the mean.
+
+        Args:
+            samples: indices, int64 (n,); None for all.
+            size: the most samples in a chunk; None for `chunk_size`.
+        """
+        if samples is not None:
+            refuse_unfit_indices(samples, self.num_samples)
+        # Where batches are weighed, the data is read twice rather than held in memory.
+        total = self.weight(samples)
+        for batch, count in self.samples.chunks(samples, size or self.chunk_size):
+            weight = count if self.batch_weight is None else float(self.batch_weight(batch))
+            # A chunk in which every target is ignored has the mean 0/0.
+            if weight:
+                yield batch, count, weight / total
+
+    def _refuse_other_devices(self) -> None:
+        """Raise where model and data do not live together, before torch fails somewhere inside."""
+        parameters = {p.device for p in self.model.parameters()}
+        if len(parameters) > 1:
+            given = ", ".join(sorted(map(str, parameters)))
+            raise invalid("model", f"parameters on {given}", "one device", "call model.to(device)")
+        batch, _ = next(iter(self.samples.chunks(torch.zeros(1, dtype=torch.int64), 1)))
+        for leaf in tree_leaves(batch):
+            if isinstance(leaf, Tensor) and leaf.device != self.device:
+                allowed = f"on {self.device}, like the model"
+                raise invalid("data", f"on {leaf.device}", allowed, "move one of them")
+
+    def __repr__(self) -> str:
+        return (
+            f"Objective(P={self.num_parameters}, N={self.num_samples},"
+            f" chunk_size={self.chunk_size})"
+        )
+
+
+def _default_chunk(device: torch.device) -> int:
+    return 1024 if device.type == "cpu" else 8192
+
+
+def _finite(tensor: Tensor, what: str) -> Tensor:
+    if not all_finite(tensor):
+        raise Diverged(f"the {what} is NaN or infinite")
+    return tensor

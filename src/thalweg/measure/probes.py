@@ -1,0 +1,259 @@
+"""What can be measured at a step of training: probes, by name.
+
+A probe names its columns and gives their values from a `Moment`. One of your own is a function:
+
+Example:
+    >>> @probe("largest_parameter", ["largest_parameter"])
+    ... def largest_parameter(moment):
+    ...     return {"largest_parameter": float(moment.theta.abs().max())}
+    >>> probes.pop("largest_parameter").columns
+    ('largest_parameter',)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from thalweg.errors import invalid
+from thalweg.measure.step_state import Moment
+from thalweg.registry import probes
+
+Value = float | Sequence[float] | None
+Measure = Callable[[Moment], Mapping[str, Value]]
+
+# Of how many parameters theta itself is written down: a plane or a toy, not a network.
+SHOWN_PARAMETERS = 8
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Something measured at a step: a name, the columns it fills, and how.
+
+    `needs_gradient`: it uses the full gradient. That is then computed first, so that the loss comes
+    with it and the subspace's error is measured by it.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    measure: Measure
+    vectors: tuple[str, ...] = ()
+    needs_gradient: bool = False
+
+
+def fit(
+    kind: str,
+    name: str,
+    measure: Measure,
+    columns: Sequence[str] = (),
+    *,
+    vectors: Sequence[str] = (),
+    needs_gradient: bool = False,
+) -> Probe:
+    """The probe that a function is registered as; without columns it fills the one of its name.
+
+    Raises:
+        InvalidInput: one of the columns is another probe's.
+    """
+    columns = tuple(columns) or (name,)
+    taken = {column for other in probes.values() for column in other.columns}
+    if clash := taken.intersection(columns):
+        raise invalid(f"columns of {kind} {name}", sorted(clash), "names no other probe fills")
+    return Probe(name, columns, measure, tuple(vectors), needs_gradient)
+
+
+def probe(
+    name: str,
+    columns: Sequence[str] = (),
+    *,
+    vectors: Sequence[str] = (),
+    needs_gradient: bool = False,
+) -> Callable[[Measure], Measure]:
+    """Decorator that registers a function of a `Moment` as a probe; also `@register.probe(...)`.
+
+    Args:
+        name: what a spec calls it.
+        columns: what it fills, by default one column of its name; not filled at a step means not
+            measured.
+        vectors: those of the columns that hold a list of numbers.
+        needs_gradient: whether it uses the full gradient.
+
+    Raises:
+        InvalidInput: the name, or one of the columns, is taken.
+    """
+    return probes.register(name, columns=columns, vectors=vectors, needs_gradient=needs_gradient)
+
+
+@probe("loss", ["loss"])
+def loss(moment: Moment) -> Mapping[str, Value]:
+    """Full training loss."""
+    return {"loss": moment.loss}
+
+
+@probe("test", ["test_loss", "test_accuracy"])
+def test(moment: Moment) -> Mapping[str, Value]:
+    """Loss and accuracy on held-out data."""
+    if moment.evaluate_test is None:
+        return {}
+    value, accuracy = moment.evaluate_test(moment.theta)
+    return {"test_loss": value, "test_accuracy": accuracy}
+
+
+@probe("minibatch_loss", ["minibatch_loss"])
+def minibatch_loss(moment: Moment) -> Mapping[str, Value]:
+    """Loss of the step's mini-batch."""
+    return {"minibatch_loss": moment.minibatch_loss}
+
+
+@probe("sharpness", ["sharpness", "lr_sharpness", "eigenvalues"], vectors=["eigenvalues"])
+def sharpness(moment: Moment) -> Mapping[str, Value]:
+    """Tracked eigenvalues, lambda_1 and lr * lambda_1 (2 is the edge of stability of plain GD)."""
+    eigenvalues = moment.subspace.eigenvalues.tolist()
+    return {
+        "sharpness": eigenvalues[0],
+        "lr_sharpness": moment.learning_rate * eigenvalues[0],
+        "eigenvalues": eigenvalues,
+    }
+
+
+@probe(
+    "solved_eigenvalues",
+    ["solved_eigenvalues", "solved_residuals"],
+    vectors=["solved_eigenvalues", "solved_residuals"],
+)
+def solved_eigenvalues(moment: Moment) -> Mapping[str, Value]:
+    """The top 2k eigenvalues, solved from scratch, with their residuals."""
+    if moment.solve is None:
+        return {}
+    k = moment.subspace.k if moment.k is None else moment.k
+    solved = moment.solve(moment.theta, 2 * k)
+    residuals = [] if solved.residuals is None else solved.residuals.tolist()
+    return {"solved_eigenvalues": solved.eigenvalues.tolist(), "solved_residuals": residuals}
+
+
+@probe("alignment_gradient", ["alignment_gradient"], needs_gradient=True)
+def alignment_gradient(moment: Moment) -> Mapping[str, Value]:
+    """chi_k of the gradient of the full training loss."""
+    return {"alignment_gradient": _alignment(moment, moment.gradient)}
+
+
+@probe("alignment_minibatch", ["alignment_minibatch"])
+def alignment_minibatch(moment: Moment) -> Mapping[str, Value]:
+    """chi_k of the gradient of the step's mini-batch."""
+    return {"alignment_minibatch": _alignment(moment, moment.minibatch_gradient)}
+
+
+@probe("alignment_update", ["alignment_proposed", "alignment_update"])
+def alignment_update(moment: Moment) -> Mapping[str, Value]:
+    """chi_k of the update that the optimizer proposed, and of the one that was made.
+
+    After a split the second is 1 or 0 by construction.
+    """
+    return {
+        "alignment_proposed": _alignment(moment, moment.proposed),
+        "alignment_update": _alignment(moment, moment.update),
+    }
+
+
+@probe(
+    "norms",
+    [
+        f"{vector}_norm_{part}"
+        for vector in ("gradient", "proposed", "update")
+        for part in ("dominant", "bulk")
+    ],
+    needs_gradient=True,
+)
+def norms(moment: Moment) -> Mapping[str, Value]:
+    """Norms of both parts of the full gradient, of the proposed update and of the update made."""
+    row: dict[str, Value] = {}
+    vectors = {"gradient": moment.gradient, "proposed": moment.proposed, "update": moment.update}
+    for name, vector in vectors.items():
+        if vector is not None:
+            dominant, bulk = moment.parts(vector)
+            row[f"{name}_norm_dominant"] = float(dominant.norm())
+            row[f"{name}_norm_bulk"] = float(bulk.norm())
+    return row
+
+
+@probe("displacement", ["displacement_dominant", "displacement_bulk"])
+def displacement(moment: Moment) -> Mapping[str, Value]:
+    """Norms of both parts of theta_t - theta at the branch point, split on S_k there."""
+    if moment.branch_point is None:
+        return {}
+    dominant, bulk = moment.branch_point.subspace.split(moment.theta - moment.branch_point.theta)
+    return {
+        "displacement_dominant": float(dominant.norm()),
+        "displacement_bulk": float(bulk.norm()),
+    }
+
+
+@probe(
+    "effective_learning_rates",
+    [
+        "lr_numerator_dominant",
+        "lr_denominator_dominant",
+        "lr_numerator_bulk",
+        "lr_denominator_bulk",
+    ],
+    needs_gradient=True,
+)
+def effective_learning_rates(moment: Moment) -> Mapping[str, Value]:
+    """Numerators and denominators of the effective learning rates of the proposed update.
+
+    For a part Q: -<Q delta, Q g> / norm(Q g)^2, as a ratio of sums over a window, since the mean of
+    ratios is ruled by steps with a small denominator. In float64.
+
+    Source: Song, Ahn, Yun 2025 (arXiv 2405.16002), section 6.
+    """
+    if moment.proposed is None:
+        return {}
+    row: dict[str, Value] = {}
+    pairs = zip(moment.parts(moment.proposed), moment.parts(moment.gradient), strict=True)
+    for name, (update, gradient) in zip(("dominant", "bulk"), pairs, strict=True):
+        update, gradient = update.double(), gradient.double()
+        row[f"lr_numerator_{name}"] = -float(update @ gradient)
+        row[f"lr_denominator_{name}"] = float(gradient @ gradient)
+    return row
+
+
+@probe("overlap", ["overlap_branch_point"])
+def overlap(moment: Moment) -> Mapping[str, Value]:
+    """Mean squared cosine of S_k with S_k at the branch point."""
+    if moment.branch_point is None:
+        return {}
+    return {"overlap_branch_point": moment.subspace.overlap(moment.branch_point.subspace)}
+
+
+@probe("subspace_cost", ["subspace_error", "subspace_gradients", "next_eigenvalue"])
+def subspace_cost(moment: Moment) -> Mapping[str, Value]:
+    """The tracker's own error estimate at this step, its cost a step, and lambda_{k+1}.
+
+    The cost is counted in full gradients and averaged over the steps since the last row, renewals
+    included; lambda_{k+1} is a bound from below, as of when it was last looked at.
+    """
+    _ = moment.subspace
+    report = moment.source.report
+    gradients = (moment.gradients_before + report.gradients) / (moment.steps_before + 1)
+    return {
+        "subspace_error": report.error,
+        "subspace_gradients": gradients,
+        "next_eigenvalue": report.next_eigenvalue,
+    }
+
+
+@probe("position", ["position"], vectors=["position"])
+def position(moment: Moment) -> Mapping[str, Value]:
+    """theta itself, of problems with at most `SHOWN_PARAMETERS` parameters."""
+    if moment.theta.numel() > SHOWN_PARAMETERS:
+        return {}
+    return {"position": moment.theta.tolist()}
+
+
+def _alignment(moment: Moment, vector: Tensor | None) -> Value:
+    if vector is None:
+        return None
+    norm = float(vector.norm())
+    return float(moment.parts(vector)[0].norm()) / norm if norm else float("nan")

@@ -1,0 +1,97 @@
+"""How near a step is to its optimizer's edge of stability, and what its own metric shows.
+
+Example:
+    >>> import torch
+    >>> from thalweg.loss.objective import Objective
+    >>> from thalweg.spectrum.subspace import Subspace
+    >>> from thalweg.tracking.source import FixedSubspace
+    >>> model, data = torch.nn.Linear(2, 1), (torch.ones(4, 2), torch.ones(4, 1))
+    >>> objective = Objective(model, torch.nn.MSELoss(), data)
+    >>> source = FixedSubspace(Subspace(torch.eye(3)[:, :1], torch.tensor([5.0])))
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> moment = Moment(0, torch.zeros(3), objective, source, 0.1, optimizer=optimizer)
+    >>> row = stability(moment)
+    >>> row["stability_threshold"], row["stability_ratio"]
+    (20.0, 0.25)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from thalweg.measure.probes import Value, probe
+from thalweg.measure.step_state import Moment
+from thalweg.optim.stability import StabilityThreshold, sam_threshold, stability_threshold
+from thalweg.tracking.wrapping import Unwrapped
+
+
+@probe("stability", ["stability_threshold", "preconditioned_sharpness", "stability_ratio"])
+def stability(moment: Moment) -> Mapping[str, Value]:
+    """The optimizer's stability threshold at the step's learning rate, and how far it is reached.
+
+    The ratio is that of the sharpness to the threshold: of lambda_1, or for Adam and RMSprop of the
+    preconditioned sharpness, that of `Moment.metric_subspace`. Where no step was made, as at the
+    last row of a run, there is no preconditioned sharpness. None: the optimizer has no threshold.
+
+    With SAM around it the threshold s of an optimizer is reached at lambda (1 + rho lambda /
+    norm(g)) = s, since on a quadratic its gradient is that of the curvature on the left: it is
+    `sam_threshold` with 2 / s in the place of lr. Not known for the adaptive variant, nor in a
+    metric.
+
+    Source: Cohen et al. 2021 (arXiv 2103.00065), 2022 (2207.14484); SAM around gradient descent:
+    Long and Bartlett 2024 (2309.12488).
+    """
+    if moment.unwrapped is None:
+        return {}
+    base = moment.unwrapped.base
+    parameters = moment.objective.layout.parameters(moment.objective.model)
+    threshold = stability_threshold(base, parameters, lr=moment.learning_rate)
+    value = _with_sam(threshold, moment.unwrapped, moment)
+    metric = moment.metric_subspace
+    preconditioned = None if metric is None else float(metric.scaled.eigenvalues[0])
+    # In a metric lambda_1 says nothing.
+    sharpness = preconditioned
+    if value is not None and not threshold.preconditioned:
+        sharpness = float(moment.subspace.eigenvalues[0])
+    ratio = None
+    if value is not None and value > 0 and sharpness is not None:
+        ratio = sharpness / value
+    return {
+        "stability_threshold": value,
+        "preconditioned_sharpness": preconditioned,
+        "stability_ratio": ratio,
+    }
+
+
+@probe(
+    "alignment_own_metric",
+    ["alignment_gradient_own_metric", "alignment_proposed_own_metric"],
+    needs_gradient=True,
+)
+def alignment_own_metric(moment: Moment) -> Mapping[str, Value]:
+    """chi_k of the full gradient and of the proposed update, in the metric of the optimizer.
+
+    With D after the step's update and W the top eigenvectors of D^-1/2 H D^-1/2 at theta_t:
+    norm(W^T D^-1/2 g) / norm(D^-1/2 g) and norm(W^T D^1/2 delta) / norm(D^1/2 delta), see
+    `MetricSubspace`. Not measured where the optimizer has no such D, or no step was made.
+
+    Source: Cohen et al. 2022 (arXiv 2207.14484) for the preconditioned Hessian.
+    """
+    metric = moment.metric_subspace
+    if metric is None or moment.proposed is None:
+        return {}
+    return {
+        "alignment_gradient_own_metric": metric.alignment_gradient(moment.gradient),
+        "alignment_proposed_own_metric": metric.alignment_update(moment.proposed),
+    }
+
+
+def _with_sam(threshold: StabilityThreshold, found: Unwrapped, moment: Moment) -> float | None:
+    """The threshold where the gradient is that of the point perturbed by SAM."""
+    value = threshold.value
+    if value is None or found.rho == 0 or math.isinf(value):
+        return value
+    if found.adaptive or threshold.preconditioned or value <= 0:
+        return None
+    return sam_threshold(float(moment.gradient.norm()), 2 / value, found.rho)

@@ -1,0 +1,158 @@
+"""Hessian = Gauss-Newton + residual: curvature of the loss seen through outputs, and the rest.
+
+With z the model's outputs, J = dz / dtheta and H_L the Hessian of the loss with respect to z:
+
+    G = mean of J^T H_L J           R = H - G = mean of sum_o (dL / dz_o) d^2 z_o / dtheta^2
+
+Source: Schraudolph 2002, "Fast curvature matrix-vector products for second-order gradient descent";
+Sagun et al. 2016 (arXiv 1611.07476) for the split of the spectrum.
+
+Example:
+    >>> import torch
+    >>> model, data = torch.nn.Linear(3, 1), (torch.randn(8, 3), torch.randn(8, 1))
+    >>> objective = Objective(model, torch.nn.MSELoss(), data)
+    >>> vector = torch.ones(4)  # a linear model has no other curvature
+    >>> torch.allclose(GaussNewton(objective) @ vector, Hessian(objective) @ vector, atol=1e-6)
+    True
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from thalweg.errors import InvalidInput
+from thalweg.loss.evaluation import Evaluation
+from thalweg.loss.multiplication import Linearization, pull_back
+from thalweg.loss.objective import Objective
+from thalweg.operators.hessian import Hessian
+from thalweg.operators.loss_operator import LossOperator
+
+
+class GaussNewton(LossOperator):
+    """G, the generalized Gauss-Newton matrix of the mean loss at theta.
+
+    Positive semidefinite where the loss is convex in the outputs. Arguments, attributes and errors
+    are those of `LossOperator`, units, dtype and device those of `Hessian`.
+
+    Raises:
+        InvalidInput: at the first product: the model returns its loss and no outputs.
+
+    Source: Schraudolph 2002. Example: see the module.
+    """
+
+    def linearize(self, evaluation: Evaluation) -> Linearization:
+        """The outputs of the chunk with their graph, and the loss as a function of them."""
+        if not evaluation.outputs:
+            raise InvalidInput(
+                "GaussNewton: the model returns a loss and no outputs; let it return an object with"
+                " .loss and .logits, or give the loss apart"
+            )
+        gradient = self.objective.gradient_of(evaluation, retain_graph=True)
+        return _OutputGraph.of(evaluation, gradient)
+
+
+class ResidualHessian:
+    """R = H - G, the curvature of the outputs weighted by the residuals; also "functional" Hessian.
+
+    Arguments and errors are those of `Hessian` and `GaussNewton`; a product costs both. Not
+    definite in general.
+
+    Raises:
+        InvalidInput: theta does not fit; the model returns its loss and no outputs.
+
+    Source: Sagun et al. 2016 (arXiv 1611.07476).
+
+    Example:
+        >>> model, data = torch.nn.Linear(3, 1), (torch.randn(8, 3), torch.randn(8, 1))
+        >>> residual = ResidualHessian(Objective(model, torch.nn.MSELoss(), data))
+        >>> float((residual @ torch.ones(4)).norm()) < 1e-5  # of a linear model
+        True
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        theta: Tensor | None = None,
+        samples: Tensor | None = None,
+        *,
+        keep_graph: bool = False,
+    ) -> None:
+        theta = objective.theta() if theta is None else theta
+        self.hessian = Hessian(objective, theta, samples, keep_graph=keep_graph)
+        self.gauss_newton = GaussNewton(objective, theta, samples, keep_graph=keep_graph)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(P, P)."""
+        return self.hessian.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the parameters."""
+        return self.hessian.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the parameters."""
+        return self.hessian.device
+
+    @property
+    def products(self) -> int:
+        """How many vectors were multiplied."""
+        return self.hessian.products
+
+    @property
+    def gradient(self) -> Tensor:
+        """The gradient at theta (P,): see `LossOperator`."""
+        return self.hessian.gradient
+
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        """R v for (P,), or R V for the columns of (P, k)."""
+        return self.hessian @ vectors - self.gauss_newton @ vectors
+
+
+@dataclass(frozen=True)
+class _OutputGraph:
+    """The outputs z of a chunk, J^T w as a function of a dummy w, and dL / dz as one of z.
+
+    J v is then the derivative of J^T w by w, along v: two backward passes for one forward
+    derivative, but right for every layer that can be differentiated twice (J. Townsend 2017,
+    "A new trick for calculating Jacobian vector products").
+    """
+
+    share: float
+    samples: int
+    leaves: tuple[Tensor, ...]
+    gradient: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    loss_gradient: tuple[Tensor, ...]
+    dummies: tuple[Tensor, ...]
+    pulled_back: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, evaluation: Evaluation, gradient: tuple[Tensor, ...]) -> _OutputGraph:
+        share, samples, leaves, outputs, loss = evaluation
+        loss_gradient = pull_back(
+            [loss], outputs, [torch.ones_like(loss)], vectorized=False, create_graph=True
+        )
+        dummies = tuple(torch.zeros_like(z, requires_grad=True) for z in outputs)
+        pulled_back = pull_back(outputs, leaves, dummies, vectorized=False, create_graph=True)
+        return cls(
+            share,
+            samples,
+            leaves,
+            gradient,
+            outputs,
+            tuple(loss_gradient),
+            dummies,
+            tuple(pulled_back),
+        )
+
+    def multiply(self, vectors: Sequence[Tensor], *, vectorized: bool) -> list[Tensor]:
+        moved = pull_back(self.pulled_back, self.dummies, vectors, vectorized=vectorized)
+        curved = pull_back(self.loss_gradient, self.outputs, moved, vectorized=vectorized)
+        return pull_back(self.outputs, self.leaves, curved, vectorized=vectorized)

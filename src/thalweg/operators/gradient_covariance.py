@@ -1,0 +1,121 @@
+"""Covariance of the gradients of single samples, or of mini-batches: the noise of SGD.
+
+C = mean over i of (g_i - g)(g_i - g)^T, where g_i is the gradient of sample (or batch) i and g
+their mean, with the weights that the loss gives them. A product needs two passes over the gradients
+as a linear map, and none of them is ever stored.
+
+Example:
+    >>> import torch
+    >>> model, data = torch.nn.Linear(3, 1), (torch.randn(8, 3), torch.randn(8, 1))
+    >>> covariance = GradientCovariance(Objective(model, torch.nn.MSELoss(), data))
+    >>> (covariance @ torch.ones(4)).shape
+    torch.Size([4])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from thalweg.errors import Diverged, invalid
+from thalweg.loss.evaluation import Evaluation
+from thalweg.loss.guards.finiteness import all_finite
+from thalweg.loss.multiplication import Linearization, pull_back
+from thalweg.loss.objective import Objective
+from thalweg.operators.loss_operator import LossOperator
+from thalweg.operators.symmetric import rows_of
+
+
+class GradientCovariance(LossOperator):
+    """C, the covariance of the gradients of samples or of batches at theta.
+
+    Args:
+        objective: the loss, a mean over samples.
+        theta: the point (P,); None for the model's parameters as they are now (copied).
+        samples: indices of the samples, int64 (n,); None for all.
+        batch_size: b; 1 for the gradients of single samples. Otherwise those of the mean loss over
+            the first b samples, the next b, and so on.
+        centered: subtract the mean gradient; False for the second moment.
+        keep_graph: keep the graphs of all chunks between products.
+
+    Attributes:
+        products: how many vectors were multiplied.
+        gradient: the mean gradient at theta (P,), known after the first product.
+
+    Raises:
+        InvalidInput: a batch size that does not divide the number of samples.
+
+    In units of the loss squared over theta squared; positive semidefinite; dtype and device are
+    those of the parameters. Example: see the module.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        theta: Tensor | None = None,
+        samples: Tensor | None = None,
+        *,
+        batch_size: int = 1,
+        centered: bool = True,
+        keep_graph: bool = False,
+    ) -> None:
+        super().__init__(objective, theta, samples, keep_graph=keep_graph)
+        count = objective.num_samples if samples is None else len(samples)
+        if batch_size < 1 or count % batch_size:
+            raise invalid("batch_size", batch_size, f"a divisor of the {count} samples")
+        self.batch_size = batch_size
+        self.centered = centered
+
+    def thinned(self, share: float, generator: torch.Generator) -> Self | None:
+        """See `LossOperator`; None where batches are the samples: a part of them is no batch."""
+        return super().thinned(share, generator) if self.batch_size == 1 else None
+
+    def evaluations(self) -> Iterator[Evaluation]:
+        """The losses of each chunk's samples, or batches, with their graph."""
+        return self.objective.evaluations_of_each(self.theta, self.samples, self.batch_size)
+
+    def linearize(self, evaluation: Evaluation) -> Linearization:
+        """The losses of the chunk as a function of the parameters: the Jacobian has rows g_i."""
+        gradient = self.objective.gradient_of(evaluation, retain_graph=True)
+        return _LossesGraph.of(evaluation, gradient)
+
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        """C v for (P,), or C V for the columns of (P, k). See `LossOperator`."""
+        moment = super().__matmul__(vectors)
+        if not self.centered:
+            return moment
+        rows = rows_of(vectors, self)
+        mean_part = torch.outer(self.gradient, rows @ self.gradient)
+        result = moment - (mean_part[:, 0] if vectors.dim() == 1 else mean_part)
+        if not all_finite(result):
+            raise Diverged("a product with the GradientCovariance is NaN or infinite")
+        return result
+
+
+@dataclass(frozen=True)
+class _LossesGraph:
+    """Losses l (n,) and weights (n,) of a chunk's samples; J^T w as a function of a dummy w."""
+
+    share: float
+    samples: int
+    leaves: tuple[Tensor, ...]
+    gradient: tuple[Tensor, ...]
+    losses: Tensor
+    weights: Tensor
+    dummy: Tensor
+    pulled_back: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, evaluation: Evaluation, gradient: tuple[Tensor, ...]) -> _LossesGraph:
+        share, samples, leaves, (losses, weights), _ = evaluation
+        dummy = torch.zeros_like(losses, requires_grad=True)
+        pulled_back = pull_back([losses], leaves, [dummy], vectorized=False, create_graph=True)
+        return cls(share, samples, leaves, gradient, losses, weights, dummy, tuple(pulled_back))
+
+    def multiply(self, vectors: Sequence[Tensor], *, vectorized: bool) -> list[Tensor]:
+        (along,) = pull_back(self.pulled_back, [self.dummy], vectors, vectorized=vectorized)
+        return pull_back([self.losses], self.leaves, [along * self.weights], vectorized=vectorized)

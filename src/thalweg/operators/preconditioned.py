@@ -1,0 +1,89 @@
+"""Curvature in the metric of an optimizer: D^-1/2 A D^-1/2 for a positive diagonal D, as Adam's.
+
+With W the top eigenvectors of D^-1/2 A D^-1/2, orthonormal in the scaled space, the projections on
+the dominant subspace are
+
+    of an update delta:  D^-1/2 W W^T D^1/2 delta       of a gradient g:  D^1/2 W W^T D^-1/2 g
+
+and <delta, g> = <dominant delta, dominant g> + <bulk delta, bulk g>: the split is orthogonal in the
+metric.
+
+Source: Cohen et al. 2022 (arXiv 2207.14484) for the preconditioned Hessian of adaptive methods.
+
+Example:
+    >>> import torch
+    >>> from thalweg.operators.symmetric import DenseOperator
+    >>> operator = DenseOperator(torch.diag(torch.tensor([4.0, 9.0])))
+    >>> (Preconditioned(operator, torch.full((2,), 4.0)) @ torch.ones(2)).tolist()
+    [1.0, 2.25]
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from thalweg.errors import invalid
+from thalweg.operators.symmetric import OperatorAround, SymmetricOperator, rows_of
+
+
+class Preconditioned(OperatorAround):
+    """D^-1/2 (A + s I) D^-1/2 of any symmetric operator A and a positive diagonal D.
+
+    Args:
+        operator: A.
+        diagonal: D, (P,), such as sqrt(v) + eps of Adam.
+        shift: s, such as a weight decay that is added to the gradient.
+
+    Raises:
+        InvalidInput: another shape or device than the operator's; an element that is not positive
+            or not finite.
+
+    In units of A over those of D, in the dtype of A. Source and example: see the module.
+    """
+
+    def __init__(
+        self, operator: SymmetricOperator, diagonal: Tensor, *, shift: float = 0.0
+    ) -> None:
+        self.operator = operator
+        self.shift = shift
+        self._scale = _inverse_root(diagonal, operator).to(operator.dtype)
+
+    @property
+    def gradient(self) -> Tensor | None:
+        """D^-1/2 g of the operator's gradient g; None where it has none."""
+        gradient = getattr(self.operator, "gradient", None)
+        return None if gradient is None else self._scale * gradient
+
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        """The product with (P,) or the columns of (P, k); errors are those of A."""
+        scale = self._scale
+        scaled = rows_of(vectors, self).mul(scale).T
+        image = self.operator @ scaled
+        if self.shift:
+            image = image + self.shift * scaled
+        image = scale[:, None] * image
+        return image[:, 0] if vectors.dim() == 1 else image
+
+
+def _inverse_root(diagonal: Tensor, operator: SymmetricOperator) -> Tensor:
+    refuse_unfit_diagonal(diagonal, operator.shape[0], operator.device)
+    return diagonal.rsqrt()
+
+
+def refuse_unfit_diagonal(diagonal: Tensor, size: int, device: torch.device) -> None:
+    """Refuse a diagonal (P,) that is no metric.
+
+    Raises:
+        InvalidInput: another shape or device, or an element that is not positive and finite.
+    """
+    if diagonal.shape != (size,):
+        raise invalid("diagonal", tuple(diagonal.shape), f"({size},)")
+    if diagonal.device != device:
+        raise invalid("diagonal", f"on {diagonal.device}", f"on {device}, like the operator")
+    # `not >` is true of NaN as well.
+    unfit = torch.nonzero(~((diagonal > 0) & torch.isfinite(diagonal)))
+    if len(unfit):
+        index = int(unfit[0])
+        given = f"{float(diagonal[index]):g} at {index}"
+        raise invalid("diagonal", given, "positive finite numbers", "add the optimizer's eps")

@@ -1,0 +1,155 @@
+"""Named blocks of parameters, and an operator restricted to one of them.
+
+A block is a set of parameters told by their names: shell patterns for each block, of which the
+first that matches decides. `TRANSFORMER_BLOCKS` knows the usual names of the parts of Transformers.
+
+Source of the blocks: Wang et al. 2025, "The sharpness disparity principle in Transformers" (arXiv
+2502.19002); query and key are one block, value and output another.
+
+Example:
+    >>> names = ["wte.weight", "h.0.attn.q_attn.weight", "h.0.attn.c_proj.weight", "ln_f.weight"]
+    >>> list(blocks_of(names))
+    ['embedding', 'query_key', 'value_output', 'norm']
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from thalweg.errors import InvalidInput, invalid
+from thalweg.loss.layout import ParameterLayout
+from thalweg.operators.symmetric import OperatorAround, SymmetricOperator, rows_of
+
+# In the order in which they are tried: what is norm or position by its name is that everywhere.
+_PATTERNS: Mapping[str, tuple[str, ...]] = {
+    "norm": ("*norm*", "*ln_*", "*.ln?.*"),
+    "position": ("*position*", "*wpe*", "*pos_emb*"),
+    "head": ("head.*", "*.head.*", "*lm_head*", "*embed_out*"),
+    "embedding": ("*embed*", "*wte*"),
+    "query_key": ("*.query.*", "*.key.*", "*q_proj*", "*k_proj*", "*q_attn*", "*k_attn*"),
+    "value_output": (
+        "*.value.*",
+        "*v_proj*",
+        "*v_attn*",
+        "*attention.output.*",
+        "*attn.c_proj*",
+        "*o_proj*",
+        "*out_proj*",
+    ),
+    "feed_forward": ("*feed_forward*", "*mlp*", "*ffn*", "*.fc?.*", "*intermediate*", "*.output.*"),
+}
+
+TRANSFORMER_BLOCKS: Mapping[str, tuple[str, ...]] = MappingProxyType(_PATTERNS)
+"""Patterns of the blocks of a Transformer, after the names in common libraries.
+
+Norms, position embeddings, output head, token embedding, query and key, value and attention's
+output, feed-forward. A head tied to the embedding is the embedding. Query, key and value in one map
+(`c_attn`, `in_proj_weight`) belong to several blocks, and so to none.
+"""
+
+
+def blocks_of(
+    names: Iterable[str], blocks: Mapping[str, Sequence[str]] = TRANSFORMER_BLOCKS
+) -> dict[str, tuple[str, ...]]:
+    """The names in each block, blocks and names in the order of the names.
+
+    Args:
+        names: of parameters, as in `model.named_parameters()`.
+        blocks: shell patterns by block, tried in their order, on the name as it is and in lower
+            case; the first that matches decides.
+
+    Returns:
+        Blocks without a parameter are left out, as are names that no pattern matches.
+
+    Raises:
+        InvalidInput: no name matches.
+
+    Example: see the module.
+    """
+    found: dict[str, list[str]] = {}
+    names = list(names)
+    for name in names:
+        block = _block_of(name, blocks)
+        if block is not None:
+            found.setdefault(block, []).append(name)
+    if not found:
+        raise InvalidInput(
+            f"blocks: none of {', '.join(blocks)} matches a parameter, of which the first are "
+            f"{', '.join(names[:4])}; give patterns of these names"
+        )
+    return {block: tuple(members) for block, members in found.items()}
+
+
+def _block_of(name: str, blocks: Mapping[str, Sequence[str]]) -> str | None:
+    for block, patterns in blocks.items():
+        for pattern in patterns:
+            if fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name.lower(), pattern):
+                return block
+    return None
+
+
+def coordinates(layout: ParameterLayout, names: Iterable[str]) -> Tensor:
+    """The places in theta (P,) of the parameters of these names, int64 (p,), in order.
+
+    Raises:
+        InvalidInput: a name is not in the layout, or there is none.
+    """
+    wanted = set(names)
+    unknown = wanted.difference(layout.names)
+    if unknown or not wanted:
+        raise invalid(
+            "names", sorted(unknown), "names of parameters in theta: " + ", ".join(layout.names)
+        )
+    ranges = torch.arange(layout.num_parameters).split(layout.sizes)
+    kept = [part for name, part in zip(layout.names, ranges, strict=True) if name in wanted]
+    return torch.cat(kept)
+
+
+class Restricted(OperatorAround):
+    """The rows and columns of a symmetric operator at some coordinates: a block of its diagonal.
+
+    A product costs one with the whole operator, which several restrictions can share: its graph is
+    built once.
+
+    Args:
+        operator: A, (P, P).
+        indices: distinct coordinates, int64 (p,), such as `coordinates` gives.
+
+    Raises:
+        InvalidInput: coordinates out of range or given twice, or none.
+
+    In the units, the dtype and on the device of A.
+
+    Example:
+        >>> from thalweg.operators.symmetric import DenseOperator
+        >>> whole = DenseOperator(torch.tensor([[1.0, 2.0, 3.0], [2.0, 4.0, 5.0], [3.0, 5.0, 6.0]]))
+        >>> (Restricted(whole, torch.tensor([0, 2])) @ torch.tensor([1.0, 0.0])).tolist()
+        [1.0, 3.0]
+    """
+
+    def __init__(self, operator: SymmetricOperator, indices: Tensor) -> None:
+        size = operator.shape[0]
+        in_range = len(indices) > 0 and int(indices.min()) >= 0 and int(indices.max()) < size
+        if not in_range or len(indices.unique()) < len(indices):
+            allowed = f"at least one distinct integer from 0 to {size - 1}"
+            raise invalid("indices", f"{len(indices)} of them", allowed)
+        self.operator = operator
+        self.indices = indices.to(operator.device)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(p, p)."""
+        return len(self.indices), len(self.indices)
+
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        """The product with (p,) or the columns of (p, k); errors are those of A."""
+        rows = rows_of(vectors, self)
+        whole = rows.new_zeros(len(rows), self.operator.shape[0])
+        whole[:, self.indices] = rows
+        image = (self.operator @ whole.T)[self.indices]
+        return image[:, 0] if vectors.dim() == 1 else image

@@ -1,0 +1,181 @@
+"""Protocol of a symmetric operator: what solvers need of a matrix that is never formed.
+
+Example:
+    >>> import torch
+    >>> DenseOperator(torch.eye(2)) @ torch.ones(2)
+    tensor([1., 1.])
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from thalweg.errors import invalid
+from thalweg.loss.objective import Objective
+
+
+class SymmetricOperator(Protocol):
+    """What an eigensolver needs of a matrix A: any class with these members will do.
+
+    Example:
+        >>> class Doubling:
+        ...     shape, dtype, device = (3, 3), torch.float32, torch.device("cpu")
+        ...
+        ...     def __matmul__(self, vectors):
+        ...         return 2 * vectors
+        >>> from thalweg.spectrum.eigensolver import top_eigenpairs
+        >>> top_eigenpairs(Doubling(), k=1).eigenvalues.tolist()
+        [2.0]
+    """
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(P, P)."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the vectors it takes and gives."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the vectors it takes and gives."""
+        ...
+
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        """A v for (P,), or A V for the columns of (P, b), a tensor of the same shape.
+
+        It must be linear and symmetric; solvers notice one that is not.
+        """
+        ...
+
+
+class OperatorAt(Protocol):
+    """Builds a symmetric operator of a loss at theta (P,), over some samples or all.
+
+    What a `SubspaceTracker` follows: the class of an operator, or a function with its arguments.
+
+    Example:
+        >>> def halved(objective, theta=None, samples=None, *, keep_graph=False):
+        ...     from thalweg.operators import Hessian, Preconditioned
+        ...
+        ...     hessian = Hessian(objective, theta, samples, keep_graph=keep_graph)
+        ...     return Preconditioned(hessian, torch.full((hessian.shape[0],), 2.0))
+        >>> from thalweg.tracking.tracker import SubspaceTracker
+        >>> data = (torch.randn(8, 3), torch.randn(8, 1))
+        >>> objective = Objective(torch.nn.Linear(3, 1), torch.nn.MSELoss(), data)
+        >>> SubspaceTracker(objective, k=1, operator=halved).update().k
+        1
+    """
+
+    def __call__(
+        self,
+        objective: Objective,
+        theta: Tensor | None = None,
+        samples: Tensor | None = None,
+        *,
+        keep_graph: bool = False,
+    ) -> SymmetricOperator:
+        """The operator (P, P).
+
+        Args:
+            objective: the loss.
+            theta: the point (P,); None for the model's parameters as they are.
+            samples: indices of the samples to average over, int64 (n,); None for all.
+            keep_graph: many products will follow one another.
+        """
+        ...
+
+
+class OperatorAround:
+    """What an operator made of another has from it: shape, dtype and device.
+
+    Attributes:
+        operator: the one inside.
+    """
+
+    operator: SymmetricOperator
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(P, P) of the operator inside."""
+        return self.operator.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the operator inside."""
+        return self.operator.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the operator inside."""
+        return self.operator.device
+
+
+class DenseOperator:
+    """A symmetric matrix as an operator: for tests, and for what is small enough to write down.
+
+    Args:
+        matrix: (P, P), symmetric, of a floating-point dtype. (That it is symmetric is not checked
+            here; an eigensolver notices.)
+
+    Attributes:
+        products: how many vectors were multiplied.
+
+    Raises:
+        InvalidInput: the matrix is not square.
+
+    Example:
+        >>> (DenseOperator(torch.diag(torch.tensor([3.0, 1.0]))) @ torch.ones(2)).tolist()
+        [3.0, 1.0]
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:
+            raise invalid("matrix", tuple(matrix.shape), "a square shape (P, P)")
+        self.matrix = matrix
+        self.products = 0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(P, P)."""
+        return self.matrix.shape[0], self.matrix.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the matrix."""
+        return self.matrix.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the matrix."""
+        return self.matrix.device
+
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        """The product with (P,) or the columns of (P, k).
+
+        Raises:
+            InvalidInput: the first dimension is not P, or another device than the matrix's.
+        """
+        rows_of(vectors, self)
+        self.products += 1 if vectors.dim() == 1 else vectors.shape[1]
+        return self.matrix @ vectors
+
+
+def rows_of(vectors: Tensor, operator: SymmetricOperator) -> Tensor:
+    """A vector (P,) or the columns of (P, k) as contiguous rows, fit for the operator.
+
+    Raises:
+        InvalidInput: another shape, or another device than the operator's.
+    """
+    size = operator.shape[0]
+    if vectors.dim() not in (1, 2) or vectors.shape[0] != size:
+        raise invalid("vector", tuple(vectors.shape), f"(P,) or (P, k) with P={size}")
+    if vectors.device != operator.device:
+        raise invalid("vector", f"on {vectors.device}", f"on {operator.device}, like the operator")
+    rows = vectors.reshape(1, -1) if vectors.dim() == 1 else vectors.T
+    return rows.contiguous()

@@ -1,0 +1,1 @@
+"""Models, and the settings from which a spec builds them."""

@@ -1,0 +1,282 @@
+"""Eigenpairs of a symmetric operator from scratch: the largest, the smallest, or a band of them.
+
+Block Krylov iteration with Rayleigh-Ritz and thick restart. How it differs from the textbook
+Lanczos (Wu and Simon 2000, "Thick-restart Lanczos method for large symmetric eigenvalue problems"):
+
+1. The projected matrix is computed, not assumed tridiagonal, and the products A V are kept. So a
+   residual is a difference of actual products, never a recurrence, and an operator that is not
+   symmetric is noticed.
+2. Full reorthogonalization, twice: copies of converged eigenvalues cannot appear.
+3. One random start vector cannot see repeated eigenvalues. Before the result is accepted, a fresh
+   random direction is iterated beside what was found (`check_repeated`), again and again while
+   that brings in another copy. From then on the space grows by the residual of the worst pair.
+   Curvature of a loss is asked over few samples first, which saves 4 products of 23: see
+   `hidden_copies.py`.
+4. Everything stays in torch on the operator's device. Through SciPy's ARPACK the same products
+   took three times as long: copies, float64 round trips and a second thread pool.
+
+Example:
+    >>> import torch
+    >>> from thalweg.operators.symmetric import DenseOperator
+    >>> operator = DenseOperator(torch.diag(torch.tensor([3.0, 1.0, -4.0, 2.0])))
+    >>> space = top_eigenpairs(operator, 2)
+    >>> [round(value, 4) for value in space.eigenvalues.tolist()], space.converged
+    ([3.0, 2.0], True)
+    >>> space = eigenpairs(operator, 2, which="magnitude")
+    >>> [round(value, 4) for value in space.eigenvalues.tolist()]
+    [3.0, -4.0]
+    >>> space = eigenpairs(operator, band=(1, 3))
+    >>> [round(value, 4) for value in space.eigenvalues.tolist()]
+    [2.0, 1.0]
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from thalweg.errors import invalid, unknown_name
+from thalweg.linalg import orthonormalize
+from thalweg.loss.guards.precision import full_precision
+from thalweg.operators.symmetric import SymmetricOperator
+from thalweg.spectrum.krylov import WANTED, Krylov, Ritz, Which, random_vector
+from thalweg.spectrum.multiplicity import few_samples_see_none
+from thalweg.spectrum.subspace import Subspace
+
+
+class NotConverged(UserWarning):
+    """An eigensolve stopped at its limit of products before the residuals met the tolerance.
+
+    Its result comes all the same, with `converged` False and the residuals that were reached.
+
+    Example:
+        >>> import warnings
+        >>> warnings.simplefilter("error", NotConverged)  # stop, where that will not do
+    """
+
+
+def top_eigenpairs(
+    operator: SymmetricOperator,
+    k: int,
+    *,
+    tolerance: float = 1e-3,
+    max_products: int | None = None,
+    basis_size: int | None = None,
+    start: Tensor | None = None,
+    seed: int = 0,
+    check_repeated: int = 4,
+) -> Subspace:
+    """The k algebraically largest eigenvalues of a symmetric operator with their eigenvectors.
+
+    `eigenpairs` with `which="largest"`: arguments, errors and warnings are described there.
+
+    Example:
+        >>> from thalweg.operators.symmetric import DenseOperator
+        >>> top_eigenpairs(DenseOperator(torch.diag(torch.tensor([1.0, 4.0]))), 1).eigenvalues
+        tensor([4.])
+    """
+    return _solve(
+        operator,
+        "largest",
+        _positions(operator, k, None),
+        tolerance=tolerance,
+        max_products=max_products,
+        basis_size=basis_size,
+        start=start,
+        seed=seed,
+        check_repeated=check_repeated,
+    )
+
+
+def eigenpairs(
+    operator: SymmetricOperator,
+    k: int | None = None,
+    *,
+    which: Which = "largest",
+    band: tuple[int, int] | None = None,
+    tolerance: float = 1e-3,
+    max_products: int | None = None,
+    basis_size: int | None = None,
+    start: Tensor | None = None,
+    seed: int = 0,
+    check_repeated: int = 4,
+) -> Subspace:
+    """Some eigenvalues of a symmetric operator with their eigenvectors: the first k, or a band.
+
+    Args:
+        operator: anything with `shape`, `dtype`, `device` and `@` on a block (P, b).
+        k: how many, 1 <= k <= P.
+        which: the order of the eigenvalues: "largest" counts from lambda_1 down, "smallest" from
+            lambda_P up, "magnitude" by absolute value down. (In `scipy.sparse.linalg.eigsh`:
+            "LA", "SA", "LM".)
+        band: (i, j) in place of k, 0 <= i < j <= P: those from position i to before position j of
+            that order, counted from 0. It costs what the first j cost: it is found with them.
+        tolerance: largest accepted norm(A u - lambda u) / abs(lambda) over the first k or j pairs,
+            lambda in the divisor being the first of the order: lambda_1 for "largest", lambda_P
+            for "smallest", that of size norm(A) for "magnitude". Where abs(lambda) is below
+            norm(A) / 100, as for the smallest of a semidefinite matrix, this takes its place.
+        max_products: give up after so many products, >= k; default max(20 k, 200). For a band,
+            here and below, k is j.
+        basis_size: vectors kept before a restart, at least k + 2; default 2 k + 20, at most P.
+            Memory is twice this many vectors.
+        start: one vector (P,) or a block (P, b) to start from, on the operator's device; a block
+            of b vectors makes every round b products. Default: one random vector from `seed`.
+        seed: of the start and of the check.
+        check_repeated: products spent on a fresh random direction before the result is accepted,
+            so that a repeated eigenvalue is not missed; over a sixteenth of the samples first,
+            where the operator has samples, and over all where those show a reason. It is a
+            chance, not a proof: with 4 a copy was missed in about one of 2,000 random matrices of
+            few, highly repeated eigenvalues; where multiplicities matter, take 10 or more. 0
+            leaves the check out. (A start block of b vectors sees up to b copies without it.)
+
+    Returns:
+        A `Subspace` with residuals, the number of products, and whether it converged, in the
+        operator's dtype and on its device. Its eigenvalues, in units of the operator, descend
+        algebraically, whatever the order they were counted in.
+
+    Raises:
+        InvalidInput: k, the band, a limit or the start do not fit the operator; it is not
+            symmetric, or its products are not of the shape, dtype and device that it states.
+        Diverged: a product is NaN or infinite.
+
+    Warns:
+        NotConverged: the limit of products, or that of rounding, was reached first.
+
+    Source: Wu, Simon 2000, and what the module says of the differences. Example: see the module.
+    """
+    return _solve(
+        operator,
+        which,
+        _positions(operator, k, band),
+        tolerance=tolerance,
+        max_products=max_products,
+        basis_size=basis_size,
+        start=start,
+        seed=seed,
+        check_repeated=check_repeated,
+    )
+
+
+def _positions(
+    operator: SymmetricOperator, k: int | None, band: tuple[int, int] | None
+) -> tuple[int, int]:
+    """The positions (i, j) asked for in the order of the eigenvalues."""
+    size = operator.shape[0]
+    if operator.shape != (size, size):
+        raise invalid("operator", f"shape {tuple(operator.shape)}", "a square shape (P, P)")
+    if band is None:
+        if k is None or k not in range(1, size + 1):
+            allowed = f"an integer from 1 to the number of parameters, {size}"
+            raise invalid("k", k, allowed, "" if k is not None else "or give a band (i, j)")
+        return 0, k
+    if k is not None:
+        raise invalid("k", k, f"None beside the band {band}")
+    if not (len(band) == 2 and 0 <= band[0] < band[1] <= size):
+        raise invalid("band", band, f"(i, j) with 0 <= i < j <= {size}, the number of parameters")
+    return band
+
+
+def _solve(
+    operator: SymmetricOperator,
+    which: Which,
+    positions: tuple[int, int],
+    *,
+    tolerance: float,
+    max_products: int | None,
+    basis_size: int | None,
+    start: Tensor | None,
+    seed: int,
+    check_repeated: int,
+) -> Subspace:
+    size, (first, k) = operator.shape[0], positions
+    if which not in WANTED:
+        raise unknown_name("which", which, WANTED)
+    generator = torch.Generator().manual_seed(seed)
+    block = _start_block(operator, start, generator)
+    least = min(size, k + block.shape[1] + 1)
+    limit = max(20 * k, 200) if max_products is None else max_products
+    room = 2 * k + max(20, block.shape[1]) if basis_size is None else basis_size
+    if not tolerance > 0:
+        raise invalid("tolerance", tolerance, "a number > 0")
+    if limit < k:
+        raise invalid("max_products", max_products, f"an integer >= k = {k}")
+    if room < least:
+        raise invalid("basis_size", basis_size, f"an integer >= {least}, the result and a block")
+    if check_repeated < 0:
+        raise invalid("check_repeated", check_repeated, "an integer >= 0")
+    krylov = Krylov(operator, min(size, room), which)
+    with full_precision():
+        found = _iterate(krylov, block, k, tolerance, limit, check_repeated, generator)
+        subspace = krylov.subspace(found, first, converged=found.residual <= tolerance)
+    if not subspace.converged:
+        mend = (
+            "rounding allows no better"
+            if krylov.complete
+            else "raise max_products or the tolerance"
+        )
+        warnings.warn(
+            f"{krylov.products:g} products were not enough: residual {found.residual:.1e}, wanted"
+            f" {tolerance:.1e}; {mend}",
+            NotConverged,
+            stacklevel=3,
+        )
+    return subspace
+
+
+def _start_block(
+    operator: SymmetricOperator, start: Tensor | None, generator: torch.Generator
+) -> Tensor:
+    size = operator.shape[0]
+    if start is None:
+        return orthonormalize(random_vector(operator, generator))
+    if start.dim() not in (1, 2) or start.shape[0] != size or start.numel() == 0:
+        raise invalid("start", tuple(start.shape), f"(P,) or (P, b), P={size}, b >= 1")
+    # An empty tensor knows which device "cuda" stands for.
+    device = torch.empty(0, device=operator.device).device
+    if start.device != device:
+        raise invalid(
+            "start", f"a tensor on {start.device}", f"one on the operator's device, {device}"
+        )
+    if not bool(torch.isfinite(start).all()):
+        raise invalid("start", "NaN or infinite values", "finite ones")
+    return orthonormalize(start.detach().reshape(size, -1).to(operator.dtype))
+
+
+def _iterate(
+    krylov: Krylov,
+    block: Tensor,
+    k: int,
+    tolerance: float,
+    limit: int,
+    check_repeated: int,
+    generator: torch.Generator,
+) -> Ritz:
+    """Grow the space from `block` until the first k pairs converged, or the limit of products."""
+    checks_left = check_repeated
+    settled_at: Ritz | None = None
+    while True:
+        krylov.expand(block)
+        exact = krylov.complete or settled_at is not None
+        found = krylov.ritz(k, tolerance, exact=exact)
+        settled = found.k == k and found.residual <= tolerance
+        if settled and settled_at is not None and krylov.rose(found, settled_at, tolerance):
+            # The fresh direction brought in another copy: there may be more.
+            checks_left = check_repeated
+        done = krylov.complete or (settled and checks_left == 0) or krylov.products >= limit
+        if settled and settled_at is None and not done:
+            done = few_samples_see_none(krylov, found, check_repeated, generator)
+        if done:
+            return found if found.residuals is not None else krylov.ritz(k, tolerance, exact=True)
+        if settled and checks_left == check_repeated:
+            settled_at = found
+            block = random_vector(krylov.operator, generator)
+        elif settled or found.worst is None:
+            block = krylov.remainder()
+        else:
+            # Beside a second Krylov space the last product no longer points to what is missing.
+            block = found.worst
+        checks_left -= int(settled)
+        krylov.make_room(k, block.shape[1])
+        block = krylov.outside(block, generator)

@@ -1,0 +1,296 @@
+"""A growing orthonormal basis with its products by a symmetric operator, and Ritz pairs from it.
+
+What `eigensolver` iterates on; its documentation says how this differs from textbook Lanczos.
+
+Example:
+    >>> import torch
+    >>> from thalweg.operators.symmetric import DenseOperator
+    >>> matrix = torch.diag(torch.tensor([1.0, -3.0, 2.0]))
+    >>> krylov = Krylov(DenseOperator(matrix), room=2, which="magnitude")
+    >>> krylov.expand(torch.eye(3)[:, :2])
+    >>> krylov.ritz(2, 1e-3, exact=True).values.tolist()
+    [-3.0, 1.0]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from thalweg.errors import Diverged, invalid
+from thalweg.linalg import column_blocks, orthonormalize
+from thalweg.operators.symmetric import SymmetricOperator
+from thalweg.spectrum.subspace import Subspace
+
+Which = Literal["largest", "smallest", "magnitude"]
+"""Which eigenvalues come first: lambda_1, lambda_2, ...; lambda_P, lambda_{P-1}, ...; by size."""
+
+# The key that is largest for the eigenvalue that comes first.
+WANTED: dict[str, Callable[[Tensor], Tensor]] = {
+    "largest": lambda values: values,
+    "smallest": torch.neg,
+    "magnitude": torch.abs,
+}
+
+# What residuals are relative to is at least this part of norm(A).
+LEAST_SCALE = 0.01
+
+# How much u^T A v and v^T A u may differ, relative to norm(A). From the second product on
+# only what is gross counts, for norm(A) is not known yet and rounding weighs more.
+GROSS_ASYMMETRY = 0.1
+SLIGHT_ASYMMETRY = 1e-3
+
+
+@dataclass(frozen=True)
+class Ritz:
+    """Rayleigh-Ritz pairs, most wanted first: what is known of them without a further product.
+
+    Attributes:
+        values: (k,), float64.
+        coefficients: (m, k), the vectors in the basis of dimension m.
+        residual: the largest residual, relative to the scale that `Krylov.ritz` states.
+        residuals: (k,), all of them, from actual products; None where only estimated.
+        worst: (P, 1), the residual vector of the worst pair; None where only estimated.
+    """
+
+    values: Tensor
+    coefficients: Tensor
+    residual: float
+    residuals: Tensor | None = None
+    worst: Tensor | None = None
+
+    @property
+    def k(self) -> int:
+        """How many pairs."""
+        return len(self.values)
+
+
+class Krylov:
+    """An orthonormal basis V, its products W = A V (both as rows), and V^T A V in float64.
+
+    Args:
+        operator: A (P, P).
+        room: most vectors held at once; memory is 2 * room * P numbers.
+        which: the eigenvalues that Ritz pairs and restarts are about.
+
+    Attributes:
+        dimension: vectors in the basis.
+        products: products spent; a part of one where some samples alone were asked.
+    """
+
+    def __init__(self, operator: SymmetricOperator, room: int, which: Which) -> None:
+        size = operator.shape[0]
+        self.operator = operator
+        self.which: Which = which
+        self.basis = torch.empty(room, size, dtype=operator.dtype, device=operator.device)
+        self.images = torch.empty_like(self.basis)
+        self.projected = torch.zeros(room, room, dtype=torch.float64)
+        self.dimension = 0
+        self.last = 0
+        self.products = 0.0
+        self.norm = 0.0
+        self._remainder = torch.empty(size, 0)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the basis spans the whole space."""
+        return self.dimension == self.operator.shape[0]
+
+    def expand(self, block: Tensor) -> None:
+        """Append an orthonormal block (P, b), orthogonal to the basis, and its products.
+
+        Raises:
+            Diverged: a product is NaN or infinite.
+            InvalidInput: a product has another shape, dtype or device than the operator states;
+                u^T A v is not v^T A u.
+        """
+        images = self._product(block)
+        begin, end = self.dimension, self.dimension + block.shape[1]
+        self.basis[begin:end] = block.T
+        self.images[begin:end] = images.T
+        coefficients = self.basis[:end] @ images
+        self._remainder = images - self.basis[:end].T @ coefficients
+        columns = coefficients.double().cpu()
+        # Residuals are formed late, where they are small; this tells from the second product on.
+        back = self.images[self.last : end] @ block
+        self._require_symmetric(back, columns[self.last :], GROSS_ASYMMETRY)
+        corner = columns[begin:end]
+        columns[begin:end] = (corner + corner.T) / 2
+        self.projected[:end, begin:end] = columns
+        self.projected[begin:end, :end] = columns.T
+        self.dimension, self.last = end, begin
+        self.products += block.shape[1]
+
+    def _product(self, block: Tensor) -> Tensor:
+        images = self.operator @ block
+        if _description(images) != _description(block):
+            raise invalid(
+                "operator",
+                f"a product of {_description(images)}",
+                f"{_description(block)}, as its shape, dtype and device say",
+            )
+        # The largest norm of a product bounds that of A from below, and shows NaN and Inf as well.
+        largest = float(torch.linalg.vector_norm(images, dim=0).max())
+        if not largest < float("inf"):
+            raise Diverged("a product with the operator is NaN or infinite")
+        self.norm = max(self.norm, largest)
+        return images
+
+    def _require_symmetric(self, one_way: Tensor, other_way: Tensor, allowed: float) -> None:
+        difference = float((one_way.cpu() - other_way.cpu()).abs().max())
+        asymmetry = difference / max(self.norm, torch.finfo(torch.float64).tiny)
+        if asymmetry > allowed:
+            raise invalid(
+                "operator",
+                f"u^T A v and v^T A u that differ by {asymmetry:.1e} of its norm",
+                "a symmetric operator, the same at every product",
+            )
+
+    def remainder(self) -> Tensor:
+        """The products of the block appended last, minus their part in the basis: (P, b)."""
+        return self._remainder
+
+    def outside(self, block: Tensor, generator: torch.Generator) -> Tensor:
+        """An orthonormal block orthogonal to the basis that spans `block` as far as it can.
+
+        Where nothing is left (an invariant subspace was found), random directions take over.
+        """
+        width = min(block.shape[1], self.operator.shape[0] - self.dimension)
+        columns: list[Tensor] = []
+        scale = self.norm
+        for column in block.T[:width]:
+            found = self._outside_one(column, columns, scale)
+            while found is None:
+                fresh = random_vector(self.operator, generator)[:, 0]
+                found = self._outside_one(fresh, columns, 0.0)
+            columns.append(found)
+        return torch.stack(columns).T
+
+    def _outside_one(self, column: Tensor, chosen: list[Tensor], scale: float) -> Tensor | None:
+        tiny = 10 * torch.finfo(column.dtype).eps
+        vector = column
+        for _ in range(3):
+            before = vector.norm()
+            vector = self._reject(vector)
+            for other in chosen:
+                vector = vector - other * (other @ vector)
+            norm = vector.norm()
+            if norm <= tiny * scale or norm == 0:
+                return None
+            vector = vector / norm
+            if norm > 0.5 * before:
+                return vector
+        return vector
+
+    def ritz(self, k: int, tolerance: float, *, exact: bool) -> Ritz:
+        """The k most wanted Ritz pairs (fewer where the basis is smaller).
+
+        The residual is the recurrence's cheap estimate, and the actual one once that is within
+        `tolerance`, or where the recurrence does not hold (`exact`). It is relative to the most
+        wanted eigenvalue's absolute value, or to `LEAST_SCALE` norm(A) where that is larger.
+
+        Raises:
+            InvalidInput: u^T A v and v^T A u differ by more than `tolerance` and 1e-3 of norm(A).
+        """
+        values, vectors = self._most_wanted(k)
+        # Relative to an eigenvalue near 0, as the smallest of a Gauss-Newton matrix, nothing would
+        # converge: rounding is relative to the norm.
+        least = max(LEAST_SCALE * self.norm, torch.finfo(torch.float64).tiny)
+        scale = max(float(values[0].abs()), least)
+        if not exact:
+            tail = torch.linalg.vector_norm(self.remainder(), dim=0).double().cpu()
+            estimates = (tail[:, None] * vectors[self.last :]).norm(dim=0)
+            estimate = float(estimates.max()) / scale
+            if len(values) < k or estimate > tolerance:
+                return Ritz(values, vectors, estimate)
+        residuals = self._residuals(values, vectors, max(tolerance, SLIGHT_ASYMMETRY)) / scale
+        at = int(residuals.argmax())
+        worst = self._residual_vector(values[at], vectors[:, at : at + 1])
+        return Ritz(values, vectors, float(residuals.max()), residuals, worst)
+
+    def rose(self, found: Ritz, earlier: Ritz, tolerance: float) -> bool:
+        """Whether an eigenvalue is now more wanted by more than convergence explains."""
+        key = WANTED[self.which]
+        rise = key(found.values) - key(earlier.values)
+        return bool((rise > 2 * tolerance * found.values.abs().max()).any())
+
+    def subspace(self, found: Ritz, first: int, *, converged: bool) -> Subspace:
+        """The found pairs but the first few as a subspace, eigenvalues descending; the last call.
+
+        Basis and products are given up before the vectors are orthonormalized, which copies them.
+        """
+        assert found.residuals is not None
+        chosen = found.values[first:].argsort(descending=True) + first
+        rows = self._combine(self.basis, found.coefficients[:, chosen])
+        self.basis, self.images = self.basis.new_empty(0), self.images.new_empty(0)
+        return Subspace(
+            orthonormalize(rows.T),
+            found.values[chosen].to(rows),
+            found.residuals[chosen].to(rows),
+            products=self.products,
+            converged=converged,
+        )
+
+    def make_room(self, k: int, width: int) -> None:
+        """Thick restart: keep the most wanted Ritz vectors where `width` more would not fit."""
+        m, room = self.dimension, self.basis.shape[0]
+        if m + min(width, self.operator.shape[0] - m) <= room:
+            return
+        keep = max(1, min(k + max(4, k // 2), room - width - 1))
+        values, vectors = self._most_wanted(keep)
+        self.basis[:keep] = self._combine(self.basis, vectors)
+        self.images[:keep] = self._combine(self.images, vectors)
+        self.projected.zero_()
+        self.projected[:keep, :keep] = torch.diag(values)
+        self.dimension = self.last = keep
+
+    def _most_wanted(self, k: int) -> tuple[Tensor, Tensor]:
+        m = self.dimension
+        values, vectors = torch.linalg.eigh(self.projected[:m, :m])
+        self.norm = max(self.norm, float(values.abs().max()))
+        order = WANTED[self.which](values).argsort(descending=True, stable=True)[:k]
+        return values[order], vectors[:, order]
+
+    def _residuals(self, values: Tensor, vectors: Tensor, asymmetry: float) -> Tensor:
+        """norm(A u - value u) of each pair (k,), float64 on the CPU, from the products themselves.
+
+        In blocks of columns: the k vectors and their images, whole, would double the memory.
+        """
+        m, squares = self.dimension, torch.zeros_like(values)
+        one_way = torch.zeros(len(values), m, dtype=torch.float64)
+        other_way = torch.zeros_like(one_way)
+        coefficients, factors = vectors.T.to(self.basis), values.to(self.basis)[:, None]
+        for columns in column_blocks(self.basis):
+            basis, images = self.basis[:m, columns], self.images[:m, columns]
+            u, image = coefficients @ basis, coefficients @ images
+            one_way += (u @ images.T).cpu()
+            other_way += (image @ basis.T).cpu()
+            squares += (image - factors * u).square().sum(dim=1).cpu()
+        self._require_symmetric(one_way, other_way, asymmetry)
+        return squares.sqrt()
+
+    def _residual_vector(self, value: Tensor, coefficients: Tensor) -> Tensor:
+        """A u - value u of one pair, (P, 1)."""
+        image, vector = (self._combine(r, coefficients) for r in (self.images, self.basis))
+        return (image - value.to(vector) * vector).T
+
+    def _combine(self, rows: Tensor, coefficients: Tensor) -> Tensor:
+        return coefficients.T.to(rows) @ rows[: self.dimension]
+
+    def _reject(self, vectors: Tensor) -> Tensor:
+        basis = self.basis[: self.dimension]
+        return vectors - basis.T @ (basis @ vectors)
+
+
+def random_vector(operator: SymmetricOperator, generator: torch.Generator) -> Tensor:
+    """A random unit vector (P, 1), drawn on the CPU in float64: the same on every device."""
+    vector = torch.randn(operator.shape[0], 1, generator=generator, dtype=torch.float64)
+    return (vector / vector.norm()).to(dtype=operator.dtype, device=operator.device)
+
+
+def _description(tensor: Tensor) -> str:
+    return f"shape {tuple(tensor.shape)}, {tensor.dtype} on {tensor.device}"

@@ -1,0 +1,211 @@
+"""A subspace of parameter space, such as the dominant subspace S_k: split vectors along it.
+
+S_k = span(u_1, ..., u_k), P_k = sum of u_i u_i^T; the bulk is its orthogonal complement.
+
+Example:
+    >>> import torch
+    >>> space = Subspace(torch.eye(3)[:, :1], torch.tensor([2.0]))
+    >>> dominant, bulk = space.split(torch.tensor([3.0, 4.0, 0.0]))
+    >>> dominant.tolist(), bulk.tolist(), round(space.alignment(torch.tensor([3.0, 4.0, 0.0])), 3)
+    ([3.0, 0.0, 0.0], [0.0, 4.0, 0.0], 0.6)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from thalweg.errors import invalid
+from thalweg.linalg import orthonormalize
+
+Vector = TypeVar("Vector", Tensor, Sequence[Tensor], Mapping[str, Tensor])
+"""A flat vector (P,), a block (P, m), or tensors shaped like the parameters (list or dict)."""
+
+
+@dataclass(frozen=True, repr=False)
+class Subspace:
+    """An orthonormal basis with the eigenvalues that belong to it, and how far to trust them.
+
+    Attributes:
+        basis: (P, k), orthonormal columns, stored column by column.
+        eigenvalues: (k,), descending.
+        residuals: (k,), norm(A u_i - lambda_i u_i) over what `eigenpairs` divides by, such as
+            abs(lambda_1); None where not known, as for a tracked subspace.
+        products: products with the operator that were spent, in full-data products.
+        converged: whether the residuals met the tolerance; None where there was none to meet.
+
+    Raises:
+        InvalidInput: the shapes of basis and eigenvalues do not fit. (Whether the columns are
+            orthonormal is not checked.)
+
+    Parts of a vector have its dtype, shape and unit; they are computed in that of the basis.
+
+    Source: the projectors of Gur-Ari, Roberts, Dyer 2018 (arXiv 1812.04754). Example: see the
+    module.
+    """
+
+    basis: Tensor
+    eigenvalues: Tensor
+    residuals: Tensor | None = None
+    products: float = 0.0
+    converged: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.basis.dim() != 2 or self.eigenvalues.shape != self.basis.shape[1:]:
+            raise invalid(
+                "subspace",
+                f"basis {tuple(self.basis.shape)}, eigenvalues {tuple(self.eigenvalues.shape)}",
+                "shapes (P, k) and (k,)",
+            )
+        # One memory layout for all bases: rounding depends on strides, and a resumed run must
+        # round as the undisturbed one does.
+        object.__setattr__(self, "basis", self.basis.T.contiguous().T)
+
+    @property
+    def k(self) -> int:
+        """The dimension of the subspace."""
+        return self.basis.shape[1]
+
+    def coordinates(self, vector: Tensor) -> Tensor:
+        """The coordinates basis^T v, (k,) or (k, m), of a flat vector (P,) or block (P, m).
+
+        Raises:
+            InvalidInput: another length than P.
+        """
+        if vector.shape[0] != self.basis.shape[0]:
+            raise invalid("vector", tuple(vector.shape), f"a length of P = {self.basis.shape[0]}")
+        return self.basis.T @ vector.to(self.basis.dtype)
+
+    def project(self, vector: Vector) -> Vector:
+        """The dominant part P_k v, shaped like v.
+
+        Args:
+            vector: a flat vector (P,), a block (P, m), or a list or dict of tensors shaped like
+                the parameters, in the order of theta.
+
+        Raises:
+            InvalidInput: it has not P numbers.
+        """
+        return _like(vector, self._project_flat(_flat(vector)))
+
+    def reject(self, vector: Vector) -> Vector:
+        """The bulk part (I - P_k) v. See `project` for argument and errors."""
+        flat = _flat(vector)
+        return _like(vector, flat - self._project_flat(flat))
+
+    def split(self, vector: Vector) -> tuple[Vector, Vector]:
+        """Both parts, (P_k v, (I - P_k) v), of sum v up to rounding. See `project`."""
+        flat = _flat(vector)
+        dominant = self._project_flat(flat)
+        return _like(vector, dominant), _like(vector, flat - dominant)
+
+    def alignment(self, vector: Vector) -> float:
+        """chi_k(v) = norm(P_k v) / norm(v), in [0, 1]; NaN for the zero vector or one with NaN.
+
+        Source: Song, Ahn, Yun 2025 (arXiv 2405.16002), section 2. Gur-Ari et al. 2018 use its
+        square under the name f_top.
+        """
+        flat = _flat(vector).detach()
+        largest = flat.abs().max()
+        if largest == 0:
+            return float("nan")
+        # Squares of tiny numbers would underflow, in the norm as well.
+        flat = flat / largest
+        return _at_most_one(self.coordinates(flat).norm() / flat.norm())
+
+    def overlap(self, other: Subspace) -> float:
+        """Mean squared cosine trace(P P') / k, in [0, 1] (Gur-Ari et al. 2018, arXiv 1812.04754).
+
+        For subspaces of different dimension the smaller one divides.
+
+        Raises:
+            InvalidInput: the other subspace is one of another space.
+        """
+        if other.basis.shape[0] != self.basis.shape[0]:
+            raise invalid(
+                "other subspace", f"P = {other.basis.shape[0]}", f"P = {self.basis.shape[0]}"
+            )
+        cosines = self.basis.T @ other.basis.to(self.basis)
+        return _at_most_one(cosines.square().sum() / min(self.k, other.k))
+
+    def to(self, device: torch.device | str) -> Subspace:
+        """The same subspace on another device, in the same dtype."""
+        residuals = None if self.residuals is None else self.residuals.to(device)
+        basis, eigenvalues = self.basis.to(device), self.eigenvalues.to(device)
+        return replace(self, basis=basis, eigenvalues=eigenvalues, residuals=residuals)
+
+    def __repr__(self) -> str:
+        top = ", ".join(f"{value:.4g}" for value in self.eigenvalues[:3].tolist())
+        more = ", ..." if self.k > 3 else ""
+        residual = (
+            "" if self.residuals is None else f", residual<={float(self.residuals.max()):.1e}"
+        )
+        state = "" if self.converged is None else f", converged={self.converged}"
+        return (
+            f"Subspace(P={self.basis.shape[0]}, k={self.k}, eigenvalues=[{top}{more}]"
+            f"{residual}{state}, products={self.products:g})"
+        )
+
+    def _project_flat(self, flat: Tensor) -> Tensor:
+        return (self.basis @ self.coordinates(flat)).to(flat.dtype)
+
+
+def _at_most_one(value: Tensor) -> float:
+    # Rounding can exceed 1; `min(1.0, nan)` would turn NaN into perfect alignment.
+    return float(value.clamp(max=1.0))
+
+
+def random_subspace(
+    num_parameters: int, k: int, seed: int, *, dtype: torch.dtype = torch.float32
+) -> Subspace:
+    """k random directions: the control that a claim about S_k must fail on.
+
+    Uniformly distributed, so that E[chi_k(v)^2] = k / P for every vector v.
+
+    Args:
+        num_parameters: P.
+        k: dimension, 1 <= k <= P.
+        seed: of the directions; the same for every dtype, up to rounding.
+        dtype: of the basis.
+
+    Returns:
+        A `Subspace` on the CPU, its eigenvalues NaN: the directions are no eigenvectors.
+
+    Raises:
+        InvalidInput: k is out of that range.
+
+    Source: the QR factor of a Gaussian matrix is uniform (Stewart 1980, "The efficient generation
+    of random orthogonal matrices").
+
+    Example:
+        >>> space = random_subspace(1000, 10, seed=0)
+        >>> space.k, 0.05 < space.alignment(torch.ones(1000)) < 0.2  # sqrt(k / P) = 0.1
+        (10, True)
+    """
+    if not 1 <= k <= num_parameters:
+        raise invalid("k", k, f"an integer from 1 to P = {num_parameters}")
+    generator = torch.Generator().manual_seed(seed)
+    block = torch.randn(num_parameters, k, generator=generator, dtype=torch.float64)
+    return Subspace(orthonormalize(block).to(dtype), torch.full((k,), float("nan"), dtype=dtype))
+
+
+def _flat(vector: Tensor | Sequence[Tensor] | Mapping[str, Tensor]) -> Tensor:
+    if isinstance(vector, Tensor):
+        return vector
+    tensors = list(vector.values()) if isinstance(vector, Mapping) else list(vector)
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def _like(template: Vector, flat: Tensor) -> Vector:
+    if isinstance(template, Tensor):
+        return flat
+    tensors = list(template.values()) if isinstance(template, Mapping) else list(template)
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    shaped = [part.reshape(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+    if isinstance(template, Mapping):
+        return dict(zip(template, shaped, strict=True))
+    return shaped

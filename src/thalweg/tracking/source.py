@@ -1,0 +1,159 @@
+"""Where a subspace comes from at each step: what an optimizer or a probe asks, whatever answers.
+
+`SubspaceTracker` follows S_k; `FixedSubspace` stays where it is; `NextEigenspace` is a control.
+
+Example:
+    >>> import torch
+    >>> source = FixedSubspace(Subspace(torch.eye(3)[:, :1], torch.tensor([2.0])))
+    >>> source.update(theta=torch.zeros(3)).eigenvalues.tolist(), source.report.gradients
+    ([2.0], 0.0)
+    >>> parts = source.split(torch.tensor([3.0, 4.0, 0.0]))
+    >>> parts.dominant.tolist(), parts.bulk.tolist(), parts.error
+    ([3.0, 0.0, 0.0], [0.0, 4.0, 0.0], 0.0)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from thalweg.spectrum.subspace import Subspace
+
+
+@dataclass(frozen=True)
+class TrackerReport:
+    """What the last step of a tracker cost, and how far its result can be trusted.
+
+    Attributes:
+        error: estimated norm(P_k v - tracked) / norm(v) for the vector the step was given.
+        gradients: what the step cost, counted in gradients of the full loss.
+        renewed: whether a product over all samples was taken.
+        subset: samples used at this step besides.
+        age: steps since the reference.
+        checked_error: at a renewal, how far a fresh power step over all samples moved the projected
+            vector, relative to it; None at other steps. Compare with `error` there.
+        next_eigenvalue: lambda_{k+1} when last looked at, from below; NaN where not known.
+
+    Example:
+        >>> report = TrackerReport(error=0.004, gradients=0.3, renewed=False, subset=64, age=7)
+        >>> report.error, report.next_eigenvalue
+        (0.004, nan)
+    """
+
+    error: float
+    gradients: float
+    renewed: bool
+    subset: int
+    age: int
+    checked_error: float | None = None
+    next_eigenvalue: float = math.nan
+
+
+@dataclass(frozen=True)
+class Split:
+    """A vector in its dominant and its bulk part, with the estimated error of either.
+
+    Attributes:
+        dominant: P_k v, (P,).
+        bulk: v - P_k v, (P,).
+        error: estimated error of both parts, relative to norm(v).
+        bulk_error: the same error relative to the norm of the bulk part.
+        refined: whether two products were spent on this vector.
+        gradients: cost of the refinement, in gradients of the full loss.
+
+    Both parts have the vector's dtype, device and unit; errors are pure numbers. Example: see the
+    module.
+    """
+
+    dominant: Tensor
+    bulk: Tensor
+    error: float
+    bulk_error: float
+    refined: bool = False
+    gradients: float = 0.0
+
+
+class SubspaceSource(Protocol):
+    """What gives an optimizer or a probe the subspace at each step: any class with these members.
+
+    Attributes:
+        report: what the last update cost, and how far it can be trusted.
+
+    Example:
+        >>> import torch
+        >>> def sharpness(source: SubspaceSource, theta: torch.Tensor) -> float:
+        ...     return float(source.update(theta).eigenvalues[0])
+        >>> space = Subspace(torch.eye(3)[:, :1], torch.tensor([2.0]))
+        >>> sharpness(FixedSubspace(space), torch.zeros(3))
+        2.0
+    """
+
+    report: TrackerReport
+
+    @property
+    def subspace(self) -> Subspace:
+        """The subspace of the last update."""
+        ...
+
+    def update(self, theta: Tensor | None = None, vector: Tensor | None = None) -> Subspace:
+        """Move on to a point and return the subspace there.
+
+        Args:
+            theta: the point (P,); None for the model's current parameters.
+            vector: (P,), whose projection the error is about, such as the gradient.
+        """
+        ...
+
+    def split(self, vector: Tensor) -> Split:
+        """Split a vector (P,) at the theta of the last update."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on bit for bit."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        ...
+
+
+class FixedSubspace:
+    """A subspace that stays: frozen at a branch point, or a control such as a random one.
+
+    Args:
+        subspace: of theta's length P, dtype and device.
+
+    Attributes:
+        report: of no error and no cost.
+
+    A vector of another length than P is an `InvalidInput`. Example: see the module.
+    """
+
+    def __init__(self, subspace: Subspace) -> None:
+        self._subspace = subspace
+        self.report = TrackerReport(0.0, 0.0, False, 0, 0)
+
+    @property
+    def subspace(self) -> Subspace:
+        """The subspace."""
+        return self._subspace
+
+    def update(self, theta: Tensor | None = None, vector: Tensor | None = None) -> Subspace:
+        """The same subspace at every theta."""
+        return self.subspace
+
+    def split(self, vector: Tensor) -> Split:
+        """Split a vector (P,); the error is rounding alone."""
+        return Split(*self.subspace.split(vector), error=0.0, bulk_error=0.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The basis (as rows, so that its layout survives) and its eigenvalues."""
+        return {"rows": self.subspace.basis.T, "eigenvalues": self.subspace.eigenvalues}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        self._subspace = Subspace(state["rows"].T, state["eigenvalues"])

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from thalweg.errors import InvalidInput
+from thalweg.loss.layout import ParameterLayout
+from thalweg.operators.restricted import TRANSFORMER_BLOCKS, Restricted, blocks_of, coordinates
+from thalweg.operators.symmetric import DenseOperator
+from thalweg.spectrum.eigensolver import eigenpairs
+
+# Names as in the libraries themselves, with the block that each belongs to.
+NAMED = {
+    "Thalweg": {
+        "token_embedding.weight": "embedding",
+        "position_embedding.weight": "position",
+        "layers.0.attention_norm.bias": "norm",
+        "layers.0.attention.query.weight": "query_key",
+        "layers.0.attention.key.bias": "query_key",
+        "layers.1.attention.value.weight": "value_output",
+        "layers.1.attention.output.weight": "value_output",
+        "layers.1.feed_forward_norm.weight": "norm",
+        "layers.1.feed_forward.2.weight": "feed_forward",
+        "norm.weight": "norm",
+        "head.weight": "head",
+    },
+    "the public code": {
+        "transformer.wte.weight": "embedding",
+        "transformer.wpe.weight": "position",
+        "transformer.h.0.ln_1.weight": "norm",
+        "transformer.h.0.attn.q_attn.weight": "query_key",
+        "transformer.h.0.attn.k_attn.weight": "query_key",
+        "transformer.h.0.attn.v_attn.weight": "value_output",
+        "transformer.h.0.attn.c_proj.weight": "value_output",
+        "transformer.h.0.mlp.c_proj.weight": "feed_forward",
+        "transformer.ln_f.weight": "norm",
+    },
+    "LLaMA": {
+        "model.embed_tokens.weight": "embedding",
+        "model.layers.0.self_attn.q_proj.weight": "query_key",
+        "model.layers.0.self_attn.v_proj.weight": "value_output",
+        "model.layers.0.self_attn.o_proj.weight": "value_output",
+        "model.layers.0.mlp.gate_proj.weight": "feed_forward",
+        "model.layers.0.input_layernorm.weight": "norm",
+        "lm_head.weight": "head",
+    },
+    "BERT": {
+        "embeddings.word_embeddings.weight": "embedding",
+        "embeddings.position_embeddings.weight": "position",
+        "embeddings.LayerNorm.weight": "norm",
+        "encoder.layer.0.attention.self.query.weight": "query_key",
+        "encoder.layer.0.attention.self.value.bias": "value_output",
+        "encoder.layer.0.attention.output.dense.weight": "value_output",
+        "encoder.layer.0.attention.output.LayerNorm.weight": "norm",
+        "encoder.layer.0.intermediate.dense.weight": "feed_forward",
+        "encoder.layer.0.output.dense.weight": "feed_forward",
+    },
+}
+
+
+@pytest.mark.parametrize("library", NAMED)
+def test_the_names_of_common_libraries_are_known(library: str) -> None:
+    names = NAMED[library]
+    found = {name: block for block, members in blocks_of(names).items() for name in members}
+    assert found == names
+
+
+@pytest.mark.parametrize("name", ["h.0.attn.c_attn.weight", "layers.0.self_attn.in_proj_weight"])
+def test_a_map_of_query_key_and_value_is_in_no_block(name: str) -> None:
+    assert blocks_of([name, "norm.weight"]) == {"norm": ("norm.weight",)}
+
+
+def test_the_first_block_that_matches_decides() -> None:
+    names = ["a.weight", "a.bias", "b.bias"]
+    assert blocks_of(names, {"levels": ["*.bias"], "all of a": ["a.*"]}) == {
+        "all of a": ("a.weight",),
+        "levels": ("a.bias", "b.bias"),
+    }
+
+
+def test_names_of_no_transformer_are_refused() -> None:
+    with pytest.raises(InvalidInput, match=r"none of norm.* matches.*0\.weight, 0\.bias"):
+        blocks_of(["0.weight", "0.bias"])
+
+
+def test_coordinates_are_the_places_in_theta() -> None:
+    layout = ParameterLayout(("a", "b", "c"), (torch.Size([2]), torch.Size([1, 2]), torch.Size([])))
+    assert coordinates(layout, ["c", "a"]).tolist() == [0, 1, 4]
+    with pytest.raises(InvalidInput, match=r"\['d'\], allowed: names of parameters in theta: a, b"):
+        coordinates(layout, ["a", "d"])
+    with pytest.raises(InvalidInput, match="names"):
+        coordinates(layout, [])
+
+
+@pytest.fixture
+def matrix() -> torch.Tensor:
+    drawn = torch.randn(6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return drawn + drawn.T
+
+
+def test_a_restriction_multiplies_as_the_rows_and_columns_of_the_matrix(
+    matrix: torch.Tensor,
+) -> None:
+    indices = torch.tensor([4, 0, 3])
+    part = Restricted(DenseOperator(matrix), indices)
+    block = matrix[indices][:, indices]
+    vectors = torch.randn(3, 5, dtype=torch.float64)
+    assert part.shape == (3, 3)
+    torch.testing.assert_close(part @ vectors, block @ vectors)
+    torch.testing.assert_close(part @ vectors[:, 0], block @ vectors[:, 0])
+    found = eigenpairs(part, 3).eigenvalues
+    torch.testing.assert_close(found.sort().values, torch.linalg.eigvalsh(block))
+
+
+@pytest.mark.parametrize("indices", [[], [0, 0], [6], [-1, 2]])
+def test_impossible_coordinates_are_refused(matrix: torch.Tensor, indices: list[int]) -> None:
+    with pytest.raises(InvalidInput, match="at least one distinct integer from 0 to 5"):
+        Restricted(DenseOperator(matrix), torch.tensor(indices, dtype=torch.int64))
+
+
+def test_no_block_is_known_by_two_names() -> None:
+    patterns = [pattern for block in TRANSFORMER_BLOCKS.values() for pattern in block]
+    assert len(set(patterns)) == len(patterns)
