@@ -96,7 +96,7 @@ class LowPrecision(Unchanged):
     def __init__(self, replay: Replay, setting: Setting, seed: int) -> None:
         super().__init__(replay, setting, seed)
         self.low = replay.in_bfloat16
-        self.low.products = copy.deepcopy(replay.objective.products)
+        self.low.multiplier = copy.deepcopy(replay.objective.multiplier)
         self.operator = self._operator
 
     def _operator(self, objective, theta=None, samples=None, *, keep_graph=False) -> Hessian:

@@ -45,7 +45,7 @@ def stability(moment: Moment) -> Mapping[str, Value]:
     if moment.unwrapped is None:
         return {}
     base = moment.unwrapped.base
-    parameters = moment.objective.layout.parameters(moment.objective.model)
+    parameters = moment.objective.parameters()
     threshold = stability_threshold(base, parameters, lr=moment.learning_rate)
     value = _with_sam(threshold, moment.unwrapped, moment)
     metric = moment.metric_subspace

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from thalweg.loss.objective import Objective
+from thalweg.loss.protocol import Loss, value_of
 from thalweg.operators.hessian import Hessian
 from thalweg.operators.preconditioned import Preconditioned
 from thalweg.spectrum.eigensolver import top_eigenpairs
@@ -79,7 +79,7 @@ class Moment:
 
     step: int
     theta: Tensor
-    objective: Objective
+    objective: Loss
     source: SubspaceSource
     learning_rate: float
     minibatch_loss: float | None = None
@@ -113,7 +113,7 @@ class Moment:
 
     @cached_property
     def _loss(self) -> float:
-        return float(self.objective.value(self.theta))
+        return float(value_of(self.objective, self.theta))
 
     @property
     def gradient(self) -> Tensor:
@@ -174,7 +174,9 @@ class Moment:
     def batch_gradients(self) -> Tensor:
         """The gradient at theta_t of each of `batch_samples`, (P, m)."""
         gradients = [
-            self.gradient if samples is None else self.objective.gradient(self.theta, samples)
+            self.gradient
+            if samples is None
+            else self.objective.value_and_gradient(self.theta, samples)[1]
             for samples in self.batch_samples
         ]
         return torch.stack(gradients).T

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from thalweg.errors import InvalidInput, invalid
-from thalweg.loss.multiplication import pull_back
+from thalweg.loss.chunk_multiplier import pull_back
 from thalweg.loss.objective import Objective
 from thalweg.tracking.block_subspace import BlockSubspace, principal_directions
 from thalweg.tracking.source import Split, TrackerReport

@@ -255,7 +255,7 @@ class LockstepTracker:
             solved = top_eigenpairs(hessian, self.k, tolerance=self.tolerance)
             rows[run] = solved.basis.T
             self._gaps[run].forget()
-            costs[run] = PRODUCT_COST * solved.products
+            costs[run] = PRODUCT_COST * solved.num_matvecs
         return costs
 
     def _renew(self, thetas: Tensor, rows: Tensor) -> list[float]:
@@ -308,8 +308,7 @@ class LockstepTracker:
         return {
             "policy": self.policy.state_dict(),
             "generator": self._generator.get_state(),
-            "products": self.objective.products.state_dict(),
-            "chunk_size": self.objective.objective.chunk_size,
+            "loss": self.objective.state_dict(),
             "damping": [damping.value for damping in self._damping],
             "gaps": [gap.state_dict() for gap in self._gaps],
             "reports": [vars(report).copy() for report in self.reports],
@@ -321,8 +320,8 @@ class LockstepTracker:
         """Restore what `state_dict` gave, the way to multiply by the Hessian included."""
         self.policy.load_state_dict(state["policy"])
         self._generator.set_state(state["generator"].cpu())
-        self.objective.products.load_state_dict(state["products"])
-        self.objective.objective.chunk_size = state["chunk_size"]
+        # Until 0.1 what the loss keeps stood beside the tracker's own.
+        self.objective.load_state_dict(state.get("loss", state))
         self._damping = [Damping() for _ in state["damping"]]
         for damping, value in zip(self._damping, state["damping"], strict=True):
             damping.value = value

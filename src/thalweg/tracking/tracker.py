@@ -36,7 +36,7 @@ from torch import Tensor
 
 from thalweg.errors import InvalidInput, invalid
 from thalweg.loss.guards.precision import full_precision
-from thalweg.loss.objective import Objective
+from thalweg.loss.protocol import Loss
 from thalweg.operators.hessian import PRODUCT_COST, Hessian
 from thalweg.operators.loss_operator import LossOperator
 from thalweg.operators.symmetric import OperatorAt, SymmetricOperator
@@ -94,7 +94,7 @@ class SubspaceTracker:
 
     def __init__(
         self,
-        objective: Objective,
+        objective: Loss,
         k: int,
         *,
         operator: OperatorAt = Hessian,
@@ -154,7 +154,7 @@ class SubspaceTracker:
     def gradient(self) -> Tensor:
         """The gradient of the loss over all samples at the model's parameters, (P,).
 
-        That of `Objective.gradient`, for full-batch training with a `bulk_error` target: its graph,
+        That of `value_and_gradient`, for full-batch training with a `bulk_error` target: its graph,
         of all chunks, is kept until the next one is asked for or an update moves on to another
         theta, and `split` multiplies by it at the same parameters, which makes a refinement cheaper
         by a gradient. An operator that is no `LossOperator` shares no graph.
@@ -169,7 +169,7 @@ class SubspaceTracker:
             operator = self.operator(self.objective, theta, keep_graph=True)
             # Another one's may be in a metric of its own, as that of `Preconditioned` is.
             if not isinstance(operator, LossOperator):
-                return self.objective.gradient(theta)
+                return self.objective.value_and_gradient(theta)[1]
             gradient = operator.gradient
         self._linearized = theta, operator
         return gradient
@@ -178,7 +178,7 @@ class SubspaceTracker:
         """Move on to theta and return S_k there.
 
         Args:
-            theta: the point (P,); None for the model's current parameters.
+            theta: the point (P,); None for the current parameters.
             vector: (P,), whose projection the target error is about; None for the gradient of the
                 subset.
 
@@ -252,7 +252,7 @@ class SubspaceTracker:
         self._anchors.forget()
         operator = self._curvature(None, keep_graph=True)
         solved = top_eigenpairs(operator, self.k, tolerance=self.tolerance)
-        gradients = PRODUCT_COST * solved.products
+        gradients = PRODUCT_COST * solved.num_matvecs
         self._step = PowerStep(solved.basis.T, solved.eigenvalues.double().cpu())
         return gradients + (self._look_at_gap() if self.exact else self._renew(solved=True))
 
@@ -262,7 +262,8 @@ class SubspaceTracker:
         self._half = self._curvature(reference.first_half, keep_graph=True)
         gradient = self._power_step(reference)
         if vector is None:
-            vector = self.objective.gradient(self._theta) if gradient is None else gradient
+            known = gradient is not None
+            vector = gradient if known else self.objective.value_and_gradient(self._theta)[1]
         passes = 1
         if self._bias(vector) > SECOND_STEP * self.error:
             # The basis has turned so far that one step leaves too much of it: another one.
@@ -392,8 +393,7 @@ class SubspaceTracker:
             "damping": self._damping.value,
             "gap": self._gap.state_dict(),
             "generator": self._generator.get_state(),
-            "products": self.objective.products.state_dict(),
-            "chunk_size": self.objective.chunk_size,
+            "loss": self.objective.state_dict(),
             "report": vars(self.report).copy(),
             "theta": self._theta,
             "step": None if self._step is None else self._step.state_dict(),
@@ -407,8 +407,8 @@ class SubspaceTracker:
         self._calls, self._damping.value = state["calls"], state["damping"]
         self._gap.load_state_dict(state["gap"])
         self._generator.set_state(state["generator"].cpu())
-        self.objective.products.load_state_dict(state["products"])
-        self.objective.chunk_size = state["chunk_size"]
+        # Until 0.1 what the loss keeps stood beside the tracker's own.
+        self.objective.load_state_dict(state.get("loss", state))
         self.report = TrackerReport(**state["report"])
         self._theta = state["theta"]
         self._step = None if state["step"] is None else PowerStep(**state["step"])

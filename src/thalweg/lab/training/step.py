@@ -23,7 +23,7 @@ from thalweg.lab.config.optimizers import RELATIVE_LR
 from thalweg.lab.training.building import Setup
 from thalweg.lab.training.local_workers import make_local_steps, samples_of
 from thalweg.lab.training.noise import add_to_gradients, injected_noise
-from thalweg.loss.guards.finiteness import all_finite
+from thalweg.linalg import all_finite
 from thalweg.measure.step_state import Moment
 from thalweg.optim.closure import needs_closure
 from thalweg.optim.split import SplitUpdate
