@@ -31,7 +31,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -41,6 +41,7 @@ from torch.optim import Optimizer
 from thalweg import registry
 from thalweg.errors import Diverged, InvalidInput, invalid
 from thalweg.loss.objective import Objective
+from thalweg.measure.effective_learning_rate import effective_learning_rate
 from thalweg.measure.preconditioning import preconditioned_sharpness
 from thalweg.measure.sinks import CONSOLE_COLUMNS, RowFile, console_heading, console_line, say
 from thalweg.measure.step_state import Moment
@@ -266,7 +267,12 @@ class Watcher:
         row = {column: measured.get(column) for column in COLUMNS}
         self.history.append(row)
         for part in ("dominant", "bulk"):
-            row[f"effective_lr_{part}"] = _ratio_of_sums(self.history[-WINDOW:], part)
+            numerators, denominators = (
+                [report[f"lr_{side}_{part}"] for report in self.history[-WINDOW:]]
+                for side in ("numerator", "denominator")
+            )
+            rate = effective_learning_rate(numerators, denominators)
+            row[f"effective_lr_{part}"] = rate if math.isfinite(rate) else None
         if not self.quiet:
             if (len(self.history) - 1) % HEADING_EVERY == 0:
                 say(console_heading(self._shown))
@@ -289,11 +295,3 @@ class Watcher:
 
     def _warn(self, message: str) -> None:
         warnings.warn(message, WatchWarning, stacklevel=2)
-
-
-def _ratio_of_sums(rows: Sequence[Mapping[str, Any]], part: str) -> float | None:
-    """The effective learning rate of a part over some reports; see the probe of that name."""
-    pairs = [(row[f"lr_numerator_{part}"], row[f"lr_denominator_{part}"]) for row in rows]
-    finite = [(a, b) for a, b in pairs if None not in (a, b) and math.isfinite(a) and b > 0]
-    total = sum(b for _, b in finite)
-    return sum(a for a, _ in finite) / total if total > 0 else None
