@@ -9,7 +9,11 @@ A user's own problem takes a few lines, either way:
 1. By hand, from tensors:
 
     >>> import torch
-    >>> from thalweg.problems import Problem
+    >>> from thalweg.errors import require_extra
+
+require_extra("lab", "pydantic", "numpy", "pooch")
+
+from thalweg.problems import Problem  # noqa: E402
     >>> inputs, targets = torch.randn(64, 5), torch.randn(64, 2)
     >>> mine = Problem(
     ...     name="linear", model=torch.nn.Linear(5, 2), train=(inputs, targets),
