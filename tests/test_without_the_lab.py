@@ -1,4 +1,4 @@
-"""`pip install thalweg` brings torch and numpy alone: the engine works, the rest says what to add."""
+"""`pip install thalweg` brings torch and numpy: the engine works, the rest says what to add."""
 
 from __future__ import annotations
 

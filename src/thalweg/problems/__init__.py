@@ -9,11 +9,7 @@ A user's own problem takes a few lines, either way:
 1. By hand, from tensors:
 
     >>> import torch
-    >>> from thalweg.errors import require_extra
-
-require_extra("lab", "pydantic", "numpy", "pooch")
-
-from thalweg.problems import Problem  # noqa: E402
+    >>> from thalweg.problems import Problem
     >>> inputs, targets = torch.randn(64, 5), torch.randn(64, 2)
     >>> mine = Problem(
     ...     name="linear", model=torch.nn.Linear(5, 2), train=(inputs, targets),
@@ -42,11 +38,15 @@ from thalweg.problems import Problem  # noqa: E402
 
 from __future__ import annotations
 
-from thalweg.problems import losses, quadratic, valley
-from thalweg.problems.data import digits, images, sst2, text
-from thalweg.problems.data.tensors import InputShape, Samples
-from thalweg.problems.models import settings as models
-from thalweg.problems.problem import Loss, Problem, build_problem
+from thalweg.errors import require_extra
+
+require_extra("lab", "pydantic", "pooch")
+
+from thalweg.problems import losses, quadratic, valley  # noqa: E402
+from thalweg.problems.data import digits, images, sst2, text  # noqa: E402
+from thalweg.problems.data.tensors import InputShape, Samples  # noqa: E402
+from thalweg.problems.models import settings as models  # noqa: E402
+from thalweg.problems.problem import Loss, Problem, build_problem  # noqa: E402
 
 __all__ = ["InputShape", "Loss", "Problem", "Samples", "build_problem"]
 
