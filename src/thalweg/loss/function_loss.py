@@ -136,11 +136,11 @@ class FunctionLoss:
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), full_precision():
             one = self._num_samples == 1
             value = self._function(leaf) if one else self._function(leaf, samples)
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise invalid("loss", given, "a scalar tensor", "average over the samples")
-        refuse_constant(value)
-        return value.reshape(())
+            if not isinstance(value, Tensor) or value.numel() != 1:
+                given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise invalid("loss", given, "a scalar tensor", "average over the samples")
+            refuse_constant(value)
+            return value.reshape(())
 
     def __repr__(self) -> str:
         return f"FunctionLoss(P={self.num_parameters}, N={self.num_samples})"
