@@ -32,7 +32,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,6 +43,7 @@ from torch.optim import Optimizer
 from thalweg import registry
 from thalweg.errors import Diverged, InvalidInput, invalid
 from thalweg.loss.objective import Objective
+from thalweg.measure.effective_learning_rate import effective_learning_rate
 from thalweg.measure.preconditioned_sharpness import preconditioned_sharpness
 from thalweg.measure.sinks import CONSOLE_COLUMNS, CSV, Console, History, Sink, Sinks, warn
 from thalweg.measure.step_state import StepState
@@ -266,9 +267,14 @@ class Watcher:
 
     def _report(self, measured: Mapping[str, Any]) -> None:
         row: dict[str, Any] = {column: measured.get(column) for column in COLUMNS}
-        recent = [*self.history, row][-WINDOW:]
+        recent = [*self.history[1 - WINDOW :], row]
         for part in ("dominant", "bulk"):
-            row[f"effective_lr_{part}"] = _ratio_of_sums(recent, part)
+            numerators, denominators = (
+                [report[f"lr_{side}_{part}"] for report in recent]
+                for side in ("numerator", "denominator")
+            )
+            rate = effective_learning_rate(numerators, denominators)
+            row[f"effective_lr_{part}"] = rate if math.isfinite(rate) else None
         # Sinks may draw random numbers too, as for the name of a run.
         with undisturbed(self.objective.device):
             self._sinks.log(row, measured["step"])
@@ -312,11 +318,3 @@ def undisturbed(device: torch.device) -> Iterator[None]:
         random.setstate(python_state)
         if numpy is not None:
             numpy.random.set_state(numpy_state)
-
-
-def _ratio_of_sums(rows: Sequence[Mapping[str, Any]], part: str) -> float | None:
-    """The effective learning rate of a part over some reports; see the probe of that name."""
-    pairs = [(row[f"lr_numerator_{part}"], row[f"lr_denominator_{part}"]) for row in rows]
-    finite = [(a, b) for a, b in pairs if None not in (a, b) and math.isfinite(a) and b > 0]
-    total = sum(b for _, b in finite)
-    return sum(a for a, _ in finite) / total if total > 0 else None
