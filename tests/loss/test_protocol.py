@@ -15,9 +15,8 @@ from thalweg.errors import InvalidInput
 from thalweg.loss.function_loss import FunctionLoss
 from thalweg.loss.objective import Objective
 from thalweg.loss.protocol import Linearization, Loss, value_of
-from thalweg.measure.batch_curvature import batch_sharpness
-from thalweg.measure.follow_or_solve import FollowOrSolve
-from thalweg.measure.preconditioning import preconditioned_sharpness
+from thalweg.measure.batch_sharpness import batch_sharpness
+from thalweg.measure.preconditioned_sharpness import preconditioned_sharpness
 from thalweg.measure.step_state import StepState
 from thalweg.measure.watcher import Watcher
 from thalweg.operators.gauss_newton import GaussNewton, ResidualHessian
@@ -31,6 +30,7 @@ from thalweg.spectrum.subspace import random_subspace
 from thalweg.spectrum.trace_estimation import trace
 from thalweg.tracking.baselines import NextEigenspace
 from thalweg.tracking.batch_subspace import BatchSubspace
+from thalweg.tracking.follow_or_solve import FollowOrSolve
 from thalweg.tracking.gradient_subspaces import GradientSubspace
 from thalweg.tracking.optimizer_metric import OptimizerMetricSource
 from thalweg.tracking.preconditioner import preconditioner

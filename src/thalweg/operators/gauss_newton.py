@@ -75,6 +75,7 @@ class ResidualHessian(CountsMatvecs):
     Source: Sagun et al. 2016 (arXiv 1611.07476).
 
     Example:
+        >>> from thalweg.loss.objective import Objective
         >>> model, data = torch.nn.Linear(3, 1), (torch.randn(8, 3), torch.randn(8, 1))
         >>> residual = ResidualHessian(Objective(model, torch.nn.MSELoss(), data))
         >>> float((residual @ torch.ones(4)).norm()) < 1e-5  # of a linear model
