@@ -10,6 +10,7 @@ import scipy.linalg
 import torch
 from torch import Tensor, nn
 
+from thalweg.loss.linearization import ChunkedLinearization
 from thalweg.loss.objective import Objective
 from thalweg.operators.gradient_covariance import GradientCovariance
 from thalweg.operators.hessian import Hessian
@@ -145,7 +146,9 @@ def test_the_look_keeps_graphs_where_the_operator_does(keep_graph: bool) -> None
     few = subsampled(hessian, 0.25, torch.Generator().manual_seed(0))
     assert isinstance(few, Hessian)
     _ = few @ torch.ones(INPUTS).double()
-    assert (few._kept is not None) == keep_graph
+    linearization = few._at_theta()
+    assert isinstance(linearization, ChunkedLinearization)
+    assert (linearization._kept is not None) == keep_graph
     assert hessian._kept is None
 
 
