@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from thalweg.errors import InvalidInput, invalid
+from thalweg.problems.data.dataset import Encodes, InputShape, Samples, choose
 from thalweg.problems.data.preprocess import Scaling, scaling
-from thalweg.problems.data.tensors import Encodes, InputShape, Samples, choose
 
 if TYPE_CHECKING:
     import torch

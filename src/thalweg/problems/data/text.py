@@ -22,8 +22,8 @@ from pydantic import Field
 from thalweg.errors import InvalidInput
 from thalweg.problems.data import download
 from thalweg.problems.data.data_folder import existing
+from thalweg.problems.data.dataset import Samples
 from thalweg.problems.data.readers.damage import LARGEST_TEXT, check_size, unusable
-from thalweg.problems.data.tensors import Samples
 from thalweg.registry import datasets
 from thalweg.settings import Settings
 
