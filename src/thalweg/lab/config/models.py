@@ -11,14 +11,13 @@ from pydantic import Field, ValidationError, model_validator
 
 from thalweg.lab.config.phases import BranchSpec, Name, PhaseSpec, with_inherited_tables
 from thalweg.lab.config.subspace import Seed, SubspaceSpec
+from thalweg.lab.store.folders import TRUNK
 from thalweg.problems.problem_spec import ProblemSpec
 from thalweg.settings import Count, SpecModel, Wording, bad_value
 
 if TYPE_CHECKING:
     from typing import Self
 
-TRUNK = "trunk"
-"""Name of the run that all branches of a seed start from."""
 Device = Annotated[
     str,
     Field(pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)$"),

@@ -97,8 +97,8 @@ class _IdxImages(Settings):
             return _image_samples(train, test, 10)
         if test is None:
             found = ", ".join(sorted(path.name for path in paths.values()))
-            mend = "add the file of labels or of images that is missing"
-            raise unusable(next(iter(paths.values())).parent, found, "images and labels", mend)
+            hint = "add the file of labels or of images that is missing"
+            raise unusable(next(iter(paths.values())).parent, found, "images and labels", hint)
         images, labels = test
         half = len(labels) // 2
         note = (

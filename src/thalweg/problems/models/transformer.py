@@ -38,7 +38,7 @@ class Transformer(Settings):
     )
     pooling: Literal["mean", "cls"] = Field(default="mean", description="of tokens to one vector")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.0, description="share of values dropped while training"
+        default=0.0, description="fraction of values dropped while training"
     )
 
     @model_validator(mode="after")
