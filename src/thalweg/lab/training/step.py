@@ -25,9 +25,9 @@ from thalweg.lab.training.local_workers import make_local_steps, samples_of
 from thalweg.lab.training.noise import add_to_gradients, injected_noise
 from thalweg.loss.guards.finiteness import all_finite
 from thalweg.measure.step_state import StepState
-from thalweg.optim.closure import needs_closure
 from thalweg.optim.split import SplitUpdate
 from thalweg.problems import Problem
+from thalweg.tracking.wrapping import needs_closure
 
 
 class Buffers:
