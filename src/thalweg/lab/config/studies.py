@@ -20,7 +20,7 @@ from typing import Any
 from thalweg.errors import InvalidInput, unknown_name
 from thalweg.lab.config.layering import laid_over
 from thalweg.lab.config.loading import PROBLEM_SPECS, SPECS, parse_spec, read_toml
-from thalweg.lab.config.models import Spec
+from thalweg.lab.config.spec import Spec
 from thalweg.lab.config.overrides import apply_overrides
 
 MAIN = "main"

@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import Tensor
 
-from thalweg.lab.asking import branches_take_point_over
 from thalweg.lab.config import Spec
 from thalweg.lab.training.building import Setup, make_source
 from thalweg.measure.step_state import BranchPoint
@@ -26,7 +25,7 @@ def found_for_branches(spec: Spec, branch: str, setup: Setup, seed: int) -> dict
         spec: of the whole study.
         branch: the run that ends, at the model's parameters.
     """
-    if not branches_take_point_over(spec, branch):
+    if not spec.hands_over_branch_point(branch):
         return {}
     own = spec.of_branch(branch)
     source = make_source(own, setup, seed)

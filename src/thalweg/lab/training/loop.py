@@ -21,7 +21,6 @@ from torch.optim import Optimizer
 
 from thalweg.contrib.simulated_workers import WORKERS
 from thalweg.errors import Diverged, IntegrityError, Interrupted, InvalidInput
-from thalweg.lab.asking import needs_branch_point
 from thalweg.lab.config import TRUNK, Spec
 from thalweg.lab.config.optimizers import OptimizerSettings
 from thalweg.lab.store import RunFolder, StudyFolder
@@ -288,7 +287,7 @@ class Run:
             raise InvalidInput(f"{start.path}: it is not finished; run it first")
         self.progression.begin_at(state["progression"]["step"])
         self._restore_model_and_random(state)
-        if needs_branch_point(self.spec, self.progression.phase):
+        if self.spec.asks_for_branch_point(self.progression.phase):
             theta, found = self.setup.objective.theta(), state.get("found", {})
             self._tell_batch()
             self.branch_point = at_branch_point(found, self.spec, self.source, theta)
