@@ -253,7 +253,7 @@ def _optimizer_after_a_step(spec: Spec, phase: PhaseSpec, setup: Setup, seed: in
     """An optimizer that has made a step on few samples, without split, noise and workers."""
     from thalweg.lab.training.building import make_optimizer, make_source
     from thalweg.lab.training.step import train_one_step
-    from thalweg.measure.step_state import Moment
+    from thalweg.measure.step_state import StepState
 
     objective, given = setup.objective, phase.batch_size
     size = min(FEW, objective.num_samples if given == "all" else given)
@@ -261,7 +261,7 @@ def _optimizer_after_a_step(spec: Spec, phase: PhaseSpec, setup: Setup, seed: in
     phase = phase.model_copy(update=alone)
     source = make_source(spec, setup, seed)  # never asked
     optimizer = make_optimizer(spec, phase, setup, seed, source)
-    moment = Moment(
+    moment = StepState(
         step=0,
         theta=objective.theta(),
         objective=objective,
