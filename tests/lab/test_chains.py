@@ -11,7 +11,6 @@ import torch
 
 from tests.lab.small_study import begin, differing, execute, in_a_process, left, small_spec
 from thalweg.errors import InvalidInput
-
 from thalweg.lab.config import Spec
 from thalweg.lab.execution.schedule import Task, tasks_of
 from thalweg.lab.store.checkpoint import latest_checkpoint, load_checkpoint

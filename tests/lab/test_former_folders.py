@@ -74,6 +74,7 @@ def test_it_is_judged_anew_and_done_when_continued(
     thalweg(folder, "resume", NAME)
     assert "all runs are done" in capsys.readouterr().err
     written = tomllib.loads((folder / "spec.toml").read_text())
+    assert written["format"] == 2
     assert written["branches"]["back"]["starts_from"] == "bulk"
     assert read_spec(open_study(folder)) == read_spec(open_study(FORMER))
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import tomllib
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from thalweg.lab.config import load_spec, parse_spec, spec_hash
-from thalweg.lab.config.former_keys import with_former_keys, with_present_keys
+from thalweg.errors import InvalidInput
+from thalweg.lab.config import dump_spec, load_spec, parse_spec, spec_hash
+from thalweg.lab.config.former_keys import FORMAT, with_former_keys, with_present_keys
 
 RAW: dict[str, Any] = {
     "problem": {"data": "digits", "model": "mlp", "loss": "mse"},
@@ -24,7 +26,7 @@ PRESENT: dict[str, Any] = {
 
 
 def test_former_keys_are_read_and_each_warning_names_the_new_one() -> None:
-    with pytest.warns(DeprecationWarning) as caught:
+    with pytest.warns(DeprecationWarning, match="is called") as caught:
         spec = parse_spec(RAW, source="my.toml")
     assert spec == parse_spec(PRESENT)
     assert spec_hash(spec) == spec_hash(parse_spec(PRESENT))
@@ -52,3 +54,12 @@ def test_present_keys_warn_of_nothing_and_are_left_as_they_are() -> None:
         assert with_present_keys(PRESENT, "spec") == PRESENT
     table = {"starts_from": "a", "alignment_ema": 0.7, "steps": 3}
     assert with_former_keys(table) == {"after": "a", "alignment_average": 0.7, "steps": 3}
+
+
+def test_a_written_spec_says_its_format_and_a_later_one_is_refused() -> None:
+    written = tomllib.loads(dump_spec(parse_spec(PRESENT)))
+    assert next(iter(written)) == "format"
+    assert parse_spec({**written, "format": 1}) == parse_spec(written)
+    for later in (FORMAT + 1, "2", 0):
+        with pytest.raises(InvalidInput, match=r"my.toml: format: got .*, allowed: 1 to 2"):
+            parse_spec({**written, "format": later}, source="my.toml")

@@ -9,14 +9,26 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from thalweg.errors import invalid
+
+FORMAT = 2
+"""Version of the form in which specs are written; that of 0.1.0, without a number, is 1."""
 FORMER = {"extends": "like", "starts_from": "after", "alignment_ema": "alignment_average"}
 """Former names of keys, by their name now."""
 _OF_SPEC, _OF_PHASE, _OF_BRANCH = ("extends",), ("alignment_ema",), ("starts_from", "alignment_ema")
 
 
 def with_present_keys(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The tables of a spec with keys as they are called now; warns of each former one."""
+    """The tables of a spec with keys as they are called now; warns of each former one.
+
+    Raises:
+        InvalidInput: the spec is of a later format.
+    """
     found = _renamed(raw, _OF_SPEC, source)
+    written = found.pop("format", FORMAT)
+    if isinstance(written, bool) or not isinstance(written, int) or not 1 <= written <= FORMAT:
+        hint = "a later version of Thalweg reads later formats"
+        raise invalid(f"{source}: format", written, f"1 to {FORMAT}", hint)
     phases, branches = found.get("phases"), found.get("branches")
     if isinstance(phases, list | tuple):
         found["phases"] = [_renamed(phase, _OF_PHASE, source) for phase in phases]

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from thalweg.errors import InvalidInput, unknown_name
 from thalweg.lab.config.errors import explain, nearest, shown
-from thalweg.lab.config.former_keys import present_path, with_former_keys, with_present_keys
+from thalweg.lab.config.former_keys import FORMAT, present_path, with_former_keys, with_present_keys
 from thalweg.lab.config.layering import (
     OF_A_BRANCH_ALONE,
     OFF,
@@ -143,7 +143,7 @@ def dump_spec(spec: Spec) -> str:
     written["branches"] = {
         name: _written_branch(branch, written) for name, branch in written["branches"].items()
     }
-    return tomli_w.dumps(written)
+    return tomli_w.dumps({"format": FORMAT, **written})
 
 
 def _written_branch(branch: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
