@@ -147,7 +147,8 @@ schedules: Registry[Any] = Registry("schedule", "thalweg.lab.config.learning_rat
 probes: Registry[Any] = Registry(
     "probe",
     "thalweg.measure.probes",
-    "thalweg.measure.batch_probes",
+    "thalweg.measure.minibatch_noise",
+    "thalweg.measure.batch_sharpness",
     "thalweg.contrib.block_probes",
     "thalweg.measure.curvature_energy",
     "thalweg.measure.stability_probes",
@@ -167,7 +168,7 @@ panels: Registry[Any] = Registry("panel", "thalweg.analysis.report.panels")
 studies: Registry[Any] = Registry("study", "thalweg.lab.config.studies")
 """An experiment over any problem."""
 
-sinks: Registry[Any] = Registry("sink", "thalweg.measure.sinks")
+sinks: Registry[Any] = Registry("sink", "thalweg.measure.sinks", "thalweg.integrations.parquet")
 """Where measured rows go: `log(row, step)` and `close()`."""
 
 executors: Registry[Any] = Registry(

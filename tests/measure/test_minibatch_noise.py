@@ -13,7 +13,7 @@ from tests.networks import silu
 from thalweg import registry
 from thalweg.loss.objective import Objective
 from thalweg.loss.samples import TensorSamples
-from thalweg.measure.batch_curvature import batch_sharpness
+from thalweg.measure.batch_sharpness import batch_sharpness
 from thalweg.measure.step_state import BATCHES, StepState
 from thalweg.spectrum.subspace import Subspace
 from thalweg.tracking.source import FixedSubspace

@@ -7,10 +7,10 @@ from torch import Tensor
 from tests.networks import digits
 from thalweg.errors import InvalidInput
 from thalweg.loss.objective import Objective
-from thalweg.measure import follow_or_solve
-from thalweg.measure.follow_or_solve import FollowOrSolve
 from thalweg.operators.hessian import Hessian
 from thalweg.spectrum.eigensolver import top_eigenpairs
+from thalweg.tracking import follow_or_solve
+from thalweg.tracking.follow_or_solve import FollowOrSolve
 
 K = 4
 

@@ -11,7 +11,7 @@ from tests import dense
 from tests.networks import silu
 from thalweg.errors import InvalidInput
 from thalweg.loss.objective import Objective
-from thalweg.measure.preconditioning import preconditioned_sharpness
+from thalweg.measure.preconditioned_sharpness import preconditioned_sharpness
 from thalweg.tracking.preconditioner import has_preconditioner, metric_of, preconditioner
 
 

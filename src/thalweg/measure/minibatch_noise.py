@@ -1,4 +1,4 @@
-"""What the draw of the mini-batch does to a step: noise, critical learning rates, batch sharpness.
+"""Probes of what the draw of the mini-batch does to a step: its noise, critical learning rates.
 
 Expectations over the draw are means over `BATCHES` mini-batches beside the step's own, the same for
 all probes of a step.
@@ -25,7 +25,6 @@ from collections.abc import Mapping
 
 import torch
 
-from thalweg.measure.batch_curvature import curvature_along
 from thalweg.measure.probes import Value, probe
 from thalweg.measure.step_state import StepState
 from thalweg.operators.hessian import Hessian
@@ -84,19 +83,3 @@ def critical_learning_rates(state: StepState) -> Mapping[str, Value]:
     for name, square, curvature in zip(("dominant", "bulk"), squares, curvatures, strict=True):
         row[f"critical_lr_{name}"] = 2 * square / curvature if curvature > 0 else math.inf
     return row
-
-
-@probe("batch_sharpness", ["batch_sharpness"])
-def batch_sharpness(state: StepState) -> Mapping[str, Value]:
-    """E[g_B^T H_B g_B] / E[norm(g_B)^2], with gradient and Hessian of one mini-batch.
-
-    As a ratio of means; compare with 2 / lr. Where every batch is all samples it is the curvature
-    along the gradient. NaN where all gradients vanish.
-
-    Source: Andreyev and Beneventano 2024 (arXiv 2412.20553).
-    """
-    curvature = square = 0.0
-    for samples, gradient in zip(state.batch_samples, state.batch_gradients.T, strict=True):
-        terms = curvature_along(state.objective, state.theta, samples, gradient)
-        curvature, square = curvature + terms[0], square + terms[1]
-    return {"batch_sharpness": curvature / square if square else math.nan}

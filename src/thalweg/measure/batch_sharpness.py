@@ -1,7 +1,12 @@
 """The sharpness that mini-batch training feels: curvature along the mini-batch's own gradient.
 
-Under SGD it is not lambda_1 of the full loss that rises to 2 / lr and hovers there, but the batch
-sharpness; lambda_1 stays below.
+    E_B[g_B^T H_B g_B] / E_B[norm(g_B)^2],   g_B and H_B gradient and Hessian of one batch B
+
+Under SGD it is not lambda_1 of the full loss that rises to 2 / lr and hovers there, but this batch
+sharpness; lambda_1 stays below. `batch_sharpness` estimates it anywhere, the probe of that name at
+a step of training, over the mini-batches that all probes of the step share.
+
+Source: Andreyev and Beneventano 2024 (arXiv 2412.20553); taken as a ratio of means.
 
 Example:
     >>> import torch
@@ -15,6 +20,8 @@ Example:
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +29,8 @@ from torch import Tensor
 
 from thalweg.errors import invalid
 from thalweg.loss.objective import Objective
+from thalweg.measure.probes import Value, probe
+from thalweg.measure.step_state import StepState
 from thalweg.operators.hessian import Hessian
 
 
@@ -89,7 +98,7 @@ def batch_sharpness(
     value = curvatures.mean() / squares.mean()
     deviations = (curvatures - value * squares) / squares.mean()
     # The standard deviation of a single batch is unknown, and torch would warn of it.
-    error = float(deviations.std() / batches**0.5) if batches > 1 else float("nan")
+    error = float(deviations.std() / batches**0.5) if batches > 1 else math.nan
     return BatchSharpness(float(value), error, batch_size, batches)
 
 
@@ -107,3 +116,19 @@ def curvature_along(
     product = Hessian(objective, theta, samples) @ vector
     wide = vector.double()
     return float(wide @ product.double()), float(wide.square().sum())
+
+
+@probe("batch_sharpness", ["batch_sharpness"])
+def batch_sharpness_of_state(state: StepState) -> Mapping[str, Value]:
+    """E[g_B^T H_B g_B] / E[norm(g_B)^2], with gradient and Hessian of one mini-batch.
+
+    As a ratio of means; compare with 2 / lr. Where every batch is all samples it is the curvature
+    along the gradient. NaN where all gradients vanish.
+
+    Source: Andreyev and Beneventano 2024 (arXiv 2412.20553).
+    """
+    curvature = square = 0.0
+    for samples, gradient in zip(state.batch_samples, state.batch_gradients.T, strict=True):
+        terms = curvature_along(state.objective, state.theta, samples, gradient)
+        curvature, square = curvature + terms[0], square + terms[1]
+    return {"batch_sharpness": curvature / square if square else math.nan}

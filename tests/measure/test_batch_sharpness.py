@@ -10,7 +10,7 @@ from tests import dense
 from tests.networks import Case, silu
 from thalweg.errors import Diverged, InvalidInput
 from thalweg.loss.objective import Objective
-from thalweg.measure.batch_curvature import batch_sharpness
+from thalweg.measure.batch_sharpness import batch_sharpness
 
 
 @pytest.fixture

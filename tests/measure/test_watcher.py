@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from thalweg.measure.undisturbed import undisturbed
+from thalweg.measure.watcher import undisturbed
 
 CPU = torch.device("cpu")
 

@@ -16,8 +16,9 @@ from torch.utils.data import Dataset
 
 from thalweg.errors import Diverged, InvalidInput
 from thalweg.loss.objective import Objective
-from thalweg.measure.watcher import COLUMNS, Watcher, WatchWarning
-from thalweg.measure.watching import watch
+from thalweg.measure.sinks import History, WatchWarning
+from thalweg.measure.watch import watch
+from thalweg.measure.watcher import COLUMNS, Watcher
 from thalweg.operators.hessian import Hessian
 from thalweg.optim.split import SplitUpdate
 from thalweg.spectrum import gap
@@ -553,6 +554,50 @@ def test_a_file_that_cannot_be_written_does_not_stop_the_training(tmp_path: Path
     with pytest.warns(WatchWarning, match="step 0 could not be written"):
         problem.step()
     assert len(watcher.history) == 1
+
+
+def test_every_sink_gets_the_rows_of_the_history_and_is_closed(tmp_path: Path) -> None:
+    problem, rows, path = Regression(), [], tmp_path / "rows.csv"
+    own = History()
+    closed: list[str] = []
+    own.close = lambda: closed.append("own")  # type: ignore[method-assign]
+    sinks = [own, lambda row, step: rows.append((step, row)), f"csv:{path}"]
+    with problem.watch(sinks=sinks) as watcher:
+        for _ in range(5):
+            problem.step()
+    assert own.rows == watcher.history
+    assert rows == [(row["step"], row) for row in watcher.history]
+    assert len(path.read_text().splitlines()) == 1 + 3
+    assert closed == ["own"]
+
+
+def test_a_sink_that_fails_or_draws_leaves_no_trace_in_the_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gap, "CLOSED", math.inf)
+    alone = train(mlp, None)
+
+    def sink(row: dict[str, Any], step: int) -> None:
+        torch.manual_seed(step)
+        _ = random.random(), np.random.random()
+        row.clear()
+        raise RuntimeError
+
+    def observe(*given: Any) -> Watcher:
+        return watch(*given, quiet=True, every=2, sinks=[sink])
+
+    with pytest.warns(WatchWarning, match="step 0 could not be written") as caught:
+        watched = train(mlp, observe)
+    assert len(caught) == 1
+    for part, value in alone.items():
+        assert same(value, watched[part]), part
+
+
+def test_a_console_that_was_asked_for_is_not_doubled(capsys: pytest.CaptureFixture) -> None:
+    problem = Regression()
+    problem.watch(quiet=False, sinks=["console"])
+    problem.step()
+    assert len(capsys.readouterr().err.splitlines()) == 2
 
 
 def test_the_console_gets_a_heading_and_a_line_a_report(capsys: pytest.CaptureFixture) -> None:

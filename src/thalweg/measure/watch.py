@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -34,11 +34,10 @@ from thalweg.errors import InvalidInput, invalid
 from thalweg.loss.layout import ParameterLayout
 from thalweg.loss.objective import Objective
 from thalweg.loss.samples import as_samples
-from thalweg.measure.follow_or_solve import FollowOrSolve
-from thalweg.measure.sinks import say
-from thalweg.measure.undisturbed import undisturbed
-from thalweg.measure.watcher import Watcher
+from thalweg.measure.sinks import Sink, say
+from thalweg.measure.watcher import Watcher, undisturbed
 from thalweg.optim.stability import stability_threshold
+from thalweg.tracking.follow_or_solve import FollowOrSolve
 from thalweg.tracking.tracker import SubspaceTracker
 
 MOST_INFERRED_CLASSES = 100
@@ -55,6 +54,7 @@ def watch(
     every: int = 50,
     k: int | None = None,
     file: str | os.PathLike[str] | None = None,
+    sinks: Iterable[Sink | str | Callable[[Any, int], Any]] = (),
     samples: int | None = None,
     parameters: Sequence[str] | str | None = None,
     batch_weight: Callable[[Any], Tensor | float] | None = None,
@@ -70,7 +70,7 @@ def watch(
 
     The curvature is that of the model in evaluation mode: dropout is off and batch norm uses its
     running statistics, since a loss that is random or depends on who shares a batch has no Hessian
-    of its own. The model's modes are put back before the training goes on. Neither parameters,
+    of its own. The model's modes are put back before the training continues. Neither parameters,
     gradients, buffers, optimizer state nor random generators change; forward hooks of your own do
     see the additional passes. Under a gradient scaler or `torch.autocast`, reports are made in the
     precision of the parameters.
@@ -85,7 +85,9 @@ def watch(
             curvature is measured over, usually the training set without augmentation.
         optimizer: any optimizer of torch; those of its parameters that belong to the model and
             require a gradient make up theta.
-        every, file, quiet, overwrite, resume_at: as for `Watcher`.
+        every, file, sinks, quiet, overwrite, resume_at: as for `Watcher`. Every row goes to the
+            console, to a CSV `file` and to all `sinks`: objects with log(row, step) and close(),
+            functions of (row, step), or names such as "parquet:rows.parquet".
         k: dimension of the dominant subspace; None for the number of classes, where the model's
             output is (n, classes) with at most 100 of them.
         samples: watch a random subset of so many samples, drawn once and held in memory; None for
@@ -102,8 +104,7 @@ def watch(
         Diverged: the loss is NaN or infinite from the start.
 
     Warns:
-        WatchWarning: later, where the loss diverges or a row cannot be written. The training is
-            not stopped.
+        WatchWarning: later, where the loss diverges or a sink fails. The training is not stopped.
     """
     # A compiled model cannot be differentiated twice; the one it was made from shares all tensors.
     model = getattr(model, "_orig_mod", model)
@@ -143,6 +144,7 @@ def watch(
         optimizer,
         every=every,
         file=file,
+        sinks=sinks,
         quiet=quiet,
         overwrite=overwrite,
         resume_at=resume_at,
