@@ -43,7 +43,8 @@ def present_path(path: str) -> str:
     """A key path of the command line with its key as it is called now; warns of a former one."""
     table, dot, key = path.rpartition(".")
     present = {former: now for now, former in FORMER.items()}.get(key.replace("-", "_"))
-    if present is None or table.partition(".")[0] not in ("phases", "branches"):
+    of_phase = table.startswith(("phases.", "branches."))
+    if present is None or not of_phase:
         return path
     _warn("command line", key, present)
     return f"{table}{dot}{present}"
