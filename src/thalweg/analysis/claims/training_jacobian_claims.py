@@ -9,8 +9,8 @@ dimensions k <= m in P have the mean squared cosine m / P.
 from __future__ import annotations
 
 from thalweg.analysis.claims.claim import Claim, Measurement, NotMeasurableError, Rule, SeedTables
-from thalweg.analysis.claims.rows import measured, ratio
-from thalweg.analysis.claims.statistics import Statistic
+from thalweg.analysis.claims.statistics import Statistic, measured, ratio
+from thalweg.registry import claims
 
 SOURCE = "Belrose, Scherlis 2024"
 BESIDE = ("bulk_share_1e-03", "bulk_share_1e-06", "chaotic_share", "stable_share")
@@ -75,7 +75,7 @@ def measure_restricted(seed: SeedTables) -> Measurement:
     )
 
 
-TRAINING_JACOBIAN_CLAIMS = (
+claims.add_named(
     Claim(
         name="jacobian-has-a-bulk",
         statement="Most singular values of the training Jacobian are within 0.01 of 1.",
@@ -86,7 +86,10 @@ TRAINING_JACOBIAN_CLAIMS = (
         refuted_by="inputs without constant or dependent directions, such as white noise",
         needs_roles=("plain",),
         needs_columns=("bulk_share_1e-02", *BESIDE),
-    ),
+    )
+)
+
+claims.add_named(
     Claim(
         name="jacobian-is-chaotic",
         statement="Some directions of the initial parameters are amplified by an order of "
@@ -99,7 +102,10 @@ TRAINING_JACOBIAN_CLAIMS = (
         needs_roles=("plain",),
         needs_columns=("singular_value_max",),
         logarithmic=True,
-    ),
+    )
+)
+
+claims.add_named(
     Claim(
         name="jacobian-carries-the-bulk",
         statement="Along the bulk a change of the initial parameters comes through unchanged: "
@@ -111,7 +117,10 @@ TRAINING_JACOBIAN_CLAIMS = (
         refuted_by="training that turns directions it does not stretch",
         needs_roles=("plain",),
         needs_columns=("bulk_cosine", "outside_cosine"),
-    ),
+    )
+)
+
+claims.add_named(
     Claim(
         name="jacobian-bulk-is-shared",
         statement="The bulks of runs from different initial parameters overlap substantially.",
@@ -122,7 +131,10 @@ TRAINING_JACOBIAN_CLAIMS = (
         refuted_by="random subspaces of the bulk's dimension: 0",
         needs_roles=("plain",),
         needs_columns=("overlap_seeds", "chance_seeds"),
-    ),
+    )
+)
+
+claims.add_named(
     Claim(
         name="jacobian-bulk-ignores-labels",
         statement="The bulk is nearly the same where the labels are shuffled.",
@@ -134,7 +146,10 @@ TRAINING_JACOBIAN_CLAIMS = (
         refuted_by="random subspaces of the bulk's dimension: 0",
         needs_roles=("plain",),
         needs_columns=("overlap_shuffled", "chance_shuffled"),
-    ),
+    )
+)
+
+claims.add_named(
     Claim(
         name="jacobian-bulk-needs-the-inputs",
         statement="With white-noise inputs the bulk shrinks.",
@@ -147,7 +162,10 @@ TRAINING_JACOBIAN_CLAIMS = (
         needs_columns=("bulk_share_1e-02",),
         logarithmic=True,
         same_end=False,
-    ),
+    )
+)
+
+claims.add_named(
     Claim(
         name="jacobian-bulk-cannot-learn",
         statement="Training restricted to the bulk fails; restricted to its complement it works.",
@@ -162,5 +180,5 @@ TRAINING_JACOBIAN_CLAIMS = (
             f"loss_{name}"
             for name in ("start", "end", "in_bulk", "out_of_bulk", "in_random", "out_of_random")
         ),
-    ),
+    )
 )

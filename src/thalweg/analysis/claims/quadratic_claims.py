@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from thalweg.analysis.claims.claim import Claim, Measurement, NotMeasurableError, Rule, SeedTables
-from thalweg.analysis.claims.rows import (
+from thalweg.analysis.claims.statistics import (
     last_tenth,
     late_half,
     measured,
@@ -22,6 +22,7 @@ from thalweg.analysis.claims.rows import (
     start_and_end,
 )
 from thalweg.problems.quadratic_theory import critical_step_size
+from thalweg.registry import claims
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -194,7 +195,7 @@ def measure_signs(seed: SeedTables) -> Measurement:
     )
 
 
-QUADRATIC_CLAIMS = (
+claims.add_named(
     Claim(
         name="alignment-phases",
         statement="From a large initialization alignment first falls, then rises and stays high.",
@@ -207,7 +208,10 @@ QUADRATIC_CLAIMS = (
         "the floor, from where it only rises",
         needs_roles=("plain",),
         needs_columns=("alignment_gradient",),
-    ),
+    )
+)
+
+claims.add_named(
     Claim(
         name="critical-step-size",
         statement="Alignment falls at learning rates below the critical step size, rises above.",
@@ -227,7 +231,10 @@ QUADRATIC_CLAIMS = (
             "noise_norm",
             "solved_eigenvalues",
         ),
-    ),
+    )
+)
+
+claims.add_named(
     Claim(
         name="bulk-lowers-dominant-raises",
         statement="Between the two critical learning rates the bulk part of the updates lowers "
@@ -239,7 +246,10 @@ QUADRATIC_CLAIMS = (
         refuted_by="a dominant branch that lowers the loss, or a bulk branch that raises it",
         needs_roles=PARTS,
         needs_columns=("loss", "critical_lr_dominant", "critical_lr_bulk"),
-    ),
+    )
+)
+
+claims.add_named(
     Claim(
         name="critical-rates",
         statement="Each part of the updates lowers the loss below its critical learning rate and "
@@ -252,5 +262,5 @@ QUADRATIC_CLAIMS = (
         refuted_by="a loss that changes against the prediction at any of the learning rates",
         needs_roles=RATE_ROLES,
         needs_columns=("loss", "critical_lr_dominant", "critical_lr_bulk"),
-    ),
+    )
 )

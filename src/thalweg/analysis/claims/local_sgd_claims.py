@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from thalweg.analysis.claims.claim import Claim, Measurement, Rule, SeedTables
-from thalweg.analysis.claims.rows import (
+from thalweg.analysis.claims.statistics import (
+    end_ratio,
     last_tenth,
     measured,
     ratio,
@@ -17,7 +18,7 @@ from thalweg.analysis.claims.rows import (
     require_same_start,
     start_and_end,
 )
-from thalweg.analysis.claims.statistics import end_ratio
+from thalweg.registry import claims
 
 SOURCE = "Gu, Lyu, Huang, Arora 2023, arXiv 2303.01215"
 
@@ -64,8 +65,8 @@ def measure_accuracy(seed: SeedTables) -> Measurement:
     )
 
 
-LOCAL_SGD_CLAIMS = (
-    # A twentieth less at least: workers that never part are synchronous, and have the ratio 1.
+# A twentieth less at least: workers that never part are synchronous, and have the ratio 1.
+claims.add_named(
     Claim(
         name="local-sgd-is-flatter",
         statement="Local SGD ends in a flatter place than synchronous SGD.",
@@ -77,7 +78,10 @@ LOCAL_SGD_CLAIMS = (
         needs_roles=("synchronous", "local"),
         needs_columns=("loss", "sharpness"),
         logarithmic=True,
-    ),
+    )
+)
+
+claims.add_named(
     Claim(
         name="local-sgd-is-flatter-at-equal-loss",
         statement="Local SGD is flatter than synchronous SGD was at the same training loss.",
@@ -89,8 +93,11 @@ LOCAL_SGD_CLAIMS = (
         needs_roles=("synchronous", "local"),
         needs_columns=("loss", "sharpness"),
         logarithmic=True,
-    ),
-    # Of 360 held-out digits 0.01 are less than four.
+    )
+)
+
+# Of 360 held-out digits 0.01 are less than four.
+claims.add_named(
     Claim(
         name="local-sgd-generalizes",
         statement="Local SGD is as good as synchronous SGD on held-out data.",
@@ -101,5 +108,5 @@ LOCAL_SGD_CLAIMS = (
         refuted_by="rounds so long that the mean of the workers is worse than each of them",
         needs_roles=("synchronous", "local"),
         needs_columns=("loss", "test_accuracy"),
-    ),
+    )
 )

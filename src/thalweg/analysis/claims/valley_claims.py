@@ -17,7 +17,8 @@ from thalweg.analysis.claims.claim import (
     Rule,
     SeedTables,
 )
-from thalweg.analysis.claims.rows import last_tenth, late_half, require_same_start, rows
+from thalweg.analysis.claims.statistics import last_tenth, late_half, require_same_start, rows
+from thalweg.registry import claims
 
 FLAT_COORDINATE = 1
 SOURCE = "Song, Ahn, Yun 2025, on the toy valley"
@@ -78,7 +79,7 @@ def measure_flat_progress(seed: SeedTables) -> Measurement:
     )
 
 
-VALLEY_CLAIMS = (
+claims.add_named(
     Claim(
         name="valley-noise-aligns",
         statement="In the valley, the gradient points at the walls under SGD, along the floor "
@@ -91,8 +92,11 @@ VALLEY_CLAIMS = (
         refuted_by="components without the coupling term: then SGD is GD",
         needs_roles=("plain", "full-batch"),
         needs_columns=("alignment_gradient",),
-    ),
-    # Margin: with independent signs log(y) of SGD scatters by about a sixth of its progress.
+    )
+)
+
+# Margin: with independent signs log(y) of SGD scatters by about a sixth of its progress.
+claims.add_named(
     Claim(
         name="valley-flat-part-advances",
         statement="In the valley, the flat part of the updates makes all the progress.",
@@ -104,5 +108,5 @@ VALLEY_CLAIMS = (
         refuted_by="a valley turned against the axes: then steps across it advance along y",
         needs_roles=("plain", "dominant", "bulk"),
         needs_columns=("loss", "position"),
-    ),
+    )
 )

@@ -5,12 +5,12 @@ import pandas as pd
 import pytest
 
 from tests.lab import toys
+from thalweg import registry
 from thalweg.analysis.claims.claim import Claim
 from thalweg.analysis.claims.judgement import Verdict, judge
-from thalweg.analysis.claims.rows import rows_where
-from thalweg.analysis.claims.valley import VALLEY_CLAIMS
+from thalweg.analysis.claims.statistics import rows_where
 
-CLAIMS = {claim.name: claim for claim in VALLEY_CLAIMS}
+CLAIMS = {name: claim for name, claim in registry.claims.items() if name.startswith("valley-")}
 ROLES = {"plain": "sgd", "dominant": "dom-sgd", "bulk": "bulk-sgd", "full-batch": "gd"}
 
 

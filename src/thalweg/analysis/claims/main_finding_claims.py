@@ -18,8 +18,9 @@ from thalweg.analysis.claims.claim import (
     Rule,
     SeedTables,
 )
-from thalweg.analysis.claims.rows import (
+from thalweg.analysis.claims.statistics import (
     last_tenth,
+    late_mean,
     log_ratio,
     measured,
     ratio,
@@ -27,7 +28,7 @@ from thalweg.analysis.claims.rows import (
     require_same_start,
     start_and_end,
 )
-from thalweg.analysis.claims.statistics import late_mean
+from thalweg.registry import claims
 
 #: Parts of the branch at which the losses are compared, and over which each value is averaged.
 HORIZONS, HORIZON_WINDOW = (0.25, 0.5, 1.0), 0.05
@@ -105,7 +106,7 @@ def measure_generalization(seed: SeedTables) -> Measurement:
     return Measurement(bulk - plain, {"plain branch": plain, "bulk branch": bulk})
 
 
-MAIN_CLAIMS = (
+claims.add_named(
     Claim(
         name="gradient-aligns",
         statement="The gradient of the training loss lies almost wholly in the dominant subspace.",
@@ -116,7 +117,10 @@ MAIN_CLAIMS = (
         refuted_by="k random directions give sqrt(k / P): about 0.02 for 17,610 parameters",
         needs_roles=("plain",),
         needs_columns=("alignment_gradient",),
-    ),
+    )
+)
+
+claims.add_named(
     Claim(
         name="dominant-stalls",
         statement="Updates projected on the dominant subspace stop lowering the training loss.",
@@ -127,7 +131,10 @@ MAIN_CLAIMS = (
         refuted_by="least squares whose Hessian has rank k: there Dom-SGD is SGD, the ratio is 1",
         needs_roles=("plain", "dominant"),
         needs_columns=("loss",),
-    ),
+    )
+)
+
+claims.add_named(
     Claim(
         name="bulk-suffices",
         statement="Without the dominant part of its updates, SGD lowers the loss about as far.",
@@ -139,8 +146,11 @@ MAIN_CLAIMS = (
         needs_roles=("plain", "bulk"),
         needs_columns=("loss",),
         logarithmic=True,
-    ),
-    # Twice as far: a factor that neither branch's noise alone can make, far below what is seen.
+    )
+)
+
+# Twice as far: a factor that neither branch's noise alone can make, far below what is seen.
+claims.add_named(
     Claim(
         name="bulk-travels",
         statement="Updates in the bulk lead much farther from the branch point than dominant ones.",
@@ -152,8 +162,11 @@ MAIN_CLAIMS = (
         needs_roles=("dominant", "bulk"),
         needs_columns=("loss", "displacement_dominant", "displacement_bulk"),
         logarithmic=True,
-    ),
-    # The paper says that the loss stalls; that it climbs was seen in one seed each elsewhere.
+    )
+)
+
+# The paper says that the loss stalls; that it climbs was seen in one seed each elsewhere.
+claims.add_named(
     Claim(
         name="dominant-climbs",
         statement="The loss of the dominant branch ends above the loss at the branch point.",
@@ -165,8 +178,11 @@ MAIN_CLAIMS = (
         needs_roles=("dominant",),
         needs_columns=("loss",),
         logarithmic=True,
-    ),
-    # Two samples in a hundred: about the standard error of the accuracy on 360 held-out digits.
+    )
+)
+
+# Two samples in a hundred: about the standard error of the accuracy on 360 held-out digits.
+claims.add_named(
     Claim(
         name="bulk-generalizes",
         statement="Without the dominant part of its updates, SGD classifies held-out data as well.",
@@ -177,5 +193,5 @@ MAIN_CLAIMS = (
         refuted_by="a bulk branch that fits the training data and loses accuracy on held-out data",
         needs_roles=("plain", "bulk"),
         needs_columns=("loss", "test_accuracy"),
-    ),
+    )
 )

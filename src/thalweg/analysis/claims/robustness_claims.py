@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from thalweg.analysis.claims.claim import Claim, Measurement, Rule, SeedTables
-from thalweg.analysis.claims.rows import log_ratio, require_same_start, start_and_end
-from thalweg.analysis.claims.statistics import late_ratio
+from thalweg.analysis.claims.statistics import (
+    late_ratio,
+    log_ratio,
+    require_same_start,
+    start_and_end,
+)
+from thalweg.registry import claims
 
 #: Below this log-decrease of the loss, 2 % of the loss itself is allowed: 0.02 = 0.1 * 0.2.
 SMALL_DECREASE = 0.2
@@ -27,7 +32,7 @@ def measure_tracking(seed: SeedTables) -> Measurement:
     )
 
 
-ROBUSTNESS_CLAIMS = (
+claims.add_named(
     Claim(
         name="control-does-not-align",
         statement="Another subspace of the same dimension does not hold the gradient.",
@@ -39,7 +44,10 @@ ROBUSTNESS_CLAIMS = (
         needs_roles=("plain", "control"),
         needs_columns=("loss", "alignment_gradient"),
         logarithmic=True,
-    ),
+    )
+)
+
+claims.add_named(
     Claim(
         name="tracked-equals-exact",
         statement="Following the subspace gives the branch that solving it at every step gives.",
@@ -50,5 +58,5 @@ ROBUSTNESS_CLAIMS = (
         refuted_by="a basis that lags behind: part of the dominant update stays in the bulk",
         needs_roles=("exact", "tracked"),
         needs_columns=("loss",),
-    ),
+    )
 )

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from tests.analysis.claims.branches import falling, table, verdict_of, without
-from thalweg.analysis.claims.block_sharpness import COLUMNS, ORDER
+from thalweg.analysis.claims.block_sharpness_claims import COLUMNS, ORDER
 from thalweg.contrib.block_probes import MEASURED_BLOCKS
 
 

@@ -1,4 +1,7 @@
-"""Do the top k eigenvalues of the Hessian stand clear of the rest?"""
+"""The dominant subspace: does it stand clear of the rest, last, and hold the updates?
+
+That it holds the gradient is claimed with the main finding (`main_finding_claims.py`).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from thalweg.analysis.claims.claim import Claim, Measurement, NotMeasurableError, Rule, SeedTables
-from thalweg.analysis.claims.rows import rows
+from thalweg.analysis.claims.statistics import late_mean, rows
+from thalweg.registry import claims
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -67,7 +71,7 @@ def measure_spectrum_gap(seed: SeedTables) -> Measurement:
     )
 
 
-SPECTRUM_CLAIMS = (
+claims.add_named(
     Claim(
         name="spectrum-gap",
         statement="The top k eigenvalues of the Hessian stand clear of the next k.",
@@ -80,5 +84,39 @@ SPECTRUM_CLAIMS = (
         needs_roles=("plain",),
         needs_columns=("solved_eigenvalues",),
         logarithmic=True,
-    ),
+    )
+)
+
+# A half: a direction of the old subspace then lies more in the new one than outside of it. For
+# random subspaces the overlap is k / P, below 0.001 in every study here. The branch must start
+# from a trained checkpoint: the subspace of the initial parameters is another one.
+claims.add_named(
+    Claim(
+        name="subspace-persists",
+        statement="The dominant subspace stays much the same while training goes on.",
+        source="Gur-Ari, Roberts, Dyer 2018, section 3",
+        statistic="overlap of S_k with S_k at the branch point, trace(P P') / k, mean over the "
+        "last half of the plain branch",
+        measure=late_mean("overlap_branch_point"),
+        rule=Rule(0.5, "above"),
+        refuted_by="random subspaces of dimension k overlap by k / P",
+        needs_roles=("plain",),
+        needs_columns=("overlap_branch_point",),
+    )
+)
+
+# 0.7: half of the update's squared length. Lower than for the gradient, since mini-batch noise
+# has a part in the bulk (chi of a mini-batch gradient is 0.8 where the full gradient has 0.96).
+claims.add_named(
+    Claim(
+        name="update-aligns",
+        statement="The optimizer's update, too, lies mostly in the dominant subspace.",
+        source="Song, Ahn, Yun 2025, on sharpness-aware minimization, momentum and Adam",
+        statistic="chi_k of the proposed update, mean over the last half of the plain branch",
+        measure=late_mean("alignment_proposed"),
+        rule=Rule(0.7, "above"),
+        refuted_by="orthogonalized updates (Muon): all directions have equal weight, chi is 0.2",
+        needs_roles=("plain",),
+        needs_columns=("alignment_proposed",),
+    )
 )

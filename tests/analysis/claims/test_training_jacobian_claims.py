@@ -3,10 +3,10 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
+from thalweg import registry
 from thalweg.analysis.claims import Verdict, judge
-from thalweg.analysis.claims.training_jacobian import TRAINING_JACOBIAN_CLAIMS
 
-CLAIMS = {claim.name: claim for claim in TRAINING_JACOBIAN_CLAIMS}
+CLAIMS = {name: claim for name, claim in registry.claims.items() if name.startswith("jacobian-")}
 ROLES = {"plain": "digits", "white-noise": "white-noise"}
 #: What a run as the paper describes it would give; the other branch has the share alone.
 DESCRIBED = {

@@ -8,19 +8,20 @@ import pandas as pd
 import pytest
 
 from tests.lab import toys
+from thalweg import registry
 from thalweg.analysis.claims.claim import Claim, NotMeasurableError
 from thalweg.analysis.claims.judgement import Verdict, judge
-from thalweg.analysis.claims.quadratic import QUADRATIC_CLAIMS, log_odds, predicted_step_size
-from thalweg.analysis.claims.rows import rows_where
+from thalweg.analysis.claims.quadratic_claims import log_odds, predicted_step_size
+from thalweg.analysis.claims.statistics import rows_where
 from thalweg.errors import InvalidInput
 
-CLAIMS = {claim.name: claim for claim in QUADRATIC_CLAIMS}
 ROLES: Mapping[str, Mapping[str, str]] = {
     "alignment-phases": {"plain": "trunk"},
     "critical-step-size": {"small": "sgd-low", "large": "sgd-high"},
     "bulk-lowers-dominant-raises": {"dominant": "dom-between", "bulk": "bulk-between"},
     "critical-rates": toys.RATE_ROLES,
 }
+CLAIMS = {name: registry.claims[name] for name in ROLES}
 
 
 @pytest.fixture(scope="module")

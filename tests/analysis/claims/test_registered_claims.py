@@ -10,8 +10,10 @@ import pytest
 from tests.analysis import synthetic
 from tests.analysis.claims.branches import MAIN_NAMES, table
 from thalweg import registry
-from thalweg.analysis.claims import Claim, ClaimUse, judge, judge_all
+from thalweg.analysis.claims import Claim, ClaimUse, Rule, judge, judge_all
+from thalweg.analysis.claims.claim import Measurement
 from thalweg.analysis.claims.judgement import DEFAULT_ROLES
+from thalweg.errors import InvalidInput
 
 #: Claims on columns of numbers; a spectrum is a column of vectors, and has its own tests.
 ON_NUMBERS = [
@@ -113,3 +115,21 @@ def test_data_of_diverged_branches_never_make_a_claim_hold(
     verdict = judge(registry.claims[name], data)
     assert verdict.outcome != "holds"
     assert verdict.note
+
+
+def test_a_plugin_adds_a_claim_once(study: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry.claims, "_entries", {})
+    claim = Claim(
+        name="loss-is-small",
+        statement="The loss ends below one.",
+        source="this test",
+        statistic="last loss",
+        measure=lambda seed: Measurement(float(seed.table("plain")["loss"].iloc[-1])),
+        rule=Rule(1.0, "below"),
+        refuted_by="a loss of two",
+        needs_roles=("plain",),
+        needs_columns=("loss",),
+    )
+    assert judge(registry.claims.add_named(claim), study).outcome == "holds"
+    with pytest.raises(InvalidInput, match="not used yet"):
+        registry.claims.add_named(claim)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from thalweg.analysis.claims.claim import NonFiniteError, NotMeasurableError, SeedTables
-from thalweg.analysis.claims.rows import (
+from thalweg.analysis.claims.statistics import (
     last_tenth,
     late_half,
     log_ratio,

@@ -10,7 +10,8 @@ import math
 from collections.abc import Callable
 
 from thalweg.analysis.claims.claim import Claim, Measurement, NotMeasurableError, Rule, SeedTables
-from thalweg.analysis.claims.rows import late_half, measured, ratio
+from thalweg.analysis.claims.statistics import late_half, measured, ratio
+from thalweg.registry import claims
 
 
 def branch_rate(seed: SeedTables, role: str, part: str) -> float:
@@ -56,7 +57,7 @@ def own_metric_gain(column: str) -> Callable[[SeedTables], Measurement]:
     return measure
 
 
-OPTIMIZER_CLAIMS = (
+claims.add_named(
     Claim(
         name="favours-bulk",
         statement="The optimizer moves faster in the bulk, relative to the dominant part, than SGD "
@@ -76,7 +77,10 @@ OPTIMIZER_CLAIMS = (
         ),
         logarithmic=True,
         same_end=False,
-    ),
+    )
+)
+
+claims.add_named(
     Claim(
         name="own-metric-aligns",
         statement="In the optimizer's own metric its update is more aligned than in the Euclidean "
@@ -90,5 +94,5 @@ OPTIMIZER_CLAIMS = (
         refuted_by="equal second moments of all parameters: both metrics are the same up to scale",
         needs_roles=("plain",),
         needs_columns=("alignment_proposed", "alignment_proposed_own_metric"),
-    ),
+    )
 )

@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from thalweg.analysis.claims.claim import Claim, Measurement, NotMeasurableError, Rule, SeedTables
-from thalweg.analysis.claims.rows import measured, ratio
-from thalweg.analysis.claims.statistics import Statistic
+from thalweg.analysis.claims.statistics import Statistic, measured, ratio
+from thalweg.registry import claims
 
 SOURCE = "Maunu, Yao 2024"
 ACCURACY = 0.1
@@ -50,7 +50,7 @@ def gradients_over(reference: str) -> Statistic:
     return measure
 
 
-LANGEVIN_CLAIMS = (
+claims.add_named(
     Claim(
         name="subspace-langevin-saves-gradients",
         statement="On an ill-conditioned target, subspace Langevin needs a tenth of the gradients "
@@ -64,7 +64,10 @@ LANGEVIN_CLAIMS = (
         needs_columns=("gradients", "covariance_error"),
         logarithmic=True,
         same_end=False,
-    ),
+    )
+)
+
+claims.add_named(
     Claim(
         name="subspace-langevin-matches-preconditioned",
         statement="Block by block, preconditioned Langevin needs at most twice the gradients of "
@@ -79,5 +82,5 @@ LANGEVIN_CLAIMS = (
         needs_columns=("gradients", "covariance_error"),
         logarithmic=True,
         same_end=False,
-    ),
+    )
 )

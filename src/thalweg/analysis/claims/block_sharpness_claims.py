@@ -10,8 +10,8 @@ from itertools import combinations
 import numpy as np
 
 from thalweg.analysis.claims.claim import Claim, Measurement, Rule, SeedTables
-from thalweg.analysis.claims.rows import late_half
-from thalweg.analysis.claims.statistics import end_ratio
+from thalweg.analysis.claims.statistics import end_ratio, late_half
+from thalweg.registry import claims
 
 #: Blocks in the published order, the flattest first.
 ORDER = ("embedding", "query_key", "feed_forward", "value_output", "norm")
@@ -30,8 +30,8 @@ def measure_order(seed: SeedTables) -> Measurement:
     return Measurement(float(np.mean(signs)), means)
 
 
-BLOCK_CLAIMS = (
-    # Of ten pairs of blocks one reversed gives 0.8, two give 0.6: the number is in between.
+# Of ten pairs of blocks one reversed gives 0.8, two give 0.6: the number is in between.
+claims.add_named(
     Claim(
         name="blocks-in-order",
         statement="The average sharpness rises from embedding over query-key, feed-forward and "
@@ -44,7 +44,10 @@ BLOCK_CLAIMS = (
         refuted_by="blocks of equal sharpness, or in another order: tau is 0 for a random one",
         needs_roles=("plain",),
         needs_columns=COLUMNS,
-    ),
+    )
+)
+
+claims.add_named(
     Claim(
         name="blockwise-rates-are-faster",
         statement="Learning rates by block lower the loss further in as many steps.",
@@ -56,5 +59,5 @@ BLOCK_CLAIMS = (
         needs_roles=("plain", "blockwise"),
         needs_columns=("loss",),
         logarithmic=True,
-    ),
+    )
 )

@@ -70,3 +70,54 @@ def test_energy_counts_over_the_last_half(
     verdict = verdict_of(name, table(sgd=values), plain="sgd")
     assert verdict.outcome == outcome, verdict
     assert verdict.mean == pytest.approx(late, rel=1e-2)
+
+
+POWER_ROLES = {"plain": "adam", "powered": "adam-power"}
+
+
+def with_powers(ratio: float, start: float = 1.0) -> pd.DataFrame:
+    """Losses that fall geometrically from 1, that with powers to `ratio` times the other."""
+    return table(
+        adam={"loss": falling(0.1)}, adam_power={"loss": falling(0.1 * ratio, start=start)}
+    )
+
+
+@pytest.mark.parametrize(
+    ("outcome", "ratio"), [("holds", 0.8), ("does not hold", 1.2), ("undecided", 1.0)]
+)
+def test_powers_lower_the_loss_or_not(outcome: str, ratio: float) -> None:
+    verdict = verdict_of("grad-power-lowers-loss", with_powers(ratio), **POWER_ROLES)
+    assert verdict.outcome == outcome, verdict
+    # The last tenth of the 41 rows: five.
+    part = np.arange(36, 41) / 40
+    expected = np.mean((0.1 * ratio) ** part) / np.mean(0.1**part)
+    assert verdict.mean == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_powers_are_not_compared_from_another_start() -> None:
+    verdict = verdict_of("grad-power-lowers-loss", with_powers(0.8, start=0.5), **POWER_ROLES)
+    assert verdict.outcome == "undecided"
+    assert "start at different losses" in verdict.note
+
+
+RANK_ROLES = {"full": "muon", "low": "dion-quarter"}
+
+
+def low_rank(ratio: float, spread: float = 0.01) -> pd.DataFrame:
+    return table(spread, muon={"loss": falling(0.1)}, dion_quarter={"loss": falling(0.1 * ratio)})
+
+
+@pytest.mark.parametrize(
+    ("outcome", "ratio"), [("holds", 0.9), ("holds", 1.03), ("does not hold", 1.5)]
+)
+def test_a_low_rank_may_cost_a_tenth_of_the_loss(outcome: str, ratio: float) -> None:
+    verdict = verdict_of("low-rank-suffices", low_rank(ratio), **RANK_ROLES)
+    assert verdict.outcome == outcome, verdict
+    assert verdict.mean == pytest.approx(ratio, rel=0.03)
+
+
+def test_seeds_that_disagree_on_low_rank_leave_it_open() -> None:
+    assert (
+        verdict_of("low-rank-suffices", low_rank(1.1, spread=0.2), **RANK_ROLES).outcome
+        == "undecided"
+    )

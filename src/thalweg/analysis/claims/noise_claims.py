@@ -10,8 +10,15 @@ from __future__ import annotations
 import math
 
 from thalweg.analysis.claims.claim import Claim, Measurement, NonFiniteError, Rule, SeedTables
-from thalweg.analysis.claims.rows import ratio, require_progress, require_same_start, start_and_end
-from thalweg.analysis.claims.statistics import late_ratio, whole_mean
+from thalweg.analysis.claims.statistics import (
+    late_ratio,
+    ratio,
+    require_progress,
+    require_same_start,
+    start_and_end,
+    whole_mean,
+)
+from thalweg.registry import claims
 
 
 def measure_calm_loss(seed: SeedTables) -> Measurement:
@@ -33,9 +40,9 @@ def measure_calm_loss(seed: SeedTables) -> Measurement:
     )
 
 
-NOISE_CLAIMS = (
-    # One claim for two comparisons: from the initial parameters (the alignment never comes about)
-    # and from an aligned checkpoint (it goes away). 0.8 is far outside of what chi fluctuates by.
+# One claim for two comparisons: from the initial parameters (the alignment never comes about)
+# and from an aligned checkpoint (it goes away). 0.8 is far outside of what chi fluctuates by.
+claims.add_named(
     Claim(
         name="alignment-is-noise",
         statement="Without mini-batch noise, small steps do not align: the gradient leaves the "
@@ -48,7 +55,10 @@ NOISE_CLAIMS = (
         needs_roles=("noisy", "calm"),
         needs_columns=("loss", "alignment_gradient"),
         logarithmic=True,
-    ),
+    )
+)
+
+claims.add_named(
     Claim(
         name="calm-keeps-falling",
         statement="While the alignment goes away, the loss goes on falling as far as with noise.",
@@ -60,7 +70,10 @@ NOISE_CLAIMS = (
         needs_roles=("noisy", "calm"),
         needs_columns=("loss",),
         logarithmic=True,
-    ),
+    )
+)
+
+claims.add_named(
     Claim(
         name="alignment-returns",
         statement="Where the mini-batch noise is switched on again, the alignment is back.",
@@ -73,8 +86,11 @@ NOISE_CLAIMS = (
         needs_columns=("alignment_gradient",),
         logarithmic=True,
         same_end=False,
-    ),
-    # A half: more of the noise lies in the k directions than in all of the P - k others.
+    )
+)
+
+# A half: more of the noise lies in the k directions than in all of the P - k others.
+claims.add_named(
     Claim(
         name="noise-is-dominant",
         statement="Most of the variance of the mini-batch gradient lies in the dominant subspace.",
@@ -85,7 +101,10 @@ NOISE_CLAIMS = (
         refuted_by="isotropic noise has the share k / P, below 0.001 in every study here",
         needs_roles=("plain",),
         needs_columns=("noise_share_dominant",),
-    ),
+    )
+)
+
+claims.add_named(
     Claim(
         name="noise-inside-aligns",
         statement="Noise inside the dominant subspace aligns the gradient, noise outside does not.",
@@ -97,7 +116,10 @@ NOISE_CLAIMS = (
         needs_roles=("inside", "outside"),
         needs_columns=("loss", "alignment_gradient"),
         logarithmic=True,
-    ),
+    )
+)
+
+claims.add_named(
     Claim(
         name="larger-batches-align-less",
         statement="The larger the batch, and the smaller its noise, the less the gradient aligns.",
@@ -110,5 +132,5 @@ NOISE_CLAIMS = (
         needs_roles=("small", "large"),
         needs_columns=("loss", "alignment_gradient"),
         logarithmic=True,
-    ),
+    )
 )

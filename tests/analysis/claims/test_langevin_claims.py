@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from thalweg import registry
 from thalweg.analysis.claims import Verdict, judge
-from thalweg.analysis.claims.langevin import LANGEVIN_CLAIMS
 
-CLAIMS = {claim.name: claim for claim in LANGEVIN_CLAIMS}
+CLAIMS = {name: claim for name, claim in registry.claims.items() if "langevin" in name}
 SAVES, MATCHES = CLAIMS
 STEPS = np.unique(np.geomspace(1, 1e6, 60).round())
 

@@ -8,8 +8,15 @@ from __future__ import annotations
 import math
 
 from thalweg.analysis.claims.claim import Claim, Measurement, NotMeasurableError, Rule, SeedTables
-from thalweg.analysis.claims.rows import log_ratio, measured, ratio, require_same_start
-from thalweg.analysis.claims.statistics import end_ratio, late_deviation
+from thalweg.analysis.claims.statistics import (
+    end_ratio,
+    late_deviation,
+    log_ratio,
+    measured,
+    ratio,
+    require_same_start,
+)
+from thalweg.registry import claims
 
 #: The learning rate times the sharpness at which gradient descent on a quadratic becomes unstable.
 EDGE_OF_GRADIENT_DESCENT = 2.0
@@ -53,7 +60,7 @@ def _fall_of_the_floor(seed: SeedTables, role: str) -> float:
     return log_ratio(float(loss[early].min()), float(loss[~early].min()), "a loss")
 
 
-EDGE_CLAIMS = (
+claims.add_named(
     Claim(
         name="dominant-stands-still",
         statement="Along the dominant directions alone, gradient descent oscillates between the "
@@ -66,7 +73,10 @@ EDGE_CLAIMS = (
         refuted_by="least squares whose Hessian has rank k: there the bulk branch stands still",
         needs_roles=("bulk", "dominant"),
         needs_columns=("loss",),
-    ),
+    )
+)
+
+claims.add_named(
     Claim(
         name="sharpness-hovers",
         statement="Gradient descent with a large learning rate holds the sharpness at 2 / lr.",
@@ -77,9 +87,12 @@ EDGE_CLAIMS = (
         refuted_by="a small learning rate, whose sharpness stays well below 2 / lr",
         needs_roles=("plain",),
         needs_columns=("lr_sharpness",),
-    ),
-    # Wider than for plain GD: the thresholds are those of a quadratic with constant gradient norm
-    # (SAM) or constant preconditioner (Adam), and both change along the branch.
+    )
+)
+
+# Wider than for plain GD: the thresholds are those of a quadratic with constant gradient norm
+# (SAM) or constant preconditioner (Adam), and both change along the branch.
+claims.add_named(
     Claim(
         name="threshold-holds",
         statement="The sharpness that the optimizer feels hovers at its own stability threshold.",
@@ -90,7 +103,10 @@ EDGE_CLAIMS = (
         refuted_by="small steps or small batches, whose sharpness stays below the threshold",
         needs_roles=("plain",),
         needs_columns=("stability_ratio",),
-    ),
+    )
+)
+
+claims.add_named(
     Claim(
         name="progressive-sharpening",
         statement="Gradient descent raises the sharpness until it is at the edge.",
@@ -103,7 +119,10 @@ EDGE_CLAIMS = (
         needs_columns=("sharpness",),
         logarithmic=True,
         same_end=False,
-    ),
+    )
+)
+
+claims.add_named(
     Claim(
         name="bulk-sharpens",
         statement="Without the dominant part, which holds it back, the sharpness goes on growing.",
@@ -115,5 +134,5 @@ EDGE_CLAIMS = (
         needs_roles=("plain", "bulk"),
         needs_columns=("loss", "sharpness"),
         logarithmic=True,
-    ),
+    )
 )
