@@ -73,6 +73,11 @@ class Registry(MutableMapping[str, T], Generic[T]):
         self._entries[name] = entry
         return entry
 
+    def add_named(self, entry: E) -> E:
+        """Register an entry under its own attribute `name`, and return it."""
+        self.add(entry.name, entry)  # type: ignore[attr-defined]
+        return entry
+
     def register(self, name: str, **options: Any) -> Callable[[E], E]:
         """Decorator that registers what it decorates under a name, and leaves it as it is."""
 
@@ -156,7 +161,7 @@ probes: Registry[Any] = Registry(
 )
 """What is measured at a step of training."""
 
-claims: Registry[Any] = Registry("claim", "thalweg.analysis.claims.published")
+claims: Registry[Any] = Registry("claim", "thalweg.analysis.claims")
 """A published statement, the statistic that tests it, the rule that decides."""
 
 figures: Registry[Any] = Registry("figure", "thalweg.analysis.figures.catalogue")
