@@ -1,8 +1,8 @@
 """How does a file get onto the disk whole or not at all, whatever kills the process?
 
 A new file is written under a temporary name, flushed to the disk, renamed over its final name, and
-the folder's own entry is flushed as well. Failures that a user can do something about (a full disk, a folder
-that cannot be written to) become errors that say so.
+the folder's own entry is flushed as well. A full disk, or a folder that cannot be written to,
+becomes an error that says what to do.
 
 Example:
     >>> import pathlib, tempfile

@@ -34,7 +34,7 @@ from thalweg.tracking.tracker import SubspaceTracker
 if TYPE_CHECKING:
     from thalweg.lab.config import PhaseSpec, Spec
     from thalweg.lab.config.optimizers import OptimizerSettings
-    from thalweg.lab.config.split import SplitSourceSpec
+    from thalweg.lab.config.phases import SplitSourceSpec
 
 GAP_CANDIDATES = 21
 

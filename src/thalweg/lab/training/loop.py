@@ -13,7 +13,6 @@ import torch
 from torch.optim import Optimizer
 
 from thalweg.errors import Diverged, IntegrityError, Interrupted, InvalidInput
-from thalweg.lab.asking import needs_branch_point
 from thalweg.lab.config import TRUNK, Spec
 from thalweg.lab.store import RunFolder, StudyFolder
 from thalweg.lab.store.checkpoint import latest_checkpoint, load_checkpoint
@@ -176,7 +175,7 @@ class Run:
             raise InvalidInput(f"{start.path}: it is not finished; run it first")
         self.progression.begin_at(given["progression"]["step"])
         self.state.load_model_and_random(given)
-        if needs_branch_point(self.spec, self.progression.phase):
+        if self.spec.asks_for_branch_point(self.progression.phase):
             theta, found = self.setup.objective.theta(), given.get("found", {})
             tell_batch(self.state)
             self.state.branch_point = at_branch_point(found, self.spec, self.source, theta)

@@ -5,12 +5,11 @@ Everything that determines a study's numbers stands here, with the words that ex
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from thalweg.lab.config.phases import BranchSpec, Name, PhaseSpec, with_inherited_tables
-from thalweg.lab.config.subspace import Seed, SubspaceSpec
+from thalweg.lab.config.phases import Name, PhaseSpec
 from thalweg.lab.store.folders import TRUNK
 from thalweg.problems.problem_spec import ProblemSpec
 from thalweg.settings import Count, SpecModel, Wording, bad_value
@@ -18,11 +17,85 @@ from thalweg.settings import Count, SpecModel, Wording, bad_value
 if TYPE_CHECKING:
     from typing import Self
 
+AT_BRANCH_POINT = ("displacement", "overlap")
+"""Probes that compare with theta and S_k at the branch point."""
 Device = Annotated[
     str,
     Field(pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)$"),
     Wording("'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'"),
 ]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63), Wording("an integer from 0 to 2^63 - 1")]
+
+
+class SubspaceSpec(SpecModel):
+    """Which subspace is called dominant, and how closely it is followed."""
+
+    k: Count | Literal["classes", "gap"] = Field(
+        default="classes",
+        description="dimension: a number, the number of classes, or the widest gap",
+    )
+    source: Literal["tracker", "exact", "random", "next"] = Field(
+        default="tracker",
+        description="tracker: followed from step to step; exact: solved at every step; as controls "
+        "random: k random directions, next: the k eigenvectors below the dominant ones",
+    )
+    every: Count = Field(default=1, description="steps from one update of the subspace to the next")
+    error: Share = Field(
+        default=0.01,
+        description="target for the error of a projected vector, relative to the vector",
+    )
+    bulk_error: Share | None = Field(
+        default=None, description="target for that error relative to the vector's bulk part"
+    )
+    tolerance: Share = Field(
+        default=1e-3,
+        description="greatest residual of a solve, norm(H u - lambda u) / abs(lambda_1)",
+    )
+    samples: Count | Literal["batch"] | None = Field(
+        default=None,
+        description="number of training samples, drawn once at random, whose loss the Hessian is"
+        " of; 'batch': the mini-batch that the step trains on; all if not given",
+    )
+    seed: Seed = Field(
+        default=0,
+        description="seed of start vectors, subsets and random directions, beside the run's own",
+    )
+
+    @model_validator(mode="after")
+    def _solves_for_the_batch(self) -> Self:
+        if self.samples == "batch" and self.source != "exact":
+            raise bad_value(
+                "source",
+                self.source,
+                "'exact' with samples = 'batch'",
+                "the Hessian of another mini-batch is solved for at every step, not followed",
+            )
+        return self
+
+
+class BranchSpec(PhaseSpec):
+    """A phase that starts at the trunk's end, or at the end of another branch.
+
+    In a file a branch says what it does otherwise than the phase it starts from: it is laid over
+    that one's table (see `layering`), except for `until_` rules and warm-up.
+    """
+
+    starts_from: Name | None = Field(
+        default=None,
+        description="branch at whose end this one starts, and whose settings it takes over; the"
+        " trunk if not given",
+    )
+    subspace: SubspaceSpec | None = Field(
+        default=None,
+        description="the dominant subspace of this branch, the rest as in [subspace]",
+    )
+    probes: dict[str, Count | Literal["off"]] | None = Field(
+        default=None,
+        description="what this branch measures otherwise, each every n steps or 'off', the rest as"
+        " in [probes]",
+    )
+    steps: Count | None = Field(default=None, description="most steps of the branch")
 
 
 class CheckpointSpec(SpecModel):
@@ -80,11 +153,6 @@ class Spec(SpecModel):
         default=None, description="safetensors file with the parameters to start from"
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _complete_branches(cls, data: Any) -> Any:
-        return with_inherited_tables(data) if isinstance(data, dict) else data
-
     @model_validator(mode="after")
     def _names_are_distinct(self) -> Self:
         if len(set(self.seeds)) < len(self.seeds):
@@ -121,19 +189,19 @@ class Spec(SpecModel):
 
     def before(self, name: str) -> str | None:
         """The branch at whose end a branch starts; None for the trunk's."""
-        return self.branches[name].after
+        return self.branches[name].starts_from
 
     @model_validator(mode="after")
     def _branches_lead_back_to_the_trunk(self) -> Self:
         for name in self.branches:
-            seen, here = [name], self.branches[name].after
+            seen, here = [name], self.branches[name].starts_from
             while here is not None:
                 if here not in self.branches or here in seen:
                     allowed = "a branch that does not itself come after this one"
-                    given = self.branches[seen[-1]].after
-                    raise bad_value("after", given, allowed, within=("branches", seen[-1]))
+                    given = self.branches[seen[-1]].starts_from
+                    raise bad_value("starts_from", given, allowed, within=("branches", seen[-1]))
                 seen.append(here)
-                here = self.branches[here].after
+                here = self.branches[here].starts_from
         return self
 
     @model_validator(mode="after")
@@ -151,39 +219,60 @@ class Spec(SpecModel):
         if self.device == "mps" and self.dtype == "float64":
             raise bad_value("dtype", self.dtype, "'float32' on device 'mps'")
         for number, phase in enumerate(self.phases):
-            self._check_phase(phase, ("phases", number))
-            self.subspace.refuse_unfit(phase, ("phases", number))
+            self._check_phase(phase, self.subspace, ("phases", number))
             if phase.split is not None and phase.split.basis == "frozen":
                 allowed = "'live' in the trunk, which has no branch point"
                 raise bad_value("basis", "frozen", allowed, within=("phases", number, "split"))
-        for name in self.branches:
-            self._check_phase(self.branch_phase(name), ("branches", name))
-            own = self.of_branch(name).subspace
-            own.refuse_unfit(self.branch_phase(name), ("branches", name))
+        for name, branch in self.branches.items():
+            self._check_phase(branch, branch.subspace or self.subspace, ("branches", name))
+            if branch.name != name:
+                allowed = f"{name!r}, the name of its table"
+                raise bad_value("name", branch.name, allowed, within=("branches", name))
         return self
 
     def branch_phase(self, name: str) -> PhaseSpec:
-        """The full phase of a branch, with what it takes from the phase that it starts after."""
-        after = self.branches[name].after
-        above = self.phases[-1] if after is None else self.branch_phase(after)
-        try:
-            return self.branches[name].resolve(name, above)
-        except ValidationError as error:
-            first = error.errors()[0]
-            context = first.get("ctx", {})
-            raise bad_value(
-                str(first["loc"][-1]),
-                context.get("given"),
-                context.get("allowed", first["msg"]),
-                context.get("mend", ""),
-                within=("branches", name, *first["loc"][:-1]),
-            ) from None
+        """What a branch trains with: the branch as a phase, without what it alone has."""
+        branch = self.branches[name]
+        return PhaseSpec.model_construct(**{k: getattr(branch, k) for k in PhaseSpec.model_fields})
 
-    def _check_phase(self, phase: PhaseSpec, where: tuple[str | int, ...]) -> None:
+    def asks_for_branch_point(self, phase: PhaseSpec) -> bool:
+        """Whether a branch with these probes (see `of_branch`) asks for S_k where it starts."""
+        is_frozen = phase.split is not None and phase.split.basis == "frozen"
+        return is_frozen or not self.probes.keys().isdisjoint(AT_BRANCH_POINT)
+
+    def hands_over_branch_point(self, name: str) -> bool:
+        """Whether a branch that starts at the end of this run (branch or trunk) takes its S_k.
+
+        A branch does where it asks for that S_k; one with another subspace finds that for itself.
+        """
+        return any(
+            own.subspace == self.of_branch(name).subspace and own.asks_for_branch_point(branch)
+            for other, branch in self.branches.items()
+            if (branch.starts_from or TRUNK) == name and (own := self.of_branch(other))
+        )
+
+    def _check_phase(
+        self, phase: PhaseSpec, subspace: SubspaceSpec, where: tuple[str | int, ...]
+    ) -> None:
         samples = self.problem.samples
         if samples is not None and phase.batch_size != "all" and phase.batch_size > samples:
             allowed = f"at most problem.samples, {samples}, or 'all'"
             raise bad_value("batch_size", phase.batch_size, allowed, within=where)
+        if subspace.samples == "batch":
+            _check_has_one_batch(phase, where)
+
+
+def _check_has_one_batch(phase: PhaseSpec, where: tuple[str | int, ...]) -> None:
+    """Refuse a phase that has no one mini-batch whose Hessian its split could be of."""
+    if phase.local is not None:
+        hint = "each worker has a mini-batch of its own"
+        given, allowed = phase.local.model_dump(), "none with subspace.samples = 'batch'"
+        raise bad_value("local", given, allowed, hint, within=where)
+    for key, usual in (("basis", "live"), ("metric", "euclidean")):
+        given = usual if phase.split is None else getattr(phase.split, key)
+        if given != usual:
+            allowed = f"{usual!r} with subspace.samples = 'batch'"
+            raise bad_value(key, given, allowed, within=(*where, "split"))
 
 
 def _check_phase_names(phases: tuple[PhaseSpec, ...]) -> None:
