@@ -29,7 +29,7 @@ def test_the_probe_of_your_own_measures(monkeypatch: pytest.MonkeyPatch) -> None
     import torch
 
     from thalweg.loss.objective import Objective
-    from thalweg.measure.step_state import Moment
+    from thalweg.measure.step_state import StepState
     from thalweg.spectrum.subspace import Subspace
     from thalweg.tracking.source import FixedSubspace
 
@@ -41,8 +41,8 @@ def test_the_probe_of_your_own_measures(monkeypatch: pytest.MonkeyPatch) -> None
     data = (torch.ones(4, 2), torch.ones(4, 1))
     objective = Objective(torch.nn.Linear(2, 1), torch.nn.MSELoss(), data)
     source = FixedSubspace(Subspace(torch.eye(3)[:, :1], torch.ones(1)))
-    moment = Moment(0, torch.tensor([0.0, 3.0, 4.0]), objective, source, 0.1)
-    assert probe.measure(moment) == {"theta_norm": 5.0}
+    state = StepState(0, torch.tensor([0.0, 3.0, 4.0]), objective, source, 0.1)
+    assert probe.measure(state) == {"theta_norm": 5.0}
 
 
 def test_the_spec_shown_is_a_spec() -> None:

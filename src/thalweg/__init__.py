@@ -81,6 +81,7 @@ _MOVED = {
 _HOME = {name: room for room, names in _NAMES.items() for name in names.split()}
 # Still here, for the word is widely used; `eigenpairs` does the same by default.
 _HOME["top_eigenpairs"] = "spectrum"
+_RENAMED = {"Moment": "StepState"}
 _FORMER_HOME = {name: room for room, names in _MOVED.items() for name in names.split()}
 
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
@@ -92,10 +93,10 @@ def __getattr__(name: str) -> Any:
         globals()[name] = value
         return value
     if name in _FORMER_HOME:
-        home = f"thalweg.{_FORMER_HOME[name]}"
-        hint = f"thalweg.{name} has moved: from {home} import {name}"
+        home, new_name = f"thalweg.{_FORMER_HOME[name]}", _RENAMED.get(name, name)
+        hint = f"thalweg.{name} has moved: from {home} import {new_name}"
         warnings.warn(hint, DeprecationWarning, stacklevel=2)
-        return getattr(importlib.import_module(home), name)
+        return getattr(importlib.import_module(home), new_name)
     raise AttributeError(f"module 'thalweg' has no attribute {name!r}")
 
 

@@ -14,7 +14,7 @@ class ThalwegError(Exception):
 
 
 class InvalidInput(ThalwegError, ValueError):
-    """What was given cannot be used; the message names it, what is allowed, and the mend."""
+    """What was given cannot be used; the message names it, what is allowed, and the hint."""
 
     exit_code = 2
 
@@ -41,7 +41,7 @@ class Interrupted(ThalwegError):
     exit_code = 75
 
 
-def invalid(what: str, given: object, allowed: str, mend: str = "") -> InvalidInput:
+def invalid(what: str, given: object, allowed: str, hint: str = "") -> InvalidInput:
     """Build the one-line error for a bad input.
 
     Example:
@@ -49,7 +49,7 @@ def invalid(what: str, given: object, allowed: str, mend: str = "") -> InvalidIn
         'k: got 0, allowed: an integer >= 1; use the number of classes'
     """
     message = f"{what}: got {given!r}, allowed: {allowed}"
-    return InvalidInput(f"{message}; {mend}" if mend else message)
+    return InvalidInput(f"{message}; {hint}" if hint else message)
 
 
 def require_extra(extra: str, *modules: str) -> None:
@@ -74,5 +74,5 @@ def unknown_name(what: str, given: str, known: Iterable[str]) -> InvalidInput:
     """Build the one-line error for a name that is not registered, with the nearest known one."""
     names = sorted(known)
     near = difflib.get_close_matches(given, names, n=1)
-    mend = f"did you mean {near[0]!r}?" if near else ""
-    return invalid(what, given, "one of " + ", ".join(names), mend)
+    hint = f"did you mean {near[0]!r}?" if near else ""
+    return invalid(what, given, "one of " + ", ".join(names), hint)

@@ -170,8 +170,10 @@ studies: Registry[Any] = Registry("study", "thalweg.lab.config.studies")
 sinks: Registry[Any] = Registry("sink", "thalweg.measure.sinks")
 """Where measured rows go: `log(row, step)` and `close()`."""
 
-executors: Registry[Any] = Registry("executor", "thalweg.lab.execution")
-"""What runs the runs of a study."""
+executors: Registry[Any] = Registry(
+    "executor", "thalweg.lab.execution.local", "thalweg.lab.execution.inline"
+)
+"""What runs the tasks of a study: processes of this machine, or this process."""
 
 conclusions: Registry[Any] = Registry("conclusion", "thalweg.analysis.conclusion")
 """What is made of a study's measurements once its runs have ended: verdicts, figures, a report."""

@@ -11,7 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, LiteralString
 
-from pydantic import (
+from thalweg.errors import InvalidInput, require_extra
+from thalweg.registry import Registry
+
+require_extra("lab", "pydantic")
+
+from pydantic import (  # noqa: E402
     BaseModel,
     ConfigDict,
     Field,
@@ -19,10 +24,12 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
-
-from thalweg.errors import InvalidInput
-from thalweg.registry import Registry
+from pydantic_core import (  # noqa: E402
+    CoreSchema,
+    InitErrorDetails,
+    PydanticCustomError,
+    core_schema,
+)
 
 
 class SpecModel(BaseModel):

@@ -14,7 +14,7 @@ from thalweg.contrib import block_sharpness
 from thalweg.contrib.block_probes import MEASURED_BLOCKS
 from thalweg.errors import InvalidInput
 from thalweg.loss.objective import Objective
-from thalweg.measure.step_state import Moment
+from thalweg.measure.step_state import StepState
 from thalweg.operators.gauss_newton import GaussNewton
 from thalweg.operators.restricted import coordinates
 from thalweg.problems.data.tensors import InputShape
@@ -109,15 +109,15 @@ def test_a_model_without_such_blocks_is_refused_and_has_its_own() -> None:
     assert block_sharpness(objective, {"slope": ["*.weight"]})["slope"].average == 2.0
 
 
-def moment(objective: Objective, batches: Any = None) -> Moment:
+def state(objective: Objective, batches: Any = None) -> StepState:
     basis = torch.eye(objective.num_parameters, dtype=torch.float64)[:, :1]
     source = FixedSubspace(Subspace(basis, torch.ones(1).double()))
-    return Moment(3, objective.theta(), objective, source, 0.1, batches=batches)
+    return StepState(3, objective.theta(), objective, source, 0.1, batches=batches)
 
 
 def test_the_probe_fills_a_column_for_each_block(objective: Objective, matrix: Tensor) -> None:
     probe = registry.probes["block_sharpness"]
-    row = probe.measure(moment(objective))
+    row = probe.measure(state(objective))
     assert set(row) == set(probe.columns)
     exact = block_sharpness(objective, products=1000)
     for block in MEASURED_BLOCKS:
@@ -130,15 +130,15 @@ def test_the_probe_fills_a_column_for_each_block(objective: Objective, matrix: T
 
 def test_the_probe_reads_the_samples_of_the_mini_batches(objective: Objective) -> None:
     first = [torch.tensor([0]), torch.tensor([1, 2])]
-    row = registry.probes["block_sharpness"].measure(moment(objective, lambda _: first))
+    row = registry.probes["block_sharpness"].measure(state(objective, lambda _: first))
     part = block_sharpness(objective, samples=torch.arange(3), products=12, seed=3)
     assert row["block_sharpness_norm"] == pytest.approx(part["norm"].average, rel=1e-9)
     all_of_them = [torch.arange(SAMPLES)] * 2
-    whole = registry.probes["block_sharpness"].measure(moment(objective, lambda _: all_of_them))
-    assert whole == registry.probes["block_sharpness"].measure(moment(objective))
+    whole = registry.probes["block_sharpness"].measure(state(objective, lambda _: all_of_them))
+    assert whole == registry.probes["block_sharpness"].measure(state(objective))
 
 
 def test_the_probe_measures_nothing_without_blocks() -> None:
     data = (torch.ones(4, 2).double(), torch.ones(4, 1).double())
     plain = Objective(nn.Sequential(nn.Linear(2, 1)).double(), nn.MSELoss(), data)
-    assert registry.probes["block_sharpness"].measure(moment(plain)) == {}
+    assert registry.probes["block_sharpness"].measure(state(plain)) == {}

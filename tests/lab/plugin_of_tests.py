@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from thalweg.measure.probes import probe
-from thalweg.measure.step_state import Moment
+from thalweg.measure.step_state import StepState
 from thalweg.problems import InputShape, Samples
 from thalweg.registry import datasets, models
 from thalweg.settings import Settings
@@ -50,12 +50,12 @@ class NoisyMLP(Settings):
 
 
 @probe("theta_norm", ["theta_norm"])
-def theta_norm(moment: Moment) -> Mapping[str, float]:
+def theta_norm(state: StepState) -> Mapping[str, float]:
     """The length of theta."""
-    return {"theta_norm": float(moment.theta.norm())}
+    return {"theta_norm": float(state.theta.norm())}
 
 
 @probe("broken", ["broken"])
-def broken(moment: Moment) -> Mapping[str, float]:
+def broken(state: StepState) -> Mapping[str, float]:
     """A probe with a mistake, from step 4 on."""
-    return {"broken": 1 / max(0, 4 - moment.step)}
+    return {"broken": 1 / max(0, 4 - state.step)}

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from thalweg.lab.config import Spec, dump_spec, parse_spec
+from thalweg.lab.execution.local import GRACE_SECONDS
 from thalweg.lab.execution.processes import Child
-from thalweg.lab.execution.schedule import GRACE_SECONDS, tasks_of
+from thalweg.lab.execution.schedule import tasks_of
 from thalweg.lab.execution.worker import work
 from thalweg.lab.preparing import create_runs
 from thalweg.lab.sharing import this_maker

@@ -12,7 +12,6 @@ import torch
 from tests.lab.small_study import PLUGIN, small_spec
 from thalweg.errors import InvalidInput
 from thalweg.lab import problem_facts
-from thalweg.lab.config import dump_spec
 from thalweg.lab.problem_facts import ProblemFacts, examine_here
 from thalweg.lab.study import run_study
 from thalweg.lab.timing import Clock
@@ -24,7 +23,7 @@ FREE = {"problem.chunk_size": None, "problem.vectorize_up_to": None}
 
 
 def facts_of(changes: dict[str, Any], *plugins: str) -> ProblemFacts:
-    return examine_here(dump_spec(small_spec(changes)), plugins, "cpu")
+    return examine_here(small_spec(changes), plugins, "cpu")
 
 
 def test_the_size_of_a_problem_is_known_and_its_subspace_neither_followed_nor_solved(

@@ -15,7 +15,7 @@ from thalweg import registry
 from thalweg.loss.objective import Objective
 from thalweg.measure.batch_curvature import batch_sharpness
 from thalweg.measure.preconditioning import preconditioned_sharpness
-from thalweg.measure.step_state import Moment
+from thalweg.measure.step_state import StepState
 from thalweg.measure.watching import watch
 from thalweg.operators.hessian import Hessian
 from thalweg.spectrum import gap
@@ -75,7 +75,7 @@ def test_watching_leaves_a_training_as_it_is(
         assert 0 <= row["alignment_gradient"] <= 1
 
 
-def moment_of(case: Case) -> Moment:
+def moment_of(case: Case) -> StepState:
     """A step of Adam from where the network is, with S_3 there."""
     objective = Objective(case.model, case.loss, case.data)
     space = top_eigenpairs(Hessian(objective, keep_graph=True), 3, tolerance=1e-9)
@@ -83,7 +83,7 @@ def moment_of(case: Case) -> Moment:
     theta = objective.theta()
     case.loss(case.model(case.data[0]), case.data[1]).backward()
     optimizer.step()
-    moment = Moment(
+    state = StepState(
         step=0,
         theta=theta,
         objective=objective,
@@ -93,9 +93,9 @@ def moment_of(case: Case) -> Moment:
         k=3,
         batches=lambda number: [(torch.arange(4) + n) % len(case.data[0]) for n in range(number)],
     )
-    moment.minibatch_loss, moment.minibatch_gradient = float(moment.loss), moment.gradient
-    moment.update = moment.proposed = objective.theta() - theta
-    return moment
+    state.minibatch_loss, state.minibatch_gradient = float(state.loss), state.gradient
+    state.update = state.proposed = objective.theta() - theta
+    return state
 
 
 @pytest.mark.parametrize("name", ["mlp", "attention"])
@@ -122,9 +122,9 @@ def test_sharpnesses_of_batches_and_in_adams_metric_are_those_of_the_cpu(
     case = CASES["silu"]().to(torch.float64)
     found = []
     for place in (CPU, device):
-        moment = moment_of(copy.deepcopy(case).on(place))
-        assert moment.optimizer is not None
-        metric = preconditioned_sharpness(moment.objective, moment.optimizer, tolerance=1e-6)
-        batches = batch_sharpness(moment.objective, 4, batches=5)
+        state = moment_of(copy.deepcopy(case).on(place))
+        assert state.optimizer is not None
+        metric = preconditioned_sharpness(state.objective, state.optimizer, tolerance=1e-6)
+        batches = batch_sharpness(state.objective, 4, batches=5)
         found.append((float(metric.eigenvalues[0]), batches.value, batches.standard_error))
     assert found[1] == pytest.approx(found[0], rel=1e-6)

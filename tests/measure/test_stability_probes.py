@@ -12,8 +12,8 @@ from tests import dense
 from tests.networks import silu
 from thalweg import registry
 from thalweg.loss.objective import Objective
-from thalweg.measure import step_state as moment
-from thalweg.measure.step_state import Moment
+from thalweg.measure import step_state
+from thalweg.measure.step_state import StepState
 from thalweg.optim.sam import SAM
 from thalweg.optim.split import SplitUpdate
 from thalweg.optim.stability import sam_threshold
@@ -25,7 +25,7 @@ LEARNING_RATE = 0.05
 K = 3
 
 
-def measure(name: str, at: Moment) -> dict[str, Any]:
+def measure(name: str, at: StepState) -> dict[str, Any]:
     row = dict(registry.probes[name].measure(at))
     assert set(row) <= set(registry.probes[name].columns)
     return row
@@ -45,13 +45,13 @@ def valley(sharpness: float, theta: Tensor) -> tuple[nn.Linear, Objective, Fixed
     return model, objective, FixedSubspace(Subspace(basis, torch.tensor([sharpness]).double()))
 
 
-def at_valley(optimizer: Optimizer, objective: Objective, source: FixedSubspace) -> Moment:
-    return Moment(0, objective.theta(), objective, source, LEARNING_RATE, optimizer=optimizer)
+def at_valley(optimizer: Optimizer, objective: Objective, source: FixedSubspace) -> StepState:
+    return StepState(0, objective.theta(), objective, source, LEARNING_RATE, optimizer=optimizer)
 
 
 def test_the_ratio_of_gradient_descent_is_half_of_lr_times_sharpness() -> None:
     model, objective, source = valley(30.0, torch.ones(2).double())
-    # The moment's learning rate counts, whatever the optimizer was built with.
+    # The step's learning rate counts, whatever the optimizer was built with.
     row = measure("stability", at_valley(SGD(model.parameters(), lr=7.0), objective, source))
     assert row["stability_threshold"] == pytest.approx(2 / LEARNING_RATE)
     assert row["stability_ratio"] == pytest.approx(30 * LEARNING_RATE / 2)
@@ -109,7 +109,7 @@ def test_where_no_threshold_is_known_there_is_no_ratio() -> None:
     for optimizer in unknown:
         row = measure("stability", at_valley(optimizer, objective, source))
         assert set(row.values()) == {None}
-    at = Moment(0, objective.theta(), objective, source, LEARNING_RATE)
+    at = StepState(0, objective.theta(), objective, source, LEARNING_RATE)
     assert measure("stability", at) == {}
     assert measure("alignment_own_metric", at) == {}
 
@@ -124,8 +124,8 @@ def test_a_decay_stronger_than_the_threshold_leaves_no_ratio() -> None:
     assert row["stability_threshold"] is None
 
 
-def stepped(kind: type[Optimizer], **options: Any) -> tuple[Moment, Tensor, Tensor]:
-    """A moment after three steps, and H + w I and D of its step, dense."""
+def stepped(kind: type[Optimizer], **options: Any) -> tuple[StepState, Tensor, Tensor]:
+    """The state after three steps, and H + w I and D of its step, dense."""
     case = silu().to(torch.float64)
     objective = Objective(case.model, case.loss, case.data, vectorize_up_to=0)
     optimizer = kind(case.model.parameters(), **{"lr": LEARNING_RATE} | options)  # type: ignore[call-arg]
@@ -142,7 +142,7 @@ def stepped(kind: type[Optimizer], **options: Any) -> tuple[Moment, Tensor, Tens
     source = FixedSubspace(Subspace(torch.eye(size).double()[:, :K], torch.ones(K).double()))
     # Split or not: the optimizer inside counts.
     wrapped = SplitUpdate(optimizer, source)
-    at = Moment(2, theta, objective, source, LEARNING_RATE, proposed=update, update=update)
+    at = StepState(2, theta, objective, source, LEARNING_RATE, proposed=update, update=update)
     at.optimizer = wrapped
     return at, hessian, preconditioner(optimizer)
 
@@ -187,9 +187,9 @@ def test_the_alignments_are_those_of_the_generalized_eigenvectors(
 
 def test_both_probes_of_a_step_share_one_solve(monkeypatch: pytest.MonkeyPatch) -> None:
     at, _, _ = stepped(Adam)
-    solve, solves = moment.top_eigenpairs, []
+    solve, solves = step_state.top_eigenpairs, []
     monkeypatch.setattr(
-        moment, "top_eigenpairs", lambda *a, **b: solves.append(a[1]) or solve(*a, **b)
+        step_state, "top_eigenpairs", lambda *a, **b: solves.append(a[1]) or solve(*a, **b)
     )
     measure("stability", at)
     measure("alignment_own_metric", at)

@@ -92,7 +92,7 @@ def spec(options: argparse.Namespace) -> int:
 
 def env(options: argparse.Namespace) -> int:
     """Print versions and machine."""
-    from thalweg.lab.store.environment import environment
+    from thalweg.environment import environment
 
     found = environment()
     if options.json:

@@ -16,7 +16,7 @@ from torch import Tensor
 from thalweg.contrib.block_sharpness import block_sharpness
 from thalweg.errors import InvalidInput
 from thalweg.measure.probes import Value, probe
-from thalweg.measure.step_state import Moment
+from thalweg.measure.step_state import StepState
 from thalweg.operators.restricted import blocks_of
 
 MEASURED_BLOCKS = ("embedding", "query_key", "feed_forward", "value_output", "norm")
@@ -26,35 +26,35 @@ PRODUCTS = 12  # for each block
 
 
 @probe("block_sharpness", [f"block_sharpness_{block}" for block in MEASURED_BLOCKS])
-def block_sharpness_of_moment(moment: Moment) -> Mapping[str, Value]:
+def block_sharpness_of_state(state: StepState) -> Mapping[str, Value]:
     """Trace of each block's Hessian over its number of parameters, see `block_sharpness`.
 
-    Of the loss over the mini-batches of `Moment.batch_samples` together, or over all samples where
-    these are not more. Not measured in a model without such blocks.
+    Of the loss over the mini-batches of `StepState.batch_samples` together, or over all samples
+    where these are not more. Not measured in a model without such blocks.
 
     Source: Wang et al. 2025 (arXiv 2502.19002).
     """
     try:
-        present = blocks_of(moment.objective.layout.names)
+        present = blocks_of(state.objective.layout.names)
     except InvalidInput:  # no Transformer
         return {}
     blocks = {block: present[block] for block in MEASURED_BLOCKS if block in present}
     if not blocks:
         return {}
     found = block_sharpness(
-        moment.objective,
+        state.objective,
         blocks,
-        theta=moment.theta,
-        samples=_samples(moment),
+        theta=state.theta,
+        samples=_samples(state),
         products=PRODUCTS,
-        seed=moment.step,
+        seed=state.step,
     )
     return {f"block_sharpness_{block}": value.average for block, value in found.items()}
 
 
-def _samples(moment: Moment) -> Tensor | None:
-    """Those of all mini-batches of the moment, int64 (n,); None where these are all samples."""
-    drawn = [samples for samples in moment.batch_samples if samples is not None]
-    if not drawn or sum(map(len, drawn)) >= moment.objective.num_samples:
+def _samples(state: StepState) -> Tensor | None:
+    """Those of all mini-batches of the state, int64 (n,); None where these are all samples."""
+    drawn = [samples for samples in state.batch_samples if samples is not None]
+    if not drawn or sum(map(len, drawn)) >= state.objective.num_samples:
         return None
     return torch.cat(drawn)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from thalweg.lab.study import reproduce as reproduce
     from thalweg.lab.study import run_study as run_study
 
-require_extra("lab", "pydantic", "tomli_w", "pyarrow", "pandas", "safetensors")
+require_extra("lab", "pydantic", "tomli_w", "rich", "pyarrow", "pandas", "safetensors", "scipy")
 
 _HOME = {
     "load": "thalweg.lab.store.folders",

@@ -64,19 +64,44 @@ class ProblemFacts:
     notes: tuple[str, ...] = ()
 
 
-def examine(spec: Spec, plugins: Sequence[str], device: str) -> ProblemFacts:
-    """Build everything that the runs need, in a process of its own with the threads of a run.
+def examine(
+    spec: Spec, plugins: Sequence[str], device: str, *, inline: bool = False
+) -> ProblemFacts:
+    """Build everything that the runs need, with the threads of a run.
+
+    Args:
+        spec: of the study.
+        plugins: modules or files to load first.
+        device: where the runs compute.
+        inline: build in this process, as for a spec that holds Python objects; otherwise in one of
+            its own, so that this one need not import PyTorch.
 
     Raises:
         InvalidInput: something cannot be built.
     """
+    if inline:
+        return examine_here(spec, plugins, device)
     from thalweg.lab.execution.processes import call
 
-    return call(examine_here, (dump_spec(spec), plugins, device))
+    return call(_examine_text, (dump_spec(spec), plugins, device))
 
 
-def examine_here(spec_text: str, plugins: Sequence[str], device: str) -> ProblemFacts:
-    """Build everything in this process; see `examine`."""
+def _examine_text(spec_text: str, plugins: Sequence[str], device: str) -> ProblemFacts:
+    """Build everything in the process that is there for it; the spec as text, since it travels."""
+    from thalweg.registry import load_plugin
+
+    for plugin in plugins:
+        load_plugin(plugin)
+    spec = parse_spec(tomllib.loads(spec_text), source="spec.toml")
+    return examine_here(spec, plugins, device)
+
+
+def examine_here(spec: Spec, plugins: Sequence[str], device: str) -> ProblemFacts:
+    """Build everything in this process, whose number of threads is put back; see `examine`.
+
+    Raises:
+        InvalidInput: something cannot be built.
+    """
     import torch
 
     from thalweg.lab.execution.machine import compute_repeatably
@@ -87,23 +112,26 @@ def examine_here(spec_text: str, plugins: Sequence[str], device: str) -> Problem
     compute_repeatably(device)
     for plugin in plugins:
         load_plugin(plugin)
-    spec = parse_spec(tomllib.loads(spec_text), source="spec.toml")
+    threads = torch.get_num_threads()
     torch.set_num_threads(spec.threads)
-    seed = spec.seeds[0]
-    setup = build_setup(spec, seed, device)
-    _build_every_phase(spec, setup, seed)
-    objective = setup.objective
-    choose_way_to_multiply(spec, setup, Clock(objective.device, BUDGET_SECONDS))
-    return ProblemFacts(
-        objective.num_parameters,
-        objective.num_samples,
-        setup.k,
-        _vectors_kept(spec, setup, seed),
-        objective.products.vectorize_up_to,
-        objective.chunk_size or objective.num_samples,
-        setup.problem.fingerprint(),
-        tuple(setup.problem.notes),
-    )
+    try:
+        seed = spec.seeds[0]
+        setup = build_setup(spec, seed, device)
+        _build_every_phase(spec, setup, seed)
+        objective = setup.objective
+        choose_way_to_multiply(spec, setup, Clock(objective.device, BUDGET_SECONDS))
+        return ProblemFacts(
+            objective.num_parameters,
+            objective.num_samples,
+            setup.k,
+            _vectors_kept(spec, setup, seed),
+            objective.products.vectorize_up_to,
+            objective.chunk_size or objective.num_samples,
+            setup.problem.fingerprint(),
+            tuple(setup.problem.notes),
+        )
+    finally:
+        torch.set_num_threads(threads)
 
 
 def choose_way_to_multiply(spec: Spec, setup: Setup, clock: Clock) -> None:
@@ -225,7 +253,7 @@ def _optimizer_after_a_step(spec: Spec, phase: PhaseSpec, setup: Setup, seed: in
     """An optimizer that has made a step on few samples, without split, noise and workers."""
     from thalweg.lab.training.building import make_optimizer, make_source
     from thalweg.lab.training.step import train_one_step
-    from thalweg.measure.step_state import Moment
+    from thalweg.measure.step_state import StepState
 
     objective, given = setup.objective, phase.batch_size
     size = min(FEW, objective.num_samples if given == "all" else given)
@@ -233,7 +261,7 @@ def _optimizer_after_a_step(spec: Spec, phase: PhaseSpec, setup: Setup, seed: in
     phase = phase.model_copy(update=alone)
     source = make_source(spec, setup, seed)  # never asked
     optimizer = make_optimizer(spec, phase, setup, seed, source)
-    moment = Moment(
+    moment = StepState(
         step=0,
         theta=objective.theta(),
         objective=objective,

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 from thalweg.measure.batch_curvature import BatchSharpness, batch_sharpness
 from thalweg.measure.preconditioning import preconditioned_sharpness
 from thalweg.measure.probes import Probe, probe
-from thalweg.measure.step_state import BranchPoint, Moment
+from thalweg.measure.step_state import BranchPoint, StepState
 from thalweg.measure.watcher import Watcher, WatchWarning
 from thalweg.measure.watching import watch
 
 __all__ = [
     "BatchSharpness",
     "BranchPoint",
-    "Moment",
     "Probe",
+    "StepState",
     "WatchWarning",
     "Watcher",
     "batch_sharpness",
@@ -21,3 +24,11 @@ __all__ = [
     "probe",
     "watch",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Moment":
+        hint = "thalweg.measure.Moment is now called StepState"
+        warnings.warn(hint, DeprecationWarning, stacklevel=2)
+        return StepState
+    raise AttributeError(f"module 'thalweg.measure' has no attribute {name!r}")

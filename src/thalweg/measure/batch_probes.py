@@ -13,8 +13,8 @@ Example:
     >>> objective = Objective(model, torch.nn.MSELoss(), data)
     >>> source = FixedSubspace(Subspace(torch.eye(2)[:, :1], torch.ones(1)))
     >>> batches = lambda number: [torch.tensor([n % 2]) for n in range(number)]
-    >>> moment = Moment(0, torch.ones(2), objective, source, learning_rate=0.1, batches=batches)
-    >>> noise(moment)  # gradients (8, 0) and (0, 2), their mean (4, 1)
+    >>> state = StepState(0, torch.ones(2), objective, source, learning_rate=0.1, batches=batches)
+    >>> noise(state)  # gradients (8, 0) and (0, 2), their mean (4, 1)
     {'noise_share_dominant': 0.9411764705882353, 'noise_norm': 4.123105625617661}
 """
 
@@ -27,12 +27,12 @@ import torch
 
 from thalweg.measure.batch_curvature import curvature_along
 from thalweg.measure.probes import Value, probe
-from thalweg.measure.step_state import Moment
+from thalweg.measure.step_state import StepState
 from thalweg.operators.hessian import Hessian
 
 
 @probe("noise", ["noise_share_dominant", "noise_norm"], needs_gradient=True)
-def noise(moment: Moment) -> Mapping[str, Value]:
+def noise(state: StepState) -> Mapping[str, Value]:
     """How much of the noise of the mini-batch gradient lies in S_k, and its size.
 
     With C the covariance of the mini-batch gradient g_B: trace(P_k C) / trace(C), as a ratio of
@@ -40,10 +40,10 @@ def noise(moment: Moment) -> Mapping[str, Value]:
     full gradient, so it isn't estimated. Not measured where every batch is all samples; NaN where
     all gradients are equal. In float64.
     """
-    if moment.batches is None:
+    if state.batches is None:
         return {}
-    deviations = moment.batch_gradients - moment.gradient[:, None]
-    dominant = float(moment.subspace.coordinates(deviations).double().square().sum())
+    deviations = state.batch_gradients - state.gradient[:, None]
+    dominant = float(state.subspace.coordinates(deviations).double().square().sum())
     total = float(deviations.double().square().sum())
     return {
         "noise_share_dominant": dominant / total if total else math.nan,
@@ -56,7 +56,7 @@ def noise(moment: Moment) -> Mapping[str, Value]:
     ["critical_lr_dominant", "critical_lr_bulk"],
     needs_gradient=True,
 )
-def critical_learning_rates(moment: Moment) -> Mapping[str, Value]:
+def critical_learning_rates(state: StepState) -> Mapping[str, Value]:
     """The learning rate above which one projected step of SGD raises the expected loss.
 
     The step theta - lr Q g_B, with Q = P_k or I - P_k and g_B the gradient of a mini-batch, whose
@@ -75,11 +75,11 @@ def critical_learning_rates(moment: Moment) -> Mapping[str, Value]:
     Source: Deng et al. 2026 (arXiv 2601.11789), for quadratics: an interval of step sizes in which
     the bulk projection lowers the loss and the dominant one raises it.
     """
-    subspace, gradients = moment.subspace, moment.batch_gradients
+    subspace, gradients = state.subspace, state.batch_gradients
     block = torch.cat(subspace.split(gradients), dim=1)
-    images = Hessian(moment.objective, moment.theta) @ block
+    images = Hessian(state.objective, state.theta) @ block
     curvatures = (block.double() * images.double()).sum(0).reshape(2, -1).mean(1).tolist()
-    squares = [float(part.double().square().sum()) for part in moment.parts(moment.gradient)]
+    squares = [float(part.double().square().sum()) for part in state.parts(state.gradient)]
     row: dict[str, Value] = {}
     for name, square, curvature in zip(("dominant", "bulk"), squares, curvatures, strict=True):
         row[f"critical_lr_{name}"] = 2 * square / curvature if curvature > 0 else math.inf
@@ -87,7 +87,7 @@ def critical_learning_rates(moment: Moment) -> Mapping[str, Value]:
 
 
 @probe("batch_sharpness", ["batch_sharpness"])
-def batch_sharpness(moment: Moment) -> Mapping[str, Value]:
+def batch_sharpness(state: StepState) -> Mapping[str, Value]:
     """E[g_B^T H_B g_B] / E[norm(g_B)^2], with gradient and Hessian of one mini-batch.
 
     As a ratio of means; compare with 2 / lr. Where every batch is all samples it is the curvature
@@ -96,7 +96,7 @@ def batch_sharpness(moment: Moment) -> Mapping[str, Value]:
     Source: Andreyev and Beneventano 2024 (arXiv 2412.20553).
     """
     curvature = square = 0.0
-    for samples, gradient in zip(moment.batch_samples, moment.batch_gradients.T, strict=True):
-        terms = curvature_along(moment.objective, moment.theta, samples, gradient)
+    for samples, gradient in zip(state.batch_samples, state.batch_gradients.T, strict=True):
+        terms = curvature_along(state.objective, state.theta, samples, gradient)
         curvature, square = curvature + terms[0], square + terms[1]
     return {"batch_sharpness": curvature / square if square else math.nan}

@@ -22,8 +22,8 @@ Example:
     >>> data = (torch.diag(torch.tensor([3.0, 2.0, 1.0])), torch.zeros(3, 1))
     >>> space = FixedSubspace(Subspace(torch.eye(3)[:, :1], torch.ones(1)))
     >>> objective = Objective(model, torch.nn.MSELoss(), data)
-    >>> moment = Moment(0, torch.ones(3), objective, space, learning_rate=0.1)
-    >>> share = curvature_energy(moment)["energy_gauss_newton_dominant"]
+    >>> state = StepState(0, torch.ones(3), objective, space, learning_rate=0.1)
+    >>> share = curvature_energy(state)["energy_gauss_newton_dominant"]
     >>> 0.6 < share < 1.0  # 9^2 / (9^2 + 4^2 + 1^2) = 0.83, up to the probes' error
     True
 """
@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 from thalweg.measure.probes import Value, probe
-from thalweg.measure.step_state import Moment
+from thalweg.measure.step_state import StepState
 from thalweg.operators.gauss_newton import GaussNewton
 from thalweg.operators.hessian import Hessian
 from thalweg.spectrum.probe_vectors import probe_vectors
@@ -47,20 +47,20 @@ PROBES_OF_THE_BULK = 16
 
 
 @probe("curvature_energy", ["energy_gauss_newton_dominant", "energy_residual_dominant"])
-def curvature_energy(moment: Moment) -> Mapping[str, Value]:
+def curvature_energy(state: StepState) -> Mapping[str, Value]:
     """Energy of the Gauss-Newton part G, and of the residual part H - G, inside S_k.
 
     Pure numbers in [0, 1]; NaN for a part that vanishes, as the residual one of a linear model
     does up to rounding. Costs k + 16 products with H and with G over all samples. The probes are a
     function of the step, and no other random number is drawn. See the module.
     """
-    basis = moment.subspace.basis
+    basis = state.subspace.basis
     size, k = basis.shape
-    generator = torch.Generator().manual_seed(moment.step)
+    generator = torch.Generator().manual_seed(state.step)
     count = PROBES_OF_THE_BULK if k < size else 0
     block = torch.cat([basis, probe_vectors(basis, count, generator)], dim=1)
-    hessian = Hessian(moment.objective, moment.theta) @ block
-    gauss_newton = GaussNewton(moment.objective, moment.theta) @ block
+    hessian = Hessian(state.objective, state.theta) @ block
+    gauss_newton = GaussNewton(state.objective, state.theta) @ block
     return {
         "energy_gauss_newton_dominant": _share(gauss_newton, basis),
         "energy_residual_dominant": _share(hessian - gauss_newton, basis),

@@ -1,11 +1,11 @@
 """What can be measured at a step of training: probes, by name.
 
-A probe names its columns and gives their values from a `Moment`. One of your own is a function:
+A probe names its columns and gives their values from a `StepState`. One of your own is a function:
 
 Example:
     >>> @probe("largest_parameter", ["largest_parameter"])
-    ... def largest_parameter(moment):
-    ...     return {"largest_parameter": float(moment.theta.abs().max())}
+    ... def largest_parameter(state):
+    ...     return {"largest_parameter": float(state.theta.abs().max())}
     >>> probes.pop("largest_parameter").columns
     ('largest_parameter',)
 """
@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from thalweg.errors import invalid
-from thalweg.measure.step_state import Moment
+from thalweg.measure.step_state import StepState
 from thalweg.registry import probes
 
 Value = float | Sequence[float] | None
-Measure = Callable[[Moment], Mapping[str, Value]]
+Measure = Callable[[StepState], Mapping[str, Value]]
 
 # Of how many parameters theta itself is written down: a plane or a toy, not a network.
 SHOWN_PARAMETERS = 8
@@ -71,7 +71,7 @@ def probe(
     vectors: Sequence[str] = (),
     needs_gradient: bool = False,
 ) -> Callable[[Measure], Measure]:
-    """Decorator that registers a function of a `Moment` as a probe; also `@register.probe(...)`.
+    """Decorator that registers a function of a `StepState` as a probe; also `@register.probe(...)`.
 
     Args:
         name: what a spec calls it.
@@ -87,33 +87,33 @@ def probe(
 
 
 @probe("loss", ["loss"])
-def loss(moment: Moment) -> Mapping[str, Value]:
+def loss(state: StepState) -> Mapping[str, Value]:
     """Full training loss."""
-    return {"loss": moment.loss}
+    return {"loss": state.loss}
 
 
 @probe("test", ["test_loss", "test_accuracy"])
-def test(moment: Moment) -> Mapping[str, Value]:
+def test(state: StepState) -> Mapping[str, Value]:
     """Loss and accuracy on held-out data."""
-    if moment.evaluate_test is None:
+    if state.evaluate_test is None:
         return {}
-    value, accuracy = moment.evaluate_test(moment.theta)
+    value, accuracy = state.evaluate_test(state.theta)
     return {"test_loss": value, "test_accuracy": accuracy}
 
 
 @probe("minibatch_loss", ["minibatch_loss"])
-def minibatch_loss(moment: Moment) -> Mapping[str, Value]:
+def minibatch_loss(state: StepState) -> Mapping[str, Value]:
     """Loss of the step's mini-batch."""
-    return {"minibatch_loss": moment.minibatch_loss}
+    return {"minibatch_loss": state.minibatch_loss}
 
 
 @probe("sharpness", ["sharpness", "lr_sharpness", "eigenvalues"], vectors=["eigenvalues"])
-def sharpness(moment: Moment) -> Mapping[str, Value]:
+def sharpness(state: StepState) -> Mapping[str, Value]:
     """Tracked eigenvalues, lambda_1 and lr * lambda_1 (2 is the edge of stability of plain GD)."""
-    eigenvalues = moment.subspace.eigenvalues.tolist()
+    eigenvalues = state.subspace.eigenvalues.tolist()
     return {
         "sharpness": eigenvalues[0],
-        "lr_sharpness": moment.learning_rate * eigenvalues[0],
+        "lr_sharpness": state.learning_rate * eigenvalues[0],
         "eigenvalues": eigenvalues,
     }
 
@@ -123,37 +123,37 @@ def sharpness(moment: Moment) -> Mapping[str, Value]:
     ["solved_eigenvalues", "solved_residuals"],
     vectors=["solved_eigenvalues", "solved_residuals"],
 )
-def solved_eigenvalues(moment: Moment) -> Mapping[str, Value]:
+def solved_eigenvalues(state: StepState) -> Mapping[str, Value]:
     """The top 2k eigenvalues, solved from scratch, with their residuals."""
-    if moment.solve is None:
+    if state.solve is None:
         return {}
-    k = moment.subspace.k if moment.k is None else moment.k
-    solved = moment.solve(moment.theta, 2 * k)
+    k = state.subspace.k if state.k is None else state.k
+    solved = state.solve(state.theta, 2 * k)
     residuals = [] if solved.residuals is None else solved.residuals.tolist()
     return {"solved_eigenvalues": solved.eigenvalues.tolist(), "solved_residuals": residuals}
 
 
 @probe("alignment_gradient", ["alignment_gradient"], needs_gradient=True)
-def alignment_gradient(moment: Moment) -> Mapping[str, Value]:
+def alignment_gradient(state: StepState) -> Mapping[str, Value]:
     """chi_k of the gradient of the full training loss."""
-    return {"alignment_gradient": _alignment(moment, moment.gradient)}
+    return {"alignment_gradient": _alignment(state, state.gradient)}
 
 
 @probe("alignment_minibatch", ["alignment_minibatch"])
-def alignment_minibatch(moment: Moment) -> Mapping[str, Value]:
+def alignment_minibatch(state: StepState) -> Mapping[str, Value]:
     """chi_k of the gradient of the step's mini-batch."""
-    return {"alignment_minibatch": _alignment(moment, moment.minibatch_gradient)}
+    return {"alignment_minibatch": _alignment(state, state.minibatch_gradient)}
 
 
 @probe("alignment_update", ["alignment_proposed", "alignment_update"])
-def alignment_update(moment: Moment) -> Mapping[str, Value]:
+def alignment_update(state: StepState) -> Mapping[str, Value]:
     """chi_k of the update that the optimizer proposed, and of the one that was made.
 
     After a split the second is 1 or 0 by construction.
     """
     return {
-        "alignment_proposed": _alignment(moment, moment.proposed),
-        "alignment_update": _alignment(moment, moment.update),
+        "alignment_proposed": _alignment(state, state.proposed),
+        "alignment_update": _alignment(state, state.update),
     }
 
 
@@ -166,24 +166,24 @@ def alignment_update(moment: Moment) -> Mapping[str, Value]:
     ],
     needs_gradient=True,
 )
-def norms(moment: Moment) -> Mapping[str, Value]:
+def norms(state: StepState) -> Mapping[str, Value]:
     """Norms of both parts of the full gradient, of the proposed update and of the update made."""
     row: dict[str, Value] = {}
-    vectors = {"gradient": moment.gradient, "proposed": moment.proposed, "update": moment.update}
+    vectors = {"gradient": state.gradient, "proposed": state.proposed, "update": state.update}
     for name, vector in vectors.items():
         if vector is not None:
-            dominant, bulk = moment.parts(vector)
+            dominant, bulk = state.parts(vector)
             row[f"{name}_norm_dominant"] = float(dominant.norm())
             row[f"{name}_norm_bulk"] = float(bulk.norm())
     return row
 
 
 @probe("displacement", ["displacement_dominant", "displacement_bulk"])
-def displacement(moment: Moment) -> Mapping[str, Value]:
+def displacement(state: StepState) -> Mapping[str, Value]:
     """Norms of both parts of theta_t - theta at the branch point, split on S_k there."""
-    if moment.branch_point is None:
+    if state.branch_point is None:
         return {}
-    dominant, bulk = moment.branch_point.subspace.split(moment.theta - moment.branch_point.theta)
+    dominant, bulk = state.branch_point.subspace.split(state.theta - state.branch_point.theta)
     return {
         "displacement_dominant": float(dominant.norm()),
         "displacement_bulk": float(bulk.norm()),
@@ -200,7 +200,7 @@ def displacement(moment: Moment) -> Mapping[str, Value]:
     ],
     needs_gradient=True,
 )
-def effective_learning_rates(moment: Moment) -> Mapping[str, Value]:
+def effective_learning_rates(state: StepState) -> Mapping[str, Value]:
     """Numerators and denominators of the effective learning rates of the proposed update.
 
     For a part Q: -<Q delta, Q g> / norm(Q g)^2, as a ratio of sums over a window, since the mean of
@@ -208,10 +208,10 @@ def effective_learning_rates(moment: Moment) -> Mapping[str, Value]:
 
     Source: Song, Ahn, Yun 2025 (arXiv 2405.16002), section 6.
     """
-    if moment.proposed is None:
+    if state.proposed is None:
         return {}
     row: dict[str, Value] = {}
-    pairs = zip(moment.parts(moment.proposed), moment.parts(moment.gradient), strict=True)
+    pairs = zip(state.parts(state.proposed), state.parts(state.gradient), strict=True)
     for name, (update, gradient) in zip(("dominant", "bulk"), pairs, strict=True):
         update, gradient = update.double(), gradient.double()
         row[f"lr_numerator_{name}"] = -float(update @ gradient)
@@ -220,23 +220,23 @@ def effective_learning_rates(moment: Moment) -> Mapping[str, Value]:
 
 
 @probe("overlap", ["overlap_branch_point"])
-def overlap(moment: Moment) -> Mapping[str, Value]:
+def overlap(state: StepState) -> Mapping[str, Value]:
     """Mean squared cosine of S_k with S_k at the branch point."""
-    if moment.branch_point is None:
+    if state.branch_point is None:
         return {}
-    return {"overlap_branch_point": moment.subspace.overlap(moment.branch_point.subspace)}
+    return {"overlap_branch_point": state.subspace.overlap(state.branch_point.subspace)}
 
 
 @probe("subspace_cost", ["subspace_error", "subspace_gradients", "next_eigenvalue"])
-def subspace_cost(moment: Moment) -> Mapping[str, Value]:
+def subspace_cost(state: StepState) -> Mapping[str, Value]:
     """The tracker's own error estimate at this step, its cost a step, and lambda_{k+1}.
 
     The cost is counted in full gradients and averaged over the steps since the last row, renewals
     included; lambda_{k+1} is a bound from below, as of when it was last looked at.
     """
-    _ = moment.subspace
-    report = moment.source.report
-    gradients = (moment.gradients_before + report.gradients) / (moment.steps_before + 1)
+    _ = state.subspace
+    report = state.source.report
+    gradients = (state.gradients_before + report.gradients) / (state.steps_before + 1)
     return {
         "subspace_error": report.error,
         "subspace_gradients": gradients,
@@ -245,15 +245,15 @@ def subspace_cost(moment: Moment) -> Mapping[str, Value]:
 
 
 @probe("position", ["position"], vectors=["position"])
-def position(moment: Moment) -> Mapping[str, Value]:
+def position(state: StepState) -> Mapping[str, Value]:
     """theta itself, of problems with at most `SHOWN_PARAMETERS` parameters."""
-    if moment.theta.numel() > SHOWN_PARAMETERS:
+    if state.theta.numel() > SHOWN_PARAMETERS:
         return {}
-    return {"position": moment.theta.tolist()}
+    return {"position": state.theta.tolist()}
 
 
-def _alignment(moment: Moment, vector: Tensor | None) -> Value:
+def _alignment(state: StepState, vector: Tensor | None) -> Value:
     if vector is None:
         return None
     norm = float(vector.norm())
-    return float(moment.parts(vector)[0].norm()) / norm if norm else float("nan")
+    return float(state.parts(vector)[0].norm()) / norm if norm else float("nan")

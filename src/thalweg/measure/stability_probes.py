@@ -9,8 +9,8 @@ Example:
     >>> objective = Objective(model, torch.nn.MSELoss(), data)
     >>> source = FixedSubspace(Subspace(torch.eye(3)[:, :1], torch.tensor([5.0])))
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    >>> moment = Moment(0, torch.zeros(3), objective, source, 0.1, optimizer=optimizer)
-    >>> row = stability(moment)
+    >>> state = StepState(0, torch.zeros(3), objective, source, 0.1, optimizer=optimizer)
+    >>> row = stability(state)
     >>> row["stability_threshold"], row["stability_ratio"]
     (20.0, 0.25)
 """
@@ -21,17 +21,17 @@ import math
 from collections.abc import Mapping
 
 from thalweg.measure.probes import Value, probe
-from thalweg.measure.step_state import Moment
+from thalweg.measure.step_state import StepState
 from thalweg.optim.stability import StabilityThreshold, sam_threshold, stability_threshold
 from thalweg.tracking.wrapping import Unwrapped
 
 
 @probe("stability", ["stability_threshold", "preconditioned_sharpness", "stability_ratio"])
-def stability(moment: Moment) -> Mapping[str, Value]:
+def stability(state: StepState) -> Mapping[str, Value]:
     """The optimizer's stability threshold at the step's learning rate, and how far it is reached.
 
     The ratio is that of the sharpness to the threshold: of lambda_1, or for Adam and RMSprop of the
-    preconditioned sharpness, that of `Moment.metric_subspace`. Where no step was made, as at the
+    preconditioned sharpness, that of `StepState.metric_subspace`. Where no step was made, as at the
     last row of a run, there is no preconditioned sharpness. None: the optimizer has no threshold.
 
     With SAM around it the threshold s of an optimizer is reached at lambda (1 + rho lambda /
@@ -42,18 +42,18 @@ def stability(moment: Moment) -> Mapping[str, Value]:
     Source: Cohen et al. 2021 (arXiv 2103.00065), 2022 (2207.14484); SAM around gradient descent:
     Long and Bartlett 2024 (2309.12488).
     """
-    if moment.unwrapped is None:
+    if state.unwrapped is None:
         return {}
-    base = moment.unwrapped.base
-    parameters = moment.objective.layout.parameters(moment.objective.model)
-    threshold = stability_threshold(base, parameters, lr=moment.learning_rate)
-    value = _with_sam(threshold, moment.unwrapped, moment)
-    metric = moment.metric_subspace
+    base = state.unwrapped.base
+    parameters = state.objective.layout.parameters(state.objective.model)
+    threshold = stability_threshold(base, parameters, lr=state.learning_rate)
+    value = _with_sam(threshold, state.unwrapped, state)
+    metric = state.metric_subspace
     preconditioned = None if metric is None else float(metric.scaled.eigenvalues[0])
     # In a metric lambda_1 says nothing.
     sharpness = preconditioned
     if value is not None and not threshold.preconditioned:
-        sharpness = float(moment.subspace.eigenvalues[0])
+        sharpness = float(state.subspace.eigenvalues[0])
     ratio = None
     if value is not None and value > 0 and sharpness is not None:
         ratio = sharpness / value
@@ -69,7 +69,7 @@ def stability(moment: Moment) -> Mapping[str, Value]:
     ["alignment_gradient_own_metric", "alignment_proposed_own_metric"],
     needs_gradient=True,
 )
-def alignment_own_metric(moment: Moment) -> Mapping[str, Value]:
+def alignment_own_metric(state: StepState) -> Mapping[str, Value]:
     """chi_k of the full gradient and of the proposed update, in the metric of the optimizer.
 
     With D after the step's update and W the top eigenvectors of D^-1/2 H D^-1/2 at theta_t:
@@ -78,20 +78,20 @@ def alignment_own_metric(moment: Moment) -> Mapping[str, Value]:
 
     Source: Cohen et al. 2022 (arXiv 2207.14484) for the preconditioned Hessian.
     """
-    metric = moment.metric_subspace
-    if metric is None or moment.proposed is None:
+    metric = state.metric_subspace
+    if metric is None or state.proposed is None:
         return {}
     return {
-        "alignment_gradient_own_metric": metric.alignment_gradient(moment.gradient),
-        "alignment_proposed_own_metric": metric.alignment_update(moment.proposed),
+        "alignment_gradient_own_metric": metric.alignment_gradient(state.gradient),
+        "alignment_proposed_own_metric": metric.alignment_update(state.proposed),
     }
 
 
-def _with_sam(threshold: StabilityThreshold, found: Unwrapped, moment: Moment) -> float | None:
+def _with_sam(threshold: StabilityThreshold, found: Unwrapped, state: StepState) -> float | None:
     """The threshold where the gradient is that of the point perturbed by SAM."""
     value = threshold.value
     if value is None or found.rho == 0 or math.isinf(value):
         return value
     if found.adaptive or threshold.preconditioned or value <= 0:
         return None
-    return sam_threshold(float(moment.gradient.norm()), 2 / value, found.rho)
+    return sam_threshold(float(state.gradient.norm()), 2 / value, found.rho)

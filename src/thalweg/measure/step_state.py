@@ -1,7 +1,7 @@
-"""One step of a training run, seen by the probes: what is known at theta_t, computed when asked.
+"""One step of a training run, as the probes see it: what is known at theta_t, computed when asked.
 
-A `Moment` holds theta_t and what the step did. The full loss and its gradient, the subspace and the
-parts of vectors are computed at the first request and kept for the rest of the step, so probes
+A `StepState` holds theta_t and what the step did. The full loss and its gradient, the subspace and
+the parts of vectors are computed at the first request and kept for the rest of the step, so probes
 share them, and nothing is computed that nobody asks for.
 
 Example:
@@ -12,8 +12,8 @@ Example:
     >>> model, data = torch.nn.Linear(2, 1), (torch.ones(4, 2), torch.ones(4, 1))
     >>> objective = Objective(model, torch.nn.MSELoss(), data)
     >>> source = FixedSubspace(Subspace(torch.eye(3)[:, :1], torch.ones(1)))
-    >>> moment = Moment(0, torch.zeros(3), objective, source, learning_rate=0.1)
-    >>> moment.loss, moment.gradient.tolist(), moment.parts(moment.gradient)[0].tolist()
+    >>> state = StepState(0, torch.zeros(3), objective, source, learning_rate=0.1)
+    >>> state.loss, state.gradient.tolist(), state.parts(state.gradient)[0].tolist()
     (1.0, [-2.0, -2.0, -2.0], [-2.0, 0.0, 0.0])
 """
 
@@ -52,7 +52,7 @@ class BranchPoint:
 
 
 @dataclass
-class Moment:
+class StepState:
     """One step at theta_t.
 
     Attributes:

@@ -31,7 +31,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -41,9 +41,10 @@ from torch.optim import Optimizer
 from thalweg import registry
 from thalweg.errors import Diverged, InvalidInput, invalid
 from thalweg.loss.objective import Objective
+from thalweg.measure.effective_learning_rate import effective_learning_rate
 from thalweg.measure.preconditioning import preconditioned_sharpness
 from thalweg.measure.sinks import CONSOLE_COLUMNS, RowFile, console_heading, console_line, say
-from thalweg.measure.step_state import Moment
+from thalweg.measure.step_state import StepState
 from thalweg.measure.undisturbed import undisturbed
 from thalweg.optim.stability import stability_threshold
 from thalweg.tracking.source import SubspaceSource
@@ -155,7 +156,7 @@ class Watcher:
         )
         self.history: list[dict[str, Any]] = []
         self._parameters = objective.layout.parameters(objective.model)
-        self._moment: Moment | None = None
+        self._state: StepState | None = None
         self._seconds = 0.0
         self._direction: Tensor | None = None
         preconditioned = stability_threshold(optimizer, self._parameters).preconditioned
@@ -170,7 +171,7 @@ class Watcher:
         """Stop watching; `history` stays. To close twice does nothing."""
         while self._hooks:
             self._hooks.pop().remove()
-        self._moment = None
+        self._state = None
 
     def __enter__(self) -> Watcher:
         return self
@@ -179,10 +180,8 @@ class Watcher:
         self.close()
 
     def __repr__(self) -> str:
-        state = "watching" if self._hooks else "closed"
-        return (
-            f"Watcher({state}, every={self.every}, step={self.step}, reports={len(self.history)})"
-        )
+        now = "watching" if self._hooks else "closed"
+        return f"Watcher({now}, every={self.every}, step={self.step}, reports={len(self.history)})"
 
     def _before_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -191,7 +190,7 @@ class Watcher:
             return None
         begin = time.perf_counter()
         with undisturbed(self.objective.device):
-            moment = Moment(
+            state = StepState(
                 step=self.step,
                 theta=self.objective.theta(),
                 objective=self.objective,
@@ -202,31 +201,31 @@ class Watcher:
             )
             try:
                 # The gradient first: the subspace's error is measured by it.
-                _ = moment.gradient, moment.subspace
+                _ = state.gradient, state.subspace
             except Diverged as error:
-                self._moment = None
-                self._report({"step": self.step, "learning_rate": moment.learning_rate})
+                self._state = None
+                self._report({"step": self.step, "learning_rate": state.learning_rate})
                 self._warn(f"step {self.step}: {error}; this report is empty")
                 return None
-        self._moment = moment
+        self._state = state
         self._seconds = time.perf_counter() - begin
-        return self._observe_gradient(moment, args, kwargs)
+        return self._observe_gradient(state, args, kwargs)
 
     def _observe_gradient(
-        self, moment: Moment, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, state: StepState, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Note the mini-batch gradient: it is there already, or after a closure's first call."""
         optimizer, *rest = args
         closure = kwargs.get("closure", rest[0] if rest else None)
         if closure is None:
-            moment.minibatch_gradient = self._minibatch_gradient()
+            state.minibatch_gradient = self._minibatch_gradient()
             return None
         calls = itertools.count()
 
         def observed() -> Any:
             result = closure()
             if next(calls) == 0:
-                moment.minibatch_gradient = self._minibatch_gradient()
+                state.minibatch_gradient = self._minibatch_gradient()
             return result
 
         if rest:
@@ -235,26 +234,26 @@ class Watcher:
 
     def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         self.step += 1
-        moment, self._moment = self._moment, None
-        if moment is None:
+        state, self._state = self._state, None
+        if state is None:
             return
         begin = time.perf_counter()
         with undisturbed(self.objective.device):
-            moment.update = moment.proposed = self.objective.theta() - moment.theta
-            row: dict[str, Any] = {"step": moment.step, "learning_rate": moment.learning_rate}
+            state.update = state.proposed = self.objective.theta() - state.theta
+            row: dict[str, Any] = {"step": state.step, "learning_rate": state.learning_rate}
             for name in MEASURED:
-                row.update(registry.probes[name].measure(moment))
+                row.update(registry.probes[name].measure(state))
             threshold = stability_threshold(optimizer, self._parameters)
             row["stability_threshold"] = threshold.value
             if threshold.preconditioned:
-                row["preconditioned_sharpness"] = self._preconditioned_sharpness(moment)
+                row["preconditioned_sharpness"] = self._preconditioned_sharpness(state)
         row["seconds"] = self._seconds + time.perf_counter() - begin
         self._report(row)
 
-    def _preconditioned_sharpness(self, moment: Moment) -> float | None:
+    def _preconditioned_sharpness(self, state: StepState) -> float | None:
         try:
             found = preconditioned_sharpness(
-                self.objective, self.optimizer, moment.theta, start=self._direction
+                self.objective, self.optimizer, state.theta, start=self._direction
             )
         except (InvalidInput, Diverged) as error:
             self._warn(f"no preconditioned sharpness: {error}")
@@ -266,7 +265,12 @@ class Watcher:
         row = {column: measured.get(column) for column in COLUMNS}
         self.history.append(row)
         for part in ("dominant", "bulk"):
-            row[f"effective_lr_{part}"] = _ratio_of_sums(self.history[-WINDOW:], part)
+            numerators, denominators = (
+                [report[f"lr_{side}_{part}"] for report in self.history[-WINDOW:]]
+                for side in ("numerator", "denominator")
+            )
+            rate = effective_learning_rate(numerators, denominators)
+            row[f"effective_lr_{part}"] = rate if math.isfinite(rate) else None
         if not self.quiet:
             if (len(self.history) - 1) % HEADING_EVERY == 0:
                 say(console_heading(self._shown))
@@ -289,11 +293,3 @@ class Watcher:
 
     def _warn(self, message: str) -> None:
         warnings.warn(message, WatchWarning, stacklevel=2)
-
-
-def _ratio_of_sums(rows: Sequence[Mapping[str, Any]], part: str) -> float | None:
-    """The effective learning rate of a part over some reports; see the probe of that name."""
-    pairs = [(row[f"lr_numerator_{part}"], row[f"lr_denominator_{part}"]) for row in rows]
-    finite = [(a, b) for a, b in pairs if None not in (a, b) and math.isfinite(a) and b > 0]
-    total = sum(b for _, b in finite)
-    return sum(a for a, _ in finite) / total if total > 0 else None

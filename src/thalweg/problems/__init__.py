@@ -38,11 +38,15 @@ A user's own problem takes a few lines, either way:
 
 from __future__ import annotations
 
-from thalweg.problems import losses, quadratic, valley
-from thalweg.problems.data import digits, images, sst2, text
-from thalweg.problems.data.tensors import InputShape, Samples
-from thalweg.problems.models import settings as models
-from thalweg.problems.problem import Loss, Problem, build_problem
+from thalweg.errors import require_extra
+
+require_extra("lab", "pydantic", "pooch")
+
+from thalweg.problems import losses, quadratic, valley  # noqa: E402
+from thalweg.problems.data import digits, images, sst2, text  # noqa: E402
+from thalweg.problems.data.tensors import InputShape, Samples  # noqa: E402
+from thalweg.problems.models import settings as models  # noqa: E402
+from thalweg.problems.problem import Loss, Problem, build_problem  # noqa: E402
 
 __all__ = ["InputShape", "Loss", "Problem", "Samples", "build_problem"]
 

@@ -10,8 +10,8 @@ from tests.analysis import synthetic
 from thalweg.analysis.figures.curves import (
     column,
     curve,
+    effective_rate,
     entry,
-    ratio_of_sums,
     running_sum,
     step_axis,
 )
@@ -85,7 +85,7 @@ def test_running_sum_is_the_naive_sum_over_a_centred_window() -> None:
 def test_an_effective_learning_rate_is_a_ratio_of_sums_not_a_mean_of_ratios() -> None:
     data = table(0, "sgd", [0, 1, 2], [0.0] * 3)
     data["above"], data["below"] = [1.0, 1.0, 1.0], [1.0, 1.0, 0.001]
-    _, rate = ratio_of_sums("above", "below", 1.0)(data)
+    _, rate = effective_rate("above", "below", 1.0)(data)
     assert rate[1] == pytest.approx(3 / 2.001)
 
 

@@ -18,7 +18,7 @@ from thalweg.lab.training.local_workers import samples_of
 from thalweg.lab.training.minibatches import minibatch
 from thalweg.lab.training.step import train_one_step
 from thalweg.loss.objective import Objective
-from thalweg.measure.step_state import Moment
+from thalweg.measure.step_state import StepState
 from thalweg.problems import Problem
 from thalweg.spectrum.subspace import random_subspace
 from thalweg.tracking.source import FixedSubspace
@@ -43,10 +43,10 @@ class Training:
         source = FixedSubspace(space)
         optimizer = make_optimizer(small_spec(), phase, setup, SEED, source)
         self.objective = objective
-        self.moments: list[Moment] = []
+        self.moments: list[StepState] = []
         for step in range(STEPS):
             rate = phase.learning_rate(step, STEPS)
-            moment = Moment(step, objective.theta(), objective, source, learning_rate=rate)
+            moment = StepState(step, objective.theta(), objective, source, learning_rate=rate)
             train_one_step(moment, setup, optimizer, phase, SEED).move_on()
             self.moments.append(moment)
         self.thetas = [*(moment.theta for moment in self.moments), objective.theta()]

@@ -18,7 +18,7 @@ from thalweg.lab.training.building import make_optimizer
 from thalweg.lab.training.minibatches import minibatch
 from thalweg.lab.training.step import Buffers, _make_update, train_one_step
 from thalweg.loss.objective import Objective
-from thalweg.measure.step_state import Moment
+from thalweg.measure.step_state import StepState
 from thalweg.optim.split import SplitUpdate
 from thalweg.problems import Problem
 from thalweg.spectrum.subspace import random_subspace
@@ -51,7 +51,7 @@ class Case:
         source = FixedSubspace(space)
         self.optimizer = make_optimizer(small_spec(), phase, self.setup, SEED, source)
         self.theta = self.objective.theta()
-        self.moment = Moment(
+        self.moment = StepState(
             STEP, self.theta, self.objective, source, learning_rate=phase.optimizer.lr * rate
         )
         self.buffers: Buffers = train_one_step(self.moment, self.setup, self.optimizer, phase, SEED)

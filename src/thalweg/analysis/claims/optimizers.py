@@ -6,24 +6,25 @@ delta: how far the update goes in Q, as a learning rate of plain gradient descen
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from thalweg.analysis.claims.claim import Claim, Measurement, NotMeasurableError, Rule, SeedTables
 from thalweg.analysis.claims.rows import late_half, measured, ratio
 
 
-def effective_learning_rate(seed: SeedTables, role: str, part: str) -> float:
-    """Ratio of sums over a whole branch, since single steps have denominators near zero.
+def branch_rate(seed: SeedTables, role: str, part: str) -> float:
+    """Effective learning rate over a whole branch.
 
     part   dominant or bulk
     """
-    _, numerator, denominator = measured(
-        seed, role, f"lr_numerator_{part}", f"lr_denominator_{part}"
-    )
-    total = float(denominator.sum())
-    if not total > 0:
+    from thalweg.measure.effective_learning_rate import effective_learning_rate
+
+    _, *terms = measured(seed, role, f"lr_numerator_{part}", f"lr_denominator_{part}")
+    rate = effective_learning_rate(*terms)
+    if math.isnan(rate):
         raise NotMeasurableError(f"the {part} part of the gradient of {seed.names[role]} is zero")
-    return float(numerator.sum()) / total
+    return rate
 
 
 def measure_favour(seed: SeedTables) -> Measurement:
@@ -34,9 +35,7 @@ def measure_favour(seed: SeedTables) -> Measurement:
     favours: dict[str, float] = {}
     rates: dict[str, float] = {}
     for role in ("plain", "other"):
-        bulk, dominant = (
-            effective_learning_rate(seed, role, part) for part in ("bulk", "dominant")
-        )
+        bulk, dominant = (branch_rate(seed, role, part) for part in ("bulk", "dominant"))
         favours[role] = ratio(bulk, dominant, f"effective learning rate of {seed.names[role]}")
         rates[f"bulk, {seed.names[role]}"] = bulk
         rates[f"dominant, {seed.names[role]}"] = dominant

@@ -48,16 +48,15 @@ _NEEDS = (
 )
 
 
-def effective_learning_rate(table: pd.DataFrame, part: str) -> float:
-    """Ratio of the sums over a branch; NaN where unknown or not positive: no place on a log axis.
+def _rate(table: pd.DataFrame, part: str) -> float:
+    """Effective learning rate over a branch; NaN where it is not positive: no place on a log axis.
 
     part   dominant or bulk
     """
-    names = [f"lr_{side}_{part}" for side in _SIDES]
-    numerators, denominators = (table[name].to_numpy(dtype=np.float64) for name in names)
-    known = np.isfinite(numerators) & np.isfinite(denominators)
-    above, below = float(numerators[known].sum()), float(denominators[known].sum())
-    return above / below if above > 0 and below > 0 else math.nan
+    from thalweg.measure.effective_learning_rate import effective_learning_rate
+
+    rate = effective_learning_rate(*(table[f"lr_{side}_{part}"] for side in _SIDES))
+    return rate if rate > 0 else math.nan
 
 
 def _values(table: pd.DataFrame) -> dict[str, float]:
@@ -66,7 +65,7 @@ def _values(table: pd.DataFrame) -> dict[str, float]:
         "loss": math.nan if diverged else mean_since(table, "loss", _END),
         "sharpness": mean_since(table, "sharpness", _LATE),
         "alignment_gradient": mean_since(table, "alignment_gradient", _LATE),
-        **{f"effective_lr_{part}": effective_learning_rate(table, part) for part in _PARTS},
+        **{f"effective_lr_{part}": _rate(table, part) for part in _PARTS},
     }
 
 

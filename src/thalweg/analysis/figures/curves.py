@@ -134,19 +134,16 @@ def column(name: str, window: float = 0.0) -> Series:
     return series
 
 
-def ratio_of_sums(numerator: str, denominator: str, window: float) -> Series:
-    """Sum of one column over that of another, over a window: an effective learning rate.
-
-    Not the mean of ratios: single denominators come near zero (science: Song, Ahn, Yun 2025).
-    """
+def effective_rate(numerator: str, denominator: str, window: float) -> Series:
+    """Effective learning rate over a window: sum of one column over that of another."""
+    from thalweg.measure.effective_learning_rate import ratio_of_sums
 
     def series(table: pd.DataFrame) -> tuple[Vector, Vector]:
         above = table[numerator].to_numpy(dtype=np.float64)
         below = table[denominator].to_numpy(dtype=np.float64)
         steps, both = _known(table, np.stack([above, below], axis=1))
         sums = running_sum(both[:, 0], window), running_sum(both[:, 1], window)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return steps, np.where(sums[1] > 0, sums[0] / sums[1], np.nan)
+        return steps, np.array(list(map(ratio_of_sums, *sums)), dtype=np.float64)
 
     return series
 

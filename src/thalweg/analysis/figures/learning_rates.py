@@ -10,7 +10,7 @@ import numpy as np
 
 from thalweg.analysis.figures import drawing
 from thalweg.analysis.figures.along_steps import Quantity, draw_each_branch, size_of_branches
-from thalweg.analysis.figures.curves import Curve, branches_of, column, ratio_of_sums
+from thalweg.analysis.figures.curves import Curve, branches_of, column, effective_rate
 from thalweg.analysis.figures.dot_drawing import DotRow, Mark, draw_rows, name_marks, size_of_rows
 from thalweg.analysis.figures.dots import Dots
 from thalweg.analysis.figures.drawing import BAND, LOG_BAND, BranchStyle, Look
@@ -31,7 +31,7 @@ _SUMS = tuple(f"lr_{side}_{part}" for part in _PARTS for side in ("numerator", "
 def _effective_curves(source: Source) -> Curves:
     curves: dict[str, Curve | None] = {}
     for part in _PARTS:
-        series = ratio_of_sums(f"lr_numerator_{part}", f"lr_denominator_{part}", WINDOW)
+        series = effective_rate(f"lr_numerator_{part}", f"lr_denominator_{part}", WINDOW)
         curves |= source.each_branch(f"effective_lr_{part}", series)
     return curves | source.each_branch("learning_rate", column("learning_rate"))
 
@@ -75,14 +75,14 @@ def bulk_over_dominant(table: pd.DataFrame, part: float) -> float:
     Each is a ratio of sums over the steps where all four sums are known; NaN where there are none,
     or where the ratio is not positive: a part of the update that climbs has no place on a log axis.
     """
+    from thalweg.measure.effective_learning_rate import effective_learning_rate
+
     steps = table["step"].to_numpy(dtype=np.float64)
-    values = table[list(_SUMS)].to_numpy(dtype=np.float64)
     early = steps <= steps[0] + part * (steps[-1] - steps[0])
-    sums = values[early & np.isfinite(values).all(axis=1)].sum(axis=0)
-    above_dominant, below_dominant, above_bulk, below_bulk = (float(value) for value in sums)
-    if not (below_dominant > 0 and below_bulk > 0 and above_dominant > 0 and above_bulk > 0):
-        return math.nan
-    return (above_bulk / below_bulk) / (above_dominant / below_dominant)
+    terms = table[list(_SUMS)].to_numpy(dtype=np.float64)[early]
+    known = terms[np.isfinite(terms).all(axis=1)].T
+    dominant, bulk = effective_learning_rate(*known[:2]), effective_learning_rate(*known[2:])
+    return bulk / dominant if dominant > 0 and bulk > 0 else math.nan
 
 
 def _ratios(source: Source) -> dict[str, Dots | None]:

@@ -5,7 +5,7 @@ A panel whose columns a study did not measure is left out.
 
 from __future__ import annotations
 
-from thalweg.analysis.figures.curves import ratio_of_sums
+from thalweg.analysis.figures.curves import effective_rate
 from thalweg.analysis.report.panel import (
     Lines,
     Panel,
@@ -29,7 +29,7 @@ def _one(
 
 def _effective(part: str) -> Quantity:
     above, below = f"lr_numerator_{part}", f"lr_denominator_{part}"
-    series = ratio_of_sums(above, below, WINDOW)
+    series = effective_rate(above, below, WINDOW)
     return Quantity(
         f"{part} part",
         f"effective learning rate, {part}",

@@ -1,23 +1,24 @@
-"""In which order do the runs of a study go? Side by side, each in a process of its own."""
+"""Which runs does a study have, in which order are they run, and by which executor?
+
+An `Executor` is anything that can be called with an `Assignment`: it runs the tasks, each after the
+run that it starts from, and returns how each ended. Those that have a name are registered:
+
+    @register.executor("my-cluster")
+    def on_my_cluster(assignment: Assignment) -> Outcome: ...
+"""
 
 from __future__ import annotations
 
 import heapq
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from multiprocessing.connection import wait
+from typing import Protocol
 
+from thalweg import registry
 from thalweg.lab.config import TRUNK, PhaseSpec, Spec
-from thalweg.lab.execution.processes import Child, Ending
+from thalweg.lab.execution.processes import Ending
 from thalweg.lab.store import StudyFolder
 
-POLL_SECONDS = 0.1
-GRACE_SECONDS = 30.0
-"""For a run to save a checkpoint once the study's process is gone; then it ends as if killed."""
 STEPS_OF_A_SOLVE = 20
 """Solving for S_k takes about as many products as following it for so many steps."""
 
@@ -110,6 +111,44 @@ def makespan(durations: Mapping[Task, float], workers: int) -> float:
     return max(done.values(), default=0.0)
 
 
+@dataclass(frozen=True)
+class Assignment:
+    """The runs of a study that an executor is to do, and what it may use for them.
+
+    Attributes:
+        study: the folder of the study; each task's run folder is in it, with its `run.toml`.
+        tasks: in the order in which they should begin. A task begins once the run that it `needs`
+            is done, if that one is among the tasks.
+        workers: the most runs at a time.
+        device: where each run computes, such as "cpu" or "cuda:1".
+        threads: of each run.
+        plugins: modules or files to load before a run.
+        spec: the study's spec where it holds Python objects, which no other process can read; None
+            where the study's `spec.toml` says all.
+        watch: to be called a few times a second with the running tasks, to show progress.
+    """
+
+    study: StudyFolder
+    tasks: Sequence[Task]
+    workers: int
+    device: str
+    threads: int
+    plugins: Sequence[str] = ()
+    spec: Spec | None = None
+    watch: Callable[[Sequence[Task]], None] = lambda running: None
+
+
+class Executor(Protocol):
+    """What runs the tasks of a study: processes of this machine, or a cluster's queue."""
+
+    def __call__(self, assignment: Assignment, /) -> Outcome:
+        """Run the tasks, and return how each ended.
+
+        An interruption is passed on to the runs, which save a checkpoint and end with status 75.
+        """
+        ...
+
+
 def run_tasks(
     study: StudyFolder,
     tasks: Sequence[Task],
@@ -118,72 +157,24 @@ def run_tasks(
     device: str,
     threads: int,
     plugins: Sequence[str] = (),
+    spec: Spec | None = None,
     watch: Callable[[Sequence[Task]], None] = lambda running: None,
+    executor: str | Executor = "local",
 ) -> Outcome:
-    """Do the tasks, at most `workers` at a time, each as soon as the run it starts after is done.
-
-    Ctrl-C and SIGTERM are passed on: each run saves a checkpoint and ends with status 75; asked a
-    second time, they end at once (and go on from their last checkpoint later).
+    """Have the tasks run by an executor; see `Assignment` for the other arguments.
 
     Args:
-        watch: called a few times a second with the running tasks, to show progress.
+        executor: its name, "local" for processes of this machine, or an executor itself.
+
+    Raises:
+        InvalidInput: no executor has that name.
     """
-    from thalweg.lab.execution.worker import work
-
-    # Read by the processes' linear algebra when it is loaded.
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    waiting = list(tasks)
-    running: dict[Task, Child] = {}
-    outcome = Outcome()
-
-    def stop() -> None:
-        for child in running.values():
-            child.kill() if outcome.interrupted else child.ask_to_stop()
-        outcome.interrupted = True
-
-    with _on_stop_signals(stop):
-        try:
-            while waiting or running:
-                for task in [task for task, child in running.items() if not child.is_running]:
-                    outcome.endings[task] = running.pop(task).ending()
-                while len(running) < workers and not outcome.interrupted:
-                    task = _next_ready(waiting, outcome, set(tasks))
-                    if task is None:
-                        break
-                    arguments = (str(study.path), task.seed, task.branch, device, threads, plugins)
-                    log = study.run(task.seed, task.branch).path / "log.txt"
-                    running[task] = Child(work, arguments, log, grace=GRACE_SECONDS)
-                if not running:
-                    break
-                watch(list(running))
-                wait([child.sentinel for child in running.values()], POLL_SECONDS)
-        finally:
-            for child in running.values():
-                child.ask_to_stop()
-            for task, child in running.items():
-                outcome.endings[task] = child.ending()
-    outcome.left_out = waiting
-    return outcome
+    run = registry.executors.find(executor) if isinstance(executor, str) else executor
+    return run(Assignment(study, tasks, workers, device, threads, plugins, spec, watch))
 
 
-@contextmanager
-def _on_stop_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Call `stop` when a signal asks to; Python hears signals in its main thread only."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    names = [name for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-    numbers = [getattr(signal, name) for name in names]
-    earlier = {number: signal.signal(number, lambda *_: stop()) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
-
-
-def _next_ready(waiting: list[Task], outcome: Outcome, asked: set[Task]) -> Task | None:
-    """Take the next task whose start is done (in this call, or before it)."""
+def next_ready(waiting: list[Task], outcome: Outcome, asked: Sequence[Task]) -> Task | None:
+    """Take the next task whose start is done, in this call or before it, off the waiting ones."""
     done = {task for task, ending in outcome.endings.items() if ending.exit_code == 0}
     for task in waiting:
         needed = task.needs

@@ -1,4 +1,4 @@
-"""What one process does: one run of a study, with its own threads and signals."""
+"""How is one run of a study executed: in a process of its own, or in this one?"""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from thalweg.errors import Diverged, Interrupted, ThalwegError
-from thalweg.lab.config import parse_spec
+from thalweg.lab.config import Spec, parse_spec
+from thalweg.lab.execution.machine import compute_repeatably
 from thalweg.lab.store import RunFolder, StudyFolder
 from thalweg.lab.store.status import Status
 from thalweg.registry import load_plugin
@@ -22,53 +23,63 @@ PARENT_SECONDS = 1.0
 def work(
     study_path: str, seed: int, branch: str, device: str, threads: int, plugins: Sequence[str]
 ) -> None:
-    """Execute one run.
+    """Execute one run in a process that is there for it alone.
 
     Raises:
         ThalwegError: what `Run` raises; the run's status and log say it too.
     """
-    stopping = _stop_flag()
     study = StudyFolder(Path(study_path))
+    execute_run(study, seed, branch, device, threads, plugins, _stop_flag())
+
+
+def execute_run(
+    study: StudyFolder,
+    seed: int,
+    branch: str,
+    device: str,
+    threads: int,
+    plugins: Sequence[str],
+    should_stop: Callable[[], bool],
+    *,
+    spec: Spec | None = None,
+) -> None:
+    """Execute one run in this process, with its number of threads.
+
+    Args:
+        should_stop: asked at every step; True saves a checkpoint and raises `Interrupted`.
+        spec: the study's spec; default: what its `spec.toml` says.
+
+    Raises:
+        ThalwegError: what `Run` raises; the run's status and log say it too.
+    """
     folder = study.run(seed, branch)
     try:
-        _execute(study, folder, device, threads, plugins, stopping)
+        import torch
+
+        from thalweg.lab.training import Run
+
+        torch.set_num_threads(threads)
+        compute_repeatably(device)
+        for plugin in plugins:
+            load_plugin(plugin)
+        spec = spec or parse_spec(tomllib.loads(study.spec_text), source="spec.toml")
+        known = tomllib.loads(folder.run_text)
+        run = Run(
+            spec,
+            study,
+            seed,
+            branch,
+            device=device,
+            fingerprint=known.get("data_fingerprint", ""),
+            should_stop=should_stop,
+        )
+        run.execute()
     except (Diverged, Interrupted):
         raise  # the run has said so itself
     except Exception as error:
         is_known = isinstance(error, ThalwegError)
         _note_failure(folder, str(error) if is_known else f"{type(error).__name__}: {error}")
         raise
-
-
-def _execute(
-    study: StudyFolder,
-    folder: RunFolder,
-    device: str,
-    threads: int,
-    plugins: Sequence[str],
-    stopping: Callable[[], bool],
-) -> None:
-    import torch
-
-    from thalweg.lab.execution.machine import compute_repeatably
-    from thalweg.lab.training import Run
-
-    torch.set_num_threads(threads)
-    compute_repeatably(device)
-    for plugin in plugins:
-        load_plugin(plugin)
-    spec = parse_spec(tomllib.loads(study.spec_text), source="spec.toml")
-    known = tomllib.loads(folder.run_text)
-    run = Run(
-        spec,
-        study,
-        folder.seed,
-        folder.branch,
-        device=device,
-        fingerprint=known.get("data_fingerprint", ""),
-        should_stop=stopping,
-    )
-    run.execute()
 
 
 def _note_failure(folder: RunFolder, message: str) -> None:

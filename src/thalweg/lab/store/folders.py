@@ -26,10 +26,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from thalweg.environment import environment
 from thalweg.errors import IntegrityError, InvalidInput, invalid, unknown_name
 from thalweg.lab.store import durable
 from thalweg.lab.store.diskspace import check_disk, estimate_disk
-from thalweg.lab.store.environment import environment
 from thalweg.lab.store.lock import is_locked, locked
 from thalweg.lab.store.metrics import read_metrics
 from thalweg.lab.store.status import Status, read_status, utc_now, write_status

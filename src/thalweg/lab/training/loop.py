@@ -50,7 +50,7 @@ from thalweg.lab.training.saving import (
 )
 from thalweg.lab.training.saying import StatusWriter
 from thalweg.lab.training.step import evaluate_test, train_one_step
-from thalweg.measure.step_state import BranchPoint, Moment
+from thalweg.measure.step_state import BranchPoint, StepState
 from thalweg.optim.split import SplitUpdate
 from thalweg.tracking.batch_subspace import BatchSubspace
 from thalweg.tracking.gradient_subspaces import GradientSubspace, UpdateSubspace
@@ -226,7 +226,7 @@ class Run:
     def _first_step(self) -> int:
         return self.progression.position.start
 
-    def _moment(self) -> Moment:
+    def _moment(self) -> StepState:
         theta = self.setup.objective.theta()
         if not bool(torch.isfinite(theta).all()):
             raise Diverged("a parameter is NaN or infinite")
@@ -235,7 +235,7 @@ class Run:
         size = phase.batch_size if phase.noise is None else phase.noise.batch_size
         size = None if size in ("all", self.setup.problem.num_samples) else size
         self._tell_batch()
-        return Moment(
+        return StepState(
             step=self.step,
             theta=theta,
             objective=self.setup.objective,

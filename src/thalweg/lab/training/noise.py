@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from thalweg.lab.training.minibatches import minibatch
 from thalweg.loss.objective import Objective
-from thalweg.measure.step_state import Moment
+from thalweg.measure.step_state import StepState
 
 if TYPE_CHECKING:
     from thalweg.lab.config import NoiseSpec
 
 
-def injected_noise(moment: Moment, noise: NoiseSpec, seed: int, theta: Tensor) -> Tensor:
+def injected_noise(moment: StepState, noise: NoiseSpec, seed: int, theta: Tensor) -> Tensor:
     """The noise at theta (P,), such as theta_t or SAM's perturbed point; (P,).
 
     With part "all" and scale 1, the full gradient plus this is the gradient of the mini-batch.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from thalweg.lab.config import PhaseSpec
-    from thalweg.measure.step_state import Moment
+    from thalweg.measure.step_state import StepState
 
 
 @dataclass
@@ -109,7 +109,7 @@ class Progression:
         self.position.finished = False
         return True
 
-    def ends(self, moment: Moment) -> bool:
+    def ends(self, moment: StepState) -> bool:
         """Whether a rule ends the phase now, before this step; if so, moves on to the next."""
         reason = self._reason(moment)
         if reason:
@@ -136,7 +136,7 @@ class Progression:
     def _has_rule(self) -> bool:
         return self.phase.until_alignment is not None or self.phase.until_loss is not None
 
-    def _reason(self, moment: Moment) -> str:
+    def _reason(self, moment: StepState) -> str:
         phase, position = self.phase, self.position
         if phase.until_alignment is not None:
             # The gradient first, so that the subspace is as exact as its projection needs.

@@ -12,7 +12,7 @@ from thalweg import registry
 from thalweg.errors import ThalwegError
 from thalweg.lab.store.metrics import Column
 from thalweg.measure.probes import Probe
-from thalweg.measure.step_state import Moment
+from thalweg.measure.step_state import StepState
 
 SHOWN = ("loss", "alignment_gradient", "sharpness")
 """Columns whose last value the status shows."""
@@ -46,7 +46,7 @@ class Recorder:
             ),
         ]
 
-    def row(self, moment: Moment, *, everything: bool = False) -> dict[str, Any] | None:
+    def row(self, moment: StepState, *, everything: bool = False) -> dict[str, Any] | None:
         """The row of this step; None where no probe is due.
 
         Args:
@@ -69,7 +69,7 @@ class Recorder:
         self.last.update({name: row[name] for name in SHOWN if row.get(name) is not None})
         return row
 
-    def count_cost(self, moment: Moment, *, recorded: bool) -> None:
+    def count_cost(self, moment: StepState, *, recorded: bool) -> None:
         """Add what the subspace cost at this step to the next row; a row reports its own step."""
         if recorded:
             self._steps_since_row, self._gradients_since_row = 0, 0.0
@@ -93,7 +93,7 @@ class Recorder:
         self.last = dict(state["last"])
 
 
-def _measured(probe: Probe, moment: Moment) -> Mapping[str, Any]:
+def _measured(probe: Probe, moment: StepState) -> Mapping[str, Any]:
     """The probe's values; a probe that fails is named."""
     try:
         return probe.measure(moment)

@@ -24,7 +24,7 @@ from thalweg.lab.training.building import Setup
 from thalweg.lab.training.local_workers import make_local_steps, samples_of
 from thalweg.lab.training.noise import add_to_gradients, injected_noise
 from thalweg.loss.guards.finiteness import all_finite
-from thalweg.measure.step_state import Moment
+from thalweg.measure.step_state import StepState
 from thalweg.optim.closure import needs_closure
 from thalweg.optim.split import SplitUpdate
 from thalweg.problems import Problem
@@ -61,7 +61,7 @@ class Buffers:
 
 
 def train_one_step(
-    moment: Moment, setup: Setup, optimizer: Optimizer, phase: PhaseSpec, seed: int
+    moment: StepState, setup: Setup, optimizer: Optimizer, phase: PhaseSpec, seed: int
 ) -> Buffers:
     """Make the step from theta_t; `moment` gets what happened.
 
@@ -96,7 +96,7 @@ def train_one_step(
 
 
 def _evaluate(
-    moment: Moment,
+    moment: StepState,
     setup: Setup,
     optimizer: Optimizer,
     phase: PhaseSpec,
@@ -161,7 +161,7 @@ def _minibatch_loss(
     return problem.loss(problem.model(inputs), targets)
 
 
-def _note_split(moment: Moment, optimizer: SplitUpdate) -> None:
+def _note_split(moment: StepState, optimizer: SplitUpdate) -> None:
     """The parts that the split computed, refined where it refined them, serve the probes."""
     assert optimizer.proposed is not None
     moment.proposed = optimizer.proposed

@@ -1,0 +1,94 @@
+"""The "inline" executor: one run after another, in this process.
+
+For specs that hold Python objects (a model, a loss or data made in a script), for a debugger, and
+where no process may be started.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from thalweg.errors import ThalwegError
+from thalweg.lab.execution.local import on_stop_signals
+from thalweg.lab.execution.processes import Ending
+from thalweg.lab.execution.schedule import Assignment, Outcome, Task, next_ready
+from thalweg.lab.execution.worker import execute_run
+from thalweg.registry import executors
+
+WATCH_SECONDS = 0.1
+
+
+@executors.register("inline")
+def run_inline(assignment: Assignment) -> Outcome:
+    """Run the tasks one after another in this process, whatever `workers` says.
+
+    The first Ctrl-C or SIGTERM makes the run save a checkpoint and end with status 75, the second
+    ends it at once. PyTorch's threads and random state are put back afterwards.
+    """
+    waiting = list(assignment.tasks)
+    outcome = Outcome()
+
+    def stop() -> None:
+        if outcome.interrupted:
+            raise KeyboardInterrupt
+        outcome.interrupted = True
+
+    with on_stop_signals(stop), _own_torch_state(assignment.device):
+        while not outcome.interrupted:
+            task = next_ready(waiting, outcome, assignment.tasks)
+            if task is None:
+                break
+            assignment.watch([task])
+            outcome.endings[task] = _ending(assignment, task, lambda: outcome.interrupted)
+    outcome.left_out = waiting
+    return outcome
+
+
+def _ending(assignment: Assignment, task: Task, interrupted: Callable[[], bool]) -> Ending:
+    """How a task ends that is run now."""
+    shown = time.monotonic()
+
+    def should_stop() -> bool:
+        nonlocal shown
+        if time.monotonic() - shown >= WATCH_SECONDS:
+            shown = time.monotonic()
+            assignment.watch([task])
+        return interrupted()
+
+    try:
+        execute_run(
+            assignment.study,
+            task.seed,
+            task.branch,
+            assignment.device,
+            assignment.threads,
+            assignment.plugins,
+            should_stop,
+            spec=assignment.spec,
+        )
+    except ThalwegError as error:
+        return Ending(error.exit_code, str(error))
+    except KeyboardInterrupt:
+        return Ending(75, "ended at once")
+    except Exception as error:
+        # Not the user's mistake, so the place is wanted.
+        assignment.study.run(task.seed, task.branch).log(traceback.format_exc())
+        return Ending(1, " ".join(f"{type(error).__name__}: {error}".split()))
+    return Ending(0)
+
+
+@contextmanager
+def _own_torch_state(device: str) -> Iterator[None]:
+    """Put back the threads and random generators of this process afterwards."""
+    import torch
+
+    threads = torch.get_num_threads()
+    gpus = [torch.device(device)] if device.startswith("cuda") else []
+    try:
+        with torch.random.fork_rng(gpus):
+            yield
+    finally:
+        torch.set_num_threads(threads)
