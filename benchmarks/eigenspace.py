@@ -42,7 +42,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from thalweg.lab.config import Spec, load_spec
 from thalweg.lab.timing import now
-from thalweg.lab.training.minibatches import minibatch
+from thalweg.lab.training.step import minibatch
 from thalweg.loss.objective import Objective
 from thalweg.operators.hessian import Hessian
 from thalweg.problems import Problem, build_problem

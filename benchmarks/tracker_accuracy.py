@@ -26,7 +26,7 @@ from torch import Tensor
 
 from thalweg.lab.config import PROBLEM_SPECS, load_spec
 from thalweg.lab.timing import now
-from thalweg.lab.training.minibatches import minibatch
+from thalweg.lab.training.step import minibatch
 from thalweg.loss.objective import Objective
 from thalweg.operators.hessian import Hessian
 from thalweg.problems import build_problem

@@ -29,8 +29,9 @@ from rich.console import Console
 from torch import Tensor
 
 import thalweg
+from thalweg import registry
 from thalweg.analysis.claims import ClaimUse, judge_all, render_verdicts
-from thalweg.analysis.claims.langevin import ACCURACY, LANGEVIN_CLAIMS
+from thalweg.analysis.claims.langevin_claims import ACCURACY
 from thalweg.analysis.figures import drawing
 from thalweg.contrib import (
     SubspaceLangevin,
@@ -70,7 +71,10 @@ def main() -> None:
             print(f"seed {seed}, {branch}: step size {h:.2g}, {len(blocks)} blocks", flush=True)
             rows += [{"seed": seed, "branch": branch, **row} for row in found]
     table = pd.DataFrame(rows)
-    saves, matches = LANGEVIN_CLAIMS
+    saves, matches = (
+        registry.claims[f"subspace-langevin-{what}"]
+        for what in ("saves-gradients", "matches-preconditioned")
+    )
     roles = {name: name for name in ("plain", "preconditioned", "subspace")}
     verdicts = judge_all(
         [

@@ -34,8 +34,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import thalweg
+from thalweg import registry
 from thalweg.analysis.claims import judge_all, render_verdicts
-from thalweg.analysis.claims.training_jacobian import TRAINING_JACOBIAN_CLAIMS
 from thalweg.analysis.figures import drawing
 from thalweg.contrib import (
     SingularSpectrum,
@@ -120,7 +120,8 @@ def main() -> None:
     shown = table.drop(columns=["step", "parameters"]).set_index(["seed", "branch"])
     print(shown.T.to_string(float_format="%.3g"))
     roles = {"plain": "digits", "white-noise": "white-noise"}
-    verdicts = judge_all(TRAINING_JACOBIAN_CLAIMS, table, roles)
+    claims = [claim for name, claim in registry.claims.items() if name.startswith("jacobian-")]
+    verdicts = judge_all(claims, table, roles)
     Console(width=110).print(render_verdicts(verdicts))
     table.to_csv(options.folder / "training-jacobian.csv", index=False)
     responses = [each.responses for each in found.values() if each.responses is not None]

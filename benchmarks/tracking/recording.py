@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from thalweg.lab.config import load_spec
-from thalweg.lab.training.minibatches import minibatch
+from thalweg.lab.training.step import minibatch
 from thalweg.loss.objective import Objective
 from thalweg.operators.hessian import Hessian
 from thalweg.problems import build_problem

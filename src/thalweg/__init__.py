@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from thalweg.lab.study import reproduce as reproduce
     from thalweg.lab.study import run_study as run  # noqa: F401
     from thalweg.loss.objective import Objective as Objective
-    from thalweg.measure.batch_curvature import batch_sharpness as batch_sharpness
-    from thalweg.measure.preconditioning import preconditioned_sharpness as preconditioned_sharpness
+    from thalweg.measure.batch_sharpness import batch_sharpness as batch_sharpness
+    from thalweg.measure.preconditioned_sharpness import (
+        preconditioned_sharpness as preconditioned_sharpness,
+    )
     from thalweg.measure.probes import probe as probe
-    from thalweg.measure.watching import watch as watch
+    from thalweg.measure.watch import watch as watch
     from thalweg.operators.gauss_newton import GaussNewton as GaussNewton
     from thalweg.operators.gauss_newton import ResidualHessian as ResidualHessian
     from thalweg.operators.gradient_covariance import GradientCovariance as GradientCovariance

@@ -73,6 +73,11 @@ class Registry(MutableMapping[str, T], Generic[T]):
         self._entries[name] = entry
         return entry
 
+    def add_named(self, entry: E) -> E:
+        """Register an entry under its own attribute `name`, and return it."""
+        self.add(entry.name, entry)  # type: ignore[attr-defined]
+        return entry
+
     def register(self, name: str, **options: Any) -> Callable[[E], E]:
         """Decorator that registers what it decorates under a name, and leaves it as it is."""
 
@@ -147,7 +152,8 @@ schedules: Registry[Any] = Registry("schedule", "thalweg.lab.config.learning_rat
 probes: Registry[Any] = Registry(
     "probe",
     "thalweg.measure.probes",
-    "thalweg.measure.batch_probes",
+    "thalweg.measure.minibatch_noise",
+    "thalweg.measure.batch_sharpness",
     "thalweg.contrib.block_probes",
     "thalweg.measure.curvature_energy",
     "thalweg.measure.stability_probes",
@@ -155,7 +161,7 @@ probes: Registry[Any] = Registry(
 )
 """What is measured at a step of training."""
 
-claims: Registry[Any] = Registry("claim", "thalweg.analysis.claims.published")
+claims: Registry[Any] = Registry("claim", "thalweg.analysis.claims")
 """A published statement, the statistic that tests it, the rule that decides."""
 
 figures: Registry[Any] = Registry("figure", "thalweg.analysis.figures.catalogue")
@@ -167,7 +173,7 @@ panels: Registry[Any] = Registry("panel", "thalweg.analysis.report.panels")
 studies: Registry[Any] = Registry("study", "thalweg.lab.config.studies")
 """An experiment over any problem."""
 
-sinks: Registry[Any] = Registry("sink", "thalweg.measure.sinks")
+sinks: Registry[Any] = Registry("sink", "thalweg.measure.sinks", "thalweg.integrations.parquet")
 """Where measured rows go: `log(row, step)` and `close()`."""
 
 executors: Registry[Any] = Registry(

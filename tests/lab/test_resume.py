@@ -223,7 +223,7 @@ def test_a_kill_between_checkpoint_and_last_row_loses_no_row(quick_path: Path) -
 def test_batches_depend_on_seed_and_step_alone() -> None:
     import torch
 
-    from thalweg.lab.training.minibatches import minibatch
+    from thalweg.lab.training.step import minibatch
 
     first = minibatch(3, 7, 20, 200)
     torch.manual_seed(1)
@@ -233,7 +233,7 @@ def test_batches_depend_on_seed_and_step_alone() -> None:
 
 
 def test_every_epoch_has_every_sample_once_also_across_uneven_batches() -> None:
-    from thalweg.lab.training.minibatches import minibatch
+    from thalweg.lab.training.step import minibatch
 
     drawn = list(itertools.chain(*(minibatch(0, step, 7, 20).tolist() for step in range(20))))
     for epoch in range(7):

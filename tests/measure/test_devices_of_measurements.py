@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from tests.networks import CASES, Case
 from thalweg import registry
 from thalweg.loss.objective import Objective
-from thalweg.measure.batch_curvature import batch_sharpness
-from thalweg.measure.preconditioning import preconditioned_sharpness
+from thalweg.measure.batch_sharpness import batch_sharpness
+from thalweg.measure.preconditioned_sharpness import preconditioned_sharpness
 from thalweg.measure.step_state import StepState
-from thalweg.measure.watching import watch
+from thalweg.measure.watch import watch
 from thalweg.operators.hessian import Hessian
 from thalweg.spectrum import gap
 from thalweg.spectrum.eigensolver import top_eigenpairs

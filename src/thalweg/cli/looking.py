@@ -49,7 +49,7 @@ def compare(options: argparse.Namespace) -> int:
 
 def claims(options: argparse.Namespace) -> int:
     """List the claims, their rules and the last verdicts."""
-    from thalweg.analysis.claims.listing import claim_rows
+    from thalweg.analysis.claims.verdicts import claim_rows
 
     rows = claim_rows(options.root)
     if options.json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from thalweg.integrations.parquet import Parquet
 from thalweg.integrations.scipy import as_linear_operator
 
-__all__ = ["as_linear_operator"]
+__all__ = ["Parquet", "as_linear_operator"]

@@ -252,7 +252,7 @@ def _vectors_kept(spec: Spec, setup: Setup, seed: int) -> int:
 def _optimizer_after_a_step(spec: Spec, phase: PhaseSpec, setup: Setup, seed: int) -> Optimizer:
     """An optimizer that has made a step on few samples, without split, noise and workers."""
     from thalweg.lab.training.building import make_optimizer, make_source
-    from thalweg.lab.training.step import train_one_step
+    from thalweg.lab.training.step import make_update
     from thalweg.measure.step_state import StepState
 
     objective, given = setup.objective, phase.batch_size
@@ -270,5 +270,5 @@ def _optimizer_after_a_step(spec: Spec, phase: PhaseSpec, setup: Setup, seed: in
         optimizer=optimizer,
         k=setup.k,
     )
-    train_one_step(moment, setup, optimizer, phase, seed)
+    make_update(moment, setup, optimizer, phase, seed)
     return optimizer

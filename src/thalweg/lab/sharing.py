@@ -19,6 +19,7 @@ from typing import Any
 
 from thalweg.errors import ThalwegError
 from thalweg.lab.config import TRUNK, Spec
+from thalweg.lab.config.former_keys import with_former_keys
 from thalweg.lab.config.loading import MEASURED
 from thalweg.lab.execution.schedule import Task
 from thalweg.lab.store import RunFolder, StudyFolder, find_studies
@@ -130,7 +131,8 @@ def take_over(study: StudyFolder, tasks: Sequence[Task]) -> list[Task]:
 
 def _content(spec: Spec, branch: str, phases: Sequence[Any]) -> dict[str, Any]:
     own = spec.of_branch(branch).model_dump(mode="json", include={"subspace", "probes"})
-    return {"phases": [p.model_dump(mode="json", exclude={"name"}) for p in phases], **own}
+    tables = [with_former_keys(p.model_dump(mode="json", exclude={"name"})) for p in phases]
+    return {"phases": tables, **own}
 
 
 def _then(before: str, now: str) -> str:

@@ -1,21 +1,27 @@
-"""What is measured at a step of training: state, probes, `watch`."""
+"""What is measured at a step of training: its state, probes, `watch`, and where rows go."""
 
 from __future__ import annotations
 
 import warnings
 from typing import Any
 
-from thalweg.measure.batch_curvature import BatchSharpness, batch_sharpness
-from thalweg.measure.preconditioning import preconditioned_sharpness
+from thalweg.measure.batch_sharpness import BatchSharpness, batch_sharpness
+from thalweg.measure.preconditioned_sharpness import preconditioned_sharpness
 from thalweg.measure.probes import Probe, probe
+from thalweg.measure.sinks import CSV, Console, History, Sink, Sinks, WatchWarning
 from thalweg.measure.step_state import BranchPoint, StepState
-from thalweg.measure.watcher import Watcher, WatchWarning
-from thalweg.measure.watching import watch
+from thalweg.measure.watch import watch
+from thalweg.measure.watcher import Watcher
 
 __all__ = [
+    "CSV",
     "BatchSharpness",
     "BranchPoint",
+    "Console",
+    "History",
     "Probe",
+    "Sink",
+    "Sinks",
     "StepState",
     "WatchWarning",
     "Watcher",

@@ -1,57 +1,177 @@
-"""Where the rows of a watched training go: a CSV file, and one aligned line each on the console.
+"""Where measured rows go: `watch(..., sinks=[...])` and the lab hand each row to every sink.
 
-A file is complete after every row, and never overwritten unless that is asked for. Its columns are
-fixed from the start: what is not known at a step is empty.
+A sink has `log(row, step)` and `close()`. A row is a dict of numbers, lists of numbers and None for
+what was not measured; `step` says at which step. Built in are `Console`, `CSV`, `History`, and
+`thalweg.integrations.Parquet`; any function of (row, step) is a sink as well. One of your own that
+is registered is known by its name:
 
 Example:
-    >>> import pathlib, tempfile
-    >>> path = pathlib.Path(tempfile.mkdtemp()) / "rows.csv"
-    >>> RowFile(path, ("step", "loss")).append({"step": 0, "loss": 0.5})
-    >>> path.read_text().split()
-    ['step,loss', '0,0.5']
+    >>> from thalweg.registry import register, sinks
+    >>> @register.sink("largest_loss")
+    ... class LargestLoss:
+    ...     value = 0.0
+    ...     def log(self, row, step):
+    ...         self.value = max(self.value, row["loss"])
+    ...     def close(self):
+    ...         print(f"the largest loss was {self.value}")
+    >>> rows = Sinks(["largest_loss", lambda row, step: print(step, row)])
+    >>> rows.log({"loss": 0.5}, step=10)
+    10 {'loss': 0.5}
+    >>> rows.close()
+    the largest loss was 0.5
+    >>> del sinks["largest_loss"]
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import inspect
 import io
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
+from thalweg import registry
 from thalweg.errors import invalid
 
+Row = Mapping[str, Any]
+"""Numbers, lists of numbers, or None where a column was not measured, by column."""
 
-class RowFile:
-    """A CSV file with a fixed header, a row at a time, on disk after each.
+
+@runtime_checkable
+class Sink(Protocol):
+    """Takes the rows of a training, one after another, until it is closed."""
+
+    def log(self, row: Row, step: int) -> None:
+        """Take the row of a step; the row is the sink's own copy."""
+        ...
+
+    def close(self) -> None:
+        """Write what is not written yet; no row follows."""
+        ...
+
+
+class WatchWarning(UserWarning):
+    """A report could not be made or written; the training continues."""
+
+
+def warn(message: str) -> None:
+    """Warn without stopping the training, also where the user has turned warnings into errors."""
+    try:
+        warnings.warn(message, WatchWarning, stacklevel=3)
+    except WatchWarning:
+        say(f"thalweg: {message}")
+
+
+class Sinks:
+    """Several sinks as one, whose failures stop nothing.
+
+    A sink that fails is reported once, by a `WatchWarning`. It still gets the rows that follow: a
+    full disk or a lost connection may recover.
+
+    Args:
+        given: sinks; names of registered ones, such as "console", with an argument behind a colon
+            where they take one, such as "csv:rows.csv"; functions of (row, step).
+
+    Attributes:
+        sinks: those that take the rows, in the order given.
+
+    Raises:
+        InvalidInput: something that is no sink, an unknown name, a missing argument; whatever the
+            constructor of a named sink refuses.
+    """
+
+    def __init__(self, given: Iterable[Sink | str | Callable[[Any, int], Any]]) -> None:
+        self.sinks = [_as_sink(sink) for sink in given]
+        self._failed: set[int] = set()
+
+    def log(self, row: Row, step: int) -> None:
+        """Hand a copy of the row to each sink."""
+        for sink in self.sinks:
+            try:
+                sink.log(dict(row), step)
+            except Exception as error:
+                self._report(sink, f"step {step} could not be written", error)
+
+    def close(self) -> None:
+        """Close each sink once; to close twice does nothing."""
+        while self.sinks:
+            sink = self.sinks.pop(0)
+            try:
+                sink.close()
+            except Exception as error:
+                self._report(sink, "could not be closed", error)
+
+    def _report(self, sink: Sink, what: str, error: Exception) -> None:
+        if id(sink) not in self._failed:
+            self._failed.add(id(sink))
+            reason = f"{type(error).__name__}: {error}"
+            warn(f"{_name(sink)}: {what} ({reason}); the training continues, and further failures"
+                 " of this sink are not reported")  # fmt: skip
+
+
+class History:
+    """Keeps the rows in memory.
+
+    Attributes:
+        rows: one dict a row, with its step; `pandas.DataFrame(history.rows)`.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def log(self, row: Row, step: int) -> None:
+        """Keep a row."""
+        self.rows.append({"step": step, **row})
+
+    def close(self) -> None:
+        """Nothing: the rows stay."""
+
+
+@registry.sinks.register("csv")
+class CSV:
+    """Writes rows into a CSV file, which is complete after each row.
+
+    The header is fixed: a column that a row lacks stays empty, one that the header lacks is left
+    out, with a `WatchWarning`. Lists are written as "[0.5, 0.25]".
 
     Args:
         path: the file; its folder must exist.
-        columns: the header; the first is "step".
+        columns: the header, beginning with "step"; None for the keys of the first row.
         overwrite: replace a file that is there.
-        resume_at: go on with a file that is there: its rows of earlier steps stay, later ones and a
-            last line cut short are dropped, since they are about to be made again.
+        resume_at: continue a file that is there: its rows of earlier steps stay; later ones and a
+            last line that was cut short are dropped, since they are about to be made again.
 
     Raises:
-        InvalidInput: the file is there and neither was asked for; its header is another one; the
-            folder is not there.
+        InvalidInput: the file is there and neither was asked for; it has other columns; the folder
+            does not exist.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "rows.csv"
+        >>> CSV(path).log({"loss": 0.5}, step=0)
+        >>> path.read_text().split()
+        ['step,loss', '0,0.5']
     """
 
     def __init__(
         self,
         path: str | os.PathLike[str],
-        columns: Sequence[str],
+        columns: Sequence[str] | None = None,
         *,
         overwrite: bool = False,
         resume_at: int | None = None,
     ) -> None:
         self.path = Path(path)
-        self.columns = tuple(columns)
+        self.columns = None if columns is None else tuple(columns)
+        self._left_out: set[str] = set()
+        kept: list[list[str]] = []
         if not self.path.parent.is_dir():
             raise invalid("file", str(self.path), "a path in a folder that exists")
-        kept: list[list[str]] = []
         if self.path.exists() and resume_at is not None:
             kept = self._rows_before(resume_at)
         elif self.path.exists() and not overwrite:
@@ -59,33 +179,56 @@ class RowFile:
                 "file",
                 str(self.path),
                 "one that is not there yet",
-                "pass overwrite=True, or resume_at=step to go on with it",
+                "pass overwrite=True, or resume_at=step to continue it",
             )
-        # The old file is whole until the new one takes its place.
-        beside = self.path.with_name(self.path.name + ".part")
-        beside.write_text(_line(self.columns) + "".join(map(_line, kept)), encoding="utf-8")
-        beside.replace(self.path)
+        if self.columns is not None:
+            self._begin(kept)
 
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Add a row; columns that it lacks stay empty.
+    def log(self, row: Row, step: int) -> None:
+        """Add a row.
 
         Raises:
             OSError: the disk is full, or the file cannot be written.
         """
+        row = {"step": step, **row}
+        if self.columns is None:
+            self.columns = tuple(row)
+            self._begin([])
         # Opened for each row: nothing is left open or unwritten if the training dies.
-        with self.path.open("a", encoding="utf-8", newline="") as file:
-            file.write(_line([row.get(column) for column in self.columns]))
+        size = self.path.stat().st_size
+        try:
+            with self.path.open("a", encoding="utf-8", newline="") as file:
+                file.write(_line([row.get(column) for column in self.columns]))
+        except OSError:
+            # A full disk may have taken half of the line, which the next row would be joined to.
+            with contextlib.suppress(OSError):
+                os.truncate(self.path, size)
+            raise
+        if new := row.keys() - self._left_out - set(self.columns):
+            self._left_out |= new
+            warn(f"{self.path}: {', '.join(sorted(new))} not in its header; give `columns`")
+
+    def close(self) -> None:
+        """Nothing: every row is on disk already."""
+
+    def _begin(self, rows: list[list[str]]) -> None:
+        assert self.columns is not None
+        # The old file is whole until the new one takes its place.
+        beside = self.path.with_name(self.path.name + ".part")
+        beside.write_text(_line(self.columns) + "".join(map(_line, rows)), encoding="utf-8")
+        beside.replace(self.path)
 
     def _rows_before(self, step: int) -> list[list[str]]:
         text = self.path.read_text(encoding="utf-8")
         # What follows the last line break was cut short.
         rows = list(csv.reader(text[: text.rfind("\n") + 1].splitlines()))
-        if not rows or tuple(rows[0]) != self.columns:
-            given = ",".join(rows[0]) if rows else "an empty file"
-            raise invalid(
-                f"columns of {self.path}", given, ",".join(self.columns), "give another file"
-            )
-        whole = [row for row in rows[1:] if len(row) == len(self.columns)]
+        found = tuple(rows[0]) if rows else ()
+        self.columns = self.columns or (found if found[:1] == ("step",) else None)
+        if not rows or found != self.columns:
+            given = ",".join(found) or "an empty file"
+            allowed = ",".join(self.columns or ("step", "..."))
+            raise invalid(f"columns of {self.path}", given, allowed, "give another file")
+        whole = [row for row in rows[1:] if len(row) == len(found)]
         return [row for row in whole if int(row[0]) < step]
 
 
@@ -106,6 +249,34 @@ CONSOLE_COLUMNS = {
 }
 """What the console shows of a row: its heading there, format and width."""
 
+HEADING_EVERY = 20
+
+
+@registry.sinks.register("console")
+class Console:
+    """Prints an aligned line for each row on standard error, and headings every 20 lines.
+
+    Args:
+        columns: those shown, of `CONSOLE_COLUMNS`; None for those that the first row has.
+    """
+
+    def __init__(self, columns: Sequence[str] | None = None) -> None:
+        self.columns = None if columns is None else tuple(columns)
+        self._lines = 0
+
+    def log(self, row: Row, step: int) -> None:
+        """Print a row."""
+        row = {"step": step, **row}
+        if self.columns is None:
+            self.columns = tuple(name for name in CONSOLE_COLUMNS if row.get(name) is not None)
+        if self._lines % HEADING_EVERY == 0:
+            say(console_heading(self.columns))
+        self._lines += 1
+        say(console_line(self.columns, row))
+
+    def close(self) -> None:
+        """Nothing."""
+
 
 def console_heading(columns: Sequence[str]) -> str:
     """The headings of `columns`, aligned with `console_line`."""
@@ -114,7 +285,7 @@ def console_heading(columns: Sequence[str]) -> str:
     )
 
 
-def console_line(columns: Sequence[str], row: Mapping[str, Any]) -> str:
+def console_line(columns: Sequence[str], row: Row) -> str:
     """A row on one line; "-" for what is not known."""
     cells: list[str] = []
     for column in columns:
@@ -125,8 +296,61 @@ def console_line(columns: Sequence[str], row: Mapping[str, Any]) -> str:
 
 
 def say(line: str) -> None:
-    """Write a line where people read: results alone go to standard output."""
+    """Write a line on standard error: results alone go to standard output."""
     sys.stderr.write(line + "\n")
+
+
+class _Function:
+    """A function of (row, step) as a sink."""
+
+    def __init__(self, function: Callable[[Any, int], Any]) -> None:
+        self.function = function
+
+    def log(self, row: Row, step: int) -> None:
+        self.function(row, step)
+
+    def close(self) -> None:
+        pass
+
+
+def _as_sink(given: Any) -> Sink:
+    if isinstance(given, str):
+        return _named(given)
+    if isinstance(given, Sink) and not isinstance(given, type):
+        return given
+    if callable(given) and not isinstance(given, type):
+        return _Function(given)
+    name = given.__name__ if isinstance(given, type) else type(given).__name__
+    allowed = "objects with log(row, step) and close(), functions of (row, step), names"
+    raise invalid("sinks", name, allowed, f"{name}(...)" if isinstance(given, type) else "")
+
+
+def _named(given: str) -> Sink:
+    """The sink of "name" or "name:argument"."""
+    name, _, argument = given.partition(":")
+    entry = registry.sinks.find(name)
+    arguments = [argument] if argument else []
+    signature = inspect.signature(entry)
+    if _fits(signature, arguments):
+        return _as_sink(entry(*arguments))
+    if not (arguments or isinstance(entry, type)) and _fits(signature, [{}, 0]):
+        return _Function(entry)  # a function of (row, step) was registered
+    wanted = f"'{name}'" if arguments else f"'{name}:{next(iter(signature.parameters))}'"
+    raise invalid("sinks", given, wanted)
+
+
+def _fits(signature: inspect.Signature, arguments: list[Any]) -> bool:
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        return False
+    return True
+
+
+def _name(sink: Sink) -> str:
+    if isinstance(sink, _Function):
+        return str(getattr(sink.function, "__qualname__", sink.function))
+    return type(sink).__qualname__
 
 
 def _line(values: Sequence[Any]) -> str:

@@ -2,7 +2,7 @@
 
 At every n-th step of an optimizer a `Watcher` reports sharpness and stability threshold, how much
 of the gradient and of the update lies in the dominant subspace, and the effective learning rate of
-either part, on the console and in a file. The training is bit for bit what it is without. `watch`
+either part, to the sinks that it was given. The training is bit for bit what it is without. `watch`
 builds one; with an objective and a source of one's own:
 
 Example:
@@ -29,9 +29,11 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import random
+import sys
 import time
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -42,10 +44,9 @@ from thalweg import registry
 from thalweg.errors import Diverged, InvalidInput, invalid
 from thalweg.loss.objective import Objective
 from thalweg.measure.effective_learning_rate import effective_learning_rate
-from thalweg.measure.preconditioning import preconditioned_sharpness
-from thalweg.measure.sinks import CONSOLE_COLUMNS, RowFile, console_heading, console_line, say
+from thalweg.measure.preconditioned_sharpness import preconditioned_sharpness
+from thalweg.measure.sinks import CONSOLE_COLUMNS, CSV, Console, History, Sink, Sinks, warn
 from thalweg.measure.step_state import StepState
-from thalweg.measure.undisturbed import undisturbed
 from thalweg.optim.stability import stability_threshold
 from thalweg.tracking.source import SubspaceSource
 
@@ -71,14 +72,12 @@ COLUMNS = (
     "alignment_gradient",
     "alignment_minibatch",
     "alignment_update",
-    "effective_lr_dominant",
-    "effective_lr_bulk",
     *registry.probes["effective_learning_rates"].columns,
     "subspace_error",
     "subspace_gradients",
     "seconds",
 )
-"""The columns of the file, and the keys of each row of `Watcher.history`.
+"""The keys of a report: columns of the file, and keys of each row of `Watcher.history`.
 
 Those that are not plain: `learning_rate` is the largest of the parameter groups; `lr_sharpness` is
 that times lambda_1; `stability_threshold` is to be compared with `sharpness`, or with
@@ -93,11 +92,6 @@ one gradient that each report takes not included; `seconds` is what the whole re
 
 # A single step's ratio is ruled by the noise of its mini-batch.
 WINDOW = 10
-HEADING_EVERY = 20
-
-
-class WatchWarning(UserWarning):
-    """A report could not be made or written; the training goes on."""
 
 
 class Watcher:
@@ -114,17 +108,19 @@ class Watcher:
         optimizer: whose steps are watched.
         every: report at steps 0, every, 2 every, ...
         file: CSV file for the rows, one a report; None for `history` alone.
+        sinks: where else the rows go, see `Sinks`; closed with the watcher.
         quiet: write nothing to the console (standard error).
         overwrite: replace the file, if it is there.
         resume_at: for a resumed training, the number of its next optimizer step: steps count from
-            there, and a file that is there is gone on with.
+            there, and a file that is there is continued.
 
     Attributes:
         history: one dict a report, keys `COLUMNS`; `pandas.DataFrame(watcher.history)`.
         step: the number of the next step.
 
     Raises:
-        InvalidInput: a number out of its range; the file is there already, or has other columns.
+        InvalidInput: a number out of its range; the file is there already, or has other columns;
+            something that is no sink.
     """
 
     def __init__(
@@ -135,6 +131,7 @@ class Watcher:
         *,
         every: int = 50,
         file: str | os.PathLike[str] | None = None,
+        sinks: Iterable[Sink | str | Callable[[Any, int], Any]] = (),
         quiet: bool = False,
         overwrite: bool = False,
         resume_at: int | None = None,
@@ -149,29 +146,34 @@ class Watcher:
         self.every = every
         self.quiet = quiet
         self.step = resume_at or 0
-        self._file = (
-            None
-            if file is None
-            else RowFile(file, COLUMNS, overwrite=overwrite, resume_at=resume_at)
-        )
-        self.history: list[dict[str, Any]] = []
+        history = History()
+        self.history: list[dict[str, Any]] = history.rows
         self._parameters = objective.layout.parameters(objective.model)
         self._state: StepState | None = None
         self._seconds = 0.0
         self._direction: Tensor | None = None
         preconditioned = stability_threshold(optimizer, self._parameters).preconditioned
         hidden = set() if preconditioned else {"preconditioned_sharpness"}
-        self._shown = tuple(column for column in CONSOLE_COLUMNS if column not in hidden)
+        # The file last, so that none is made where something else is refused.
+        self._sinks = Sinks(sinks)
+        own: list[Sink] = [history]
+        if not (quiet or any(isinstance(sink, Console) for sink in self._sinks.sinks)):
+            own.append(Console([column for column in CONSOLE_COLUMNS if column not in hidden]))
+        if file is not None:
+            own.append(CSV(file, COLUMNS, overwrite=overwrite, resume_at=resume_at))
+        self._sinks.sinks[:0] = own
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         ]
 
     def close(self) -> None:
-        """Stop watching; `history` stays. To close twice does nothing."""
+        """Stop watching and close the sinks; `history` stays. To close twice does nothing."""
         while self._hooks:
             self._hooks.pop().remove()
         self._state = None
+        with undisturbed(self.objective.device):
+            self._sinks.close()
 
     def __enter__(self) -> Watcher:
         return self
@@ -205,7 +207,7 @@ class Watcher:
             except Diverged as error:
                 self._state = None
                 self._report({"step": self.step, "learning_rate": state.learning_rate})
-                self._warn(f"step {self.step}: {error}; this report is empty")
+                warn(f"step {self.step}: {error}; this report is empty")
                 return None
         self._state = state
         self._seconds = time.perf_counter() - begin
@@ -256,30 +258,24 @@ class Watcher:
                 self.objective, self.optimizer, state.theta, start=self._direction
             )
         except (InvalidInput, Diverged) as error:
-            self._warn(f"no preconditioned sharpness: {error}")
+            warn(f"no preconditioned sharpness: {error}")
             return None
         self._direction = found.basis[:, 0]
         return float(found.eigenvalues[0])
 
     def _report(self, measured: Mapping[str, Any]) -> None:
-        row = {column: measured.get(column) for column in COLUMNS}
-        self.history.append(row)
+        row: dict[str, Any] = {column: measured.get(column) for column in COLUMNS}
+        recent = [*self.history[1 - WINDOW :], row]
         for part in ("dominant", "bulk"):
             numerators, denominators = (
-                [report[f"lr_{side}_{part}"] for report in self.history[-WINDOW:]]
+                [report[f"lr_{side}_{part}"] for report in recent]
                 for side in ("numerator", "denominator")
             )
             rate = effective_learning_rate(numerators, denominators)
             row[f"effective_lr_{part}"] = rate if math.isfinite(rate) else None
-        if not self.quiet:
-            if (len(self.history) - 1) % HEADING_EVERY == 0:
-                say(console_heading(self._shown))
-            say(console_line(self._shown, row))
-        if self._file is not None:
-            try:
-                self._file.append(row)
-            except OSError as error:
-                self._warn(f"step {row['step']} could not be written: {error}")
+        # Sinks may draw random numbers too, as for the name of a run.
+        with undisturbed(self.objective.device):
+            self._sinks.log(row, measured["step"])
 
     def _minibatch_gradient(self) -> Tensor | None:
         """The gradient that the optimizer is about to use, (P,); None where there is none."""
@@ -291,5 +287,32 @@ class Watcher:
             for p, g in zip(self._parameters, gradients, strict=True)
         )
 
-    def _warn(self, message: str) -> None:
-        warnings.warn(message, WatchWarning, stacklevel=2)
+
+@contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """Put the random generators of Python, NumPy and torch back, whatever the block drew.
+
+    The block runs in the precision of its tensors, also within the user's `torch.autocast`.
+
+    Args:
+        device: whose generator is put back besides that of the CPU.
+
+    Example:
+        >>> state = random.getstate()
+        >>> with undisturbed(torch.device("cpu")):
+        ...     _ = random.random(), torch.rand(1)
+        >>> random.getstate() == state
+        True
+    """
+    python_state = random.getstate()
+    # The engine needs torch alone: where NumPy was never imported nobody has drawn from it.
+    numpy = sys.modules.get("numpy")
+    numpy_state = None if numpy is None else numpy.random.get_state()
+    devices = [device] if device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices), torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        random.setstate(python_state)
+        if numpy is not None:
+            numpy.random.set_state(numpy_state)

@@ -3,8 +3,8 @@
 On a quadratic every optimizer below is a linear recurrence along each eigenvector, and it diverges
 as soon as the largest eigenvalue exceeds a threshold that depends on its settings alone. Adam,
 AdamW and RMSprop divide the gradient by a diagonal D: what counts for them is the *preconditioned*
-sharpness, that of D^-1/2 H D^-1/2, see `preconditioning.py`. Training at the edge of stability
-hovers about these thresholds.
+sharpness, that of D^-1/2 H D^-1/2, see `preconditioned_sharpness`. Training at the edge of
+stability hovers about these thresholds.
 
 Source: Cohen et al. 2021 (arXiv 2103.00065) for gradient descent and momentum, 2022 (2207.14484)
 for adaptive methods, Long and Bartlett 2024 (2309.12488) for SAM.

@@ -4,15 +4,23 @@ import io
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from tests.analysis import synthetic
-from tests.analysis.claims.branches import MAIN_NAMES
+from tests.analysis.claims.branches import MAIN_NAMES, falling, table
 from thalweg import registry
-from thalweg.analysis.claims.published import Verdict, judge_all
-from thalweg.analysis.claims.verdicts import number, render_verdicts, verdict_text, verdicts_to_json
+from thalweg.analysis.claims import ClaimUse, Verdict, judge_all
+from thalweg.analysis.claims.verdicts import (
+    claim_rows,
+    number,
+    render_verdicts,
+    verdict_text,
+    verdicts_to_json,
+)
+from thalweg.lab.store import StudyFolder
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +95,38 @@ def test_a_single_seed_has_no_spread(verdicts: list[Verdict]) -> None:
 )
 def test_numbers_have_three_digits(value: float, text: str) -> None:
     assert number(value) == text
+
+
+# The list of claims.
+
+
+@pytest.fixture
+def judged(tmp_path: Path) -> Path:
+    """A folder with one study in which a claim is judged twice."""
+    claim = registry.claims["bulk-suffices"]
+    data = table(
+        sgd={"loss": falling(0.5)},
+        bulk_sgd={"loss": falling(0.5)},
+        bulk_k20={"loss": falling(0.8)},
+    )
+    verdicts = judge_all([claim, ClaimUse(claim, {"plain": "sgd", "bulk": "bulk-k20"})], data)
+    study = StudyFolder.create(tmp_path, "robustness", "")
+    study.write_verdicts(json.loads(verdicts_to_json(verdicts)))
+    return tmp_path
+
+
+def test_each_verdict_of_a_study_is_listed(judged: Path) -> None:
+    rows = {row["claim"]: row for row in claim_rows(judged)}
+    assert rows["bulk-suffices"]["verdicts"] == {
+        "robustness": "holds",
+        "robustness, bulk-k20 against sgd": "does not hold",
+    }
+    assert rows["spectrum-gap"]["verdicts"] == {}
+    assert set(rows) == set(registry.claims)
+
+
+def test_verdicts_written_without_a_label_are_listed_by_their_study(judged: Path) -> None:
+    study = StudyFolder(judged / "robustness")
+    study.write_verdicts([{"claim": "bulk-suffices", "outcome": "holds"}])
+    rows = {row["claim"]: row for row in claim_rows(judged)}
+    assert rows["bulk-suffices"]["verdicts"] == {"robustness": "holds"}

@@ -16,7 +16,7 @@ from tests.analysis import synthetic
 from tests.analysis.claims.branches import MAIN_NAMES
 from tests.analysis.report.browser import CHROMIUM, Browser
 from thalweg import registry
-from thalweg.analysis.claims.published import Verdict, judge_all
+from thalweg.analysis.claims import Verdict, judge_all
 from thalweg.analysis.figures.catalogue import SavedFigures, save_figures
 from thalweg.analysis.report import write_report
 from thalweg.analysis.report.interval_drawing import WIDTH, interval_plot

@@ -5,14 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from thalweg.analysis.claims.quadratic import QUADRATIC_CLAIMS
-from thalweg.analysis.claims.valley import VALLEY_CLAIMS
+from thalweg import registry
 from thalweg.lab.config import Spec, load_study
 from thalweg.problems.quadratic import Quadratic
 from thalweg.problems.quadratic_theory import expected_after_steps, stationary
 from thalweg.problems.valley import Valley
 
-CLAIMS = {claim.name: claim for claim in (*VALLEY_CLAIMS, *QUADRATIC_CLAIMS)}
 STANDARD_ROLES = {"plain", "dominant", "bulk"}
 
 
@@ -21,7 +19,7 @@ def test_each_claim_has_a_branch_for_each_role_and_a_probe_for_each_column(name:
     spec = load_study(name)
     assert spec.dtype == "float64"
     for use in spec.claim_uses:
-        claim = CLAIMS[use.name]
+        claim = registry.claims[use.name]
         assert set(use.roles) <= set(claim.needs_roles)
         assert set(claim.needs_roles) <= set(use.roles) | STANDARD_ROLES
         assert len(spec.seeds) >= claim.minimum_seeds

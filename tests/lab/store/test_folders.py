@@ -51,7 +51,7 @@ def run(study: StudyFolder) -> RunFolder:
 def write_steps(run: RunFolder, steps: range, *columns: Column) -> None:
     with MetricsWriter(run.metrics, [Column("step", "integer"), *columns]) as writer:
         for step in steps:
-            writer.append({"step": step, **{column.name: float(step) for column in columns}})
+            writer.log({column.name: float(step) for column in columns}, step)
 
 
 @contextmanager
@@ -310,10 +310,10 @@ def test_a_study_without_rows_is_an_empty_frame(study: StudyFolder) -> None:
 def test_a_run_is_loaded_while_it_is_written(study: StudyFolder, run: RunFolder) -> None:
     with run.locked(), MetricsWriter(run.metrics, [Column("step", "integer")]) as writer:
         for step in range(5):
-            writer.append({"step": step})
+            writer.log({}, step)
             writer.flush()
             assert load(study)["step"].tolist() == list(range(step + 1))
-        writer.append({"step": 9})
+        writer.log({}, 9)
         assert len(load(study)) == 5
 
 
@@ -326,7 +326,7 @@ def test_the_estimate_covers_what_a_run_really_takes(run: RunFolder) -> None:
     columns = [Column("step", "integer"), *(Column(f"c{i}") for i in range(20))]
     with MetricsWriter(run.metrics, columns) as writer:
         for step in range(rows):
-            writer.append({c.name: step + 0.1 * (c.name != "step") for c in columns})
+            writer.log({column.name: step + 0.1 for column in columns}, step)
     bases = {f"basis{i}": torch.rand(parameters, k) for i in range(3)}
     for step in (1, 2, 3):
         state = {"theta": torch.rand(parameters), "momentum": torch.rand(parameters), **bases}

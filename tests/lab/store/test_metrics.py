@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pandas
@@ -33,7 +34,7 @@ def row(step: int) -> dict[str, object]:
 def write(folder: Path, steps: range, every: int = 10) -> MetricsWriter:
     writer = MetricsWriter(folder, COLUMNS)
     for step in steps:
-        writer.append(row(step))
+        writer.log(row(step), step)
         if step % every == every - 1:
             writer.flush()
     return writer
@@ -59,8 +60,8 @@ def test_rows_come_back_as_they_were_appended(tmp_path: Path) -> None:
 
 def test_nan_and_infinity_are_kept_and_differ_from_not_measured(tmp_path: Path) -> None:
     with MetricsWriter(tmp_path, COLUMNS) as writer:
-        writer.append({"step": 0, "loss": math.nan, "eigenvalues": [math.inf, -math.inf]})
-        writer.append({"step": 1})
+        writer.log({"loss": math.nan, "eigenvalues": [math.inf, -math.inf]}, 0)
+        writer.log({}, 1)
     table = read_metrics(tmp_path)
     first, second = table["loss"].to_pylist()
     assert math.isnan(first)
@@ -72,47 +73,47 @@ def test_floats_are_kept_to_the_last_bit(tmp_path: Path) -> None:
     values = [0.1, 5e-324, 1.7976931348623157e308, -0.0]
     with MetricsWriter(tmp_path, COLUMNS) as writer:
         for step, value in enumerate(values):
-            writer.append({"step": step, "loss": value})
+            writer.log({"loss": value}, step)
     found = read_metrics(tmp_path)["loss"].to_pylist()
     assert [value.hex() for value in found] == [value.hex() for value in values]
 
 
 def test_tensors_and_arrays_are_taken_as_values(tmp_path: Path) -> None:
     with MetricsWriter(tmp_path, COLUMNS) as writer:
-        writer.append(
-            {"step": numpy.int64(3), "loss": torch.tensor(0.5), "eigenvalues": torch.ones(2)}
-        )
+        values = {"loss": torch.tensor(0.5), "eigenvalues": torch.ones(2)}
+        writer.log(values, numpy.int64(3))  # type: ignore[arg-type]
     expected = [{"step": 3, "loss": 0.5, "eigenvalues": [1.0, 1.0]}]
     assert read_metrics(tmp_path).to_pylist() == expected
 
 
 def test_a_column_never_measured_is_there_from_the_first_row_on(tmp_path: Path) -> None:
     with MetricsWriter(tmp_path, COLUMNS) as writer:
-        writer.append({"step": 0})
+        writer.log({}, 0)
     assert read_metrics(tmp_path).schema.names == ["step", "loss", "eigenvalues"]
 
 
 @pytest.mark.parametrize(
-    ("bad", "said"),
+    ("bad", "step", "said"),
     [
-        ({"step": 1, "los": 0.1}, "did you mean 'loss'"),
-        ({"loss": 0.1}, "step"),
-        ({"step": 0}, "after the last, 0"),
-        ({"step": 1.5}, "an integer"),
-        ({"step": 1, "loss": "small"}, "a number"),
-        ({"step": 1, "loss": torch.zeros(2)}, "a number"),
-        ({"step": 1, "eigenvalues": 3.0}, "a list of numbers"),
-        ({"step": 1, "eigenvalues": [[1.0]]}, "a list of numbers"),
+        ({"los": 0.1}, 1, "did you mean 'loss'"),
+        ({"loss": 0.1}, None, "step"),
+        ({}, 0, "after the last, 0"),
+        ({"step": 2}, 0, "after the last, 0"),
+        ({}, 1.5, "an integer"),
+        ({"loss": "small"}, 1, "a number"),
+        ({"loss": torch.zeros(2)}, 1, "a number"),
+        ({"eigenvalues": 3.0}, 1, "a list of numbers"),
+        ({"eigenvalues": [[1.0]]}, 1, "a list of numbers"),
     ],
 )
 def test_a_bad_row_is_refused_and_leaves_the_table_whole(
-    tmp_path: Path, bad: dict[str, object], said: str
+    tmp_path: Path, bad: dict[str, object], step: Any, said: str
 ) -> None:
     writer = MetricsWriter(tmp_path, COLUMNS)
-    writer.append(row(0))
+    writer.log(row(0), 0)
     with pytest.raises(InvalidInput, match=said):
-        writer.append(bad)
-    writer.append(row(1))
+        writer.log(bad, step)
+    writer.log(row(1), 1)
     writer.close()
     assert steps_in(tmp_path) == [0, 1]
 
@@ -182,7 +183,7 @@ def test_truncating_drops_the_step_and_all_after(tmp_path: Path, from_step: int)
     writer.truncate(from_step)
     assert steps_in(tmp_path) == list(range(min(from_step, 35)))
     for step in range(min(from_step, 35), 40):
-        writer.append(row(step))
+        writer.log(row(step), step)
     writer.compact()
     assert steps_in(tmp_path) == list(range(40))
 
@@ -277,7 +278,7 @@ def test_a_full_disk_keeps_the_rows_and_names_the_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = write(tmp_path, range(10))
-    writer.append(row(10))
+    writer.log(row(10), 10)
 
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
@@ -300,7 +301,7 @@ columns = [metrics.Column("step", "integer"), metrics.Column("loss"),
 writer = metrics.MetricsWriter(pathlib.Path(sys.argv[1]), columns)
 start = 0 if writer.last_step is None else writer.last_step + 1
 for step in itertools.count(start):
-    writer.append({"step": step, "loss": step / 7, "eigenvalues": [step, -1.0]})
+    writer.log({"loss": step / 7, "eigenvalues": [step, -1.0]}, step)
     if step % 5 == 4:
         writer.flush()
         sys.stdout.write(f"{step}\\n")

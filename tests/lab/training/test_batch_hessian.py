@@ -16,7 +16,7 @@ from tests.networks import Case
 from thalweg.errors import Interrupted, InvalidInput
 from thalweg.lab.config import Spec, dump_spec, parse_spec
 from thalweg.lab.training import Run
-from thalweg.lab.training.minibatches import minibatch
+from thalweg.lab.training.step import minibatch
 
 OWN = {"source": "exact", "samples": "batch"}
 K = 3

@@ -14,9 +14,7 @@ from thalweg.errors import Interrupted
 from thalweg.lab.config import PhaseSpec
 from thalweg.lab.training import Run, Setup
 from thalweg.lab.training.building import make_optimizer
-from thalweg.lab.training.local_workers import samples_of
-from thalweg.lab.training.minibatches import minibatch
-from thalweg.lab.training.step import train_one_step
+from thalweg.lab.training.step import make_update, minibatch, samples_of
 from thalweg.loss.objective import Objective
 from thalweg.measure.step_state import StepState
 from thalweg.problems import Problem
@@ -47,7 +45,7 @@ class Training:
         for step in range(STEPS):
             rate = phase.learning_rate(step, STEPS)
             moment = StepState(step, objective.theta(), objective, source, learning_rate=rate)
-            train_one_step(moment, setup, optimizer, phase, SEED).move_on()
+            make_update(moment, setup, optimizer, phase, SEED).move_on()
             self.moments.append(moment)
         self.thetas = [*(moment.theta for moment in self.moments), objective.theta()]
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thalweg.lab.training.minibatches import minibatch
+from thalweg.lab.training.step import minibatch
 
 
 @settings(max_examples=40, deadline=None)

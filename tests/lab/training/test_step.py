@@ -15,8 +15,7 @@ from thalweg.errors import Diverged, Interrupted
 from thalweg.lab.config import PhaseSpec
 from thalweg.lab.training import Run, Setup
 from thalweg.lab.training.building import make_optimizer
-from thalweg.lab.training.minibatches import minibatch
-from thalweg.lab.training.step import Buffers, _make_update, train_one_step
+from thalweg.lab.training.step import Buffers, _step_of_optimizer, make_update, minibatch
 from thalweg.loss.objective import Objective
 from thalweg.measure.step_state import StepState
 from thalweg.optim.split import SplitUpdate
@@ -54,7 +53,7 @@ class Case:
         self.moment = StepState(
             STEP, self.theta, self.objective, source, learning_rate=phase.optimizer.lr * rate
         )
-        self.buffers: Buffers = train_one_step(self.moment, self.setup, self.optimizer, phase, SEED)
+        self.buffers: Buffers = make_update(self.moment, self.setup, self.optimizer, phase, SEED)
         assert self.moment.minibatch_gradient is not None
         assert self.moment.update is not None
         self.gradient: Tensor = self.moment.minibatch_gradient
@@ -229,7 +228,7 @@ def test_a_split_that_fails_is_divergence_where_the_update_is_beyond_all_numbers
     source = Broken(random_subspace(30, K, 0))
     split = SplitUpdate(torch.optim.SGD([theta], lr=1.0), source, bulk=0.0, parameters=[theta])
     with pytest.raises(error, match="mistake" if error is ValueError else "squares"):
-        _make_update(split, lambda: torch.zeros(()))
+        _step_of_optimizer(split, lambda: torch.zeros(()))
 
 
 RESUMED: dict[str, dict[str, Any]] = {

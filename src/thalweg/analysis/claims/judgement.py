@@ -15,34 +15,16 @@ from thalweg.analysis.claims.claim import (
     Claim,
     ClaimUse,
     Measurement,
-    NonFiniteError,
     NotMeasurableError,
     Rule,
     SeedTables,
 )
 from thalweg.analysis.claims.interval import Interval, seed_interval
-from thalweg.analysis.claims.rows import rows_where, stops_by_divergence
+from thalweg.analysis.claims.statistics import rows_where, stops_by_divergence
 from thalweg.errors import InvalidInput, invalid
 
 if TYPE_CHECKING:
     import pandas as pd
-
-__all__ = [
-    "DEFAULT_ROLES",
-    "TRUNK_ROLE",
-    "Claim",
-    "ClaimUse",
-    "Measurement",
-    "NonFiniteError",
-    "NotMeasurableError",
-    "Outcome",
-    "Rule",
-    "SeedTables",
-    "Verdict",
-    "judge",
-    "judge_all",
-    "rows_where",
-]
 
 Outcome = Literal["holds", "does not hold", "undecided"]
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from thalweg.analysis.claims.judgement import rows_where
+from thalweg.analysis.claims.statistics import rows_where
 from thalweg.analysis.figures.branch_style import in_order
 from thalweg.errors import invalid
 

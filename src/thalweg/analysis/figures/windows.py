@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from thalweg.analysis.claims.judgement import rows_where
+from thalweg.analysis.claims.statistics import rows_where
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from thalweg.analysis.claims.judgement import Verdict
+from thalweg.analysis.claims.statistics import rows_where
 from thalweg.analysis.claims.verdicts import number
-from thalweg.analysis.figures.curves import branches_of, rows_where, step_axis
+from thalweg.analysis.figures.curves import branches_of, step_axis
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,8 +9,8 @@ Example:
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with MetricsWriter(pathlib.Path(folder), [Column("step", "integer"),
     ...                                               Column("loss", "float")]) as writer:
-    ...         writer.append({"step": 0, "loss": 0.5})
-    ...         writer.append({"step": 1})
+    ...         writer.log({"loss": 0.5}, 0)
+    ...         writer.log({}, 1)
     ...     read_metrics(pathlib.Path(folder)).to_pydict()
     {'step': [0, 1], 'loss': [0.5, None]}
 """
@@ -51,7 +51,7 @@ class Column:
 
 
 class MetricsWriter:
-    """Appends rows, one a step, to the table in one folder.
+    """The sink of the lab: rows, one a step, as Parquet files in one folder.
 
     The columns are fixed from the first row on; steps only rise. Only the process that holds the
     run's lock may write: opening also removes what a killed writer left behind.
@@ -79,11 +79,11 @@ class MetricsWriter:
         self._segment_count = len(segments)
         self._clear()
 
-    def append(self, row: Mapping[str, Any]) -> None:
+    def log(self, row: Mapping[str, Any], step: int) -> None:
         """Add the row of one step; a column that is not named was not measured there (null).
 
         Values may be Python numbers, or arrays and tensors of the column's kind; NaN and infinity
-        are kept.
+        are kept. The column `step` takes `step`, whether or not the row has it.
 
         Raises:
             InvalidInput: an unknown column, a value of the wrong kind, or a step that does not
@@ -92,7 +92,8 @@ class MetricsWriter:
         if not self._buffer.keys() >= row.keys():
             unknown = next(name for name in row if name not in self._buffer)
             raise unknown_name("metrics column", unknown, self._buffer)
-        values = {c.name: _convert(c, row.get(c.name)) for c in self.columns}
+        named = {**row, "step": step}
+        values = {column.name: _convert(column, named.get(column.name)) for column in self.columns}
         step = values["step"]
         if step is None or step < 0 or (self.last_step is not None and step <= self.last_step):
             raise invalid("metrics: step", step, f"an integer after the last, {self.last_step}")

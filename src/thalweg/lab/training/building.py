@@ -6,17 +6,17 @@ any run begins.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from thalweg.contrib.simulated_workers import SimulatedWorkers
 from thalweg.errors import InvalidInput, invalid
 from thalweg.lab.store.checkpoint import load_parameters
-from thalweg.lab.training.local_workers import make_workers
-from thalweg.lab.training.random_streams import stream_seed
 from thalweg.loss.objective import Objective
 from thalweg.operators.hessian import Hessian
 from thalweg.optim.split import SplitUpdate
@@ -34,7 +34,7 @@ from thalweg.tracking.tracker import SubspaceTracker
 if TYPE_CHECKING:
     from thalweg.lab.config import PhaseSpec, Spec
     from thalweg.lab.config.optimizers import OptimizerSettings
-    from thalweg.lab.config.split import SplitSourceSpec
+    from thalweg.lab.config.phases import SplitSourceSpec
 
 GAP_CANDIDATES = 21
 
@@ -46,6 +46,16 @@ class Setup:
     problem: Problem
     objective: Objective
     k: int
+
+
+def stream_seed(purpose: str, *numbers: int) -> int:
+    """A seed below 2^63 for one purpose, from whole numbers such as the run's seed.
+
+    Order of the data, dropout and the tracker's samples each have a stream, so that what one part
+    draws never changes another part's numbers.
+    """
+    words = " ".join((purpose, *map(str, numbers)))
+    return int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "big") >> 1
 
 
 def build_setup(spec: Spec, seed: int, device: str) -> Setup:
@@ -195,7 +205,7 @@ def make_optimizer(
     model = setup.problem.model
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if phase.local is not None:
-        return make_workers(phase, named, setup.problem.num_samples)
+        return _make_workers(phase, named, setup.problem.num_samples)
     optimizer = phase.optimizer.build(named)
     if phase.split is None or not phase.split.changes:
         return optimizer
@@ -218,6 +228,16 @@ def make_optimizer(
     )
 
 
+def _make_workers(
+    phase: PhaseSpec, named: list[tuple[str, nn.Parameter]], num_samples: int
+) -> SimulatedWorkers:
+    """The phase's optimizer over these parameters, once for each of its workers."""
+    assert phase.local is not None
+    optimizers = [phase.optimizer.build(named) for _ in range(phase.local.workers)]
+    schedule = phase.local.schedule(phase.warmup_steps)
+    return SimulatedWorkers(optimizers, schedule, phase.most_steps(num_samples))
+
+
 def _cheap_source(
     settings: SplitSourceSpec, spec: Spec, setup: Setup, seed: int
 ) -> UpdateSubspace | GradientSubspace:
@@ -233,7 +253,7 @@ def _cheap_source(
 
 
 def can_carry_state(before: OptimizerSettings, after: OptimizerSettings) -> bool:
-    """Whether an optimizer can go on with another's state: the same kind, which keeps the same."""
+    """Whether an optimizer can take another's state: of the same kind, which keeps the same."""
 
     def kept(settings: OptimizerSettings) -> dict[str, bool]:
         values = settings.model_dump()

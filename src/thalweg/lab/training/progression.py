@@ -105,13 +105,13 @@ class Progression:
             self._next_phase()
         if self._has_rule() or not self._below_bound():
             return False
-        # A finished run whose bound was raised goes on.
+        # A finished run whose bound was raised continues.
         self.position.finished = False
         return True
 
-    def ends(self, moment: StepState) -> bool:
+    def ends(self, now: StepState) -> bool:
         """Whether a rule ends the phase now, before this step; if so, moves on to the next."""
-        reason = self._reason(moment)
+        reason = self._reason(now)
         if reason:
             self._say(f"phase {self.phase.name!r} ends at step {self.position.step}: {reason}")
             self._next_phase()
@@ -136,19 +136,19 @@ class Progression:
     def _has_rule(self) -> bool:
         return self.phase.until_alignment is not None or self.phase.until_loss is not None
 
-    def _reason(self, moment: StepState) -> str:
+    def _reason(self, now: StepState) -> str:
         phase, position = self.phase, self.position
         if phase.until_alignment is not None:
             # The gradient first, so that the subspace is as exact as its projection needs.
-            gradient = moment.gradient
-            chi = moment.subspace.alignment(gradient)
-            factor = phase.alignment_average
+            gradient = now.gradient
+            chi = now.subspace.alignment(gradient)
+            factor = phase.alignment_ema
             position.alignment_average = factor * position.alignment_average + (1 - factor) * chi
             if position.alignment_average >= phase.until_alignment:
                 reached = f"{position.alignment_average:.4f} reached {phase.until_alignment}"
                 return f"averaged alignment {reached}"
-        if phase.until_loss is not None and moment.loss <= phase.until_loss:
-            return f"loss {moment.loss:.4g} is at or below {phase.until_loss}"
+        if phase.until_loss is not None and now.loss <= phase.until_loss:
+            return f"loss {now.loss:.4g} is at or below {phase.until_loss}"
         request = self._requested()
         if request and request != position.obeyed:
             position.obeyed = request

@@ -1,21 +1,31 @@
-"""What is written down at a step: the rows of the table, from the probes that are due.
+"""What does a run write down? Rows from the probes that are due, and where it stands.
 
-A probe is due at every n-th step, and at the run's first and last one.
+A probe is due at every n-th step, and at the run's first and last one. The status is written at
+most once a second while the run continues.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from thalweg import registry
 from thalweg.errors import ThalwegError
+from thalweg.lab.store import RunFolder
 from thalweg.lab.store.metrics import Column
+from thalweg.lab.store.status import State, Status
+from thalweg.lab.training.building import Setup
+from thalweg.lab.training.progression import Progression
 from thalweg.measure.probes import Probe
 from thalweg.measure.step_state import StepState
 
 SHOWN = ("loss", "alignment_gradient", "sharpness")
 """Columns whose last value the status shows."""
+STATUS_SECONDS = 1.0
 
 
 class Recorder:
@@ -46,8 +56,8 @@ class Recorder:
             ),
         ]
 
-    def row(self, moment: StepState, *, everything: bool = False) -> dict[str, Any] | None:
-        """The row of this step; None where no probe is due.
+    def row(self, now: StepState, *, everything: bool = False) -> dict[str, Any] | None:
+        """The row of this step, once it has been made; None where no probe is due.
 
         Args:
             everything: ask all probes, due or not.
@@ -55,28 +65,24 @@ class Recorder:
         due = [
             probe
             for name, probe in self.probes.items()
-            if everything or moment.step % self.every[name] == 0
+            if everything or now.step % self.every[name] == 0
         ]
         if not due:
+            self._steps_since_row += 1
+            if now.used_subspace:
+                self._gradients_since_row += now.source.report.gradients
             return None
         if any(probe.needs_gradient for probe in due):
-            _ = moment.gradient
-        moment.steps_before = self._steps_since_row
-        moment.gradients_before = self._gradients_since_row
-        row: dict[str, Any] = {"step": moment.step, "learning_rate": moment.learning_rate}
+            _ = now.gradient
+        now.steps_before = self._steps_since_row
+        now.gradients_before = self._gradients_since_row
+        row: dict[str, Any] = {"step": now.step, "learning_rate": now.learning_rate}
         for probe in due:
-            row.update(_measured(probe, moment))
+            row.update(_measured(probe, now))
         self.last.update({name: row[name] for name in SHOWN if row.get(name) is not None})
+        # A row reports the cost of its own step itself.
+        self._steps_since_row, self._gradients_since_row = 0, 0.0
         return row
-
-    def count_cost(self, moment: StepState, *, recorded: bool) -> None:
-        """Add what the subspace cost at this step to the next row; a row reports its own step."""
-        if recorded:
-            self._steps_since_row, self._gradients_since_row = 0, 0.0
-            return
-        self._steps_since_row += 1
-        if moment.used_subspace:
-            self._gradients_since_row += moment.source.report.gradients
 
     def state_dict(self) -> dict[str, Any]:
         """The counts and the last values."""
@@ -93,12 +99,78 @@ class Recorder:
         self.last = dict(state["last"])
 
 
-def _measured(probe: Probe, moment: StepState) -> Mapping[str, Any]:
+def _measured(probe: Probe, now: StepState) -> Mapping[str, Any]:
     """The probe's values; a probe that fails is named."""
     try:
-        return probe.measure(moment)
+        return probe.measure(now)
     except ThalwegError:
         raise
     except Exception as error:
-        error.add_note(f"probe {probe.name!r} failed at step {moment.step}")
+        error.add_note(f"probe {probe.name!r} failed at step {now.step}")
         raise
+
+
+def evaluate_test(setup: Setup, theta: Tensor) -> tuple[float, float | None]:
+    """Loss and accuracy (None without classes) on the held-out data at theta (P,).
+
+    The model is left as it was, its training modes included.
+    """
+    problem, objective = setup.problem, setup.objective
+    assert problem.test is not None
+    model, (inputs, targets) = problem.model, problem.test
+    now = objective.theta()
+    modes = {module: module.training for module in model.modules()}
+    objective.layout.write(model, theta)
+    model.eval()
+    size = objective.chunk_size or len(inputs)
+    loss = correct = 0.0
+    with torch.no_grad():
+        for x, y in zip(inputs.split(size), targets.split(size), strict=True):
+            output = model(x)
+            loss += float(problem.loss(output, y)) * len(x)
+            if problem.num_classes is not None:
+                correct += float(problem.accuracy(output, y)) * len(x)
+    for module, training in modes.items():
+        module.training = training
+    objective.layout.write(model, now)
+    accuracy = None if problem.num_classes is None else correct / len(inputs)
+    return loss / len(inputs), accuracy
+
+
+class StatusWriter:
+    """Writes the status of a run, and counts the seconds of all its sittings."""
+
+    def __init__(self, folder: RunFolder, progression: Progression, recorder: Recorder) -> None:
+        self._folder = folder
+        self._progression = progression
+        self._recorder = recorder
+        self._begun = time.monotonic()
+        self._written = 0.0
+        self._earlier_seconds = 0.0
+
+    def continue_from(self, earlier: Status | None) -> None:
+        """Count on from an earlier sitting."""
+        self._earlier_seconds = earlier.seconds if earlier else 0.0
+
+    def running(self) -> None:
+        """Say that the run continues, if it has not been said within the last second."""
+        if time.monotonic() - self._written >= STATUS_SECONDS:
+            self.write("running")
+
+    def write(self, state: State, message: str | None = None) -> None:
+        """Replace the status; without a message, it is what is to be said of the phases."""
+        self._written = time.monotonic()
+        last = self._recorder.last
+        position = self._progression.position
+        self._folder.write_status(
+            Status(
+                state=state,
+                step=position.step,
+                end_step=self._progression.end_step,
+                seconds=self._earlier_seconds + time.monotonic() - self._begun,
+                loss=last.get("loss"),
+                alignment=last.get("alignment_gradient"),
+                sharpness=last.get("sharpness"),
+                message=position.message if message is None else message,
+            )
+        )

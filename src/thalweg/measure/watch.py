@@ -1,0 +1,195 @@
+"""Watch a training loop of one's own: how sharp is it, and where do the updates go?
+
+Four lines around a loop, which is left bit for bit as it was: see `watch`.
+
+Example:
+    >>> import torch
+    >>> torch.manual_seed(0) and None
+    >>> model, loss = torch.nn.Linear(8, 3), torch.nn.CrossEntropyLoss()
+    >>> data = torch.randn(90, 8), torch.randint(0, 3, (90,))
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> with watch(model, loss, data, optimizer, every=10, quiet=True) as watcher:
+    ...     for step in range(21):
+    ...         optimizer.zero_grad()
+    ...         loss(model(data[0]), data[1]).backward()
+    ...         optimizer.step()
+    >>> [row["step"] for row in watcher.history]
+    [0, 10, 20]
+    >>> round(watcher.history[-1]["effective_lr_bulk"], 4)
+    0.1
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from thalweg.errors import InvalidInput, invalid
+from thalweg.loss.layout import ParameterLayout
+from thalweg.loss.objective import Objective
+from thalweg.loss.samples import as_samples
+from thalweg.measure.sinks import Sink, say
+from thalweg.measure.watcher import Watcher, undisturbed
+from thalweg.optim.stability import stability_threshold
+from thalweg.tracking.follow_or_solve import FollowOrSolve
+from thalweg.tracking.tracker import SubspaceTracker
+
+MOST_INFERRED_CLASSES = 100
+# Enough for a mean, few enough to cost nothing.
+SAMPLES_CHECKED = 8
+
+
+def watch(
+    model: nn.Module,
+    loss: Callable[[Any, Any], Tensor] | None,
+    data: object,
+    optimizer: Optimizer,
+    *,
+    every: int = 50,
+    k: int | None = None,
+    file: str | os.PathLike[str] | None = None,
+    sinks: Iterable[Sink | str | Callable[[Any, int], Any]] = (),
+    samples: int | None = None,
+    parameters: Sequence[str] | str | None = None,
+    batch_weight: Callable[[Any], Tensor | float] | None = None,
+    chunk_size: int | Literal["auto"] | None = "auto",
+    error: float = 0.01,
+    exact: bool = False,
+    seed: int = 0,
+    quiet: bool = False,
+    overwrite: bool = False,
+    resume_at: int | None = None,
+) -> Watcher:
+    """Watch the curvature of a loss while an optimizer of one's own trains the model.
+
+    The curvature is that of the model in evaluation mode: dropout is off and batch norm uses its
+    running statistics, since a loss that is random or depends on who shares a batch has no Hessian
+    of its own. The model's modes are put back before the training continues. Neither parameters,
+    gradients, buffers, optimizer state nor random generators change; forward hooks of your own do
+    see the additional passes. Under a gradient scaler or `torch.autocast`, reports are made in the
+    precision of the parameters.
+
+    A report costs one gradient over the watched data and at k = 10 up to about 20 more for the
+    subspace, fewer where it turns slowly (see `FollowOrSolve`), the first one several times that:
+    bound it by `samples`, or by giving less data. Under Adam, AdamW and RMSprop it also solves for
+    the preconditioned sharpness.
+
+    Args:
+        model, loss, data, batch_weight, chunk_size: as for `Objective`; `data` is what the
+            curvature is measured over, usually the training set without augmentation.
+        optimizer: any optimizer of torch; those of its parameters that belong to the model and
+            require a gradient make up theta.
+        every, file, sinks, quiet, overwrite, resume_at: as for `Watcher`. Every row goes to the
+            console, to a CSV `file` and to all `sinks`: objects with log(row, step) and close(),
+            functions of (row, step), or names such as "parquet:rows.parquet".
+        k: dimension of the dominant subspace; None for the number of classes, where the model's
+            output is (n, classes) with at most 100 of them.
+        samples: watch a random subset of so many samples, drawn once and held in memory; None for
+            all of `data`.
+        parameters: shell patterns of names, to watch a part of the model only.
+        error, exact: as for `SubspaceTracker`; exact solves from scratch at every report, instead
+            of only where following is no cheaper.
+        seed: of the subset and of the tracker.
+
+    Raises:
+        InvalidInput: no k is given and none can be inferred; the optimizer has none of the model's
+            parameters; the file is there already; whatever `Objective` and `SubspaceTracker`
+            refuse.
+        Diverged: the loss is NaN or infinite from the start.
+
+    Warns:
+        WatchWarning: later, where the loss diverges or a sink fails. The training is not stopped.
+    """
+    # A compiled model cannot be differentiated twice; the one it was made from shares all tensors.
+    model = getattr(model, "_orig_mod", model)
+    layout = _watched_layout(model, optimizer, parameters)
+    watched = layout.parameters(model)
+    with undisturbed(watched[0].device):
+        objective = Objective(
+            model,
+            loss,
+            data if samples is None else _subset(data, samples, seed),
+            parameters=[glob.escape(name) for name in layout.names],
+            batch_weight=batch_weight,
+            chunk_size=chunk_size,
+            mode="eval",
+        )
+        classes = _number_of_classes(objective)
+    k = classes if k is None else k
+    if k is None:
+        raise invalid(
+            "k",
+            None,
+            f"an integer from 1 to P = {objective.num_parameters}",
+            "the model's output does not tell a number of classes up to"
+            f" {MOST_INFERRED_CLASSES}: give k",
+        )
+    source = (
+        SubspaceTracker(objective, k, exact=True)
+        if exact
+        else FollowOrSolve(objective, k, error=error, seed=seed)
+    )
+    note = stability_threshold(optimizer, watched).note
+    if note and not quiet:
+        say(f"thalweg.watch: {note}")
+    return Watcher(
+        objective,
+        source,
+        optimizer,
+        every=every,
+        file=file,
+        sinks=sinks,
+        quiet=quiet,
+        overwrite=overwrite,
+        resume_at=resume_at,
+    )
+
+
+def _watched_layout(
+    model: nn.Module, optimizer: Optimizer, patterns: Sequence[str] | str | None
+) -> ParameterLayout:
+    """The model's parameters that match, and that the optimizer updates."""
+    layout = ParameterLayout.from_model(model, patterns)
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    named = zip(layout.names, layout.parameters(model), strict=True)
+    found = {name: parameter.shape for name, parameter in named if id(parameter) in held}
+    if not found:
+        raise InvalidInput(
+            "watch: the optimizer updates none of these parameters of the model; build both of one"
+            " model"
+        )
+    return ParameterLayout(tuple(found), tuple(found.values()))
+
+
+def _subset(data: object, samples: int, seed: int) -> list[Any]:
+    """So many samples, drawn without replacement, as batches that are read once."""
+    everything = as_samples(data)
+    if not 1 <= samples <= len(everything):
+        raise invalid("samples", samples, f"an integer from 1 to N = {len(everything)}")
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randperm(len(everything), generator=generator)[:samples].sort().values
+    return [batch for batch, _ in everything.chunks(drawn, None)]
+
+
+def _number_of_classes(objective: Objective) -> int | None:
+    """By the shape of the model's output; evaluating the loss also shows early what is wrong."""
+    outputs: list[Any] = []
+    hook = objective.model.register_forward_hook(lambda *call: outputs.append(call[2]))
+    try:
+        objective.value(samples=torch.arange(min(SAMPLES_CHECKED, objective.num_samples)))
+    finally:
+        hook.remove()
+    output = outputs[-1]
+    if isinstance(output, Mapping):
+        output = output.get("logits")
+    output = getattr(output, "logits", output)
+    if not isinstance(output, Tensor) or output.dim() != 2:
+        return None
+    classes = output.shape[1]
+    return min(classes, objective.num_parameters) if 2 <= classes <= MOST_INFERRED_CLASSES else None
