@@ -206,16 +206,16 @@ class InTime(Advanced, Kept):
     def coordinates(self) -> list[float]:
         return [self.policy.age + 1.0] * len(self.slopes)
 
-    def _renew(self, *, solved: bool = False) -> float:
+    def _renew(self, *, solved: bool = False) -> list[float]:
         age = self.policy.age
         before = self._anchors.reference if self._anchors._all else None
-        cost = super()._renew(solved=solved)
+        costs = super()._renew(solved=solved)
         if before is not None:
             new = self._anchors.reference
             old = before.turned(new.rows)
             changes = new.offset - old.offset, new.offset_first - old.offset_first
             self.slopes = [(changes[0] / age, changes[1] / age)]
-        return [cost]
+        return costs
 
 
 class Third(Advanced):

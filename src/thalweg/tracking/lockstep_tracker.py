@@ -5,15 +5,15 @@ How a step goes is in `following.py`, for one run and for many. Everything that 
 renewals are common. A step waits for the device once, when the error estimates of all runs are
 read. Not batched, and so run by run: solves from scratch, and looks at lambda_{k+1}.
 
-Why not one class for one run and for many? It would cost one run nothing: on one CPU thread a single
-run in lockstep takes as long as with `SubspaceTracker`, renewals included (measured side by side:
-1.0 times on a 64-100-100-10 network and 1,437 samples, a step between renewals 0.6 times; 1.0 to
-1.1 times on 784-200-200-10 and 5,000 samples). But its numbers are others: products come from
-`vmap`, subsets in halves, and power steps without eigenvectors, so that no saved run would continue
-where it was to the last bit. Not every layer has `vmap`, in place of which products are made one by
-one. And other operators than the Hessian, the refinement of one vector, two references at once (at
-the edge of stability a lockstep is right, but renews often) and solves at every step are there for
-one run only.
+Why not one class for one run and for many? It would cost one run nothing: on one CPU thread a
+single run in lockstep takes as long as with `SubspaceTracker`, renewals included (side by side: 1.0
+times on a 64-100-100-10 network and 1,437 samples, a step between renewals 0.6 times; 1.0 to 1.1
+times on 784-200-200-10 and 5,000 samples). But its numbers are others: products come from `vmap`,
+subsets in halves, and power steps without eigenvectors, so that no saved run would continue where
+it was to the last bit. Where a layer has no `vmap`, runs are evaluated one by one. And other
+operators than the Hessian, the refinement of one vector, two references at once (at the edge of
+stability a lockstep is right, but renews often) and solves at every step are there for one run
+only.
 
 Example:
     >>> import torch

@@ -317,6 +317,10 @@ class SubspaceTracker(Following[PowerStep, Reference]):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave, the way to multiply by the Hessian included."""
+        if "report" in state:
+            # Until 0.1 the one run's report and estimate stood beside the rest.
+            estimate = {"damping": state["damping"], "gap": state["gap"]}
+            state = {**state, "reports": [state["report"]], "estimates": [estimate]}
         super().load_state_dict(state)
         self._calls = state["calls"]
         self.objective.products.load_state_dict(state["products"])
