@@ -23,7 +23,7 @@ from thalweg.cli import build_parser, main
 from thalweg.lab.store import StudyFolder, find_studies
 from thalweg.lab.store.lock import locked
 
-VERBS = ["reproduce", "run", "resume", "report", "end-phase", "list", "show", "compare", "claims"]
+VERBS = ["reproduce", "run", "resume", "report", "stop-phase", "list", "show", "compare", "claims"]
 VERBS += ["spec", "env", "completion"]
 TINY: dict[str, Any] = {
     **RAW,
@@ -182,7 +182,7 @@ def test_a_dry_run_prints_the_resolved_spec_and_makes_nothing(
     assert not root.exists()
 
 
-@pytest.mark.parametrize("which", ["--all", "--neighbours"])
+@pytest.mark.parametrize("which", ["--all", "--extensions"])
 @pytest.mark.parametrize(
     ("key", "what"), [("claims", "claim"), ("figures", "figure"), ("probes", "probe")]
 )
@@ -233,7 +233,7 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
         (["run", "missing.toml"], "missing.toml: no such file"),
         (["reproduce", "mian"], "did you mean 'main'?"),
         (["reproduce", "--problem", "minst"], "did you mean 'mnist'?"),
-        (["reproduce", "noise", "--all"], "give one of: a study's name, --all, --neighbours"),
+        (["reproduce", "noise", "--all"], "give one of: a study's name, --all, --extensions"),
         (["reproduce", "valley", "--problem", "mnist"], "allowed: none, valley has its own"),
         (["reproduce", "--workers", "0"], "--workers: got 0, allowed: an integer >= 1"),
         (["reproduce", "--workers", "two"], "invalid int value: 'two'"),
@@ -244,7 +244,7 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
         (["resume", "nothing"], "there is none in"),
         (["show", "nothing"], "there is none in"),
         (["report", "nothing"], "there is none in"),
-        (["end-phase", "nothing"], "run: got 'nothing', allowed: STUDY/seed-N/BRANCH"),
+        (["stop-phase", "nothing"], "run: got 'nothing', allowed: STUDY/seed-N/BRANCH"),
         (["compare", "nothing/seed-0/sgd"], "there is none in"),
         (["spec", "show"], "allowed: one of "),
         (["run"], "the following arguments are required: spec"),
@@ -356,7 +356,7 @@ def test_a_failing_trunk_is_said_with_its_reason_and_its_branches_are_not_begun(
         f"seed 0 trunk: failed: ZeroDivisionError: division by zero; see {trunk.path / 'log.txt'}",
         "seed 0 bulk-sgd: not begun, trunk did not end well",
         "seed 0 sgd: not begun, trunk did not end well",
-        f"to go on: thalweg resume {study.path} --plugin {PLUGIN}",
+        f"to continue: thalweg resume {study.path} --plugin {PLUGIN}",
     ]
     status = trunk.status()
     assert status is not None
@@ -389,7 +389,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_ends_with_status_75(
     assert out == ""
     assert "Traceback" not in err
     study = study_in(root)
-    assert f"to go on: thalweg resume {study.path}" in err
+    assert f"to continue: thalweg resume {study.path}" in err
     status = study.run(0, "trunk").status()
     assert status is not None
     assert status.state == "interrupted"
@@ -413,10 +413,32 @@ def test_a_phase_is_ended_by_hand(command: Command, quick_path: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     name = f"{study_in(root).name}/seed-0/trunk"
-    answer = command("end-phase", name, "--root", root)
+    answer = command("stop-phase", name, "--root", root)
     assert answer.status == 0, answer.err
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     log = (study_in(root).run(0, "trunk").path / "log.txt").read_text(encoding="utf-8")
     assert log.count("by hand") == 1
-    assert "it is done; only a running run" in command("end-phase", name, "--root", root).error
+    assert "it is done; only a running run" in command("stop-phase", name, "--root", root).error
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["end-phase", "nothing"], "end-phase is called stop-phase now"),
+        (["reproduce", "noise", "--neighbours"], "--neighbours is called --extensions now"),
+    ],
+)
+def test_former_words_are_understood_and_the_new_ones_told(
+    command: Command, words: list[str], told: str
+) -> None:
+    answer = command(*words)
+    assert answer.status == 2
+    assert answer.err.splitlines()[0] == f"thalweg: {told}"
+
+
+def test_a_former_key_is_told_in_one_line(command: Command, tmp_path: Path) -> None:
+    spec = tmp_path / "mine.toml"
+    spec.write_text('like = "digits"\n')
+    answer = command("run", spec, "--dry-run")
+    assert answer.err == f"thalweg: {spec}: the key 'like' is called 'extends' now\n"

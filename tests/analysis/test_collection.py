@@ -9,12 +9,12 @@ from thalweg.analysis.collection import conclude_all, reproductions
 from thalweg.lab.study import conclude
 
 
-def test_the_papers_studies_and_their_neighbours_are_two_lists() -> None:
+def test_the_papers_studies_and_their_extensions_are_two_lists() -> None:
     of_paper = [spec.name for spec in reproductions(overrides=["--seeds", "7"])]
-    neighbours = [spec.name for spec in reproductions(neighbours=True)]
+    extensions = [spec.name for spec in reproductions(extensions=True)]
     assert of_paper[:3] == ["main", "alignment", "noise"]
     assert {"valley", "quadratic", "edge", "sam", "optimizers", "robustness"} < set(of_paper)
-    assert not set(of_paper) & set(neighbours)
+    assert not set(of_paper) & set(extensions)
 
 
 def test_what_is_overridden_holds_for_every_study_without_a_problem_of_its_own() -> None:
@@ -24,7 +24,7 @@ def test_what_is_overridden_holds_for_every_study_without_a_problem_of_its_own()
 
 
 def test_the_data_folder_goes_to_the_studies_that_read_files() -> None:
-    specs = reproductions(data_dir="some/folder", neighbours=True)
+    specs = reproductions(data_dir="some/folder", extensions=True)
     folders = {spec.name: getattr(spec.problem.data, "data_dir", None) for spec in specs}
     assert folders["block-sharpness"] == "some/folder"
     assert folders["dion"] is None

@@ -11,7 +11,6 @@ import torch
 
 from tests.lab.small_study import begin, differing, execute, in_a_process, left, small_spec
 from thalweg.errors import InvalidInput
-from thalweg.lab.asking import branches_take_point_over
 from thalweg.lab.config import Spec
 from thalweg.lab.execution.schedule import Task, tasks_of
 from thalweg.lab.store.checkpoint import latest_checkpoint, load_checkpoint
@@ -22,8 +21,8 @@ CHAIN: dict[str, Any] = {
     "phases.0.steps": 4,
     "branches": {
         "gd": {"steps": 4, "batch_size": "all"},
-        "back": {"after": "gd", "steps": 4, "batch_size": 20},
-        "dom-back": {"after": "back", "steps": 3, "split": {"dominant": 1.0, "bulk": 0.0}},
+        "back": {"starts_from": "gd", "steps": 4, "batch_size": 20},
+        "dom-back": {"starts_from": "back", "steps": 3, "split": {"dominant": 1.0, "bulk": 0.0}},
     },
 }
 
@@ -80,11 +79,11 @@ def test_a_branch_whose_start_is_not_done_is_refused(quick_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("after", "message"),
-    [("nowhere", "after: got 'nowhere'"), ("dom-back", "after: got")],
+    [("nowhere", "starts_from: got 'nowhere'"), ("dom-back", "starts_from: got")],
 )
 def test_a_branch_that_comes_after_nothing_or_itself_is_refused(after: str, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
-        small_spec({**CHAIN, "branches.gd.after": after})
+        small_spec({**CHAIN, "branches.gd.starts_from": after})
 
 
 def test_a_trunk_of_no_steps_leaves_the_initial_parameters(quick_path: Path) -> None:
@@ -145,7 +144,7 @@ def test_a_branch_measures_what_the_spec_says_or_it_says_itself(quick_path: Path
 def test_a_subspace_is_found_once_for_all_branches_and_is_that_each_would_find(
     quick_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = small_spec({"branches.sgd.subspace.k": 5, "branches.after": {"after": "bulk-sgd"}})
+    spec = small_spec({"branches.sgd.subspace.k": 5, "branches.after": {"starts_from": "bulk-sgd"}})
     names = ("trunk", "sgd", "dom-sgd", "bulk-sgd", "after")
     solves: list[str] = []
     solve = SubspaceTracker._solve
@@ -172,11 +171,11 @@ def test_a_subspace_is_found_once_for_all_branches_and_is_that_each_would_find(
 def test_nothing_is_found_where_no_branch_asks_for_it(quick_path: Path) -> None:
     probes = {"displacement": "off", "overlap": "off"}
     spec = small_spec({f"branches.{name}.probes": probes for name in ("sgd", "dom-sgd")})
-    assert branches_take_point_over(spec, "trunk")  # "bulk-sgd" does
-    assert not branches_take_point_over(spec, "sgd")
-    assert not branches_take_point_over(small_spec({"branches.*.probes": probes}), "trunk")
+    assert spec.hands_over_branch_point("trunk")  # "bulk-sgd" does
+    assert not spec.hands_over_branch_point("sgd")
+    assert not small_spec({"branches.*.probes": probes}).hands_over_branch_point("trunk")
     # What every branch finds for itself, nobody finds for them.
-    assert not branches_take_point_over(small_spec({"branches.*.subspace.k": 5}), "trunk")
+    assert not small_spec({"branches.*.subspace.k": 5}).hands_over_branch_point("trunk")
 
 
 def test_more_samples_for_the_hessian_than_there_are_is_refused(quick_path: Path) -> None:

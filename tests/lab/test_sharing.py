@@ -101,7 +101,7 @@ def test_nothing_is_taken_over_from_another_version(quick_path: Path) -> None:
 
 
 def test_a_run_says_every_version_that_took_part_in_it(quick_path: Path) -> None:
-    spec = small_spec({"branches": {"b": {"steps": 2, "after": "a"}, "a": {"steps": 2}}})
+    spec = small_spec({"branches": {"b": {"steps": 2, "starts_from": "a"}, "a": {"steps": 2}}})
     a, b = Task(0, "a"), Task(0, "b", "a")
     study = begin(quick_path / "one", spec)
     for task, maker in ((TRUNK, "one"), (a, "two")):

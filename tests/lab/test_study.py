@@ -20,6 +20,7 @@ from tests.problems.data_files import write_mnist
 from thalweg.errors import IntegrityError, InvalidInput
 from thalweg.lab import study as study_module
 from thalweg.lab.config import Spec
+from thalweg.lab.preparing import read_spec
 from thalweg.lab.progress import Progress
 from thalweg.lab.store import StudyFolder
 from thalweg.lab.store.checkpoint import latest_checkpoint, load_checkpoint
@@ -91,7 +92,7 @@ def test_fewer_steps_than_are_done_shorten_nothing(quick_path: Path) -> None:
     run_study(small_spec(SHORT), root=quick_path)
     again = run_study(small_spec({**SHORT, "branches.sgd.steps": 2}), root=quick_path)
     assert last_steps(again) == {(0, "trunk"): 3, (0, "sgd"): 6}
-    assert tomllib.loads(again.study.spec_text)["branches"]["sgd"]["steps"] == 3
+    assert read_spec(again.study).branches["sgd"].steps == 3
 
 
 def test_a_moved_study_is_resumed_where_it_is(quick_path: Path) -> None:

@@ -69,6 +69,7 @@ def test_both_effective_learning_rates_of_sgd_are_the_learning_rate() -> None:
         row = measure("effective_learning_rates", state)
         for part in ("dominant", "bulk"):
             rate = row[f"lr_numerator_{part}"] / row[f"lr_denominator_{part}"]
+            assert row[f"effective_lr_{part}"] == rate
             assert rate == pytest.approx(LEARNING_RATE, rel=1e-7)
 
 

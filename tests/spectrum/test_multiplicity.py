@@ -149,7 +149,7 @@ def test_the_look_keeps_graphs_where_the_operator_does(keep_graph: bool) -> None
     linearization = few._at_theta()
     assert isinstance(linearization, ChunkedLinearization)
     assert (linearization._kept is not None) == keep_graph
-    assert hessian._kept is None
+    assert hessian._linearization is None
 
 
 def test_deflation_takes_the_subspace_out() -> None:

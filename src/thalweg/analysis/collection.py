@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 PAGES = {
     False: ("report.html", "Does SGD really happen in tiny subspaces?"),
-    True: ("neighbours.html", "The methods around the dominant subspace"),
+    True: ("extensions.html", "The methods around the dominant subspace"),
 }
-"""File and title of the page on the paper's studies, and of that on their neighbours."""
+"""File and title of the page on the paper's studies, and of that on its extensions."""
 
 
 def reproductions(
@@ -26,12 +26,12 @@ def reproductions(
     *,
     data_dir: str | None = None,
     overrides: Mapping[str, Any] | Sequence[str] = (),
-    neighbours: bool = False,
+    extensions: bool = False,
 ) -> list[Spec]:
     """The specs of all studies on a problem, those that bring their own among them.
 
     Args:
-        neighbours: those on the methods around the paper instead of the paper's own.
+        extensions: those on the methods around the paper instead of the paper's own.
         problem: its name; None for digits.
         data_dir: folder or file with the data, for the studies whose data are read from files.
         overrides: as for `load_spec`; studies with a problem of their own stay as they are.
@@ -41,7 +41,7 @@ def reproductions(
     """
     specs: list[Spec] = []
     for name in builtin_studies():
-        if is_of_the_paper(name) == neighbours:
+        if is_of_the_paper(name) == extensions:
             continue
         own = has_own_problem(name)
         asked = (name, None, ()) if own else (name, problem, overrides)
@@ -53,14 +53,14 @@ def reproductions(
 
 
 def conclude_all(
-    results: Sequence[StudyResult], root: Path | str, *, neighbours: bool = False
+    results: Sequence[StudyResult], root: Path | str, *, extensions: bool = False
 ) -> Path:
     """Write one page, in the folder of all studies, on the verdicts and figures of each.
 
     Returns:
-        Its path: `report.html`, or `neighbours.html` for those.
+        Its path: `report.html`, or `extensions.html` for those.
     """
     from thalweg.analysis.report.collection import write_collection
 
-    name, title = PAGES[neighbours]
+    name, title = PAGES[extensions]
     return write_collection(Path(root) / name, results, title)

@@ -11,7 +11,7 @@ from thalweg import registry
 from thalweg.analysis.claims.claim import ClaimUse
 from thalweg.analysis.claims.judgement import Verdict, judge_all
 from thalweg.analysis.claims.verdicts import verdicts_to_json
-from thalweg.lab.config.models import Spec
+from thalweg.lab.config.spec import Spec
 from thalweg.lab.store.folders import StudyFolder, load
 from thalweg.lab.study import roles_of
 

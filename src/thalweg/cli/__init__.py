@@ -7,10 +7,13 @@ on the way, 2 bad input, 3 diverged, 4 a file is not what was written, 75 interr
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from thalweg.cli.output import err
-from thalweg.cli.parser import build_parser, take_overrides
+from thalweg.cli.parser import build_parser, take_overrides, with_present_words
 from thalweg.errors import Interrupted, ThalwegError
 
 __all__ = ["build_parser", "main"]
@@ -19,7 +22,8 @@ __all__ = ["build_parser", "main"]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; ends the process with the documented exit status."""
     try:
-        status = _run(list(sys.argv[1:] if arguments is None else arguments))
+        with _former_keys_told():
+            status = _run(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
     except ThalwegError as error:
         for line in str(error).splitlines():
@@ -38,7 +42,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(status)
 
 
+@contextmanager
+def _former_keys_told() -> Iterator[None]:
+    """Say in one line on standard error where a spec has a key by its former name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", ".* is called .* now", DeprecationWarning)
+        show = warnings.showwarning
+
+        def tell(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, DeprecationWarning):
+                err(f"thalweg: {message}")
+            else:
+                show(message, category, *place, **more)
+
+        warnings.showwarning = tell
+        yield
+
+
 def _run(arguments: list[str]) -> int:
+    arguments, former = with_present_words(arguments)
+    for line in former:
+        err(f"thalweg: {line}")
     parser, verbs = build_parser()
     words, overrides = take_overrides(arguments, verbs)
     options = parser.parse_args(words)

@@ -20,6 +20,10 @@ short forms: --lr, --batch-size, --steps (of the branches), --samples, --k, --se
 """
 
 
+FORMER_WORDS = {"--neighbours": "--extensions", "end-phase": "stop-phase"}
+"""Words by what they were called before; these are read for one version."""
+
+
 class Parser(argparse.ArgumentParser):
     """Argument parser whose errors are one line."""
 
@@ -83,6 +87,15 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     return parser, verbs.parsers
 
 
+def with_present_words(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The command line with words as they are called now, and what to tell about former ones."""
+    command = next((word for word in arguments if not word.startswith("-")), None)
+    former = [word for word in FORMER_WORDS if word == command or word in arguments[:1]]
+    former += [word for word in FORMER_WORDS if word.startswith("--") and word in arguments]
+    told = [f"{word} is called {FORMER_WORDS[word]} now" for word in dict.fromkeys(former)]
+    return [FORMER_WORDS[word] if word in former else word for word in arguments], told
+
+
 def take_overrides(arguments: list[str], verbs: dict[str, Parser]) -> tuple[list[str], list[str]]:
     """Part the words of `--some.key VALUE ...` that set values of a spec from the options."""
     name = next((word for word in arguments if not word.startswith("-")), None)
@@ -115,7 +128,7 @@ def _add_studying(verbs: Verbs) -> None:
         "--all", action="store_true", help="all studies of the paper in turn, and one report"
     )
     reproduce.add_argument(
-        "--neighbours", action="store_true", help="the same for the methods around the paper"
+        "--extensions", action="store_true", help="the same for the methods around the paper"
     )
     reproduce.add_argument("--problem", help="which problem (default: digits)")
     reproduce.add_argument("--data-dir", help="folder or file with the data; else downloaded")
@@ -144,14 +157,14 @@ def _add_studying(verbs: Verbs) -> None:
     _plugins(report)
     _root(report)
 
-    end_phase = verbs.add(
-        "end-phase",
-        studying.end_phase,
+    stop_phase = verbs.add(
+        "stop-phase",
+        studying.stop_phase,
         "End the current phase of a running run by hand.",
-        "thalweg end-phase main-digits/seed-0/trunk",
+        "thalweg stop-phase main-digits/seed-0/trunk",
     )
-    end_phase.add_argument("run", help="STUDY/seed-N/BRANCH")
-    _root(end_phase)
+    stop_phase.add_argument("run", help="STUDY/seed-N/BRANCH")
+    _root(stop_phase)
 
 
 def _add_looking(verbs: Verbs) -> None:

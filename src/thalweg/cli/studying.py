@@ -1,4 +1,4 @@
-"""The commands that do something: reproduce, run, resume, report, end-phase."""
+"""The commands that do something: reproduce, run, resume, report, stop-phase."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def reproduce(options: argparse.Namespace) -> int:
     from thalweg.lab.study import reproduction_spec
 
     load_plugins(options)
-    if options.all or options.neighbours:
+    if options.all or options.extensions:
         return _reproduce_all(options)
     spec = reproduction_spec(
         options.study or MAIN,
@@ -46,14 +46,14 @@ def _reproduce_all(options: argparse.Namespace) -> int:
     from thalweg.lab.config import dump_spec
     from thalweg.lab.study import check_spec
 
-    if options.study is not None or (options.all and options.neighbours):
-        raise InvalidInput("give one of: a study's name, --all, --neighbours")
+    if options.study is not None or (options.all and options.extensions):
+        raise InvalidInput("give one of: a study's name, --all, --extensions")
     _check_workers(options)
     specs = reproductions(
         options.problem,
         data_dir=_data_dir(options),
         overrides=options.overrides,
-        neighbours=options.neighbours,
+        extensions=options.extensions,
     )
     # All before the first begins: the last may be hours away.
     for spec in specs:
@@ -68,9 +68,9 @@ def _reproduce_all(options: argparse.Namespace) -> int:
         progress.say(f"\nstudy {number} of {len(specs)}: {spec.name}: {spec.description}")
         results.append(_run_study(spec, options, progress))
         if results[-1].outcome.interrupted:
-            progress.say("to go on: the same command; what is done is kept")
+            progress.say("to continue: the same command; what is done is kept")
             return results[-1].exit_code
-    page = conclude_all(results, options.root, neighbours=options.neighbours)
+    page = conclude_all(results, options.root, extensions=options.extensions)
     if options.json:
         out_json({"report": str(page), "studies": [_as_data(result) for result in results]})
     else:
@@ -114,7 +114,7 @@ def report(options: argparse.Namespace) -> int:
     return _conclude(conclude(study, read_spec(study)), as_json=options.json)
 
 
-def end_phase(options: argparse.Namespace) -> int:
+def stop_phase(options: argparse.Namespace) -> int:
     """End the current phase of a running run by hand."""
     from thalweg.lab.inspection import ask_to_end_phase
 

@@ -7,6 +7,7 @@ in the same folder: a second call resumes or extends what is there, and nothing 
 from __future__ import annotations
 
 import tomllib
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +15,6 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from thalweg.errors import IntegrityError
-from thalweg.lab.asking import branches_take_point_over
 from thalweg.lab.config import TRUNK, Spec, parse_spec, spec_hash
 from thalweg.lab.execution.schedule import Task, tasks_of
 from thalweg.lab.problem_facts import ProblemFacts
@@ -40,7 +40,10 @@ def read_spec(study: StudyFolder) -> Spec:
         InvalidInput: it names what is not registered, such as a plugin's data set.
     """
     source = str(study.path / "spec.toml")
-    return parse_spec(tomllib.loads(study.spec_text), source=source)
+    with warnings.catch_warnings():
+        # Former names of keys are no mistake of whoever reads a folder that was written before.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return parse_spec(tomllib.loads(study.spec_text), source=source)
 
 
 def with_absolute_paths(spec: Spec) -> Spec:
@@ -157,7 +160,7 @@ def disk_of(spec: Spec, tasks: Sequence[Task], facts: ProblemFacts) -> int:
             facts.num_parameters,
             facts.k,
             vectors + window,
-            spec.checkpoint.keep + 1 + int(branches_take_point_over(spec, task.branch)),
+            spec.checkpoint.keep + 1 + int(spec.hands_over_branch_point(task.branch)),
             steps // min(probes.values(), default=steps) + 2,
             4 * len(probes) + 5 * facts.k,
             regular if spec.checkpoint.save_bases else 0,

@@ -148,7 +148,8 @@ class LockstepObjective:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave."""
         # Until 0.1 it was called "products".
-        self.multiplier.load_state_dict(state.get("multiplier") or state["products"])
+        former = state.get("products")
+        self.multiplier.load_state_dict(state["multiplier"] if former is None else former)
         self.objective.chunk_size = state["chunk_size"]
 
     def _values_and_gradients(

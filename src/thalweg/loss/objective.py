@@ -271,7 +271,8 @@ class Objective:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave."""
         # Until 0.1 it was called "products".
-        self.multiplier.load_state_dict(state.get("multiplier") or state["products"])
+        former = state.get("products")
+        self.multiplier.load_state_dict(state["multiplier"] if former is None else former)
         self.chunk_size = state["chunk_size"]
 
     def evaluations(

@@ -73,8 +73,6 @@ COLUMNS = (
     "alignment_gradient",
     "alignment_minibatch",
     "alignment_update",
-    "effective_lr_dominant",
-    "effective_lr_bulk",
     *registry.probes["effective_learning_rates"].columns,
     "subspace_error",
     "subspace_gradients",

@@ -39,7 +39,7 @@ from thalweg.errors import InvalidInput, invalid
 from thalweg.loss.protocol import Loss
 from thalweg.operators.hessian import Hessian
 from thalweg.operators.preconditioned import Preconditioned
-from thalweg.spectrum.metric_subspace import MetricSubspace
+from thalweg.spectrum.metric_subspace import MetricSubspace, from_metric, to_metric
 from thalweg.spectrum.subspace import Subspace
 from thalweg.tracking.preconditioner import metric_of, require_preconditioner
 from thalweg.tracking.source import Split, TrackerReport
@@ -158,7 +158,7 @@ class OptimizerMetricSource:
         self._calls += 1
         if self._has_drifted():
             self._tracker = self._new_tracker()
-        scaled = None if vector is None else self._diagonal.sqrt() * vector
+        scaled = None if vector is None else to_metric(vector, self._diagonal)
         subspace = self._tracker.update(theta, scaled)
         self.report = self._tracker.report
         if self.report.renewed:
@@ -170,9 +170,9 @@ class OptimizerMetricSource:
 
         Errors are in the norm of the metric.
         """
-        root = self._metric_diagonal().sqrt()
-        scaled = self._tracker.split(root * vector)
-        dominant = scaled.dominant / root
+        diagonal = self._metric_diagonal()
+        scaled = self._tracker.split(to_metric(vector, diagonal))
+        dominant = from_metric(scaled.dominant, diagonal)
         return replace(scaled, dominant=dominant, bulk=vector - dominant)
 
     def state_dict(self) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def test_a_built_in_spec_compares_the_three_branches_by_every_probe_and_claim(na
 @pytest.mark.parametrize("name", NAMES)
 def test_a_built_in_spec_switches_by_the_papers_rule(name: str):
     (phase,) = load_spec(name).phases
-    assert (phase.until_alignment, phase.alignment_average) == (0.95, 0.9)
+    assert (phase.until_alignment, phase.alignment_ema) == (0.95, 0.9)
 
 
 @pytest.mark.parametrize(

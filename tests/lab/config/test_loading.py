@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("stand_ins")
 
 PHASE_KEYS = (
     "name, optimizer, schedule, warmup_steps, batch_size, clip_norm, noise, split, local, steps, "
-    "epochs, until_alignment, alignment_average, until_loss"
+    "epochs, until_alignment, alignment_ema, until_loss"
 )
 COUNT = "an integer >= 1"
 NAME = "at most 64 of letters, digits, '-', '_' and '.', not starting with '.'"
@@ -253,7 +253,7 @@ def test_a_branch_keeps_every_word_of_its_own():
         "split": {"dominant": 0, "bulk": 2, "basis": "frozen"},
         "epochs": 4,
         "until_alignment": 0.5,
-        "alignment_average": 0.8,
+        "alignment_ema": 0.8,
         "until_loss": 0.1,
     }
     phase = spec_with(branches__x=own, phases__0__clip_norm=1.0).branch_phase("x")

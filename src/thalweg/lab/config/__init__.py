@@ -19,7 +19,7 @@ from thalweg.lab.config.loading import (
     parse_spec,
     spec_hash,
 )
-from thalweg.lab.config.models import TRUNK
+from thalweg.lab.config.spec import TRUNK
 from thalweg.lab.config.studies import builtin_studies, load_study
 from thalweg.problems.problem_spec import ProblemSpec
 

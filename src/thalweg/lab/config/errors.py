@@ -18,12 +18,17 @@ LONGEST_VALUE = 80
 """Characters of a given value that a message shows."""
 
 
+CAN_BE_OFF = [(key,) for key in ("clip_norm", "noise", "split", "local")]
+"""Keys by which a branch says that it has not what the phase before it has."""
+
+
 def explain(
     error: ValidationError,
     model: type[BaseModel],
     raw: Mapping[str, Any],
     source: str,
     overridden: Iterable[Location] = (),
+    given: Mapping[str, Any] | None = None,
 ) -> InvalidInput:
     """The error for the user, from pydantic's.
 
@@ -31,14 +36,19 @@ def explain(
         raw: what was validated.
         source: the file's name, or what stands for it.
         overridden: key paths given on the command line, which is then named as the source.
+        given: what was validated before branches took over what they do not say: a mistake is told
+            where it was made.
     """
     lines: dict[Location, str] = {}
     items = error.errors(include_url=False)
     failed = [item["loc"] for item in items]
+    told: set[tuple[Location, str]] = set()
     for item in items:
         if item["type"] == "too_short" and _is_above(item["loc"], failed):
             continue  # an array counts as short where its items failed: these are named already
         location, line = _line(item, model, raw)
+        if given is not None and _is_taken_over(location, item["type"], given, told):
+            continue
         where = "command line" if _from_command_line(item["loc"], tuple(overridden)) else source
         lines.setdefault(location, f"{where}: {line}")
     return InvalidInput("\n".join(lines.values()))
@@ -86,7 +96,9 @@ def _line(item: Any, model: type[BaseModel], raw: Any) -> tuple[Location, str]:
         reason = " ".join(str(context.get("error", item["msg"])).split())
         return location, f"{key}: got {shown(given)}, {reason}"
     near = nearest(given, place.names()) if isinstance(given, str) else ""
-    return location, f"{key or 'spec'}: got {shown(given)}, allowed: {place.allowed()}{near}"
+    can_be_off = location[:1] == ("branches",) and location[2:] in CAN_BE_OFF
+    allowed = place.allowed() + (" or 'off'" if can_be_off else "")
+    return location, f"{key or 'spec'}: got {shown(given)}, allowed: {allowed}{near}"
 
 
 def _bad_name(model: type[BaseModel], location: Location, raw: Any) -> tuple[Location, str]:
@@ -113,6 +125,16 @@ def _elsewhere(model: type[BaseModel], location: Location, raw: Any) -> str:
 def _is_above(location: Location, others: Sequence[Location]) -> bool:
     length = len(location)
     return any(len(other) > length and other[:length] == location for other in others)
+
+
+def _is_taken_over(
+    location: Location, kind: str, given: Mapping[str, Any], told: set[tuple[Location, str]]
+) -> bool:
+    """Whether a branch has a mistake from the phase that it starts from, which comes earlier."""
+    mistake = (location[2:], kind)
+    taken = mistake in told or location[2:] == ("name",)  # which is that of the table
+    told.add(mistake)
+    return taken and location[:1] == ("branches",) and value_at(given, location) is None
 
 
 def _from_command_line(location: Location, overridden: Sequence[Location]) -> bool:

@@ -4,8 +4,8 @@ A spec is read from TOML, changed by what the command line says, and validated a
 
     load_spec("digits", ["--seeds", "0", "1", "--lr", "0.1"])
 
-What the command line says goes before the file, the file before the built-in spec that it is `like`
-(if it says so), that before the defaults.
+What the command line says goes before the file, the file before the built-in spec that it
+`extends` (if it says so), that before the defaults.
 """
 
 from __future__ import annotations
@@ -23,18 +23,21 @@ from pydantic import ValidationError
 
 from thalweg.errors import InvalidInput, unknown_name
 from thalweg.lab.config.errors import explain, nearest, shown
-from thalweg.lab.config.layering import laid_over, with_common_branch
-from thalweg.lab.config.learning_rates import Constant
-from thalweg.lab.config.models import CheckpointSpec, ClaimSpec, Spec
-from thalweg.lab.config.overrides import apply_overrides, parse_overrides
-from thalweg.lab.config.phases import (
-    BranchSpec,
-    NoiseSpec,
-    PhaseSpec,
-    SplitSpec,
-    with_inherited_tables,
+from thalweg.lab.config.former_keys import FORMAT, present_path, with_former_keys, with_present_keys
+from thalweg.lab.config.layering import (
+    OF_A_BRANCH_ALONE,
+    OFF,
+    UNSET,
+    difference,
+    laid_over,
+    taken_over,
+    with_common_branch,
+    with_full_branches,
 )
-from thalweg.lab.config.subspace import SubspaceSpec
+from thalweg.lab.config.learning_rates import Constant
+from thalweg.lab.config.overrides import apply_overrides, parse_overrides
+from thalweg.lab.config.phases import NoiseSpec, PhaseSpec, SplitSpec
+from thalweg.lab.config.spec import BranchSpec, CheckpointSpec, ClaimSpec, Spec, SubspaceSpec
 from thalweg.problems.problem_spec import ProblemSpec
 
 __all__ = [
@@ -118,19 +121,40 @@ def parse_spec(
     """
     _register_built_ins()
     given = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
-    changed, overridden = apply_overrides(with_common_branch(raw), given, Spec)
-    completed = with_inherited_tables(changed)
+    given = {present_path(key): value for key, value in given.items()}
+    tables = with_common_branch(with_present_keys(raw, source))
+    changed, overridden = apply_overrides(tables, given, Spec)
+    own = with_present_keys(changed, "command line")
+    full = with_full_branches(own)
     try:
-        return Spec.model_validate(completed)
+        return Spec.model_validate(full)
     except ValidationError as error:
-        raise explain(error, Spec, completed, source, overridden) from None
+        raise explain(error, Spec, full, source, overridden, own) from None
 
 
 def dump_spec(spec: Spec) -> str:
-    """The spec as TOML, every value that is set; `parse_spec` of it gives an equal spec."""
+    """The spec as TOML, every value that is set; `parse_spec` of it gives an equal spec.
+
+    A branch is written as what it does otherwise than the phase that it starts from.
+    """
     import tomli_w
 
-    return tomli_w.dumps(spec.model_dump(mode="json", exclude_none=True))
+    written = spec.model_dump(mode="json", exclude_none=True)
+    written["branches"] = {
+        name: _written_branch(branch, written) for name, branch in written["branches"].items()
+    }
+    return tomli_w.dumps({"format": FORMAT, **written})
+
+
+def _written_branch(branch: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
+    """What a branch does otherwise than the phase it starts from, of the tables of a full spec."""
+    start = branch.get("starts_from")
+    above = spec["phases"][-1] if start is None else spec["branches"][start]
+    alone = {key: branch[key] for key in OF_A_BRANCH_ALONE if key in branch and key != "name"}
+    if "subspace" in alone:
+        alone["subspace"] = difference(spec["subspace"], alone["subspace"], UNSET)
+    phase = {key: value for key, value in branch.items() if key not in OF_A_BRANCH_ALONE}
+    return alone | difference(taken_over(above), phase, OFF)
 
 
 def spec_hash(spec: Spec) -> str:
@@ -150,6 +174,7 @@ def spec_hash(spec: Spec) -> str:
     kept["problem"]["data"].pop("data_dir", None)
     for key in MEASURED:
         kept["problem"].pop(key, None)
+    kept["phases"] = [with_former_keys(phase) for phase in kept["phases"]]
     for phase in kept["phases"]:
         del phase["name"]
     kept["branches"] = {name: branch_content(spec, name) for name in spec.branches}
@@ -160,20 +185,20 @@ def spec_hash(spec: Spec) -> str:
 def branch_content(spec: Spec, name: str) -> dict[str, Any]:
     """What determines a branch's numbers besides where it starts."""
     phase, branch = spec.branch_phase(name), spec.branches[name]
-    continued = any(other.after == name for other in spec.branches.values())
+    continued = any(other.starts_from == name for other in spec.branches.values())
     scheduled = phase.split is not None and phase.split.is_scheduled
     # Local SGD caps its last round by the steps that remain.
     by_bound = not isinstance(phase.schedule, Constant) or scheduled or phase.local is not None
     extendable = not by_bound and not continued
     left_out = {"name", "steps", "epochs"} if extendable else {"name"}
     content = phase.model_dump(mode="json", exclude_none=True, exclude=left_out)
-    if branch.after is not None:
-        content["after"] = branch.after
+    if branch.starts_from is not None:
+        content["starts_from"] = branch.starts_from
     if branch.subspace is not None:
         content["subspace"] = branch.subspace.model_dump(mode="json", exclude_none=True)
     if branch.probes is not None:
         content["probes"] = branch.probes
-    return content
+    return with_former_keys(content)
 
 
 def builtin_specs() -> dict[str, str]:
@@ -251,19 +276,19 @@ def read_toml(path: Path, source: str) -> dict[str, Any]:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InvalidInput(f"{source}, {_syntax_error(error, text)}") from None
-    return _laid_over_another(raw, source)
+    return _over_what_it_extends(with_present_keys(raw, source), source)
 
 
-def _laid_over_another(raw: dict[str, Any], source: str) -> dict[str, Any]:
-    """The spec with what it leaves to the built-in one that it is `like`."""
-    like = raw.pop("like", None)
-    if like is None:
+def _over_what_it_extends(raw: dict[str, Any], source: str) -> dict[str, Any]:
+    """The spec laid over the built-in one that it `extends`."""
+    below = raw.pop("extends", None)
+    if below is None:
         return raw
     names = {path.stem: path for path in SPECS.glob("*.toml")}
-    if like not in names:
-        allowed = f"one of {', '.join(sorted(names))}{nearest(like, names)}"
-        raise InvalidInput(f"{source}: like: got {shown(like)}, allowed: {allowed}")
-    return laid_over(read_toml(names[like], f"built-in spec {like}"), raw)
+    if below not in names:
+        allowed = f"one of {', '.join(sorted(names))}{nearest(below, names)}"
+        raise InvalidInput(f"{source}: extends: got {shown(below)}, allowed: {allowed}")
+    return laid_over(read_toml(names[below], f"built-in spec {below}"), raw)
 
 
 def _syntax_error(error: tomllib.TOMLDecodeError, text: str) -> str:

@@ -7,21 +7,19 @@ trunk's end and takes everything that it does not say itself from the trunk's la
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from thalweg.lab.config.learning_rates import ScheduleSettings, factor_with_warmup
-from thalweg.lab.config.local import LocalSpec
 from thalweg.lab.config.optimizers import OptimizerSettings
-from thalweg.lab.config.split import SplitSpec
-from thalweg.lab.config.subspace import SubspaceSpec
 from thalweg.registry import NAME_PATTERN, NAME_WORDS, optimizers, schedules
 from thalweg.settings import Choice, Count, SpecModel, Wording, bad_value
 
 if TYPE_CHECKING:
     from typing import Self
+
+    from thalweg.contrib.averaging_period import AveragingPeriod
 
 LONGEST_NAME = 64
 Name = Annotated[
@@ -49,6 +47,124 @@ class NoiseSpec(SpecModel):
     )
     scale: Annotated[float, Field(ge=0)] = Field(default=1.0, description="factor on it")
     batch_size: Count = Field(default=50, description="samples in the mini-batch B")
+
+
+class LocalSpec(SpecModel):
+    """Workers, each with mini-batches of its own, averaged after rounds of local steps.
+
+    A round is of `period` steps, or of max(minimum, floor((alpha / lr)^power)), with the learning
+    rate of its first step; the last one ends with the phase.
+    """
+
+    workers: Count = Field(description="number of workers K; a step takes K mini-batches")
+    period: Count | None = Field(default=None, description="local steps between two averages")
+    alpha: Positive | None = Field(
+        default=None, description="of the quadratic synchronization rule, instead of a period"
+    )
+    minimum: Count = Field(default=1, description="fewest steps of a round by that rule")
+    power: Positive = Field(default=2.0, description="exponent of that rule")
+
+    @model_validator(mode="after")
+    def _says_when(self) -> Self:
+        if (self.period is None) == (self.alpha is None):
+            given = {"period": self.period, "alpha": self.alpha}
+            raise bad_value("period", given, "either period or alpha")
+        if self.period is not None and self.minimum != 1:
+            raise bad_value("minimum", self.minimum, "with alpha only, a period is constant")
+        return self
+
+    def schedule(self, warmup_steps: int) -> AveragingPeriod:
+        """The rule; throughout a warm-up its rounds are of the minimum."""
+        from thalweg.contrib.averaging_period import ConstantPeriod, QuadraticRule
+
+        if self.period is not None:
+            return ConstantPeriod(self.period)
+        assert self.alpha is not None
+        return QuadraticRule(self.alpha, self.minimum, self.power, warmup_steps)
+
+
+class SplitSourceSpec(SpecModel):
+    """A dominant space without second derivatives, for the split alone; probes keep S_k."""
+
+    name: Literal["updates", "gradients"] = Field(
+        description="updates: principal directions of the last proposed updates; gradients: of the"
+        " gradients of single samples",
+    )
+    k: Count = Field(default=4, description="directions, of each parameter tensor or of all")
+    blocks: Literal["tensor", "all"] = Field(
+        default="tensor", description="a space of each parameter tensor, or one of all parameters"
+    )
+    window: Annotated[int, Field(ge=2), Wording("an integer >= 2")] = Field(
+        default=16, description="updates, or samples, whose principal directions are taken"
+    )
+    every: Count = Field(default=10, description="steps from one renewal of the space to the next")
+    centered: bool = Field(
+        default=True, description="subtract the mean first, so that the space is that of the noise"
+    )
+
+    @model_validator(mode="after")
+    def _window_spans_the_space(self) -> Self:
+        if self.k > self.window:
+            raise bad_value("k", self.k, f"at most the window, {self.window}")
+        return self
+
+
+class SplitSpec(SpecModel):
+    """How the dominant and the bulk part of each proposed update are scaled."""
+
+    dominant: float = Field(default=1.0, description="factor on the part of the update in S_k")
+    bulk: float = Field(default=1.0, description="factor on the rest of the update")
+    dominant_end: float | None = Field(
+        default=None,
+        description="factor at the phase's last step, reached on a line; constant if not given",
+    )
+    bulk_end: float | None = Field(default=None, description="the same of the rest of the update")
+    basis: Literal["live", "frozen"] = Field(
+        default="live",
+        description="S_k of the current step, or that of the branch point kept throughout",
+    )
+    metric: Literal["euclidean", "optimizer"] = Field(
+        default="euclidean",
+        description="optimizer: S_k and the split in the metric of the divisor of Adam or RMSprop,"
+        " after the step's update of it",
+    )
+    source: SplitSourceSpec | None = Field(
+        default=None,
+        description="a cheap dominant space in place of S_k; that of [subspace] if not given",
+    )
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> Self:
+        for key, usual in (("basis", "live"), ("metric", "euclidean")):
+            given = getattr(self, key)
+            if self.source is not None and given != usual:
+                raise bad_value(key, given, f"{usual!r} with a source of the split's own")
+        return self
+
+    @property
+    def changes(self) -> bool:
+        """Whether a part of the update is scaled at all."""
+        ends = (self.dominant_end, self.bulk_end)
+        return (self.dominant, self.bulk) != (1.0, 1.0) or any(x not in (None, 1.0) for x in ends)
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether a factor changes over the phase."""
+        ends = ((self.dominant, self.dominant_end), (self.bulk, self.bulk_end))
+        return any(end not in (None, start) for start, end in ends)
+
+    def factors(self, step: int, total: int) -> tuple[float, float]:
+        """Factors (dominant, bulk) at `step` (from 0) of a phase of at most `total` steps.
+
+        The first step has the first values, the last one the last: a line in between.
+        """
+        done = min(1.0, step / (total - 1)) if total > 1 else 0.0
+        dominant = _on_line(self.dominant, self.dominant_end, done)
+        return dominant, _on_line(self.bulk, self.bulk_end, done)
+
+
+def _on_line(start: float, end: float | None, done: float) -> float:
+    return start if end is None else start + done * (end - start)
 
 
 class PhaseSpec(SpecModel):
@@ -92,7 +208,7 @@ class PhaseSpec(SpecModel):
         default=None,
         description="end when the averaged alignment of the full gradient reaches this",
     )
-    alignment_average: Averaging = Field(
+    alignment_ema: Averaging = Field(
         default=0.9,
         description="factor of that exponential moving average, from 0, updated at every step",
     )
@@ -141,144 +257,3 @@ class PhaseSpec(SpecModel):
         """The learning rate at `step` (from 0) of this phase of at most `total` steps."""
         factor = factor_with_warmup(self.schedule, self.warmup_steps, step, total)
         return self.optimizer.lr * factor
-
-
-class BranchSpec(SpecModel):
-    """What a branch does otherwise than the last phase of the trunk, or than another branch.
-
-    It starts at the trunk's end, or where `after` says. Not taken over: `until_` rules, warm-up.
-    """
-
-    after: Name | None = Field(
-        default=None,
-        description="branch at whose end this one starts, and whose settings it takes over; the"
-        " trunk if not given",
-    )
-    subspace: SubspaceSpec | None = Field(
-        default=None,
-        description="the dominant subspace of this branch, the rest as in [subspace]",
-    )
-    probes: dict[str, Count | Literal["off"]] | None = Field(
-        default=None,
-        description="what this branch measures otherwise, each every n steps or 'off', the rest as"
-        " in [probes]",
-    )
-    optimizer: OptimizerChoice | None = Field(
-        default=None,
-        description="optimizer; without a name, the trunk's with these settings changed",
-    )
-    schedule: ScheduleChoice | None = Field(
-        default=None,
-        description="schedule over the branch's own steps; without a name, as for optimizer",
-    )
-    warmup_steps: NotNegativeCount = Field(
-        default=0, description="steps of the branch's own warm-up"
-    )
-    batch_size: BatchSize | None = Field(
-        default=None, description="samples in a mini-batch, or 'all'"
-    )
-    clip_norm: Positive | Literal["off"] | None = Field(
-        default=None, description="greatest norm of the mini-batch gradient, 'off' for no clipping"
-    )
-    noise: NoiseSpec | Literal["off"] | None = Field(
-        default=None, description="noise of mini-batches added to the gradient, 'off' for none"
-    )
-    split: SplitSpec | None = Field(
-        default=None, description="scaling of the two parts of the update"
-    )
-    local: LocalSpec | Literal["off"] | None = Field(
-        default=None, description="workers that are averaged now and then, 'off' for none"
-    )
-    steps: Count | None = Field(default=None, description="most steps of the branch")
-    epochs: Count | None = Field(
-        default=None, description="most passes over the data, instead of steps"
-    )
-    until_alignment: Alignment | None = Field(
-        default=None,
-        description="end when the averaged alignment of the full gradient reaches this",
-    )
-    alignment_average: Averaging | None = Field(
-        default=None, description="factor of that exponential moving average"
-    )
-    until_loss: float | None = Field(
-        default=None, description="end when the full training loss is at or below this"
-    )
-
-    def resolve(self, name: str, above: PhaseSpec) -> PhaseSpec:
-        """The full phase: what this branch says, the rest from the phase that it starts after.
-
-        Raises:
-            pydantic.ValidationError: the two do not fit together.
-        """
-        own = {
-            key: value
-            for key in type(self).model_fields
-            if key not in ("after", "subspace", "probes")
-            and (value := getattr(self, key)) is not None
-        }
-        left_out = {"name", "warmup_steps", "until_alignment", "until_loss"}
-        if "steps" in own or "epochs" in own:
-            left_out |= {"steps", "epochs"}
-        for key in ("clip_norm", "noise", "local"):
-            if own.get(key) == "off":
-                left_out.add(key)
-                del own[key]
-        inherited = {
-            key: getattr(above, key) for key in PhaseSpec.model_fields if key not in left_out
-        }
-        return PhaseSpec.model_validate({**inherited, **own, "name": name})
-
-
-def with_inherited_tables(raw: dict[str, Any]) -> dict[str, Any]:
-    """Complete the tables of branches that say only what is different.
-
-    `optimizer` and `schedule` without a name from the phase that the branch starts after, so that
-    `branches.fast.optimizer.lr = 0.1` means the trunk's optimizer with another learning rate;
-    `subspace` from the spec's own.
-    """
-    phases, branches = raw.get("phases"), raw.get("branches")
-    if not (isinstance(phases, list | tuple) and phases and isinstance(branches, dict)):
-        return raw
-    trunk = phases[-1] if isinstance(phases[-1], dict) else {}
-    effective: dict[str, dict[str, Any]] = {}
-    completed: dict[str, Any] = {}
-    for name in _predecessors_first(branches):
-        branch = branches[name]
-        if isinstance(branch, dict):
-            above = effective.get(branch.get("after") or "", trunk)
-            branch = _completed(branch, above)
-            if isinstance(branch.get("subspace"), dict) and isinstance(raw.get("subspace"), dict):
-                branch["subspace"] = {**raw["subspace"], **branch["subspace"]}
-            effective[name] = {**above, **branch}
-        completed[name] = branch
-    return {**raw, "branches": {name: completed[name] for name in branches}}
-
-
-def _predecessors_first(branches: Mapping[str, Any]) -> list[str]:
-    """The names in an order in which each comes after the branch it starts after.
-
-    Those in a circle, or after a branch that does not exist, at the end: the spec's own check
-    refuses them.
-    """
-    after = {
-        name: branch.get("after") if isinstance(branch, dict) else None
-        for name, branch in branches.items()
-    }
-    order: list[str] = []
-    while ready := [
-        name
-        for name, above in after.items()
-        if name not in order and (above is None or above in order)
-    ]:
-        order += ready
-    return order + [name for name in branches if name not in order]
-
-
-def _completed(branch: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    result = dict(branch)
-    for key in ("optimizer", "schedule"):
-        given, inherited = result.get(key), above.get(key)
-        inherited = {"name": inherited} if isinstance(inherited, str) else inherited
-        if isinstance(given, dict) and "name" not in given and isinstance(inherited, dict):
-            result[key] = {**inherited, **given}
-    return result

@@ -20,13 +20,13 @@ from typing import Any
 from thalweg.errors import InvalidInput, unknown_name
 from thalweg.lab.config.layering import laid_over
 from thalweg.lab.config.loading import PROBLEM_SPECS, SPECS, parse_spec, read_toml
-from thalweg.lab.config.models import Spec
 from thalweg.lab.config.overrides import apply_overrides
+from thalweg.lab.config.spec import Spec
 
 MAIN = "main"
 STUDIES = SPECS / "studies"
 DEFAULT_PROBLEM = "digits"
-FIRST_NEIGHBOUR = 10
+FIRST_EXTENSION = 10
 """Studies of an order from here on are on methods around the paper."""
 OF_THE_MAIN_STUDY = ("description", "claims", "figures", "branches")
 """Keys of a problem's own spec that belong to the main study, not to the problem."""
@@ -42,7 +42,7 @@ def builtin_studies() -> dict[str, str]:
 
 def is_of_the_paper(study: str) -> bool:
     """Whether a study is on the paper itself, not on one of the methods around it."""
-    return study == MAIN or _read(STUDIES / f"{study}.toml").get("order", 0) < FIRST_NEIGHBOUR
+    return study == MAIN or _read(STUDIES / f"{study}.toml").get("order", 0) < FIRST_EXTENSION
 
 
 def load_study(

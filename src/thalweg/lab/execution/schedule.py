@@ -74,7 +74,7 @@ def tasks_of(spec: Spec, seeds: Sequence[int] | None = None) -> list[Task]:
     seeds = spec.seeds if seeds is None else seeds
     trunks = [Task(seed, TRUNK) for seed in seeds]
     return trunks + [
-        Task(seed, name, branch.after or TRUNK)
+        Task(seed, name, branch.starts_from or TRUNK)
         for seed in seeds
         for name, branch in spec.branches.items()
     ]

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from thalweg.contrib.simulated_workers import SimulatedWorkers
 from thalweg.errors import InvalidInput, invalid
-from thalweg.lab.store.checkpoint import load_parameters
+from thalweg.lab.store.parameters import load_parameters
 from thalweg.loss.objective import Objective
 from thalweg.operators.hessian import Hessian
 from thalweg.optim.split import SplitUpdate
@@ -34,7 +34,7 @@ from thalweg.tracking.tracker import SubspaceTracker
 if TYPE_CHECKING:
     from thalweg.lab.config import PhaseSpec, Spec
     from thalweg.lab.config.optimizers import OptimizerSettings
-    from thalweg.lab.config.split import SplitSourceSpec
+    from thalweg.lab.config.phases import SplitSourceSpec
 
 GAP_CANDIDATES = 21
 

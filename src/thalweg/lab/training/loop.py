@@ -13,7 +13,6 @@ import torch
 from torch.optim import Optimizer
 
 from thalweg.errors import Diverged, IntegrityError, Interrupted, InvalidInput
-from thalweg.lab.asking import needs_branch_point
 from thalweg.lab.config import TRUNK, Spec
 from thalweg.lab.store import RunFolder, StudyFolder
 from thalweg.lab.store.checkpoint import latest_checkpoint, load_checkpoint
@@ -176,7 +175,7 @@ class Run:
             raise InvalidInput(f"{start.path}: it is not finished; run it first")
         self.progression.begin_at(given["progression"]["step"])
         self.state.load_model_and_random(given)
-        if needs_branch_point(self.spec, self.progression.phase):
+        if self.spec.asks_for_branch_point(self.progression.phase):
             theta, found = self.setup.objective.theta(), given.get("found", {})
             tell_batch(self.state)
             self.state.branch_point = at_branch_point(found, self.spec, self.source, theta)
@@ -189,7 +188,7 @@ class Run:
         settings = self.spec.checkpoint
         if self.should_stop():
             self._checkpoint(metrics)
-            self.status.write("interrupted", "stopped on request; thalweg resume goes on")
+            self.status.write("interrupted", "stopped on request; thalweg resume continues it")
             self.folder.log(f"interrupted at step {self.step}")
             raise Interrupted(f"stopped on request at step {self.step}")
         is_first = self.step == self.progression.position.start

@@ -142,7 +142,7 @@ class Progression:
             # The gradient first, so that the subspace is as exact as its projection needs.
             gradient = now.gradient
             chi = now.subspace.alignment(gradient)
-            factor = phase.alignment_average
+            factor = phase.alignment_ema
             position.alignment_average = factor * position.alignment_average + (1 - factor) * chi
             if position.alignment_average >= phase.until_alignment:
                 reached = f"{position.alignment_average:.4f} reached {phase.until_alignment}"

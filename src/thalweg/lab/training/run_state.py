@@ -15,16 +15,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from thalweg.contrib.simulated_workers import WORKERS
-from thalweg.lab.asking import branches_take_point_over
 from thalweg.lab.config import TRUNK, Spec
 from thalweg.lab.store import durable
 from thalweg.lab.store.checkpoint import (
     Checkpoint,
     checkpoint_path,
-    pack_state,
     save_checkpoint,
-    unpack_state,
 )
+from thalweg.lab.store.packing import pack_state, unpack_state
 from thalweg.lab.store.tensors import save_tensors
 from thalweg.lab.training.building import (
     Setup,
@@ -247,7 +245,7 @@ def found_for_branches(spec: Spec, branch: str, setup: Setup, seed: int) -> dict
         spec: of the whole study.
         branch: the run that ends, at the model's parameters.
     """
-    if not branches_take_point_over(spec, branch):
+    if not spec.hands_over_branch_point(branch):
         return {}
     own = spec.of_branch(branch)
     source = make_source(own, setup, seed)

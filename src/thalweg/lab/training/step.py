@@ -27,9 +27,9 @@ from thalweg.lab.training.recording import evaluate_test
 from thalweg.lab.training.run_state import RunState
 from thalweg.linalg import all_finite
 from thalweg.measure.step_state import StepState
-from thalweg.optim.closure import needs_closure
 from thalweg.optim.split import SplitUpdate
 from thalweg.tracking.batch_subspace import BatchSubspace
+from thalweg.tracking.wrapping import needs_closure
 
 if TYPE_CHECKING:
     from thalweg.lab.config import NoiseSpec, PhaseSpec
