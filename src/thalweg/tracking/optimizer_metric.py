@@ -175,7 +175,7 @@ class OptimizerMetricSource:
         return replace(scaled, dominant=dominant, bulk=vector - dominant)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on bit for bit; the optimizer's own state is not in it."""
+        """Everything needed to continue bit for bit; the optimizer's own state is not in it."""
         return {
             "calls": self._calls,
             "diagonal": self._diagonal,
