@@ -48,7 +48,7 @@ class SolvedSource(ABC):
 
     @abstractmethod
     def _solve(self, theta: Tensor | None) -> tuple[Subspace, int]:
-        """The subspace at theta, with the products it took; and how many samples these were of."""
+        """The subspace at theta, with the matvecs it took; and how many samples these were of."""
 
     @property
     def subspace(self) -> Subspace:
@@ -75,8 +75,8 @@ class SolvedSource(ABC):
             return self._subspace
         solved, samples = self._solve(theta)
         self._subspace = Subspace(solved.basis, solved.eigenvalues)
-        share = samples / self.objective.num_samples
-        cost = PRODUCT_COST * solved.num_matvecs * share
+        fraction = samples / self.objective.num_samples
+        cost = PRODUCT_COST * solved.num_matvecs * fraction
         self.report = TrackerReport(self.tolerance, cost, True, samples, 0)
         return self._subspace
 
