@@ -85,7 +85,7 @@ class FollowOrSolve:
         return self._tracker.split(vector)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on bit for bit."""
+        """Everything needed to continue bit for bit."""
         return {"left": self._left, "solving": self.solving, "tracker": self._tracker.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
