@@ -41,9 +41,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from thalweg.lab.config import Spec, load_spec
-from thalweg.lab.timing import now
 from thalweg.lab.training.step import minibatch
 from thalweg.loss.objective import Objective
+from thalweg.measure.clock import now
 from thalweg.operators.hessian import Hessian
 from thalweg.problems import Problem, build_problem
 from thalweg.spectrum.eigensolver import top_eigenpairs
@@ -141,7 +141,7 @@ class Product:
 def thalweg(case: Case) -> Found:
     objective = Objective(case.problem.model, case.problem.loss, case.problem.train)
     space = top_eigenpairs(Hessian(objective, keep_graph=True), case.k, tolerance=1e-3)
-    return Found(space.eigenvalues, space.basis, space.products)
+    return Found(space.eigenvalues, space.basis, space.num_matvecs)
 
 
 def curvlinops(case: Case) -> Found:

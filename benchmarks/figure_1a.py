@@ -46,10 +46,10 @@ from torch import Tensor
 
 from thalweg.analysis.figures.drawing import PAGE_WIDTH, STYLE
 from thalweg.lab.config import PROBLEM_SPECS, load_spec
-from thalweg.lab.timing import now
 from thalweg.lab.training.step import minibatch
 from thalweg.loss.lockstep_objective import LockstepObjective
 from thalweg.loss.objective import Objective
+from thalweg.measure.clock import now
 from thalweg.optim.lockstep_sgd import LockstepSGD
 from thalweg.optim.split import SplitUpdate
 from thalweg.problems import Problem, build_problem
@@ -230,7 +230,7 @@ def measure(
 def report(figure: Figure, name: str, measured: Measured) -> None:
     """One way's line, and its branches' losses."""
     errors = [r.error for r in measured.reports]
-    counted = np.mean([r.gradients for r in measured.reports])
+    counted = np.mean([r.subspace_cost for r in measured.reports])
     losses = [float(figure.objective.value(theta)) for theta in measured.way.thetas()]
     by_branch = np.reshape(losses, (-1, len(BRANCHES))).mean(axis=0)
     print(

@@ -28,7 +28,6 @@ from torch.optim import SGD, Adam, AdamW, Muon, Optimizer
 from thalweg.contrib.dion import Dion
 from thalweg.contrib.grad_power import GradPower
 from thalweg.loss.objective import Objective
-from thalweg.optim.closure import needs_closure
 from thalweg.optim.combined import Combined
 from thalweg.optim.sam import SAM
 from thalweg.optim.split import SplitUpdate
@@ -37,6 +36,7 @@ from thalweg.spectrum.subspace import random_subspace
 from thalweg.tracking.gradient_subspaces import GradientSubspace, UpdateSubspace
 from thalweg.tracking.source import FixedSubspace
 from thalweg.tracking.tracker import SubspaceTracker
+from thalweg.tracking.wrapping import needs_closure
 
 Build = Callable[["Training"], Optimizer]
 

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from thalweg.lab.config import PROBLEM_SPECS, load_spec
-from thalweg.lab.timing import now
 from thalweg.lab.training.step import minibatch
 from thalweg.loss.objective import Objective
+from thalweg.measure.clock import now
 from thalweg.operators.hessian import Hessian
 from thalweg.problems import build_problem
 from thalweg.spectrum.eigensolver import top_eigenpairs
@@ -75,7 +75,7 @@ def main() -> None:
         tracker.update(vector=gradient)
         split = tracker.split(gradient)
         spent = now(objective.device) - begin
-        counted = tracker.report.gradients + split.gradients
+        counted = tracker.report.subspace_cost + split.subspace_cost
         row = {"time": spent / seconds, "counted": counted, "renewed": tracker.report.renewed}
         if step % options.check == 0:
             row |= compare(exact(objective.theta()), gradient, split, tracker)

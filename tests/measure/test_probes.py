@@ -69,6 +69,7 @@ def test_both_effective_learning_rates_of_sgd_are_the_learning_rate() -> None:
         row = measure("effective_learning_rates", state)
         for part in ("dominant", "bulk"):
             rate = row[f"lr_numerator_{part}"] / row[f"lr_denominator_{part}"]
+            assert row[f"effective_lr_{part}"] == rate
             assert rate == pytest.approx(LEARNING_RATE, rel=1e-7)
 
 
@@ -148,7 +149,7 @@ def test_the_cost_is_averaged_over_the_steps_since_the_last_row() -> None:
     state.steps_before, state.gradients_before = 3, 10.0
     _ = state.subspace
     row = measure("subspace_cost", state)
-    assert row["subspace_gradients"] == pytest.approx((10 + state.source.report.gradients) / 4)
+    assert row["subspace_gradients"] == pytest.approx((10 + state.source.report.subspace_cost) / 4)
     assert row["subspace_error"] == state.source.report.error
 
 

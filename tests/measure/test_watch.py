@@ -633,6 +633,19 @@ def test_under_adam_the_preconditioned_sharpness_is_that_of_the_step(
     assert "in metric" in capsys.readouterr().err
 
 
+def test_the_metric_of_adam_is_found_inside_of_a_split() -> None:
+    problem = Regression(torch.optim.Adam)
+    source = SubspaceTracker(problem.objective(), 2, exact=True)
+    adam = problem.optimizer
+    problem.optimizer = SplitUpdate(adam, source, dominant=0.0, bulk=1.0)
+    watcher = problem.watch(every=1)
+    problem.step()
+    matrix = Hessian(problem.objective()) @ torch.eye(7, dtype=torch.float64)
+    expected = torch.linalg.eigvals(matrix / preconditioner(adam)[:, None]).real.max()
+    found = watcher.history[0]["preconditioned_sharpness"]
+    assert found == pytest.approx(float(expected), rel=1e-2)
+
+
 def test_a_parameter_that_adam_never_moved_leaves_the_preconditioned_sharpness_out() -> None:
     problem = Regression(torch.optim.Adam)
     watcher = problem.watch()

@@ -15,7 +15,8 @@ from thalweg.loss.lockstep_objective import LockstepObjective
 from thalweg.loss.objective import Objective
 from thalweg.operators.hessian import Hessian
 from thalweg.spectrum.eigensolver import top_eigenpairs
-from thalweg.tracking.lockstep_tracker import LockstepTracker, one_of_few
+from thalweg.tracking.lockstep_tracker import LockstepTracker
+from thalweg.tracking.tracker import SubspaceTracker
 
 K, RUNS, STEPS = 10, 3, 30
 LR = 0.1
@@ -70,7 +71,7 @@ def test_every_run_is_followed_within_a_per_cent(trained: Case) -> None:
         samples = batches(step)
         _, gradients = tracker.objective.values_and_gradients(thetas, samples)
         tracker.update(thetas, gradients)
-        costs.append(max(report.gradients for report in tracker.reports))
+        costs.append(max(report.subspace_cost for report in tracker.reports))
         renewals += tracker.reports[0].renewed
         assert len({report.renewed for report in tracker.reports}) == 1
         if step % 7 == 6:
@@ -100,6 +101,24 @@ def test_subspace_and_eigenvalues_are_those_of_a_solve(trained: Case) -> None:
         solved = top_eigenpairs(Hessian(objective, thetas[run], keep_graph=True), K)
         assert torch.allclose(tracker.eigenvalues()[run], solved.eigenvalues, rtol=0.03)
         assert tracker.subspace(run).overlap(solved) > 0.999
+
+
+def test_one_run_in_lockstep_is_followed_as_the_tracker_of_one_run_follows_it(
+    trained: Case,
+) -> None:
+    runs, thetas = lockstep(trained), beginnings(trained, 1)
+    tracker, alone = LockstepTracker(runs, K), SubspaceTracker(runs.objective, K)
+    for step in range(20):
+        gradients = runs.values_and_gradients(thetas, batches(step, 1))[1]
+        tracker.update(thetas, gradients)
+        subspace = alone.update(thetas[0], gradients[0])
+        apart = tracker.project(gradients)[0] - subspace.project(gradients[0])
+        allowed = 3 * (tracker.reports[0].error + alone.report.error)
+        assert float(apart.norm() / gradients.norm()) < allowed < 0.06
+        thetas = thetas - LR * gradients
+    assert tracker.state_dict().keys() & alone.state_dict().keys() == {
+        *("generator", "reports", "estimates", "step", "loss"),
+    }
 
 
 def test_the_order_of_runs_and_the_chunk_size_do_not_matter(trained: Case) -> None:
@@ -146,11 +165,11 @@ def test_a_run_whose_basis_turns_far_gets_a_second_power_step(trained: Case) -> 
     thetas = advance(tracker, thetas, 0)
     tracker.update(thetas, tracker.objective.values_and_gradients(thetas)[1])
     assert not tracker.reports[0].renewed
-    calm = tracker.reports[0].gradients
+    calm = tracker.reports[0].subspace_cost
     far = thetas.clone()
     far[1] += 0.05 * torch.randn(far.shape[1], generator=torch.Generator().manual_seed(7))
     tracker.update(far, tracker.objective.values_and_gradients(far)[1])
-    assert tracker.reports[1].gradients >= 2 * calm
+    assert tracker.reports[1].subspace_cost >= 2 * calm
 
 
 def test_a_run_that_diverged_is_named(trained: Case) -> None:
@@ -182,14 +201,6 @@ def test_a_step_waits_for_the_gpu_once(trained: Case) -> None:
             torch.cuda.set_sync_debug_mode("default")
     assert not tracker.reports[0].renewed
     assert sum("synchronizing CUDA operation" in str(each.message) for each in caught) == 1
-
-
-def test_subset_sizes_are_few_even_and_not_smaller_than_asked_for() -> None:
-    sizes = {asked: one_of_few(asked, 2000) for asked in range(2, 1002, 2)}
-    assert len({size for asked, size in sizes.items() if asked >= 32}) <= 22
-    assert all(asked <= size <= 1000 and size % 2 == 0 for asked, size in sizes.items())
-    assert all(size <= 1.25 * asked for asked, size in sizes.items())
-    assert one_of_few(4, 9) == 4
 
 
 def test_settings_and_shapes_that_do_not_fit_are_refused(trained: Case) -> None:

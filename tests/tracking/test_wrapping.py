@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.optim import SGD
+from torch.optim import LBFGS, SGD, Adam
 
+from thalweg.contrib.grad_power import GradPower
+from thalweg.optim.combined import Combined
 from thalweg.optim.sam import SAM
 from thalweg.optim.split import SplitUpdate
-from thalweg.spectrum.subspace import Subspace
+from thalweg.spectrum.subspace import Subspace, random_subspace
+from thalweg.tracking.preconditioner import has_preconditioner, preconditioner
 from thalweg.tracking.source import FixedSubspace
-from thalweg.tracking.wrapping import unwrapped
+from thalweg.tracking.wrapping import needs_closure, unwrapped
 
 
 def test_the_innermost_optimizer_is_found_in_either_order_of_wrapping() -> None:
@@ -24,3 +27,30 @@ def test_the_innermost_optimizer_is_found_in_either_order_of_wrapping() -> None:
         assert (found.base, found.rho, found.adaptive) == (base, 0.2, True)
     sam.rho = 0.3
     assert unwrapped(sam).rho == 0.3
+
+
+def test_sam_and_lbfgs_need_a_closure_also_inside_of_others() -> None:
+    parameter = nn.Parameter(torch.ones(3))
+    source = FixedSubspace(random_subspace(3, 1, 0))
+    plain = SGD([parameter], lr=0.1)
+    for optimizer, needed in (
+        (plain, False),
+        (GradPower(plain), False),
+        (Combined([plain]), False),
+        (LBFGS([parameter]), True),
+        (SAM(plain), True),
+    ):
+        split = SplitUpdate(optimizer, source)
+        assert needs_closure(optimizer) == needs_closure(split) == split.needs_closure == needed
+
+
+def test_the_diagonal_of_adam_is_found_inside_of_what_wraps_it() -> None:
+    parameter = nn.Parameter(torch.ones(3))
+    adam = Adam([parameter])
+    split = SplitUpdate(adam, FixedSubspace(random_subspace(3, 1, 0)))
+    parameter.grad = torch.arange(3.0)
+    split.step()
+    assert has_preconditioner(split)
+    assert torch.equal(preconditioner(split), preconditioner(adam))
+    # Powers of its gradient are something else than Adam.
+    assert not has_preconditioner(GradPower(adam))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from thalweg.contrib.block_sharpness import block_sharpness
 from thalweg.errors import InvalidInput
+from thalweg.loss.objective import Objective
 from thalweg.measure.probes import Value, probe
 from thalweg.measure.step_state import StepState
 from thalweg.operators.restricted import blocks_of
@@ -34,6 +35,8 @@ def block_sharpness_of_state(state: StepState) -> Mapping[str, Value]:
 
     Source: Wang et al. 2025 (arXiv 2502.19002).
     """
+    if not isinstance(state.objective, Objective):  # no names of parameters
+        return {}
     try:
         present = blocks_of(state.objective.layout.names)
     except InvalidInput:  # no Transformer

@@ -28,8 +28,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from thalweg.errors import invalid
-from thalweg.optim.closure import needs_closure
 from thalweg.optim.wrapper import Wrapper
+from thalweg.tracking.wrapping import needs_closure
 
 
 class GradPower(Wrapper):

@@ -32,7 +32,6 @@ from torch.optim import Optimizer
 
 from thalweg.contrib.averaging_period import AveragingPeriod, Rounds
 from thalweg.errors import InvalidInput
-from thalweg.optim.closure import needs_closure
 from thalweg.optim.wrapper import Wrapper
 
 #: Key of the counters in a state_dict, beside those of the wrapped optimizer.
@@ -80,11 +79,6 @@ class LocalSGD(Wrapper):
         self.group = group
         self.rounds = Rounds(schedule, total_steps)
         super().__init__(optimizer)
-
-    @property
-    def needs_closure(self) -> bool:
-        """Whether `step` of the wrapped optimizer must be given a closure, as SAM's must."""
-        return needs_closure(self.optimizer)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]

@@ -36,7 +36,7 @@ from torch.optim import Optimizer
 
 from thalweg.contrib.averaging_period import AveragingPeriod, Rounds
 from thalweg.errors import InvalidInput, invalid
-from thalweg.optim.closure import needs_closure
+from thalweg.tracking.wrapping import needs_closure
 
 #: Key of what a state_dict has beyond that of the first worker's optimizer.
 WORKERS = "workers"

@@ -2,6 +2,7 @@
 
 Example:
     >>> import torch
+    >>> from thalweg.loss.objective import Objective
     >>> model, data = torch.nn.Linear(3, 1), (torch.randn(32, 3), torch.randn(32, 1))
     >>> optimizer, loss = torch.optim.Adam(model.parameters(), lr=0.01), torch.nn.MSELoss()
     >>> loss(model(data[0]), data[1]).backward()
@@ -16,16 +17,17 @@ from __future__ import annotations
 from torch import Tensor
 from torch.optim import Optimizer
 
-from thalweg.loss.objective import Objective
+from thalweg.loss.protocol import Loss
 from thalweg.operators.hessian import Hessian
 from thalweg.operators.preconditioned import Preconditioned
 from thalweg.spectrum.eigensolver import top_eigenpairs
+from thalweg.spectrum.metric_subspace import MetricSubspace
 from thalweg.spectrum.subspace import Subspace
 from thalweg.tracking.preconditioner import metric_of
 
 
 def preconditioned_sharpness(
-    objective: Objective,
+    objective: Loss,
     optimizer: Optimizer,
     theta: Tensor | None = None,
     *,
@@ -53,6 +55,23 @@ def preconditioned_sharpness(
 
     Source: Cohen et al. 2022 (arXiv 2207.14484).
     """
+    return metric_subspace(objective, optimizer, theta, tolerance=tolerance, start=start).scaled
+
+
+def metric_subspace(
+    objective: Loss,
+    optimizer: Optimizer,
+    theta: Tensor | None = None,
+    k: int = 1,
+    *,
+    tolerance: float = 1e-3,
+    start: Tensor | None = None,
+) -> MetricSubspace:
+    """S_k in the metric of the optimizer, D^-1/2 (H + w I) D^-1/2, solved from scratch.
+
+    Arguments, errors and source are those of `preconditioned_sharpness`; k is the dimension.
+    """
     diagonal, shift = metric_of(optimizer, objective)
     operator = Preconditioned(Hessian(objective, theta, keep_graph=True), diagonal, shift=shift)
-    return top_eigenpairs(operator, 1, tolerance=tolerance, start=start, check_repeated=0)
+    solved = top_eigenpairs(operator, k, tolerance=tolerance, start=start, check_repeated=0)
+    return MetricSubspace(solved, diagonal)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from thalweg.errors import invalid
+from thalweg.measure.effective_learning_rate import effective_learning_rate
 from thalweg.measure.step_state import StepState
 from thalweg.registry import probes
 
@@ -193,6 +194,8 @@ def displacement(state: StepState) -> Mapping[str, Value]:
 @probe(
     "effective_learning_rates",
     [
+        "effective_lr_dominant",
+        "effective_lr_bulk",
         "lr_numerator_dominant",
         "lr_denominator_dominant",
         "lr_numerator_bulk",
@@ -201,10 +204,11 @@ def displacement(state: StepState) -> Mapping[str, Value]:
     needs_gradient=True,
 )
 def effective_learning_rates(state: StepState) -> Mapping[str, Value]:
-    """Numerators and denominators of the effective learning rates of the proposed update.
+    """Effective learning rates of the proposed update, with their numerators and denominators.
 
-    For a part Q: -<Q delta, Q g> / norm(Q g)^2, as a ratio of sums over a window, since the mean of
-    ratios is ruled by steps with a small denominator. In float64.
+    For a part Q: -<Q delta, Q g> / norm(Q g)^2 of this step. Over several steps take the ratio of
+    sums (`effective_learning_rate`), since a mean of ratios is ruled by steps with a small
+    denominator. In float64.
 
     Source: Song, Ahn, Yun 2025 (arXiv 2405.16002), section 6.
     """
@@ -214,8 +218,9 @@ def effective_learning_rates(state: StepState) -> Mapping[str, Value]:
     pairs = zip(state.parts(state.proposed), state.parts(state.gradient), strict=True)
     for name, (update, gradient) in zip(("dominant", "bulk"), pairs, strict=True):
         update, gradient = update.double(), gradient.double()
-        row[f"lr_numerator_{name}"] = -float(update @ gradient)
-        row[f"lr_denominator_{name}"] = float(gradient @ gradient)
+        terms = -float(update @ gradient), float(gradient @ gradient)
+        row[f"effective_lr_{name}"] = effective_learning_rate(*([term] for term in terms))
+        row[f"lr_numerator_{name}"], row[f"lr_denominator_{name}"] = terms
     return row
 
 
@@ -236,7 +241,7 @@ def subspace_cost(state: StepState) -> Mapping[str, Value]:
     """
     _ = state.subspace
     report = state.source.report
-    gradients = (state.gradients_before + report.gradients) / (state.steps_before + 1)
+    gradients = (state.gradients_before + report.subspace_cost) / (state.steps_before + 1)
     return {
         "subspace_error": report.error,
         "subspace_gradients": gradients,

@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from thalweg.measure.probes import Value, probe
 from thalweg.measure.step_state import StepState
 from thalweg.optim.stability import StabilityThreshold, sam_threshold, stability_threshold
-from thalweg.tracking.wrapping import Unwrapped
+from thalweg.tracking.wrapping import Unwrapped, unwrapped
 
 
 @probe("stability", ["stability_threshold", "preconditioned_sharpness", "stability_ratio"])
@@ -42,12 +42,12 @@ def stability(state: StepState) -> Mapping[str, Value]:
     Source: Cohen et al. 2021 (arXiv 2103.00065), 2022 (2207.14484); SAM around gradient descent:
     Long and Bartlett 2024 (2309.12488).
     """
-    if state.unwrapped is None:
+    if state.optimizer is None:
         return {}
-    base = state.unwrapped.base
-    parameters = state.objective.layout.parameters(state.objective.model)
-    threshold = stability_threshold(base, parameters, lr=state.learning_rate)
-    value = _with_sam(threshold, state.unwrapped, state)
+    found = unwrapped(state.optimizer)
+    parameters = state.objective.parameters()
+    threshold = stability_threshold(found.base, parameters, lr=state.learning_rate)
+    value = _with_sam(threshold, found, state)
     metric = state.metric_subspace
     preconditioned = None if metric is None else float(metric.scaled.eigenvalues[0])
     # In a metric lambda_1 says nothing.

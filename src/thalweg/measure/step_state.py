@@ -27,15 +27,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from thalweg.loss.objective import Objective
-from thalweg.operators.hessian import Hessian
-from thalweg.operators.preconditioned import Preconditioned
-from thalweg.spectrum.eigensolver import top_eigenpairs
+from thalweg.loss.protocol import Loss, value_of
+from thalweg.measure.preconditioned_sharpness import metric_subspace
 from thalweg.spectrum.metric_subspace import MetricSubspace
 from thalweg.spectrum.subspace import Subspace
-from thalweg.tracking.preconditioner import has_preconditioner, metric_of
+from thalweg.tracking.preconditioner import has_preconditioner
 from thalweg.tracking.source import Split, SubspaceSource
-from thalweg.tracking.wrapping import Unwrapped, unwrapped
 
 Parts = tuple[Tensor, Tensor]
 
@@ -79,7 +76,7 @@ class StepState:
 
     step: int
     theta: Tensor
-    objective: Objective
+    objective: Loss
     source: SubspaceSource
     learning_rate: float
     minibatch_loss: float | None = None
@@ -113,7 +110,7 @@ class StepState:
 
     @cached_property
     def _loss(self) -> float:
-        return float(self.objective.value(self.theta))
+        return float(value_of(self.objective, self.theta))
 
     @property
     def gradient(self) -> Tensor:
@@ -143,27 +140,17 @@ class StepState:
         return self.update is not None
 
     @cached_property
-    def unwrapped(self) -> Unwrapped | None:
-        """The optimizer inside of all that wrap it; None where it is not known."""
-        return None if self.optimizer is None else unwrapped(self.optimizer)
-
-    @cached_property
     def metric_subspace(self) -> MetricSubspace | None:
         """S_k at theta_t in the metric of the optimizer, solved once a step.
 
         The metric is D after the step's update, see `preconditioner`. None where the optimizer has
         none, or is not known, and where no step was made.
         """
-        if self.unwrapped is None or not self.step_was_made:
+        if self.optimizer is None or not self.step_was_made:
             return None
-        base = self.unwrapped.base
-        if not has_preconditioner(base):
+        if not has_preconditioner(self.optimizer):
             return None
-        diagonal, shift = metric_of(base, self.objective)
-        hessian = Hessian(self.objective, self.theta, keep_graph=True)
-        operator = Preconditioned(hessian, diagonal, shift=shift)
-        solved = top_eigenpairs(operator, self.subspace.k, check_repeated=0)
-        return MetricSubspace(solved, diagonal)
+        return metric_subspace(self.objective, self.optimizer, self.theta, self.subspace.k)
 
     @cached_property
     def batch_samples(self) -> list[Tensor | None]:
@@ -174,7 +161,9 @@ class StepState:
     def batch_gradients(self) -> Tensor:
         """The gradient at theta_t of each of `batch_samples`, (P, m)."""
         gradients = [
-            self.gradient if samples is None else self.objective.gradient(self.theta, samples)
+            self.gradient
+            if samples is None
+            else self.objective.value_and_gradient(self.theta, samples)[1]
             for samples in self.batch_samples
         ]
         return torch.stack(gradients).T

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from thalweg.optim.closure import needs_closure
 from thalweg.optim.combined import Combined
 from thalweg.optim.lockstep_sgd import LockstepSGD
 from thalweg.optim.sam import SAM
 from thalweg.optim.split import SplitUpdate
 from thalweg.optim.stability import StabilityThreshold, sam_threshold, stability_threshold
+from thalweg.tracking.wrapping import needs_closure
 
 __all__ = [
     "SAM",

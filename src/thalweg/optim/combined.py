@@ -23,9 +23,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from thalweg.errors import InvalidInput, invalid
-from thalweg.optim.closure import needs_closure
-from thalweg.optim.sam import SAM
-from thalweg.optim.split import SplitUpdate
+from thalweg.tracking.wrapping import unwrapped
 
 
 class Combined(Optimizer):
@@ -122,8 +120,9 @@ class Combined(Optimizer):
 
 
 def _refuse_unfit(optimizer: Optimizer) -> None:
-    wraps = isinstance(optimizer, SAM | SplitUpdate | Combined)
-    if wraps or needs_closure(optimizer):
+    found = unwrapped(optimizer)
+    wraps = isinstance(optimizer, Combined) or found.base is not optimizer
+    if wraps or found.needs_closure:
         name = type(optimizer).__name__
         raise invalid(
             "optimizers",

@@ -26,15 +26,15 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from thalweg.errors import InvalidInput, invalid
-from thalweg.optim.closure import needs_closure
 from thalweg.optim.wrapper import Wrapper
+from thalweg.tracking.wrapping import needs_closure
 
 
 class SAM(Wrapper):
@@ -58,8 +58,6 @@ class SAM(Wrapper):
         InvalidInput: rho or eps out of range; a base optimizer that needs a closure.
     """
 
-    needs_closure: ClassVar[bool] = True
-
     def __init__(
         self,
         base_optimizer: Optimizer,
@@ -80,6 +78,11 @@ class SAM(Wrapper):
         self.eps = eps
         super().__init__(base_optimizer)
         self._before: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def needs_closure(self) -> bool:
+        """True."""
+        return True
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]

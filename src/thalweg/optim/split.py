@@ -32,7 +32,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from thalweg.errors import InvalidInput
-from thalweg.optim.closure import needs_closure
 from thalweg.optim.wrapper import Wrapper
 from thalweg.tracking.source import Split, SubspaceSource
 
@@ -80,7 +79,7 @@ class SplitUpdate(Wrapper):
         own = [p for group in optimizer.param_groups for p in group["params"]]
         objective = getattr(source, "objective", None)
         if parameters is None and objective is not None:
-            parameters = objective.layout.parameters(objective.model)
+            parameters = list(objective.parameters())
         self.parameters: list[nn.Parameter] = own if parameters is None else parameters
         if not {id(p) for p in self.parameters} & {id(p) for p in own}:
             raise InvalidInput(
@@ -92,11 +91,6 @@ class SplitUpdate(Wrapper):
         self.proposed: Tensor | None = None
         self.split: Split | None = None
         self.source_is_here = False
-
-    @property
-    def needs_closure(self) -> bool:
-        """Whether `step` of the wrapped optimizer must be given a closure, as SAM's must."""
-        return needs_closure(self.optimizer)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]

@@ -1,4 +1,4 @@
-"""What every optimizer around another shares: groups, state and gradients of the one inside.
+"""Base of optimizers that wrap another one: groups, state and gradients are those of the inner one.
 
 Example:
     >>> import torch
@@ -16,11 +16,13 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from thalweg.tracking.wrapping import needs_closure
+
 
 class Wrapper(Optimizer):
-    """An optimizer around another; a subclass says what its `step` does.
+    """Base of optimizers that wrap another one; a subclass says what its `step` does.
 
-    Schedulers act on both, as the parameter groups are the same objects.
+    The parameter groups are the same objects, so that schedulers act on both.
 
     Args:
         inner: any `torch.optim.Optimizer`, already built.
@@ -42,6 +44,11 @@ class Wrapper(Optimizer):
     @state.setter
     def state(self, value: defaultdict[Tensor, Any]) -> None:
         self._inner.state = value
+
+    @property
+    def needs_closure(self) -> bool:
+        """Whether `step` must be given a closure, since that of the wrapped optimizer must."""
+        return needs_closure(self._inner)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients of the wrapped optimizer's parameters."""

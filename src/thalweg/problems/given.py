@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import PrivateAttr
 
 from thalweg.errors import InvalidInput, invalid
-from thalweg.problems.data.tensors import InputShape
+from thalweg.problems.data.dataset import InputShape
 from thalweg.problems.problem import Loss, Problem, own_random_state
 from thalweg.registry import datasets, losses, models
 from thalweg.settings import Settings

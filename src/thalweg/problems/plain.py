@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from thalweg.errors import InvalidInput
-from thalweg.problems.data.tensors import InputShape, Samples
+from thalweg.problems.data.dataset import InputShape, Samples
 from thalweg.settings import Settings, registered, with_signature_of
 
 if TYPE_CHECKING:

@@ -50,8 +50,8 @@ class MetricSubspace:
         Raises:
             InvalidInput: another length than P.
         """
-        root = self.diagonal.sqrt()
-        dominant = self.scaled.project(root * update) / root
+        scaled = to_metric(update, self.diagonal)
+        dominant = from_metric(self.scaled.project(scaled), self.diagonal)
         return dominant, update - dominant
 
     def split_gradient(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,8 +66,18 @@ class MetricSubspace:
 
     def alignment_update(self, update: Tensor) -> float:
         """chi of an update: norm(W^T D^1/2 delta) / norm(D^1/2 delta), in [0, 1]."""
-        return self.scaled.alignment(self.diagonal.sqrt() * update)
+        return self.scaled.alignment(to_metric(update, self.diagonal))
 
     def alignment_gradient(self, gradient: Tensor) -> float:
         """chi of a gradient: norm(W^T D^-1/2 g) / norm(D^-1/2 g), in [0, 1]."""
         return self.scaled.alignment(gradient / self.diagonal.sqrt())
+
+
+def to_metric(update: Tensor, diagonal: Tensor) -> Tensor:
+    """D^1/2 delta: an update (P,) in the coordinates D^1/2 theta, where the metric is Euclidean."""
+    return diagonal.sqrt() * update
+
+
+def from_metric(scaled: Tensor, diagonal: Tensor) -> Tensor:
+    """D^-1/2 of an update (P,) in the coordinates D^1/2 theta: that update of theta."""
+    return scaled / diagonal.sqrt()

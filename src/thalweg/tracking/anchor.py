@@ -1,4 +1,4 @@
-"""What a tracker holds on to: one reference or two, each at its own point; the nearer one serves.
+"""The references that a tracker keeps: one or two, each at its own point; the nearer one serves.
 
 Along SGD one reference is enough: the newest is the nearest. At the edge of stability the iterate
 jumps between two sides of the valley, and the eigenspace turns by a quarter at every step, there
@@ -14,8 +14,9 @@ from typing import Any
 
 from torch import Tensor
 
+from thalweg.linalg import norm
 from thalweg.tracking.reference import Reference
-from thalweg.tracking.refresh_policy import RenewalPolicy
+from thalweg.tracking.refresh_policy import RefreshPolicy
 
 EARLY = 4
 """A reference that has to be renewed before it has served so often is kept: the next step may lead
@@ -30,7 +31,7 @@ class Anchor:
 
     reference: Reference
     theta: Tensor
-    policy: RenewalPolicy
+    policy: RefreshPolicy
     idle: int = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -52,12 +53,12 @@ class Anchors:
     """
 
     def __init__(self, num_samples: int, target: float) -> None:
-        self._first_policy = RenewalPolicy(num_samples, target)
+        self._first_policy = RefreshPolicy(num_samples, target)
         self._all: list[Anchor] = []
         self._serving = 0
 
     @property
-    def policy(self) -> RenewalPolicy:
+    def policy(self) -> RefreshPolicy:
         """That of the anchor that serves; before the first one, what it will begin with."""
         return self._all[self._serving].policy if self._all else self._first_policy
 
@@ -69,24 +70,24 @@ class Anchors:
     def serve(self, theta: Tensor) -> Reference:
         """Let the anchor nearest to theta (P,) serve."""
         if len(self._all) > 1:
-            distances = [float((anchor.theta - theta).norm()) for anchor in self._all]
+            distances = [float(norm(anchor.theta - theta)) for anchor in self._all]
             self._serving = distances.index(min(distances))
         for anchor in self._all:
             anchor.idle += 1
         self._all[self._serving].idle = 0
         return self.reference
 
-    def plan(self) -> RenewalPolicy:
+    def plan(self) -> RefreshPolicy:
         """What the next reference begins with: learned from the one that serves."""
         policy = copy.deepcopy(self.policy)
         policy.plan()
         return policy
 
-    def renew(self, reference: Reference, theta: Tensor, policy: RenewalPolicy) -> None:
+    def renew(self, reference: Reference, theta: Tensor, policy: RefreshPolicy) -> None:
         """Put a new reference in the place of the one that serves, or beside it."""
         anchor = Anchor(reference, theta, policy)
         keeps = [a for i, a in enumerate(self._all) if i != self._serving and a.idle < IDLE]
-        if not keeps and self._all and len(self.policy.history) < EARLY:
+        if not keeps and self._all and self.policy.age < EARLY:
             keeps = [self._all[self._serving]]
         self._all = [*keeps, anchor]
         self._serving = len(self._all) - 1

@@ -6,7 +6,7 @@ products cost little: n / N of a product with all.
 
 Every solve begins at random. On an MLP of 17,610 parameters, k = 10 and batches of 50 it takes 22.3
 products; from the sum of the last basis's columns 20.9, from all of them as a block 34. Those seven
-per cent are left where they are: a start within the last subspace hides a direction that comes in.
+per cent are not worth it: a start within the last subspace hides a direction that comes in.
 
 Source: Zakarin, Singh 2025 (arXiv 2505.11972), who take the Hessian of the mini-batch, of a subset,
 or of all data.
@@ -31,12 +31,12 @@ from typing import Any
 
 from torch import Tensor
 
-from thalweg.errors import invalid
-from thalweg.loss.objective import Objective
+from thalweg.loss.protocol import Loss
 from thalweg.operators.hessian import Hessian
 from thalweg.spectrum.eigensolver import top_eigenpairs
 from thalweg.spectrum.subspace import Subspace
 from thalweg.tracking.solved_source import SolvedSource
+from thalweg.tracking.source import check_dimension
 
 
 class BatchSubspace(SolvedSource):
@@ -63,15 +63,14 @@ class BatchSubspace(SolvedSource):
 
     def __init__(
         self,
-        objective: Objective,
+        objective: Loss,
         k: int,
         *,
         tolerance: float = 1e-3,
         every: int = 1,
         seed: int = 0,
     ) -> None:
-        if not 1 <= k <= objective.num_parameters:
-            raise invalid("k", k, f"an integer from 1 to P = {objective.num_parameters}")
+        check_dimension(k, objective.num_parameters)
         super().__init__(objective, k, tolerance=tolerance, every=every)
         self.seed = seed
         self.samples: Tensor | None = None
@@ -83,14 +82,12 @@ class BatchSubspace(SolvedSource):
         return solved, self.objective.num_samples if self.samples is None else len(self.samples)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on bit for bit, but the samples, which the next step brings."""
+        """Everything needed to continue bit for bit, except the samples of the next step."""
         return super().state_dict() | {
-            "products": self.objective.products.state_dict(),
-            "chunk_size": self.objective.chunk_size,
+            "loss": self.objective.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave, the way to multiply by the Hessian included."""
         super().load_state_dict(state)
-        self.objective.products.load_state_dict(state["products"])
-        self.objective.chunk_size = state["chunk_size"]
+        self.objective.load_state_dict(state.get("loss", state))

@@ -12,6 +12,7 @@ the error of that, which was up to 48 % where 0.2 % were estimated, so it begins
 
 Example:
     >>> import torch
+    >>> from thalweg.loss.objective import Objective
     >>> from thalweg.optim.split import SplitUpdate
     >>> model, data = torch.nn.Linear(3, 1), (torch.randn(32, 3), torch.randn(32, 1))
     >>> loss, adam = torch.nn.MSELoss(), torch.optim.Adam(model.parameters(), lr=0.01)
@@ -35,10 +36,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from thalweg.errors import InvalidInput, invalid
-from thalweg.loss.objective import Objective
+from thalweg.loss.protocol import Loss
 from thalweg.operators.hessian import Hessian
 from thalweg.operators.preconditioned import Preconditioned
-from thalweg.spectrum.metric_subspace import MetricSubspace
+from thalweg.spectrum.metric_subspace import MetricSubspace, from_metric, to_metric
 from thalweg.spectrum.subspace import Subspace
 from thalweg.tracking.preconditioner import metric_of, require_preconditioner
 from thalweg.tracking.source import Split, TrackerReport
@@ -77,7 +78,7 @@ class OptimizerMetricSource:
 
     def __init__(
         self,
-        objective: Objective,
+        objective: Loss,
         k: int,
         optimizer: Optimizer,
         *,
@@ -146,7 +147,7 @@ class OptimizerMetricSource:
             self._calls += 1
             self.report = replace(
                 self.report,
-                gradients=0.0,
+                subspace_cost=0.0,
                 renewed=False,
                 subset=0,
                 age=self.report.age + 1,
@@ -157,7 +158,7 @@ class OptimizerMetricSource:
         self._calls += 1
         if self._has_drifted():
             self._tracker = self._new_tracker()
-        scaled = None if vector is None else self._diagonal.sqrt() * vector
+        scaled = None if vector is None else to_metric(vector, self._diagonal)
         subspace = self._tracker.update(theta, scaled)
         self.report = self._tracker.report
         if self.report.renewed:
@@ -169,13 +170,13 @@ class OptimizerMetricSource:
 
         Errors are in the norm of the metric.
         """
-        root = self._metric_diagonal().sqrt()
-        scaled = self._tracker.split(root * vector)
-        dominant = scaled.dominant / root
+        diagonal = self._metric_diagonal()
+        scaled = self._tracker.split(to_metric(vector, diagonal))
+        dominant = from_metric(scaled.dominant, diagonal)
         return replace(scaled, dominant=dominant, bulk=vector - dominant)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on bit for bit; the optimizer's own state is not in it."""
+        """Everything needed to continue bit for bit; the optimizer's own state is not in it."""
         return {
             "calls": self._calls,
             "diagonal": self._diagonal,
@@ -192,7 +193,7 @@ class OptimizerMetricSource:
         self._diagonal, self._shift = state["diagonal"], state["shift"]
         self._diagonal_before = state["diagonal_before"]
         self._tracker.load_state_dict(state["tracker"])
-        self.report = TrackerReport(**state["report"])
+        self.report = TrackerReport.from_state(state["report"])
 
     def _has_drifted(self) -> bool:
         if self._diagonal is None or self._diagonal_before is None:
@@ -206,7 +207,7 @@ class OptimizerMetricSource:
 
     def _operator(
         self,
-        objective: Objective,
+        objective: Loss,
         theta: Tensor | None = None,
         samples: Tensor | None = None,
         *,

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer, RMSprop
 
 from thalweg.errors import InvalidInput, invalid
-from thalweg.loss.objective import Objective
+from thalweg.loss.protocol import Loss
+from thalweg.tracking.wrapping import unwrapped
 
 
 def preconditioner(optimizer: Optimizer, parameters: Iterable[Tensor] | None = None) -> Tensor:
@@ -26,8 +27,8 @@ def preconditioner(optimizer: Optimizer, parameters: Iterable[Tensor] | None = N
     it is centered.
 
     Args:
-        optimizer: one that has made a step.
-        parameters: in the order of theta, such as `objective.layout.parameters(model)`; None for
+        optimizer: one that has made a step, or that wraps such a one.
+        parameters: in the order of theta, such as `objective.parameters()`; None for
             all of the optimizer's.
 
     Returns:
@@ -39,6 +40,7 @@ def preconditioner(optimizer: Optimizer, parameters: Iterable[Tensor] | None = N
     Source: Cohen et al. 2022 (arXiv 2207.14484).
     """
     require_preconditioner(optimizer)
+    optimizer = unwrapped(optimizer).base
     diagonal = _adam_diagonal if isinstance(optimizer, Adam) else _rmsprop_diagonal
     group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     if parameters is None:
@@ -59,33 +61,34 @@ def preconditioner(optimizer: Optimizer, parameters: Iterable[Tensor] | None = N
 
 
 def has_preconditioner(optimizer: Optimizer) -> bool:
-    """Whether `preconditioner` knows the diagonal of this kind of optimizer."""
-    return isinstance(optimizer, (Adam, RMSprop))
+    """Whether `preconditioner` knows the diagonal of this kind of optimizer, wrapped or not."""
+    return isinstance(unwrapped(optimizer).base, (Adam, RMSprop))
 
 
 def require_preconditioner(optimizer: Optimizer) -> None:
-    """Refuse other kinds.
+    """Refuse an optimizer without a diagonal that `preconditioner` knows.
 
     Raises:
-        InvalidInput: the optimizer is neither Adam, AdamW nor RMSprop.
+        InvalidInput: it is neither Adam, AdamW nor RMSprop, nor wraps one of them.
     """
     if not has_preconditioner(optimizer):
-        raise invalid("optimizer", type(optimizer).__name__, "Adam, AdamW or RMSprop")
+        name = type(unwrapped(optimizer).base).__name__
+        raise invalid("optimizer", name, "Adam, AdamW or RMSprop")
 
 
-def metric_of(optimizer: Optimizer, objective: Objective) -> tuple[Tensor, float]:
+def metric_of(optimizer: Optimizer, objective: Loss) -> tuple[Tensor, float]:
     """The metric of an optimizer over the parameters of a loss: D (P,), and w.
 
     D is from `preconditioner`, w the weight decay that Adam or RMSprop adds to the gradient: what
     the optimizer feels is D^-1/2 (H + w I) D^-1/2.
 
     Args:
-        optimizer: Adam, AdamW or RMSprop after a step.
+        optimizer: Adam, AdamW or RMSprop after a step, or what wraps one of them.
 
     Raises:
         InvalidInput: the optimizer has no preconditioner, or none yet; it holds a zero.
     """
-    parameters = objective.layout.parameters(objective.model)
+    parameters = objective.parameters()
     diagonal = preconditioner(optimizer, parameters)
     if not bool((diagonal > 0).all()):
         raise invalid("preconditioner", float(diagonal.min()), "positive numbers", "raise eps")
