@@ -154,7 +154,7 @@ probes: Registry[Any] = Registry(
     "thalweg.measure.probes",
     "thalweg.measure.minibatch_noise",
     "thalweg.measure.batch_sharpness",
-    "thalweg.contrib.block_probes",
+    "thalweg.contrib.block_sharpness",
     "thalweg.measure.curvature_energy",
     "thalweg.measure.stability_probes",
     fit="thalweg.measure.probes:fit",

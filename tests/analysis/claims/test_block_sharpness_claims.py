@@ -6,7 +6,7 @@ import pytest
 
 from tests.analysis.claims.branches import falling, table, verdict_of, without
 from thalweg.analysis.claims.block_sharpness_claims import COLUMNS, ORDER
-from thalweg.contrib.block_probes import MEASURED_BLOCKS
+from thalweg.contrib.block_sharpness import MEASURED_BLOCKS
 
 
 def blocks(*sharpness: float) -> pd.DataFrame:
