@@ -41,9 +41,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from thalweg.lab.config import Spec, load_spec
-from thalweg.lab.timing import now
 from thalweg.lab.training.step import minibatch
 from thalweg.loss.objective import Objective
+from thalweg.measure.clock import now
 from thalweg.operators.hessian import Hessian
 from thalweg.problems import Problem, build_problem
 from thalweg.spectrum.eigensolver import top_eigenpairs

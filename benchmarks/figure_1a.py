@@ -46,10 +46,10 @@ from torch import Tensor
 
 from thalweg.analysis.figures.drawing import PAGE_WIDTH, STYLE
 from thalweg.lab.config import PROBLEM_SPECS, load_spec
-from thalweg.lab.timing import now
 from thalweg.lab.training.step import minibatch
 from thalweg.loss.lockstep_objective import LockstepObjective
 from thalweg.loss.objective import Objective
+from thalweg.measure.clock import now
 from thalweg.optim.lockstep_sgd import LockstepSGD
 from thalweg.optim.split import SplitUpdate
 from thalweg.problems import Problem, build_problem

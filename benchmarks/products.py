@@ -25,10 +25,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from thalweg.errors import InvalidInput
 from thalweg.lab.config import PROBLEM_SPECS, load_spec
-from thalweg.lab.timing import now
 from thalweg.loss.lockstep_objective import LockstepObjective
 from thalweg.loss.objective import Objective
 from thalweg.loss.replay import Replay
+from thalweg.measure.clock import now
 from thalweg.operators.hessian import Hessian
 from thalweg.problems import Problem, build_problem
 

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from thalweg.lab.config import PROBLEM_SPECS, load_spec
-from thalweg.lab.timing import now
 from thalweg.lab.training.step import minibatch
 from thalweg.loss.objective import Objective
+from thalweg.measure.clock import now
 from thalweg.operators.hessian import Hessian
 from thalweg.problems import build_problem
 from thalweg.spectrum.eigensolver import top_eigenpairs

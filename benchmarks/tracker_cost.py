@@ -44,7 +44,7 @@ import numpy as np
 import torch
 
 from thalweg.spectrum.gap import GapClosed
-from thalweg.tracking import tracker
+from thalweg.tracking import refresh_policy
 from tracking.changes import CHANGES, CLOCK_ONLY, ESTIMATE_ONLY, Setting, Unchanged
 from tracking.comparison import Row, load, of_change, relative_costs, save
 from tracking.drawing import draw
@@ -171,11 +171,11 @@ def run(replay: Replay, change: str, setting: Setting, seeds: int) -> Row:
 @contextmanager
 def second_step_at(share: float) -> Iterator[None]:
     """The tracker's threshold of a second power step, for a while."""
-    before, tracker.SECOND_STEP = tracker.SECOND_STEP, share
+    before, refresh_policy.SECOND_STEP = refresh_policy.SECOND_STEP, share
     try:
         yield
     finally:
-        tracker.SECOND_STEP = before
+        refresh_policy.SECOND_STEP = before
 
 
 def seconds_of_a_gradient(replay: Replay) -> float:

@@ -47,8 +47,8 @@ from thalweg.contrib import (
     trained_parameters,
     training_jacobian,
 )
-from thalweg.lab.timing import now
 from thalweg.loss import LockstepObjective
+from thalweg.measure.clock import now
 from thalweg.operators import DenseOperator
 from thalweg.problems.data.digits import Digits
 from thalweg.spectrum import random_subspace

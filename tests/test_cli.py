@@ -356,7 +356,7 @@ def test_a_failing_trunk_is_said_with_its_reason_and_its_branches_are_not_begun(
         f"seed 0 trunk: failed: ZeroDivisionError: division by zero; see {trunk.path / 'log.txt'}",
         "seed 0 bulk-sgd: not begun, trunk did not end well",
         "seed 0 sgd: not begun, trunk did not end well",
-        f"to go on: thalweg resume {study.path} --plugin {PLUGIN}",
+        f"to continue: thalweg resume {study.path} --plugin {PLUGIN}",
     ]
     status = trunk.status()
     assert status is not None
@@ -389,7 +389,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_ends_with_status_75(
     assert out == ""
     assert "Traceback" not in err
     study = study_in(root)
-    assert f"to go on: thalweg resume {study.path}" in err
+    assert f"to continue: thalweg resume {study.path}" in err
     status = study.run(0, "trunk").status()
     assert status is not None
     assert status.state == "interrupted"

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from thalweg.operators.hessian import PRODUCT_COST, Hessian
-from thalweg.tracking import tracker
 from thalweg.tracking.reference import Reference
-from thalweg.tracking.refresh_policy import RenewalPolicy
+from thalweg.tracking.refresh_policy import SECOND_STEP, RefreshPolicy
 from thalweg.tracking.tracker import SubspaceTracker
 from tracking.recording import K, Replay
 
@@ -33,7 +32,7 @@ class Setting:
         return f"target {self.target:.1%}"
 
 
-class Clock(RenewalPolicy):
+class Clock(RefreshPolicy):
     """Subset size and period stay."""
 
     def plan(self) -> None:
@@ -45,7 +44,7 @@ class Unchanged(SubspaceTracker):
 
     guards = 0
     gap_looks = FIRST_ONLY
-    second_step = tracker.SECOND_STEP
+    second_step = SECOND_STEP
 
     def __init__(self, replay: Replay, setting: Setting, seed: int) -> None:
         self.labels, self.seed = replay.labels, seed
@@ -57,12 +56,9 @@ class Unchanged(SubspaceTracker):
             seed=seed,
         )
         if setting.period:
-            size, N = 2 * round(setting.share * replay.objective.num_samples / 2), self.num_samples
+            N = self.num_samples
+            size = 2 * round(setting.share * N / 2)
             self._anchors._first_policy = Clock(N, math.inf, subset=size, period=setting.period)
-
-    @property
-    def num_samples(self) -> int:
-        return self.objective.num_samples
 
     def dominant(self, vector: Tensor) -> Tensor:
         """P_k v by the first k rows."""
@@ -97,9 +93,11 @@ class LowPrecision(Unchanged):
         super().__init__(replay, setting, seed)
         self.low = replay.in_bfloat16
         self.low.products = copy.deepcopy(replay.objective.products)
-        self.operator = self._operator
+        self.operator = self._in_low_precision
 
-    def _operator(self, objective, theta=None, samples=None, *, keep_graph=False) -> Hessian:
+    def _in_low_precision(
+        self, objective, theta=None, samples=None, *, keep_graph=False
+    ) -> Hessian:
         objective = objective if samples is None else self.low
         return Hessian(objective, theta, samples, keep_graph=keep_graph)
 
@@ -133,10 +131,10 @@ class Composed(Unchanged):
         whole, sampled, half, subset, self.touched = self.products(rows, size)
         return Reference(rows, whole - sampled, whole - half, subset), whole
 
-    def _renew(self, *, solved: bool = False) -> float:
-        cost = super()._renew(solved=solved)
+    def _renew(self, *, solved: bool = False) -> list[float]:
+        (cost,) = super()._renew(solved=solved)
         counted = self.num_samples + 1.5 * self.policy.subset
-        return cost + PRODUCT_COST * self.k * (self.touched - counted) / self.num_samples
+        return [cost + PRODUCT_COST * self.k * (self.touched - counted) / self.num_samples]
 
 
 class Stratified(Composed):
@@ -170,16 +168,16 @@ class NoEstimate(Composed):
         whole, sampled = self.multiply(None, rows), self.multiply(subset, rows)
         return whole, sampled, sampled, subset, self.num_samples + size
 
-    def _bias(self, vector: Tensor) -> float:
-        return 0.0
+    def _movements(self, vector: Tensor) -> list[float]:
+        return [0.0]
 
-    def _errors(self, vector: Tensor) -> tuple[float, float]:
-        return 0.0, 0.0
+    def _sampling_errors(self, vector: Tensor) -> list[float]:
+        return [0.0]
 
     def update(self, theta: Tensor | None = None, vector: Tensor | None = None):
         result = super().update(theta, vector)
         saved = PRODUCT_COST * self.report.subset / self.num_samples
-        self.report = replace(self.report, gradients=self.report.gradients - saved)
+        self.reports = [replace(self.report, gradients=self.report.gradients - saved)]
         return result
 
 
@@ -193,30 +191,31 @@ class Advanced(Unchanged):
     def coordinates(self) -> list[float]:
         raise NotImplementedError
 
-    def _power_step(self, reference: Reference) -> Tensor | None:
+    def _power_step(self, reference: Reference, vector: Tensor | None) -> Tensor:
         offset, first = reference.offset, reference.offset_first
         for coordinate, slopes in zip(self.coordinates(), self.slopes, strict=True):
             offset = offset + coordinate * slopes[0]
             first = first + coordinate * slopes[1]
-        return super()._power_step(replace(reference, offset=offset, offset_first=first))
+        changed = replace(reference, offset=offset, offset_first=first)
+        return super()._power_step(changed, vector)
 
 
 class InTime(Advanced, Kept):
     """The subset must be kept: the change of its offset is known from two references then."""
 
     def coordinates(self) -> list[float]:
-        return [len(self.policy.history) + 1.0] * len(self.slopes)
+        return [self.policy.age + 1.0] * len(self.slopes)
 
-    def _renew(self, *, solved: bool = False) -> float:
-        age = len(self.policy.history)
+    def _renew(self, *, solved: bool = False) -> list[float]:
+        age = self.policy.age
         before = self._anchors.reference if self._anchors._all else None
-        cost = super()._renew(solved=solved)
+        costs = super()._renew(solved=solved)
         if before is not None:
             new = self._anchors.reference
             old = before.turned(new.rows)
             changes = new.offset - old.offset, new.offset_first - old.offset_first
             self.slopes = [(changes[0] / age, changes[1] / age)]
-        return cost
+        return costs
 
 
 class Third(Advanced):
@@ -233,8 +232,8 @@ class Third(Advanced):
         moved = self._theta - self._anchors._all[self._anchors._serving].theta
         return (self.along @ moved).tolist()
 
-    def _renew(self, *, solved: bool = False) -> float:
-        cost = super()._renew(solved=solved)
+    def _renew(self, *, solved: bool = False) -> list[float]:
+        (cost,) = super()._renew(solved=solved)
         reference, theta = self._anchors.reference, self._theta
         assert theta is not None
         self.along, self.slopes = self._current().rows[: self.directions], []
@@ -247,7 +246,7 @@ class Third(Advanced):
             touched = 1 + 1.5 * len(reference.subset) / self.num_samples
             cost += PRODUCT_COST * self.k * touched
         self._theta = theta
-        return cost
+        return [cost]
 
 
 class ThreeThird(Third):

@@ -23,7 +23,7 @@ def environment() -> dict[str, Any]:
         **{name: _version(name) for name in _PACKAGES},
         "platform": platform.platform(),
         "processor": _processor(),
-        "cores": _cores(),
+        "cores": usable_cores(),
         "torch_threads": torch.get_num_threads(),
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
         "cuda": torch.version.cuda,
@@ -38,11 +38,11 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cores() -> int | None:
-    """Return how many cores this process may use: fewer than there are, on a shared machine."""
+def usable_cores() -> int:
+    """How many cores this process may use: fewer than there are, on a shared machine."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
-    return os.cpu_count()
+    return os.cpu_count() or 1
 
 
 def _processor() -> str:

@@ -101,3 +101,33 @@ def orthonormalize(block: Tensor) -> Tensor:
         raise Diverged("a basis holds NaN or infinite values: the loss or a product diverged")
     basis, _ = torch.linalg.qr(block)
     return basis.T.contiguous().T
+
+
+def coordinates(rows: Tensor, vectors: Tensor) -> Tensor:
+    """U^T v (..., k) of vectors (..., P), for bases as rows (..., k, P)."""
+    if rows.dim() == 2:
+        return rows @ vectors
+    # In this order: on a CPU a product with one column is 13 times as slow as one with one row.
+    return (vectors.unsqueeze(-2) @ rows.mT).squeeze(-2)
+
+
+def linear_combination(rows: Tensor, coefficients: Tensor) -> Tensor:
+    """U c (..., P) of rows (..., k, P) with coefficients (..., k)."""
+    if rows.dim() == 2:
+        return rows.T @ coefficients
+    return (coefficients.unsqueeze(-2) @ rows).squeeze(-2)
+
+
+def project(rows: Tensor, vectors: Tensor) -> Tensor:
+    """U U^T v (..., P) of vectors (..., P), for orthonormal bases as rows (..., k, P)."""
+    return linear_combination(rows, coordinates(rows, vectors))
+
+
+def norm(vectors: Tensor) -> Tensor:
+    """The lengths (...,) of vectors (..., P)."""
+    return vectors.norm() if vectors.dim() == 1 else vectors.norm(dim=-1)
+
+
+def squared_norm(vectors: Tensor) -> Tensor:
+    """The squared lengths (...,) of vectors (..., P)."""
+    return vectors.square().sum() if vectors.dim() == 1 else vectors.square().sum(-1)

@@ -17,9 +17,9 @@ from thalweg.loss.objective import Objective
 from thalweg.measure.step_state import StepState
 from thalweg.operators.gauss_newton import GaussNewton
 from thalweg.operators.restricted import coordinates
-from thalweg.problems.data.tensors import InputShape
+from thalweg.problems.data.dataset import InputShape
 from thalweg.problems.losses import CrossEntropy
-from thalweg.problems.models.settings import LanguageModel
+from thalweg.problems.models.language_model import LanguageModel
 from thalweg.spectrum.subspace import Subspace
 from thalweg.tracking.source import FixedSubspace
 

@@ -14,8 +14,8 @@ from thalweg.errors import InvalidInput
 from thalweg.lab import problem_facts
 from thalweg.lab.problem_facts import ProblemFacts, examine_here
 from thalweg.lab.study import run_study
-from thalweg.lab.timing import Clock
 from thalweg.lab.training.building import build_setup
+from thalweg.measure.clock import Clock
 from thalweg.registry import load_plugin
 from thalweg.tracking.tracker import SubspaceTracker
 

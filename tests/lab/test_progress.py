@@ -69,7 +69,7 @@ def test_what_ended_badly_is_said_once_with_its_log_and_how_to_go_on(quick_path:
     assert lines[:3] == [
         f"seed 0 sgd: diverged: loss is nan; see {study.run(0, 'sgd').path / 'log.txt'}",
         f"seed 0 dom-sgd: failed: no memory; see {study.run(0, 'dom-sgd').path / 'log.txt'}",
-        f"to go on: thalweg resume {study.path} --plugin mine.py",
+        f"to continue: thalweg resume {study.path} --plugin mine.py",
     ]
 
 
@@ -173,7 +173,7 @@ def test_a_silent_one_says_nothing_and_a_quiet_one_only_what_went_wrong(
     assert [line.partition(": ")[0] for line in said.err.splitlines()] == [
         "seed 0 trunk",
         "seed 0 sgd",
-        "to go on",
+        "to continue",
     ]
 
 

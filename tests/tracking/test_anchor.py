@@ -5,7 +5,7 @@ from torch import Tensor
 
 from thalweg.tracking.anchor import EARLY, IDLE, Anchors
 from thalweg.tracking.reference import Reference
-from thalweg.tracking.refresh_policy import RenewalPolicy
+from thalweg.tracking.refresh_policy import RefreshPolicy
 
 
 def reference(mark: float) -> Reference:
@@ -82,7 +82,7 @@ def test_what_is_saved_goes_on_alike() -> None:
     serve(anchors, 0.0, 2)
     again = Anchors(100, 0.01)
     again.load_state_dict(anchors.state_dict())
-    assert isinstance(again.policy, RenewalPolicy)
+    assert isinstance(again.policy, RefreshPolicy)
     assert again.policy.state_dict() == anchors.policy.state_dict()
     assert again.policy.target == 0.01
     for x in (0.0, 1.0, 0.4, 0.6):

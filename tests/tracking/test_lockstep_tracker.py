@@ -15,7 +15,8 @@ from thalweg.loss.lockstep_objective import LockstepObjective
 from thalweg.loss.objective import Objective
 from thalweg.operators.hessian import Hessian
 from thalweg.spectrum.eigensolver import top_eigenpairs
-from thalweg.tracking.lockstep_tracker import LockstepTracker, one_of_few
+from thalweg.tracking.lockstep_tracker import LockstepTracker
+from thalweg.tracking.tracker import SubspaceTracker
 
 K, RUNS, STEPS = 10, 3, 30
 LR = 0.1
@@ -102,6 +103,24 @@ def test_subspace_and_eigenvalues_are_those_of_a_solve(trained: Case) -> None:
         assert tracker.subspace(run).overlap(solved) > 0.999
 
 
+def test_one_run_in_lockstep_is_followed_as_the_tracker_of_one_run_follows_it(
+    trained: Case,
+) -> None:
+    runs, thetas = lockstep(trained), beginnings(trained, 1)
+    tracker, alone = LockstepTracker(runs, K), SubspaceTracker(runs.objective, K)
+    for step in range(20):
+        gradients = runs.values_and_gradients(thetas, batches(step, 1))[1]
+        tracker.update(thetas, gradients)
+        subspace = alone.update(thetas[0], gradients[0])
+        apart = tracker.project(gradients)[0] - subspace.project(gradients[0])
+        allowed = 3 * (tracker.reports[0].error + alone.report.error)
+        assert float(apart.norm() / gradients.norm()) < allowed < 0.06
+        thetas = thetas - LR * gradients
+    assert tracker.state_dict().keys() & alone.state_dict().keys() == {
+        *("generator", "reports", "estimates", "step", "products", "chunk_size")
+    }
+
+
 def test_the_order_of_runs_and_the_chunk_size_do_not_matter(trained: Case) -> None:
     order = torch.tensor([2, 0, 1])
     found = {}
@@ -182,14 +201,6 @@ def test_a_step_waits_for_the_gpu_once(trained: Case) -> None:
             torch.cuda.set_sync_debug_mode("default")
     assert not tracker.reports[0].renewed
     assert sum("synchronizing CUDA operation" in str(each.message) for each in caught) == 1
-
-
-def test_subset_sizes_are_few_even_and_not_smaller_than_asked_for() -> None:
-    sizes = {asked: one_of_few(asked, 2000) for asked in range(2, 1002, 2)}
-    assert len({size for asked, size in sizes.items() if asked >= 32}) <= 22
-    assert all(asked <= size <= 1000 and size % 2 == 0 for asked, size in sizes.items())
-    assert all(size <= 1.25 * asked for asked, size in sizes.items())
-    assert one_of_few(4, 9) == 4
 
 
 def test_settings_and_shapes_that_do_not_fit_are_refused(trained: Case) -> None:

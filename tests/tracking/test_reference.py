@@ -9,7 +9,6 @@ from thalweg.linalg import orthonormalize
 from thalweg.loss.objective import Objective
 from thalweg.operators.hessian import Hessian
 from thalweg.operators.symmetric import SymmetricOperator
-from thalweg.tracking.power_step import power_step
 from thalweg.tracking.reference import Curvature, Reference
 
 K, SIZE = 6, 200
@@ -75,24 +74,3 @@ def test_seen_from_another_basis_the_part_in_the_old_span_is_corrected(trained) 
     images, _ = turned.images(curvature(objective, objective.theta()))
     # A rotation within the span: corrected in full.
     assert torch.allclose(images, rotation.T @ whole, atol=1e-10)
-
-
-@pytest.mark.parametrize("turn", [False, True])
-def test_the_deviation_is_that_of_the_projection_by_one_half(trained, turn: bool) -> None:
-    objective, rows = trained
-    reference, _ = taken(objective, rows)
-    theta = moved(objective, 0.05)
-    at = curvature(objective, theta)
-    if turn:
-        images, _ = reference.images(at)
-        reference = reference.turned(power_step(rows, images, K).rows)
-    images, _ = reference.images(at)
-    step = power_step(reference.rows, images, K)
-    gradient = objective.gradient(theta)
-    half = at(reference.first_half)
-    # The same power step with the first half in place of the subset.
-    corrected = (half @ reference.rows.T).T + reference.offset_first
-    other = power_step(reference.rows, corrected, K)
-    expected = (other.project(gradient) - step.project(gradient)).norm()
-    found = reference.deviation(half, step, gradient)
-    assert float(found) == pytest.approx(float(expected), rel=0.1)

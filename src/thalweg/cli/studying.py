@@ -68,7 +68,7 @@ def _reproduce_all(options: argparse.Namespace) -> int:
         progress.say(f"\nstudy {number} of {len(specs)}: {spec.name}: {spec.description}")
         results.append(_run_study(spec, options, progress))
         if results[-1].outcome.interrupted:
-            progress.say("to go on: the same command; what is done is kept")
+            progress.say("to continue: the same command; what is done is kept")
             return results[-1].exit_code
     page = conclude_all(results, options.root, extensions=options.extensions)
     if options.json:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
 
-    from thalweg.lab.timing import Clock
     from thalweg.lab.training import Setup
+    from thalweg.measure.clock import Clock
 
 BUDGET_SECONDS = 10.0
 """For the choice of the way to multiply."""
@@ -105,8 +105,8 @@ def examine_here(spec: Spec, plugins: Sequence[str], device: str) -> ProblemFact
     import torch
 
     from thalweg.lab.execution.machine import compute_repeatably
-    from thalweg.lab.timing import Clock
     from thalweg.lab.training.building import build_setup
+    from thalweg.measure.clock import Clock
     from thalweg.registry import load_plugin
 
     compute_repeatably(device)

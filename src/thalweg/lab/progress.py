@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 REFRESH_SECONDS = 0.5
 RATE_SECONDS, RATE_STEPS = 2.0, 20
-"""A run's own rate counts once it has gone on for so long: its first solve is no step."""
+"""A run's own rate counts once it has lasted so long: its first solve is no step."""
 ENDED = ("done", "diverged", "failed")
 
 
 class Progress:
-    """Shows the runs of a study while they go on.
+    """Shows the runs of a study while they continue.
 
     Args:
         console: where to; None says nothing.
@@ -77,7 +77,7 @@ class Progress:
     ) -> None:
         """Say what will be done, and how much disk it takes."""
         words = [word for plugin in plugins for word in ("--plugin", plugin)]
-        self._to_go_on = shlex.join(["thalweg", "resume", str(study.path), *words])
+        self._command = shlex.join(["thalweg", "resume", str(study.path), *words])
         self._study, self._spec, self._tasks, self._workers = study, spec, list(tasks), workers
         self._num_samples = facts.num_samples
         self._begun = time.monotonic()
@@ -115,7 +115,7 @@ class Progress:
             self._live = None
 
     def end(self, outcome: Outcome) -> None:
-        """Say what ended badly and why, and how to go on."""
+        """Say what ended badly and why, and how to continue."""
         self.stop()
         if self.console is not None:
             self._say_finished(self._statuses())
@@ -129,13 +129,13 @@ class Progress:
             reason = "interrupted" if outcome.interrupted else f"{task.after} did not end well"
             _line(self.failures, f"{task}: not begun, {reason}")
         if outcome.exit_code:
-            _line(self.failures, f"to go on: {self._to_go_on}")
+            _line(self.failures, f"to continue: {self._command}")
         self.say(f"took {duration(time.monotonic() - self._begun)}")
 
     def table(
         self, running: Sequence[Task], statuses: Mapping[Task, Status | None]
     ) -> RenderableType:
-        """The runs that go on now, and how long all will take."""
+        """The runs that continue now, and how long all will take."""
         from rich.table import Table
 
         done = sum(1 for s in statuses.values() if s is not None and s.state in ENDED)

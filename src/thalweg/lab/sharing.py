@@ -1,4 +1,4 @@
-"""What do studies share? A run that another study has made already is taken over, not made again.
+"""Which runs can be reused? A finished run of another study with the same content hash.
 
 Two runs with one content hash make the same numbers, to the last bit on one kind of processor: same
 problem, seed, device, the same phases, subspaces and probes all the way from the initial
@@ -25,7 +25,7 @@ from thalweg.lab.execution.schedule import Task
 from thalweg.lab.store import RunFolder, StudyFolder, find_studies
 
 THEN = ", then "
-"""Between what made the first steps of a run, or of those it starts after, and what went on."""
+"""Stands between what made the first steps of a run, or of those before it, and what the rest."""
 UNKNOWN = "an unknown version"
 
 
@@ -76,7 +76,7 @@ def maker_of(study: StudyFolder, spec: Spec, task: Task, now: str, to_do: Sequen
 
     Args:
         now: what computes here.
-        to_do: the runs that it will make, or go on with.
+        to_do: the runs that it will make, or continue.
     """
     run = study.run(task.seed, task.branch)
     if run.path.is_dir() and run.status() is not None:

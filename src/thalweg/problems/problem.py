@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from thalweg.errors import InvalidInput, invalid
+from thalweg.problems.data.dataset import Encodes, InputShape, Samples, choose
 from thalweg.problems.data.preprocess import Scaling, scaling
-from thalweg.problems.data.tensors import Encodes, InputShape, Samples, choose
 
 if TYPE_CHECKING:
     import torch
@@ -61,9 +61,9 @@ class Problem:
         return targets.argmax(dim=-1) if targets.is_floating_point() else targets
 
     def accuracy(self, output: Tensor, targets: Tensor) -> Tensor:
-        """The share, from 0 to 1, of outputs (..., classes) that are largest at the right class.
+        """The fraction, from 0 to 1, of outputs (..., classes) that are largest at the right class.
 
-        Of a language model that is the share of tokens.
+        Of a language model that is the fraction of tokens.
 
         Raises:
             InvalidInput: a problem without classes has no accuracy.

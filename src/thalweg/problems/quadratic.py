@@ -21,7 +21,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from thalweg.errors import InvalidInput
-from thalweg.problems.data.tensors import InputShape, Samples
+from thalweg.problems.data.dataset import InputShape, Samples
 from thalweg.registry import datasets, models
 from thalweg.settings import Settings, bad_value
 
@@ -103,6 +103,25 @@ class PointOnQuadratic(Settings):
                 f"model quadratic: inputs of shape {inputs.shape}, allowed: curvatures and slopes "
                 "(2, d), as of data set quadratic"
             )
-        from thalweg.problems.quadratic_network import PointOnAQuadratic
+        return _network(inputs.shape[1], self.radius)
 
-        return PointOnAQuadratic(inputs.shape[1], self.radius)
+
+def _network(dimension: int, radius: float) -> nn.Module:
+    """theta in a random direction at distance `radius` from the origin, and its losses."""
+    import torch
+    from torch import Tensor, nn
+
+    class QuadraticLosses(nn.Module):
+        """theta, a parameter (d,): the output is sum_j (h_j theta_j^2 / 2 - s_j theta_j)."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            direction = torch.randn(dimension)
+            self.theta = nn.Parameter(radius * direction / direction.norm())
+
+        def forward(self, components: Tensor) -> Tensor:
+            """Losses (n,) of components (n, 2, d): curvatures h, then slopes s."""
+            curvatures, slopes = components.unbind(dim=1)
+            return curvatures @ (self.theta.square() / 2) - slopes @ self.theta
+
+    return QuadraticLosses()

@@ -23,7 +23,7 @@ import numpy as np
 from pydantic import Field
 
 from thalweg.errors import InvalidInput
-from thalweg.problems.data.tensors import InputShape, Samples
+from thalweg.problems.data.dataset import InputShape, Samples
 from thalweg.registry import datasets, models
 from thalweg.settings import Settings
 
@@ -67,6 +67,26 @@ class PointInValley(Settings):
                 f"model valley: inputs of shape {inputs.shape}, allowed: the coefficients (3,) of "
                 "data set valley"
             )
-        from thalweg.problems.valley_network import PointInTheValley
+        return _network(self.start)
 
-        return PointInTheValley(self.start)
+
+def _network(start: tuple[float, float]) -> nn.Module:
+    """theta = (x, y) at the start, and its losses."""
+    import torch
+    from torch import Tensor, nn
+
+    class ValleyLosses(nn.Module):
+        """theta = (x, y), a parameter (2,): the output is (a x^2 + b y^2) / 2 + c x y."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            # In float64: a start such as 0.05 is not a float32, and "the same start" would depend
+            # on the dtype. `build_problem` converts it to that of the spec.
+            self.theta = nn.Parameter(torch.tensor(start, dtype=torch.float64))
+
+        def forward(self, coefficients: Tensor) -> Tensor:
+            """Losses (n,) of components with coefficients (a, b, c), (n, 3)."""
+            x, y = self.theta
+            return coefficients @ torch.stack([x.square() / 2, y.square() / 2, x * y])
+
+    return ValleyLosses()

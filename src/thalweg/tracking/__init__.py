@@ -1,4 +1,4 @@
-"""The top eigenspace from one training step to the next: tracked, solved, frozen, controls."""
+"""The top eigenspace from one training step to the next: tracked, solved, frozen, baselines."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from thalweg.tracking.reference import Reference
-from thalweg.tracking.refresh_policy import RenewalPolicy
+from thalweg.tracking.refresh_policy import RefreshPolicy
 
 EARLY = 4
 """A reference that has to be renewed before it has served so often is kept: the next step may lead
@@ -30,7 +30,7 @@ class Anchor:
 
     reference: Reference
     theta: Tensor
-    policy: RenewalPolicy
+    policy: RefreshPolicy
     idle: int = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -52,12 +52,12 @@ class Anchors:
     """
 
     def __init__(self, num_samples: int, target: float) -> None:
-        self._first_policy = RenewalPolicy(num_samples, target)
+        self._first_policy = RefreshPolicy(num_samples, target)
         self._all: list[Anchor] = []
         self._serving = 0
 
     @property
-    def policy(self) -> RenewalPolicy:
+    def policy(self) -> RefreshPolicy:
         """That of the anchor that serves; before the first one, what it will begin with."""
         return self._all[self._serving].policy if self._all else self._first_policy
 
@@ -76,17 +76,17 @@ class Anchors:
         self._all[self._serving].idle = 0
         return self.reference
 
-    def plan(self) -> RenewalPolicy:
+    def plan(self) -> RefreshPolicy:
         """What the next reference begins with: learned from the one that serves."""
         policy = copy.deepcopy(self.policy)
         policy.plan()
         return policy
 
-    def renew(self, reference: Reference, theta: Tensor, policy: RenewalPolicy) -> None:
+    def renew(self, reference: Reference, theta: Tensor, policy: RefreshPolicy) -> None:
         """Put a new reference in the place of the one that serves, or beside it."""
         anchor = Anchor(reference, theta, policy)
         keeps = [a for i, a in enumerate(self._all) if i != self._serving and a.idle < IDLE]
-        if not keeps and self._all and len(self.policy.history) < EARLY:
+        if not keeps and self._all and self.policy.age < EARLY:
             keeps = [self._all[self._serving]]
         self._all = [*keeps, anchor]
         self._serving = len(self._all) - 1

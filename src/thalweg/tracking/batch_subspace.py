@@ -31,12 +31,12 @@ from typing import Any
 
 from torch import Tensor
 
-from thalweg.errors import invalid
 from thalweg.loss.objective import Objective
 from thalweg.operators.hessian import Hessian
 from thalweg.spectrum.eigensolver import top_eigenpairs
 from thalweg.spectrum.subspace import Subspace
 from thalweg.tracking.solved_source import SolvedSource
+from thalweg.tracking.source import check_dimension
 
 
 class BatchSubspace(SolvedSource):
@@ -70,8 +70,7 @@ class BatchSubspace(SolvedSource):
         every: int = 1,
         seed: int = 0,
     ) -> None:
-        if not 1 <= k <= objective.num_parameters:
-            raise invalid("k", k, f"an integer from 1 to P = {objective.num_parameters}")
+        check_dimension(k, objective.num_parameters)
         super().__init__(objective, k, tolerance=tolerance, every=every)
         self.seed = seed
         self.samples: Tensor | None = None

@@ -1,15 +1,19 @@
 """The top eigenspaces of R runs, followed from one training step to the next in one computation.
 
-What `tracker.py` does for one run, for many in lockstep. The subset and the renewals of the
-references are common to all runs: its size is chosen for the typical run, and all references are
-renewed when the worst run needs it. Everything that belongs to a run (its basis, what a power step
-leaves of its error, its lambda_{k+1}) is its own. A step waits for the device once, when the error
-estimates of all runs are read.
+How a step goes is in `following.py`, for one run and for many. Everything that belongs to a run
+(its basis, what a power step leaves of its error, its lambda_{k+1}) is its own; the subset and the
+renewals are common. A step waits for the device once, when the error estimates of all runs are
+read. Not batched, and so run by run: solves from scratch, and looks at lambda_{k+1}.
 
-Not batched, and so run by run: the solves from scratch at the first step, and the looks at
-lambda_{k+1}. Not here: two references at once (full-batch training at the edge of stability, where
-a lockstep is right but renews often), operators other than the Hessian, the refinement of one
-vector; `SubspaceTracker` has them.
+Why not one class for one run and for many? It would cost one run nothing: on one CPU thread a
+single run in lockstep takes as long as with `SubspaceTracker`, renewals included (side by side: 1.0
+times on a 64-100-100-10 network and 1,437 samples, a step between renewals 0.6 times; 1.0 to 1.1
+times on 784-200-200-10 and 5,000 samples). But its numbers are others: products come from `vmap`,
+subsets in halves, and power steps without eigenvectors, so that no saved run would continue where
+it was to the last bit. Where a layer has no `vmap`, runs are evaluated one by one. And other
+operators than the Hessian, the refinement of one vector, two references at once (at the edge of
+stability a lockstep is right, but renews often) and solves at every step are there for one run
+only.
 
 Example:
     >>> import torch
@@ -27,35 +31,31 @@ Example:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from thalweg.errors import InvalidInput, invalid
+from thalweg.errors import invalid
 from thalweg.loss.guards.precision import full_precision
 from thalweg.loss.lockstep_objective import LockstepObjective
 from thalweg.operators.hessian import PRODUCT_COST, Hessian
 from thalweg.spectrum.eigensolver import top_eigenpairs
-from thalweg.spectrum.gap import GapWatch
 from thalweg.spectrum.subspace import Subspace
-from thalweg.tracking.damping import Damping
-from thalweg.tracking.lockstep_power_step import (
-    LockstepStep,
+from thalweg.tracking.error_estimate import ErrorEstimate, lockstep_errors, population_correction
+from thalweg.tracking.following import FEWEST_SAMPLES, Following
+from thalweg.tracking.power_step import (
+    LockstepPowerStep,
     lockstep_power_step,
-    power_step_by_qr,
+    lockstep_power_step_by_qr,
     refuse_divergence,
 )
-from thalweg.tracking.lockstep_reference import LockstepReference
-from thalweg.tracking.refresh_policy import SMALLEST_SUBSET, RenewalPolicy
-from thalweg.tracking.source import TrackerReport
-from thalweg.tracking.tracker import SECOND_STEP
-
-FEWEST_SAMPLES = 8
+from thalweg.tracking.reference import LockstepReference
+from thalweg.tracking.refresh_policy import RefreshPolicy
 
 
-class LockstepTracker:
+class LockstepTracker(Following[LockstepPowerStep, LockstepReference]):
     """Follows the top-k eigenspace S_k of the Hessian for each of R runs.
 
     Args:
@@ -78,9 +78,13 @@ class LockstepTracker:
         GapClosed: lambda_k and lambda_{k+1} of a run are nearly equal.
         NotConverged: a solve from scratch stopped early.
 
-    Memory: about 10 R k P numbers beside the chunk. Source: that of `SubspaceTracker`. Example: see
-    the module.
+    Memory: about 10 R k P numbers beside the chunk. Source: see `following.py`. Example: see the
+    module.
     """
+
+    # The halves of the subset are multiplied apart anyway.
+    estimate_products = 0
+    renewal_passes = 1
 
     def __init__(
         self,
@@ -92,25 +96,30 @@ class LockstepTracker:
         gap_every: int = 10,
         seed: int = 0,
     ) -> None:
-        if not 1 <= k <= objective.num_parameters:
-            raise invalid("k", k, f"an integer from 1 to P = {objective.num_parameters}")
-        if not error > 0:
-            raise invalid("error", error, "a number > 0")
+        super().__init__(
+            objective.num_parameters,
+            objective.num_samples,
+            k,
+            error=error,
+            tolerance=tolerance,
+            seed=seed,
+        )
         if objective.num_samples < FEWEST_SAMPLES:
-            mend = "solve for each subspace with top_eigenpairs"
-            raise invalid("data", f"{objective.num_samples} samples", "at least 8", mend)
+            hint = "solve for each subspace with top_eigenpairs"
+            raise invalid("data", f"{objective.num_samples} samples", "at least 8", hint)
         self.objective = objective
-        self.k = k
-        self.error = error
-        self.tolerance = tolerance
         self.gap_every = gap_every
-        self.policy = RenewalPolicy(objective.num_samples, error)
-        self.reports: list[TrackerReport] = []
-        self._generator = torch.Generator().manual_seed(seed)
-        self._damping: list[Damping] = []
-        self._gaps: list[GapWatch] = []
-        self._step: LockstepStep | None = None
+        # Where a computation is recorded once for each shape, few sizes are few recordings.
+        self._policy = RefreshPolicy(objective.num_samples, error, few_sizes=True)
+        self._thetas: Tensor | None = None
         self._reference: LockstepReference | None = None
+        # Sampling errors and movements of the last power step, read from the device at once.
+        self._seen: tuple[list[float], list[float]] = [], []
+
+    @property
+    def policy(self) -> RefreshPolicy:
+        """How many samples are followed, and when the references are renewed; of all runs."""
+        return self._policy
 
     def update(self, thetas: Tensor, vectors: Tensor) -> None:
         """Move on to thetas.
@@ -128,12 +137,13 @@ class LockstepTracker:
         if thetas.shape != expected or vectors.shape != expected:
             given = f"{tuple(thetas.shape)} and {tuple(vectors.shape)}"
             raise invalid("thetas and vectors", given, f"(R, P) = {expected} both")
-        thetas = thetas.detach()
+        self._thetas = thetas.detach()
         with full_precision():
             if self._reference is None:
-                self._begin(thetas)
+                self._estimates = [ErrorEstimate(self.gap_every) for _ in range(runs)]
+                self._begin(runs)
             else:
-                self._follow(self._reference, thetas, vectors)
+                self._follow(self._reference, vectors)
 
     def project(self, vectors: Tensor) -> Tensor:
         """P_k v of each run at the thetas of the last update, (R, P), for vectors (R, P).
@@ -156,195 +166,75 @@ class LockstepTracker:
         values, rows = self._current().eigenpairs()
         return Subspace(rows[run].T, values[run])
 
-    def _current(self) -> LockstepStep:
+    def _operator(self, run: int) -> Hessian:
+        assert self._thetas is not None
+        return Hessian(self.objective.objective, self._thetas[run], keep_graph=True)
+
+    def _solve(self, runs: Iterable[int]) -> list[float]:
+        assert self._thetas is not None
+        (count, size), costs = self._thetas.shape, [0.0 for _ in self._thetas]
         if self._step is None:
-            raise InvalidInput("the tracker has no subspace yet; call update() first")
-        return self._step
+            rows = self._thetas.new_empty(count, self.k, size)
+            ritz = self._thetas.new_zeros(count, self.k, self.k, dtype=torch.float64)
+        else:
+            rows, ritz = self._step.rows.clone(), self._step.ritz.clone()
+        for run in runs:
+            solved = top_eigenpairs(self._operator(run), self.k, tolerance=self.tolerance)
+            rows[run], ritz[run] = solved.basis.T, torch.diag(solved.eigenvalues)
+            costs[run] = PRODUCT_COST * solved.products
+        self._step = LockstepPowerStep(rows, ritz)
+        return costs
 
-    def _begin(self, thetas: Tensor) -> None:
-        """Solve for every run's subspace from scratch, and take the first references."""
-        runs = range(len(thetas))
-        self._damping = [Damping() for _ in runs]
-        self._gaps = [GapWatch(self.gap_every) for _ in runs]
-        rows = thetas.new_empty(len(thetas), self.k, thetas.shape[1])
-        costs = [self._solve(thetas, rows, runs), self._renew(thetas, rows)]
-        costs.append(self._look_at_gaps(thetas))
-        self._report([self.tolerance for _ in runs], _sums(costs), renewed=True)
+    def _take_reference(self, rows: Tensor) -> None:
+        assert self._thetas is not None
+        self.policy.plan()
+        self._reference, images = LockstepReference.at(
+            self.objective, self._thetas, rows, self.policy.subset, self._generator
+        )
+        step = lockstep_power_step(rows, images)
+        assert step.sound is not None
+        self._step = step if bool(step.sound.all()) else lockstep_power_step_by_qr(rows, images)
 
-    def _follow(self, reference: LockstepReference, thetas: Tensor, vectors: Tensor) -> None:
-        sampling, moved = self._power_step(reference, thetas, vectors)
-        passes = 1
-        if max(self._biases(moved)) > SECOND_STEP * self.error:
-            # A basis has turned so far that one step leaves too much of it: another one.
-            turned = reference.turned(self._current().rows)
-            sampling, moved = self._power_step(turned, thetas, vectors)
-            passes = 2
-        biases = self._biases(moved)
-        errors = [math.hypot(s, b) for s, b in zip(sampling, biases, strict=True)]
-        # With a size for the worst, nine runs counted 1.4 times the gradients of each by itself.
-        typical = math.sqrt(sum(error**2 for error in sampling) / len(sampling))
-        self.policy.record(typical, max(biases))
-        subset = self.policy.subset
-        cost = PRODUCT_COST * passes * self.k * subset / self.objective.num_samples
-        costs = [cost for _ in errors]
-        if max(errors) <= self.error and not self.policy.due():
-            self._report(errors, costs, subset=subset)
-            return
-        before = self.project(vectors)
-        costs = _sums([costs, self._renewal(thetas)])
-        checked = self._learn(vectors, before, sampling, moved)
-        left = [
-            min(c * d.value / (1 - d.value), 1.0)
-            for c, d in zip(checked, self._damping, strict=True)
-        ]
-        self._report(left, costs, renewed=True, subset=subset, checked=checked)
-
-    def _power_step(
-        self, reference: LockstepReference, thetas: Tensor, vectors: Tensor
-    ) -> tuple[list[float], list[float]]:
-        """Move all bases by a power step; sampling errors, and how far projections moved."""
-        images, difference = reference.images(self.objective, thetas)
+    def _power_step(self, reference: LockstepReference, vector: Tensor | None) -> Tensor:
+        assert self._thetas is not None
+        assert vector is not None
+        images, difference = reference.images(self.objective, self._thetas)
         step = lockstep_power_step(reference.rows, images, difference)
-        found = torch.stack([*step.errors(vectors), step.sound.to(vectors)])
+        assert step.sound is not None
+        found = torch.stack([*lockstep_errors(step, vector), step.sound.to(vector)])
         # The one place where a step waits for the device.
         sampling, moved, sound = found.tolist()
         if not all(sound):
-            step = power_step_by_qr(reference.rows, images, difference)
-            sampling, moved = torch.stack(step.errors(vectors)).tolist()
+            step = lockstep_power_step_by_qr(reference.rows, images, difference)
+            sampling, moved = torch.stack(lockstep_errors(step, vector)).tolist()
         if not all(map(math.isfinite, (*sampling, *moved))):
-            refuse_divergence(vectors, "a vector")
-        self._step = step
-        # A subset of all samples has no sampling error: the finite population correction.
-        share = (1 - self.policy.subset / self.objective.num_samples) ** 0.5
-        return [share * value for value in sampling], moved
+            refuse_divergence(vector, "a vector")
+        correction = population_correction(self.policy.subset, self.num_samples)
+        self._step, self._seen = step, ([correction * error for error in sampling], moved)
+        return vector
 
-    def _biases(self, moved: Iterable[float]) -> list[float]:
-        """What the power step is estimated to have left, from how far it moved projections."""
-        return [d.value * m for d, m in zip(self._damping, moved, strict=True)]
+    def _movements(self, vector: Tensor) -> list[float]:
+        return self._seen[1]
 
-    def _learn(
-        self, vectors: Tensor, before: Tensor, sampling: Sequence[float], moved: Sequence[float]
-    ) -> list[float]:
-        """From a fresh product: how wrong the tracked projections were, relative to the vectors."""
-        lengths = vectors.norm(dim=1).clamp(min=torch.finfo(vectors.dtype).tiny)
-        checked = ((self.project(vectors) - before).norm(dim=1) / lengths).tolist()
-        for damping, *errors in zip(self._damping, checked, sampling, moved, strict=True):
-            damping.learn(*errors)
-        return checked
-
-    def _renewal(self, thetas: Tensor) -> list[float]:
-        """New references, and a new solve where S_k has lost an eigenvector; the cost by run."""
-        costs = [self._renew(thetas, self._current().rows), self._look_at_gaps(thetas)]
-        values = self.eigenvalues()[:, -1].tolist()
-        overtaken = [
-            run
-            for run, (gap, value) in enumerate(zip(self._gaps, values, strict=True))
-            if gap.value > value * (1 + self.tolerance)
-        ]
-        if overtaken:
-            # An eigenvector of the bulk has overtaken one of S_k: no power step brings it in.
-            rows = self._current().rows.clone()
-            costs += [self._solve(thetas, rows, overtaken), self._renew(thetas, rows)]
-        return _sums(costs)
-
-    def _solve(self, thetas: Tensor, rows: Tensor, runs: Iterable[int]) -> list[float]:
-        """Find the subspaces of some runs from scratch, into rows (R, k, P); the cost by run."""
-        costs = [0.0 for _ in thetas]
-        for run in runs:
-            hessian = self._hessian(thetas[run])
-            solved = top_eigenpairs(hessian, self.k, tolerance=self.tolerance)
-            rows[run] = solved.basis.T
-            self._gaps[run].forget()
-            costs[run] = PRODUCT_COST * solved.products
-        return costs
-
-    def _renew(self, thetas: Tensor, rows: Tensor) -> list[float]:
-        """Products over all samples: new references, and a power step; the cost by run."""
-        self.policy.plan()
-        subset = self.policy.subset = one_of_few(self.policy.subset, self.objective.num_samples)
-        self._reference, images = LockstepReference.at(
-            self.objective, thetas, rows, subset, self._generator
-        )
-        self._step = lockstep_power_step(rows, images)
-        if not bool(self._step.sound.all()):
-            self._step = power_step_by_qr(rows, images)
-        cost = PRODUCT_COST * self.k * (1 + subset / self.objective.num_samples)
-        return [cost for _ in thetas]
-
-    def _look_at_gaps(self, thetas: Tensor) -> list[float]:
-        """Find lambda_{k+1} of each run where that is due; the cost by run."""
-        values, rows = self._current().eigenpairs()
-        costs = []
-        for run, gap in enumerate(self._gaps):
-            first = gap.looks == 0
-            products = gap.look(lambda t=thetas[run]: self._hessian(t), rows[run], values[run])
-            if first and gap.looks:
-                self._damping[run].begin(gap.ratio(values[run]))
-            costs.append(PRODUCT_COST * products)
-        return costs
-
-    def _hessian(self, theta: Tensor) -> Hessian:
-        """That of one run, by itself."""
-        return Hessian(self.objective.objective, theta, keep_graph=True)
-
-    def _report(
-        self,
-        errors: Sequence[float],
-        costs: Sequence[float],
-        *,
-        renewed: bool = False,
-        subset: int = 0,
-        checked: Sequence[float] | None = None,
-    ) -> None:
-        age = len(self.policy.history)
-        known = [None for _ in errors] if checked is None else checked
-        self.reports = [
-            TrackerReport(error, cost, renewed, subset, age, check, gap.value)
-            for error, cost, check, gap in zip(errors, costs, known, self._gaps, strict=True)
-        ]
+    def _sampling_errors(self, vector: Tensor) -> list[float]:
+        return self._seen[0]
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on bit for bit, as tensors and plain values."""
-        return {
-            "policy": self.policy.state_dict(),
-            "generator": self._generator.get_state(),
+        """Everything needed to continue bit for bit, as tensors and plain values."""
+        return super().state_dict() | {
             "products": self.objective.products.state_dict(),
             "chunk_size": self.objective.objective.chunk_size,
-            "damping": [damping.value for damping in self._damping],
-            "gaps": [gap.state_dict() for gap in self._gaps],
-            "reports": [vars(report).copy() for report in self.reports],
-            "step": None if self._step is None else vars(self._step).copy(),
-            "reference": None if self._reference is None else vars(self._reference).copy(),
+            "policy": self.policy.state_dict(),
+            "reference": None if self._reference is None else self._reference.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave, the way to multiply by the Hessian included."""
-        self.policy.load_state_dict(state["policy"])
-        self._generator.set_state(state["generator"].cpu())
+        self._estimates = [ErrorEstimate(self.gap_every) for _ in state["estimates"]]
+        super().load_state_dict(state)
         self.objective.products.load_state_dict(state["products"])
         self.objective.objective.chunk_size = state["chunk_size"]
-        self._damping = [Damping() for _ in state["damping"]]
-        for damping, value in zip(self._damping, state["damping"], strict=True):
-            damping.value = value
-        self._gaps = [GapWatch(self.gap_every) for _ in state["gaps"]]
-        for gap, saved in zip(self._gaps, state["gaps"], strict=True):
-            gap.load_state_dict(saved)
-        self.reports = [TrackerReport(**report) for report in state["reports"]]
-        self._step = None if state["step"] is None else LockstepStep(**state["step"])
+        self.policy.load_state_dict(state["policy"])
+        self._step = None if state["step"] is None else LockstepPowerStep(**state["step"])
         saved = state["reference"]
         self._reference = None if saved is None else LockstepReference(**saved)
-
-
-def one_of_few(subset: int, num_samples: int) -> int:
-    """The next larger of few subset sizes, 32 times powers of 2^(1/4), and even.
-
-    Where a computation is recorded once for each shape, few sizes are few recordings.
-    """
-    steps = math.ceil(4 * math.log2(max(subset, SMALLEST_SUBSET) / SMALLEST_SUBSET))
-    size = 2 * math.ceil(SMALLEST_SUBSET * 2 ** (steps / 4) / 2)
-    return max(subset, min(size, num_samples // 4 * 2)) if subset >= SMALLEST_SUBSET else subset
-
-
-def _sums(costs: Iterable[Sequence[float]]) -> list[float]:
-    """The costs of each run, of several lists by run."""
-    return [sum(parts) for parts in zip(*costs, strict=True)]

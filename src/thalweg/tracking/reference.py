@@ -5,35 +5,53 @@ subset B of the samples is multiplied, and corrected by what it missed at theta_
 
     A(theta) U  ~  A_B(theta) U + (A(theta_r) U - A_B(theta_r) U)
 
-The first half of B, corrected likewise, differs from this by a sampling error of the same size:
-(A_1 - A_2) / 2 = A_1 - A_B. Its effect on the projection of one vector costs two products with the
-half, not k.
+The two halves of B, corrected likewise, differ from each other by a sampling error of the same
+size: see `error_estimate.py`. `Reference`, of one run, multiplies all of B at once. A
+`LockstepReference`, of R runs, multiplies its halves apart, as two rows of one batched computation:
+a subset in one piece would be no faster there, and the difference of the halves comes with it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from thalweg.linalg import inner_products
+from thalweg.loss.lockstep_objective import LockstepObjective
 from thalweg.operators.symmetric import SymmetricOperator
-from thalweg.tracking.power_step import PowerStep
 
 Curvature = Callable[[Tensor | None], SymmetricOperator]
 """A at one theta, over some of the samples; None for all."""
 
 
+def draw_halves(num_samples: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Two disjoint random halves of a subset of `size` samples, int64, each in ascending order."""
+    order = torch.randperm(num_samples, generator=generator)
+    # In ascending order each half reads the data forwards.
+    first, second = (part.sort().values for part in order[:size].tensor_split(2))
+    return first, second
+
+
+def turn(rows: Tensor, reference: Tensor) -> Tensor:
+    """R = U^T C (..., k, b) of bases C near U, both as rows: C is U R and a small rest D.
+
+    Seen from C, the part U R of a product is corrected, and D enters by the subset alone.
+    """
+    return inner_products(rows, reference).to(rows)
+
+
 @dataclass
 class Reference:
-    """A basis as rows (b, P), and how far the subset and its first half are from all samples there.
+    """A basis, and how far the subset and its first half are from all samples there.
 
     Attributes:
-        rows: U^T.
-        offset: (A - A_B) U at the reference, as rows.
-        offset_first: (A - A_1) U at the reference, as rows.
+        rows: U^T (b, P).
+        offset: (A - A_B) U at the reference, as rows (b, P).
+        offset_first: (A - A_1) U at the reference, A_1 over the first half of B, as rows (b, P).
         subset: the samples B, first half first, int64 (m,).
     """
 
@@ -51,66 +69,110 @@ class Reference:
         num_samples: int,
         generator: torch.Generator,
     ) -> tuple[Reference, Tensor]:
-        """Take the reference; also return the products over all samples, as rows.
+        """Take the reference; also return the products over all samples, as rows (b, P).
 
         Args:
             curvature: A at the reference point, over given samples.
+            rows: U^T (b, P).
             size: m, samples in the subset.
+            num_samples: N.
             generator: what the subset is drawn by.
         """
-        order = torch.randperm(num_samples, generator=generator)
-        # In ascending order each half reads the data forwards.
-        first, second = (part.sort().values for part in order[:size].tensor_split(2))
+        first, second = draw_halves(num_samples, size, generator)
         subset = torch.cat([first, second])
         whole, sampled, half = ((curvature(part) @ rows.T).T for part in (None, subset, first))
         return cls(rows, whole - sampled, whole - half, subset), whole
 
-    def turned(self, rows: Tensor) -> Reference:
-        """The same reference seen from another basis C near U, as rows.
-
-        Of C = U R + D the part in span(U) is corrected, with R = U^T C; the small rest D enters by
-        the subset alone.
-        """
-        coordinates = inner_products(rows, self.rows).to(rows)
-        return Reference(
-            rows, coordinates @ self.offset, coordinates @ self.offset_first, self.subset
-        )
-
     def images(self, curvature: Curvature) -> tuple[Tensor, Tensor | None]:
-        """A times the basis by the subset, as rows; and the subset's gradient (P,), if known."""
+        """A U by the subset, corrected, as rows; and the subset's gradient (P,), where known."""
         operator = curvature(self.subset)
         images = (operator @ self.rows.T).T.add_(self.offset)
         return images, getattr(operator, "gradient", None)
+
+    def turned(self, rows: Tensor) -> Reference:
+        """The same reference seen from another basis near U, as rows: see `turn`."""
+        rotation = turn(rows, self.rows)
+        return Reference(rows, rotation @ self.offset, rotation @ self.offset_first, self.subset)
 
     @property
     def first_half(self) -> Tensor:
         """The samples of the first half, int64 (m / 2,)."""
         return self.subset[: len(self.subset) // 2]
 
-    def deviation(self, half: SymmetricOperator, step: PowerStep, vector: Tensor) -> Tensor:
-        """How far the projection of v would be off by half the difference of the halves, its norm.
-
-        Args:
-            half: A over the first half, at the point of the step.
-            step: the power step from the basis of this reference.
-
-        To first order: with E the difference in the images and F = Z^T E that in the basis C, the
-        projector differs by (I - P) F^T C + C^T F (I - P).
-        """
-        assert step.combination is not None
-        combination = step.combination.to(self.rows)
-        coordinates = step.rows @ vector
-        dominant = step.rows.T @ coordinates
-        outside = vector - dominant
-        mixed = combination @ coordinates
-        moved, turned = (half @ torch.stack([self.rows.T @ mixed, outside], dim=1)).T
-        # E^T Z c; the images of the whole subset give C^T c.
-        across = moved + self.offset_first.T @ mixed - dominant
-        # Its part outside S_k, by Pythagoras.
-        away = across.square().sum() - (step.rows @ across).square().sum()
-        within = combination.T @ (self.rows @ turned + self.offset_first @ outside)
-        return (away.clamp(min=0) + within.square().sum()).sqrt()
-
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Any]:
         """The tensors, by name."""
         return vars(self).copy()
+
+
+@dataclass
+class LockstepReference:
+    """A basis for each of R runs, and how far the halves of the subset are from all samples there.
+
+    Attributes:
+        rows: U^T of each run, (R, k, P).
+        offset: (H - H_h) U at the reference, (R, 2, k, P), a half of the subset each.
+        halves: the samples of both halves, the same for all runs, int64 (2, m / 2).
+    """
+
+    rows: Tensor
+    offset: Tensor
+    halves: Tensor
+
+    @classmethod
+    def at(
+        cls,
+        objective: LockstepObjective,
+        thetas: Tensor,
+        rows: Tensor,
+        size: int,
+        generator: torch.Generator,
+    ) -> tuple[LockstepReference, Tensor]:
+        """Take the reference; also return the products over all samples, as rows (R, k, P).
+
+        Args:
+            objective: of the runs.
+            thetas: the reference points (R, P).
+            rows: U^T of each run, (R, k, P).
+            size: m, samples in the subset, even.
+            generator: what the subset is drawn by.
+        """
+        halves = torch.stack(draw_halves(objective.num_samples, size, generator))
+        halves = halves.to(thetas.device)
+        whole = objective.hessian_products(thetas, rows)
+        sampled = _products_of_halves(objective, thetas, rows, halves)
+        return cls(rows, (whole.unsqueeze(1) - sampled).contiguous(), halves), whole
+
+    def images(self, objective: LockstepObjective, thetas: Tensor) -> tuple[Tensor, Tensor]:
+        """H U by the subset, corrected; and half the difference of its halves.
+
+        Args:
+            objective: of the runs.
+            thetas: where the runs are now (R, P).
+
+        Returns:
+            Both as rows (R, k, P).
+        """
+        first, second = self.offset.add(
+            _products_of_halves(objective, thetas, self.rows, self.halves)
+        ).unbind(1)
+        return (first + second) / 2, (first - second) / 2
+
+    def turned(self, rows: Tensor) -> LockstepReference:
+        """The same reference seen from other bases near U (R, k, P): see `turn`."""
+        rotation = turn(rows, self.rows)
+        return LockstepReference(rows, rotation.unsqueeze(1) @ self.offset, self.halves)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The tensors, by name."""
+        return vars(self).copy()
+
+
+def _products_of_halves(
+    objective: LockstepObjective, thetas: Tensor, rows: Tensor, halves: Tensor
+) -> Tensor:
+    """The Hessian over each half of the subset times the bases, (R, 2, k, P)."""
+    runs = len(thetas)
+    product = objective.hessian_products(
+        thetas.repeat_interleave(2, 0), rows.repeat_interleave(2, 0), halves.repeat(runs, 1)
+    )
+    return product.unflatten(0, (runs, 2))

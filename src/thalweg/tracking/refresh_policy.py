@@ -1,14 +1,24 @@
 """How many samples to follow the subspace with, and when to take a new reference.
 
 A tracker multiplies its basis by the Hessian of m of N samples at every step, and of all N when it
-renews its reference. Both cost; both lower the error. `RenewalPolicy` learns from the errors that
+renews its reference. Both cost; both lower the error. `RefreshPolicy` learns from the errors that
 were estimated since the last renewal, and chooses the pair (m, period) that should meet the target
-at the lowest count of samples touched a step, m + N / period. It decides by counts, never by a
-clock, so that two runs with one seed decide alike.
+at the lowest count of samples touched a step, m + N / period. Where one power step leaves too much
+of the target, it asks for a second one at the same step. It decides by counts and estimates, never
+by a clock, so that two runs with one seed decide alike.
+
+Example:
+    >>> policy = RefreshPolicy(num_samples=5000, target=0.01)
+    >>> policy.subset, policy.period
+    (250, 20)
+    >>> policy.record(sampling_error=0.02, bias=0.001)
+    >>> policy.due(error=0.005), policy.due(error=0.02), policy.wants_second_step(bias=0.006)
+    (False, True, True)
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -17,10 +27,12 @@ SMALLEST_SUBSET = 32
 # that the target itself is exceeded at few steps; one that exceeds it is renewed at once.
 AIM = 0.5
 QUANTILE = 0.8
+# A second power step is taken where the first leaves more than this fraction of the target.
+SECOND_STEP = 0.5
 
 
 @dataclass
-class RenewalPolicy:
+class RefreshPolicy:
     """Chooses the subset size m and the renewal period from the errors seen.
 
     Attributes:
@@ -28,12 +40,14 @@ class RenewalPolicy:
         target: the error relative to the vector that a step should stay below.
         subset: m, the samples used at each step, even.
         period: the steps after which the reference is renewed.
+        few_sizes: round subset sizes up to `one_of_few`.
     """
 
     num_samples: int
     target: float
     subset: int = 0
     period: int = 20
+    few_sizes: bool = False
     # Errors since the last renewal: (scaled sampling error, bias), one entry a step.
     history: list[tuple[float, float]] = field(default_factory=list)
 
@@ -50,15 +64,27 @@ class RenewalPolicy:
         factor = self.sampling_factor
         self.history.append((sampling_error / factor if factor else 0.0, bias))
 
-    def due(self) -> bool:
-        """Whether the reference is old enough to be renewed."""
-        return len(self.history) >= self.period
+    def wants_second_step(self, bias: float) -> bool:
+        """Whether one power step leaves so much that another one should follow at once."""
+        return bias > SECOND_STEP * self.target
+
+    def due(self, error: float) -> bool:
+        """Whether to renew the reference: the step's error is too large, or the reference old."""
+        # Written so that an error that is NaN asks for a renewal.
+        return not error <= self.target or len(self.history) >= self.period
+
+    @property
+    def age(self) -> int:
+        """Steps since the reference was taken."""
+        return len(self.history)
 
     def plan(self) -> None:
         """Choose subset and period for the next reference, and forget the history."""
         if self.history:
             self.period = self._cheapest_period()
             self.subset = self._subset_for(self.period)
+        if self.few_sizes:
+            self.subset = one_of_few(self.subset, self.num_samples)
         self.history = []
 
     def _subset_for(self, period: int) -> int:
@@ -79,7 +105,7 @@ class RenewalPolicy:
         if best != seen:
             return best
         # The longest period seen is the cheapest: try a longer one, until renewals are a small
-        # share of the cost anyway.
+        # part of the cost anyway.
         longest = max(1, int(8 * self.num_samples / self._subset_for(seen)))
         return min(int(1.5 * seen) + 1, max(seen, longest))
 
@@ -99,3 +125,15 @@ class RenewalPolicy:
         """Restore what `state_dict` gave."""
         self.subset, self.period = state["subset"], state["period"]
         self.history = [(scaled, bias) for scaled, bias in state["history"]]
+
+
+def one_of_few(subset: int, num_samples: int) -> int:
+    """The next larger of few subset sizes, 32 times powers of 2^(1/4), and even.
+
+    Where a computation is recorded once for each shape, few sizes are few recordings.
+    """
+    if subset < SMALLEST_SUBSET:
+        return subset
+    steps = math.ceil(4 * math.log2(subset / SMALLEST_SUBSET))
+    size = 2 * math.ceil(SMALLEST_SUBSET * 2 ** (steps / 4) / 2)
+    return max(subset, min(size, num_samples // 4 * 2))

@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import Tensor
 
-from thalweg.errors import InvalidInput, invalid
+from thalweg.errors import InvalidInput
 from thalweg.loss.objective import Objective
 from thalweg.operators.hessian import PRODUCT_COST
 from thalweg.spectrum.subspace import Subspace
-from thalweg.tracking.source import Split, TrackerReport
+from thalweg.tracking.source import Split, TrackerReport, check_every
 
 
 class SolvedSource(ABC):
@@ -37,8 +37,7 @@ class SolvedSource(ABC):
     """
 
     def __init__(self, objective: Objective, k: int, *, tolerance: float, every: int) -> None:
-        if every < 1:
-            raise invalid("every", every, "an integer >= 1")
+        check_every(every)
         self.objective = objective
         self.k = k
         self.tolerance = tolerance

@@ -1,6 +1,6 @@
 """Where a subspace comes from at each step: what an optimizer or a probe asks, whatever answers.
 
-`SubspaceTracker` follows S_k; `FixedSubspace` stays where it is; `NextEigenspace` is a control.
+`SubspaceTracker` follows S_k; `FixedSubspace` stays where it is; `NextEigenspace` is a baseline.
 
 Example:
     >>> import torch
@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from thalweg.errors import invalid
 from thalweg.spectrum.subspace import Subspace
 
 
@@ -80,9 +81,6 @@ class Split:
 class SubspaceSource(Protocol):
     """What gives an optimizer or a probe the subspace at each step: any class with these members.
 
-    Attributes:
-        report: what the last update cost, and how far it can be trusted.
-
     Example:
         >>> import torch
         >>> def sharpness(source: SubspaceSource, theta: torch.Tensor) -> float:
@@ -92,7 +90,10 @@ class SubspaceSource(Protocol):
         2.0
     """
 
-    report: TrackerReport
+    @property
+    def report(self) -> TrackerReport:
+        """What the last update cost, and how far it can be trusted."""
+        ...
 
     @property
     def subspace(self) -> Subspace:
@@ -121,8 +122,28 @@ class SubspaceSource(Protocol):
         ...
 
 
+def check_dimension(k: int, num_parameters: int) -> None:
+    """Refuse a k that is no dimension of a subspace of parameter space.
+
+    Raises:
+        InvalidInput: k < 1 or k > P.
+    """
+    if not 1 <= k <= num_parameters:
+        raise invalid("k", k, f"an integer from 1 to P = {num_parameters}")
+
+
+def check_every(every: int) -> None:
+    """Refuse a period in updates that is none.
+
+    Raises:
+        InvalidInput: every < 1.
+    """
+    if every < 1:
+        raise invalid("every", every, "an integer >= 1")
+
+
 class FixedSubspace:
-    """A subspace that stays: frozen at a branch point, or a control such as a random one.
+    """A subspace that stays: frozen at a branch point, or a baseline such as a random one.
 
     Args:
         subspace: of theta's length P, dtype and device.

@@ -1,19 +1,13 @@
-"""The top eigenspace of the Hessian, followed from one training step to the next.
+"""The top eigenspace of the Hessian of one run, followed from one training step to the next.
 
-A reference and a small sample. At a reference point theta_r keep an orthonormal basis U (P, b) and
-Y_r = H(theta_r) U over all N samples. At a later step multiply the same U by the Hessian of a fixed
-small subset B only, and correct the reference by the difference (a control variate):
+How a step goes is in `following.py`; here is what one run has and many in lockstep do not:
 
-    Y_t = Y_r + (H_B(theta_t) U - H_B(theta_r) U),    new basis = orth(Y_t V)
-
-a warm power step, V the top eigenvectors of U^T Y_t. Half the difference that the first half of B
-makes to the projection of a vector estimates the sampling error: see `reference.py`. What the
-halves share (the bias of one power step) is measured against a fresh product over all samples at
-each renewal: see `damping.py`. Subset size and renewal are chosen for a target error: see
-`renewal.py`. Where the basis turns much from one step to the next, as at the edge of stability, a
-second power step follows, and there may be two references: see `anchor.py`.
-
-Cost is counted in gradients of the full loss, one product with all N samples as `PRODUCT_COST`.
+- **Bit for bit** the same numbers from one version to the next, on the CPU. `LockstepTracker` with
+  one run does other arithmetic: see there for how long it takes.
+- Any symmetric operator of the loss, and every model that differentiates twice.
+- `split`, which refines one vector by two products where a target for the bulk asks for it.
+- Two references where the iterate jumps to and fro: see `anchor.py`.
+- `exact`, a solve at every update; `every`, an update at every n-th call.
 
 Example:
     >>> import torch
@@ -28,33 +22,37 @@ Example:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from thalweg.errors import InvalidInput, invalid
+from thalweg.linalg import norm
 from thalweg.loss.guards.precision import full_precision
 from thalweg.loss.objective import Objective
 from thalweg.operators.hessian import PRODUCT_COST, Hessian
 from thalweg.operators.loss_operator import LossOperator
 from thalweg.operators.symmetric import OperatorAt, SymmetricOperator
 from thalweg.spectrum.eigensolver import top_eigenpairs
-from thalweg.spectrum.gap import GapWatch
 from thalweg.spectrum.subspace import Subspace
 from thalweg.tracking.anchor import Anchors
-from thalweg.tracking.damping import Damping
+from thalweg.tracking.error_estimate import (
+    ErrorEstimate,
+    movement,
+    population_correction,
+    relative,
+    sampling_error,
+    total,
+)
+from thalweg.tracking.following import FEWEST_SAMPLES, Following, check_target
 from thalweg.tracking.power_step import PowerStep, power_step
 from thalweg.tracking.reference import Reference
-from thalweg.tracking.refresh_policy import RenewalPolicy
-from thalweg.tracking.source import Split, TrackerReport
-
-# A second power step is taken where the first leaves more than this share of the target.
-SECOND_STEP = 0.5
+from thalweg.tracking.refresh_policy import RefreshPolicy
+from thalweg.tracking.source import Split, TrackerReport, check_every
 
 
-class SubspaceTracker:
+class SubspaceTracker(Following[PowerStep, Reference]):
     """Follows the top-k eigenspace S_k of the Hessian of a loss.
 
     Args:
@@ -87,10 +85,12 @@ class SubspaceTracker:
     repeated eigenvalue can be missed by a solve in rare cases, see `eigenpairs`; looks at
     lambda_{k+1} find it later.
 
-    Source: subspace iteration with Rayleigh-Ritz (Saad 2011, "Numerical Methods for Large
-    Eigenvalue Problems", section 5.2), its products by a control variate as gradients are in SVRG
-    (Johnson, Zhang 2013). Example: see the module.
+    Source: see `following.py`. Example: see the module.
     """
+
+    # Of the subset: two products with half of it; itself and its first half.
+    estimate_products = 1
+    renewal_passes = 1.5
 
     def __init__(
         self,
@@ -106,27 +106,26 @@ class SubspaceTracker:
         gap_every: int = 10,
         seed: int = 0,
     ) -> None:
-        if not 1 <= k <= objective.num_parameters:
-            raise invalid("k", k, f"an integer from 1 to P = {objective.num_parameters}")
-        if not error > 0 or (bulk_error is not None and not bulk_error > 0):
-            raise invalid("error", error if bulk_error is None else bulk_error, "a number > 0")
-        if every < 1:
-            raise invalid("every", every, "an integer >= 1")
+        super().__init__(
+            objective.num_parameters,
+            objective.num_samples,
+            k,
+            error=error,
+            tolerance=tolerance,
+            seed=seed,
+        )
+        if bulk_error is not None:
+            check_target(bulk_error)
+        check_every(every)
         self.objective = objective
-        self.k = k
         self.operator = operator
-        self.error = error
         self.bulk_error = bulk_error
-        self.exact = exact or objective.num_samples < 8
+        self.exact = exact or objective.num_samples < FEWEST_SAMPLES
         self.every = every
-        self.tolerance = tolerance
-        self._damping = Damping()
-        self._gap = GapWatch(gap_every)
-        self._report(math.nan, 0.0)
-        self._generator = torch.Generator().manual_seed(seed)
+        self._estimates = [ErrorEstimate(gap_every)]
+        self._report([math.nan], [0.0])
         self._calls = 0
         self._theta: Tensor | None = None
-        self._step: PowerStep | None = None
         self._anchors = Anchors(objective.num_samples, error)
         # Where the gradient of all samples was last asked for, and the operator with its graph.
         self._linearized: tuple[Tensor, SymmetricOperator] | None = None
@@ -134,9 +133,16 @@ class SubspaceTracker:
         # reference that the last power step began from.
         self._half: SymmetricOperator | None = None
         self._seen_from: Reference | None = None
+        # The step and the vector that the sampling error was last estimated for.
+        self._sampled: tuple[PowerStep, Tensor, float] | None = None
 
     @property
-    def policy(self) -> RenewalPolicy:
+    def report(self) -> TrackerReport:
+        """What the last update cost, and how far it can be trusted."""
+        return self.reports[0]
+
+    @property
+    def policy(self) -> RefreshPolicy:
         """How many samples are followed, and when the reference is renewed."""
         return self._anchors.policy
 
@@ -147,9 +153,7 @@ class SubspaceTracker:
         Raises:
             InvalidInput: there was no update yet.
         """
-        if self._step is None:
-            raise InvalidInput("the tracker has no subspace yet; call update() first")
-        return self._step.subspace()
+        return self._current().subspace()
 
     def gradient(self) -> Tensor:
         """The gradient of the loss over all samples at the model's parameters, (P,).
@@ -187,17 +191,21 @@ class SubspaceTracker:
         """
         self._calls += 1
         if self._step is not None and (self._calls - 1) % self.every:
-            age = self.report.age + 1
-            self._report(math.nan, 0.0, age=age)
+            self._report([math.nan], [0.0], age=self.report.age + 1)
             return self.subspace
         self._theta = self.objective.theta() if theta is None else theta.detach()
         if self._linearized is not None and not torch.equal(self._linearized[0], self._theta):
             self._linearized = None
         with full_precision():
-            if self._step is None or self.exact:
-                self._report(self.tolerance, self._solve(), renewed=True)
+            if self.exact:
+                cost = self._solve([0])[0] + self._look_at_gaps()[0]
+                self._report([self.tolerance], [cost], renewed=True)
+            elif self._step is None:
+                self._begin(1)
             else:
-                self._follow(vector)
+                reference = self._anchors.serve(self._theta)
+                self._half = self._curvature(reference.first_half, keep_graph=True)
+                self._follow(reference, vector)
         return self.subspace
 
     def split(self, vector: Tensor) -> Split:
@@ -215,28 +223,28 @@ class SubspaceTracker:
         step = self._current()
         dominant = step.project(vector)
         error = self.estimate_error(vector)
-        relative = _ratio(vector.norm(), (vector - dominant).norm())
-        needed = self.bulk_error is not None and error * relative > self.bulk_error
+        bulk_error = error * _ratio(vector, vector - dominant)
+        needed = self.bulk_error is not None and bulk_error > self.bulk_error
         # The refinement divides by the eigenvalues.
         possible = not self.exact and float(step.eigenvalues[-1]) > 0
         if not (needed and possible):
-            return Split(dominant, vector - dominant, error, error * relative)
+            return Split(dominant, vector - dominant, error, bulk_error)
         refined = step.refined_projection(self._curvature(None), vector)
-        correction = float(_ratio((refined - dominant).norm(), vector.norm()))
-        error = self._damping.value * correction
+        error = self._estimates[0].bias(relative(refined - dominant, vector)[0])
         bulk = vector - refined
-        relative = _ratio(vector.norm(), bulk.norm())
-        return Split(refined, bulk, error, error * relative, True, 2 * PRODUCT_COST)
+        bulk_error = error * _ratio(vector, bulk)
+        return Split(refined, bulk, error, bulk_error, True, 2 * PRODUCT_COST)
 
     def estimate_error(self, vector: Tensor) -> float:
-        """Estimated norm(tracked - P_k v) / norm(v) of the last update, for any vector (P,)."""
-        sampling, bias = self._errors(vector)
-        return (sampling**2 + bias**2) ** 0.5
+        """Estimated norm(tracked - P_k v) / norm(v) of the last update, for any vector (P,).
 
-    def _current(self) -> PowerStep:
-        if self._step is None:
-            raise InvalidInput("the tracker has no subspace yet; call update() first")
-        return self._step
+        Raises:
+            InvalidInput: there was no update yet.
+        """
+        self._current()
+        if self.exact:
+            return self.tolerance
+        return total(*self._sampling_errors(vector), *self._biases(vector))
 
     def _curvature(self, samples: Tensor | None, *, keep_graph: bool = False) -> SymmetricOperator:
         """The operator at the theta of the last update."""
@@ -247,179 +255,87 @@ class SubspaceTracker:
                 return operator
         return self.operator(self.objective, self._theta, samples, keep_graph=keep_graph)
 
-    def _solve(self) -> float:
-        """Find the subspace from scratch; the cost in gradients."""
+    def _operator(self, run: int) -> SymmetricOperator:
+        return self._curvature(None, keep_graph=True)
+
+    def _solve(self, runs: Iterable[int]) -> list[float]:
+        # They belong to another subspace, and a solve takes memory.
         self._anchors.forget()
-        operator = self._curvature(None, keep_graph=True)
-        solved = top_eigenpairs(operator, self.k, tolerance=self.tolerance)
-        gradients = PRODUCT_COST * solved.products
+        solved = top_eigenpairs(self._operator(0), self.k, tolerance=self.tolerance)
         self._step = PowerStep(solved.basis.T, solved.eigenvalues.double().cpu())
-        return gradients + (self._look_at_gap() if self.exact else self._renew(solved=True))
+        return [PRODUCT_COST * solved.products]
 
-    def _follow(self, vector: Tensor | None) -> None:
+    def _take_reference(self, rows: Tensor) -> None:
         assert self._theta is not None
-        reference = self._anchors.serve(self._theta)
-        self._half = self._curvature(reference.first_half, keep_graph=True)
-        gradient = self._power_step(reference)
-        if vector is None:
-            vector = self.objective.gradient(self._theta) if gradient is None else gradient
-        passes = 1
-        if self._bias(vector) > SECOND_STEP * self.error:
-            # The basis has turned so far that one step leaves too much of it: another one.
-            self._power_step(reference.turned(self._current().rows))
-            passes = 2
-        sampling, bias = self._errors(vector)
-        self.policy.record(sampling, bias)
-        error = (sampling**2 + bias**2) ** 0.5
-        subset = self.policy.subset
-        age = len(self.policy.history)
-        # Two products with half the subset estimate the error.
-        cost = PRODUCT_COST * (passes * self.k + 1) * subset / self.objective.num_samples
-        if error <= self.error and not self.policy.due():
-            self._report(error, cost, subset=subset, age=age)
-            return
-        checked, renewal = self._check(self._current(), vector, sampling, bias)
-        share = self._damping.value
-        left = min(checked * share / (1 - share), 1.0)
-        self._report(left, cost + renewal, renewed=True, subset=subset, checked_error=checked)
-
-    def _power_step(self, reference: Reference) -> Tensor | None:
-        """Move the basis of a reference by a power step; the gradient of the subset, if known."""
-        images, gradient = reference.images(self._curvature)
-        self._step = power_step(reference.rows, images, self.k)
-        self._seen_from = reference
-        return gradient
-
-    def _check(
-        self, step: PowerStep, vector: Tensor, sampling: float, bias: float
-    ) -> tuple[float, float]:
-        """Renew the reference; learn from the fresh product how wrong the tracked basis was.
-
-        Returns:
-            That error, relative to norm(v), and the cost in gradients.
-        """
-        before = step.project(vector)
-        cost = self._renew()
-        checked = _ratio((self._current().project(vector) - before).norm(), vector.norm())
-        self._damping.learn(checked, sampling, bias / self._damping.value)
-        return checked, cost
-
-    def _renew(self, *, solved: bool = False) -> float:
-        """A product over all samples at the current theta: a new reference, and a power step.
-
-        Args:
-            solved: the basis has just been found from scratch.
-        """
-        assert self._theta is not None
-        policy, rows = self._anchors.plan(), self._current().rows
+        policy = self._anchors.plan()
         reference, images = self._reference(rows, policy.subset)
         self._anchors.renew(reference, self._theta, policy)
         self._step = power_step(rows, images, self.k)
         self._half, self._seen_from = None, reference
-        # All samples, the subset and its first half.
-        share = 1 + 1.5 * policy.subset / self.objective.num_samples
-        cost = PRODUCT_COST * self.k * share + self._look_at_gap()
-        if not solved and self._gap.value > float(self._step.eigenvalues[-1]) * (
-            1 + self.tolerance
-        ):
-            # An eigenvector of the bulk has overtaken one of S_k: no power step brings it in.
-            self._gap.forget()
-            return cost + self._solve()
-        return cost
 
     def _reference(self, rows: Tensor, size: int) -> tuple[Reference, Tensor]:
         """A reference at the current theta, and the products over all samples, as rows (k, P)."""
-        num_samples = self.objective.num_samples
-        return Reference.at(self._curvature, rows, size, num_samples, self._generator)
+        return Reference.at(self._curvature, rows, size, self.num_samples, self._generator)
 
-    def _look_at_gap(self) -> float:
-        """Find lambda_{k+1} where that is due; the cost in gradients."""
-        step, first = self._current(), self._gap.looks == 0
-        products = self._gap.look(
-            lambda: self._curvature(None, keep_graph=True), step.rows, step.eigenvalues
-        )
-        if first and self._gap.looks:
-            self._damping.begin(self._gap.ratio(step.eigenvalues))
-        return PRODUCT_COST * products
+    def _power_step(self, reference: Reference, vector: Tensor | None) -> Tensor:
+        images, gradient = reference.images(self._curvature)
+        self._step = power_step(reference.rows, images, self.k)
+        self._seen_from = reference
+        if vector is not None:
+            return vector
+        return self.objective.gradient(self._theta) if gradient is None else gradient
 
-    def _report(
-        self,
-        error: float,
-        gradients: float,
-        *,
-        renewed: bool = False,
-        subset: int = 0,
-        age: int = 0,
-        checked_error: float | None = None,
-    ) -> None:
-        self.report = TrackerReport(
-            error, gradients, renewed, subset, age, checked_error, self._gap.value
-        )
+    def _movements(self, vector: Tensor) -> list[float]:
+        return [movement(self._current(), vector)]
 
-    def _bias(self, vector: Tensor) -> float:
-        """Estimated error that the power step left, relative to norm(v)."""
-        return self._damping.value * _ratio(self._current().movement(vector), vector.norm())
-
-    def _errors(self, vector: Tensor) -> tuple[float, float]:
-        """Estimated sampling error and bias of the projection, relative to norm(v)."""
-        if self.exact:
-            return self.tolerance, 0.0
+    def _sampling_errors(self, vector: Tensor) -> list[float]:
         step = self._current()
-        # The same vector is often asked about twice in a step: by the control and by the split.
-        if step.estimated is None or step.estimated[0] is not vector:
-            sampling = 0.0
-            if self._half is not None:
-                assert self._seen_from is not None
-                deviation = self._seen_from.deviation(self._half, step, vector)
-                sampling = _ratio(deviation, vector.norm()) * self._subset_share
-            step.estimated = (vector, sampling, self._bias(vector) / self._damping.value)
-        _, sampling, moved = step.estimated
-        return sampling, self._damping.value * moved
-
-    @property
-    def _subset_share(self) -> float:
-        """The finite population correction: a subset of all samples has no sampling error."""
-        return (1 - self.policy.subset / self.objective.num_samples) ** 0.5
+        if self._half is None:
+            return [0.0]
+        # The same vector is often asked about twice in a step: by the tracker and by the split.
+        known = self._sampled
+        if known is None or known[0] is not step or known[1] is not vector:
+            assert self._seen_from is not None
+            error = sampling_error(self._seen_from, self._half, step, vector)
+            error *= population_correction(self.policy.subset, self.num_samples)
+            self._sampled = known = step, vector, error
+        return [known[2]]
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on bit for bit: bases as rows, so that their layout survives."""
-        sampled = self._half is not None
-        turned = (
-            self._seen_from if sampled and self._seen_from is not self._anchors.reference else None
-        )
-        return {
+        """Everything needed to continue bit for bit: bases as rows, so that their layout stays."""
+        sampled, seen_from = self._half is not None, self._seen_from
+        turned = sampled and seen_from is not self._anchors.reference
+        return super().state_dict() | {
             "calls": self._calls,
-            "damping": self._damping.value,
-            "gap": self._gap.state_dict(),
-            "generator": self._generator.get_state(),
             "products": self.objective.products.state_dict(),
             "chunk_size": self.objective.chunk_size,
-            "report": vars(self.report).copy(),
             "theta": self._theta,
-            "step": None if self._step is None else self._step.state_dict(),
             "anchors": self._anchors.state_dict(),
             "sampled": sampled,
-            "turned": None if turned is None else turned.state_dict(),
+            "turned": seen_from.state_dict() if turned and seen_from else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave, the way to multiply by the Hessian included."""
-        self._calls, self._damping.value = state["calls"], state["damping"]
-        self._gap.load_state_dict(state["gap"])
-        self._generator.set_state(state["generator"].cpu())
+        if "report" in state:
+            # Until 0.1 the one run's report and estimate stood beside the rest.
+            estimate = {"damping": state["damping"], "gap": state["gap"]}
+            state = {**state, "reports": [state["report"]], "estimates": [estimate]}
+        super().load_state_dict(state)
+        self._calls = state["calls"]
         self.objective.products.load_state_dict(state["products"])
         self.objective.chunk_size = state["chunk_size"]
-        self.report = TrackerReport(**state["report"])
         self._theta = state["theta"]
         self._step = None if state["step"] is None else PowerStep(**state["step"])
         self._anchors.load_state_dict(state["anchors"])
-        self._half = self._seen_from = self._linearized = None
+        self._half = self._seen_from = self._linearized = self._sampled = None
         if state["sampled"]:
             turned = state["turned"]
             self._seen_from = self._anchors.reference if turned is None else Reference(**turned)
             self._half = self._curvature(self._seen_from.first_half, keep_graph=True)
 
 
-def _ratio(part: Tensor, whole: Tensor) -> float:
-    """part / whole, 0 where both vanish."""
-    return float(part / whole) if whole > 0 else 0.0
+def _ratio(whole: Tensor, part: Tensor) -> float:
+    """norm(whole) / norm(part), 0 where the part vanishes."""
+    length = norm(part)
+    return float(norm(whole) / length) if length > 0 else 0.0

@@ -15,7 +15,10 @@ from thalweg.lab.execution.processes import Ending
 from thalweg.lab.execution.schedule import Assignment, Outcome, Task, run_tasks, tasks_of
 from thalweg.lab.store import load
 
-SHORT = {"phases.0.steps": 3, "branches": {"a": {"steps": 3}, "b": {"steps": 3, "after": "a"}}}
+SHORT = {
+    "phases.0.steps": 3,
+    "branches": {"a": {"steps": 3}, "b": {"steps": 3, "starts_from": "a"}},
+}
 
 
 def inline(path: Path, changes: dict[str, object], **options: object) -> Outcome:

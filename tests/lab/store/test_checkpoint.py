@@ -26,11 +26,10 @@ from thalweg.lab.store.checkpoint import (
     latest_checkpoint,
     list_checkpoints,
     load_checkpoint,
-    load_parameters,
-    pack_state,
     save_checkpoint,
-    unpack_state,
 )
+from thalweg.lab.store.packing import pack_state, unpack_state
+from thalweg.lab.store.parameters import load_parameters
 
 DTYPES = [
     torch.bool,

@@ -18,22 +18,21 @@ from typing import Any
 
 import pytest
 
+from thalweg.environment import environment
 from thalweg.errors import IntegrityError, InvalidInput, ThalwegError
 from thalweg.lab.store import durable
 from thalweg.lab.store import lock as runlock
+from thalweg.lab.store.diskspace import check_disk, estimate_disk
 from thalweg.lab.store.folders import (
     RunFolder,
-    Status,
     StudyFolder,
-    check_disk,
-    environment,
-    estimate_disk,
     find_studies,
     list_runs,
     load,
     open_study,
 )
 from thalweg.lab.store.metrics import Column, MetricsWriter
+from thalweg.lab.store.status import Status
 
 NAME = "main-digits-0123abcd"
 
@@ -59,7 +58,7 @@ def holder(folder: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds the lock of a run until it is stopped."""
     code = (
         "import sys, pathlib\n"
-        "from thalweg.lab.store.folders import RunFolder, Status\n"
+        "from thalweg.lab.store import RunFolder, Status\n"
         "run = RunFolder(pathlib.Path(sys.argv[1]))\n"
         "with run.locked():\n"
         "    run.write_status(Status('running', step=3))\n"

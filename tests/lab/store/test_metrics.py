@@ -23,6 +23,7 @@ import torch
 from thalweg.errors import IntegrityError, InvalidInput, ThalwegError
 from thalweg.lab.store import durable, metrics
 from thalweg.lab.store.metrics import Column, MetricsWriter, read_metrics
+from thalweg.measure.sinks import Sink, Sinks
 
 COLUMNS = [Column("step", "integer"), Column("loss"), Column("eigenvalues", "vector")]
 
@@ -67,6 +68,15 @@ def test_nan_and_infinity_are_kept_and_differ_from_not_measured(tmp_path: Path) 
     assert math.isnan(first)
     assert second is None
     assert table["eigenvalues"].to_pylist() == [[math.inf, -math.inf], None]
+
+
+def test_the_writer_is_a_sink(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path, COLUMNS)
+    assert isinstance(writer, Sink)
+    rows = Sinks([writer])
+    rows.log(row(0), 0)
+    rows.close()
+    assert steps_in(tmp_path) == [0]
 
 
 def test_floats_are_kept_to_the_last_bit(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from tests.problems.data_files import (
     write_mnist,
 )
 from thalweg.errors import InvalidInput
+from thalweg.problems.data.dataset import Samples
 from thalweg.problems.data.images import CIFAR10, MNIST, FashionMNIST
-from thalweg.problems.data.tensors import Samples
 
 
 def sizes(samples: Samples) -> tuple[int, int]:

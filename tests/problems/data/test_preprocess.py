@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from thalweg.errors import InvalidInput
+from thalweg.problems.data.dataset import Samples
 from thalweg.problems.data.preprocess import Preprocess, scaling
-from thalweg.problems.data.tensors import Samples
 from thalweg.problems.problem_spec import ProblemSpec
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from tests.problems.data_files import SHARED, needs_shared_data
 from thalweg.errors import InvalidInput
+from thalweg.problems.data.dataset import choose
 from thalweg.problems.data.sst2 import SST2
-from thalweg.problems.data.tensors import choose
 
 TRAIN = "label\tsentence\n1\ta good film\n0\tbad\n1\twonderful\n"
 DEV = "label\tcontent\n0\ta wonderful mess of a film\n"

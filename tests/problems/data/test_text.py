@@ -164,8 +164,8 @@ def test_a_product_with_the_hessian_is_the_difference_of_gradients(file: Path) -
 
 
 def test_data_that_predict_no_tokens_are_refused() -> None:
-    from thalweg.problems.data.tensors import InputShape
-    from thalweg.problems.models.settings import LanguageModel
+    from thalweg.problems.data.dataset import InputShape
+    from thalweg.problems.models.language_model import LanguageModel
 
     with pytest.raises(InvalidInput, match="choose data set tinyshakespeare"):
         LanguageModel().build(InputShape((8,), 30), 2)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from thalweg.errors import InvalidInput
-from thalweg.problems.data.vocabulary import UNKNOWN, WordPieces, Words, padded
+from thalweg.problems.data.vocabulary import UNKNOWN, WordPieces, WordVocabulary, padded
 
 
 def pieces(tmp_path: Path, *lines: str) -> WordPieces:
@@ -14,7 +14,7 @@ def pieces(tmp_path: Path, *lines: str) -> WordPieces:
 
 
 def test_words_are_numbered_in_the_order_of_their_appearance() -> None:
-    vocabulary = Words.of(["a good film", "a bad film ."])
+    vocabulary = WordVocabulary.of(["a good film", "a bad film ."])
     assert vocabulary.size == 7
     assert vocabulary.encode("film a . superb") == [4, 2, 6, UNKNOWN]
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 
 from thalweg.lab.config.phases import Name, PhaseSpec
+from thalweg.lab.store.folders import TRUNK
 from thalweg.problems.problem_spec import ProblemSpec
 from thalweg.settings import Count, SpecModel, Wording, bad_value
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
 AT_BRANCH_POINT = ("displacement", "overlap")
 """Probes that compare with theta and S_k at the branch point."""
-TRUNK = "trunk"
-"""Name of the run that all branches of a seed start from."""
 Device = Annotated[
     str,
     Field(pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)$"),

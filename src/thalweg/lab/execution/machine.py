@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import os
 
+from thalweg.environment import usable_cores
 from thalweg.errors import InvalidInput
-
-
-def usable_cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def resolve_device(device: str) -> str:

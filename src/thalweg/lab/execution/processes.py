@@ -1,6 +1,6 @@
-"""How is a function called in a process of its own, and what became of it?
+"""How is a function called in a process of its own, and how did that end?
 
-A crash or running out of memory stays the process's own. Processes are forked from a clean server
+A crash, or running out of memory, ends that process alone. Processes are forked from a clean server
 that has imported PyTorch, where there is one: starting one then takes milliseconds instead of the
 four seconds of the imports. A process does not outlive the one that started it, however that ends.
 """
@@ -93,7 +93,7 @@ class Child:
 
     @property
     def is_running(self) -> bool:
-        """Whether it goes on."""
+        """Whether it has not ended yet."""
         return self._process.exitcode is None
 
     @property
@@ -195,8 +195,8 @@ def _redirect_output(out: Path | None) -> None:
 def _without_word(exit_code: int) -> Ending:
     """The ending of a process that did not come to say what happened."""
     if exit_code >= 0:
-        mend = "in a script, call Thalweg below: if __name__ == '__main__'"
-        return Ending(exit_code or 1, f"its process ended with status {exit_code}; {mend}")
+        hint = "in a script, call Thalweg below: if __name__ == '__main__'"
+        return Ending(exit_code or 1, f"its process ended with status {exit_code}; {hint}")
     try:
         name = signal.Signals(-exit_code).name
     except ValueError:

@@ -1,4 +1,4 @@
-"""How is the whole state of a run saved, so that resuming goes on bit for bit?
+"""How is the whole state of a run saved, so that a resumed run continues bit for bit?
 
 A checkpoint is a folder `step-00001000/` with `tensors.safetensors`, `state.json` and
 `manifest.json` (size and SHA-256 of both). It is built under a temporary name, flushed and renamed:
@@ -29,24 +29,10 @@ from typing import TYPE_CHECKING, Any
 
 from thalweg.errors import IntegrityError, InvalidInput, invalid
 from thalweg.lab.store import durable
-from thalweg.lab.store.packing import pack_state, unpack_state
-from thalweg.lab.store.parameters import load_parameters
 from thalweg.lab.store.tensors import load_tensors, save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-__all__ = [
-    "Checkpoint",
-    "checkpoint_path",
-    "latest_checkpoint",
-    "list_checkpoints",
-    "load_checkpoint",
-    "load_parameters",
-    "pack_state",
-    "save_checkpoint",
-    "unpack_state",
-]
 
 _TENSORS, _STATE, _MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 _REPLACED = durable.UNFINISHED + "replaced-"
@@ -261,11 +247,11 @@ def _sha256(path: Path) -> str:
 
 def _state_text(step: int, state: Any) -> str:
     content = {"step": step, "state": state}
-    mend = "use pack_state for tuples, integer keys, NaN and tensors"
+    hint = "use pack_state for tuples, integer keys, NaN and tensors"
     try:
         text = json.dumps(content, indent=1, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise InvalidInput(f"checkpoint state: not JSON ({error}); {mend}") from error
+        raise InvalidInput(f"checkpoint state: not JSON ({error}); {hint}") from error
     if json.loads(text)["state"] != state:
-        raise InvalidInput(f"checkpoint state: JSON would change it; {mend}")
+        raise InvalidInput(f"checkpoint state: JSON would change it; {hint}")
     return text

@@ -1,8 +1,8 @@
 """How does a file get onto the disk whole or not at all, whatever kills the process?
 
 A new file is written under a temporary name, flushed to the disk, renamed over its final name, and
-the folder's own entry is flushed as well. Failures that a user can mend (a full disk, a folder
-that cannot be written to) become errors that say so.
+the folder's own entry is flushed as well. A full disk, or a folder that cannot be written to,
+becomes an error that says what to do.
 
 Example:
     >>> import pathlib, tempfile
@@ -135,7 +135,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def storage_errors(folder: Path, needed: int | None = None) -> Iterator[None]:
-    """Turn failures of the disk below `folder` into errors that name the mend.
+    """Turn failures of the disk below `folder` into errors with a hint.
 
     Args:
         folder: where the write goes; named in the message.
@@ -151,7 +151,7 @@ def storage_errors(folder: Path, needed: int | None = None) -> Iterator[None]:
         if error.errno in _FORBIDDEN:
             raise InvalidInput(
                 f"folder {folder}: cannot be written to ({os.strerror(error.errno)}); "
-                "choose another folder or mend its permissions"
+                "choose another folder or change its permissions"
             ) from error
         if error.errno in _NOT_A_FOLDER:
             raise InvalidInput(

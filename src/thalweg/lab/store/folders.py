@@ -4,7 +4,7 @@
         seed-0/trunk/         run.toml  status.json  log.txt  metrics/  checkpoints/
         seed-0/bulk-sgd/      ...
 
-All of it is text, Parquet and safetensors: readable without Thalweg, also while a run is going on.
+All of it is text, Parquet and safetensors: readable without Thalweg, also while a run continues.
 
 Example:
     >>> import tempfile
@@ -29,7 +29,6 @@ from typing import TYPE_CHECKING, Any
 from thalweg.environment import environment
 from thalweg.errors import IntegrityError, InvalidInput, invalid, unknown_name
 from thalweg.lab.store import durable
-from thalweg.lab.store.diskspace import check_disk, estimate_disk
 from thalweg.lab.store.lock import is_locked, locked
 from thalweg.lab.store.metrics import read_metrics
 from thalweg.lab.store.status import Status, read_status, utc_now, write_status
@@ -38,21 +37,10 @@ if TYPE_CHECKING:
     import pandas
     import pyarrow
 
-__all__ = [
-    "RunFolder",
-    "Status",
-    "StudyFolder",
-    "check_disk",
-    "environment",
-    "estimate_disk",
-    "find_studies",
-    "list_runs",
-    "load",
-    "open_study",
-]
+TRUNK = "trunk"
+"""Name of the run that all branches of a seed start from."""
 
 _SEED = re.compile(r"seed-(\d+)")
-_TRUNK = "trunk"
 
 
 @dataclass(frozen=True)
@@ -245,7 +233,7 @@ class StudyFolder:
             for file in self.path.glob("seed-*/*/run.toml")
             if _SEED.fullmatch(file.parent.parent.name)
         ]
-        return sorted(found, key=lambda run: (run.seed, run.branch != _TRUNK, run.branch))
+        return sorted(found, key=lambda run: (run.seed, run.branch != TRUNK, run.branch))
 
 
 def find_studies(root: Path | str = "runs") -> list[StudyFolder]:
@@ -282,7 +270,7 @@ def open_study(study: StudyFolder | Path | str, root: Path | str = "runs") -> St
 
 
 def load(study: StudyFolder | Path | str, root: Path | str = "runs") -> pandas.DataFrame:
-    """Read the metrics of all runs of a study into one data frame, also while runs go on.
+    """Read the metrics of all runs of a study into one data frame, also while runs continue.
 
     Args:
         study: its folder, its name below `root`, or the beginning of its name.

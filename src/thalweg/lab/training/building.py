@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from thalweg.contrib.simulated_workers import SimulatedWorkers
 from thalweg.errors import InvalidInput, invalid
-from thalweg.lab.store.checkpoint import load_parameters
+from thalweg.lab.store.parameters import load_parameters
 from thalweg.loss.objective import Objective
 from thalweg.operators.hessian import Hessian
 from thalweg.optim.split import SplitUpdate

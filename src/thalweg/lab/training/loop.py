@@ -188,7 +188,7 @@ class Run:
         settings = self.spec.checkpoint
         if self.should_stop():
             self._checkpoint(metrics)
-            self.status.write("interrupted", "stopped on request; thalweg resume goes on")
+            self.status.write("interrupted", "stopped on request; thalweg resume continues it")
             self.folder.log(f"interrupted at step {self.step}")
             raise Interrupted(f"stopped on request at step {self.step}")
         is_first = self.step == self.progression.position.start

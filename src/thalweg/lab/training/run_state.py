@@ -20,10 +20,9 @@ from thalweg.lab.store import durable
 from thalweg.lab.store.checkpoint import (
     Checkpoint,
     checkpoint_path,
-    pack_state,
     save_checkpoint,
-    unpack_state,
 )
+from thalweg.lab.store.packing import pack_state, unpack_state
 from thalweg.lab.store.tensors import save_tensors
 from thalweg.lab.training.building import (
     Setup,

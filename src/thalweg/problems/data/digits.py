@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
+from thalweg.problems.data.dataset import Samples
 from thalweg.problems.data.readers.npz import read_npz
-from thalweg.problems.data.tensors import Samples
 from thalweg.registry import datasets
 from thalweg.settings import Settings
 

@@ -12,9 +12,10 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
+from thalweg.errors import InvalidInput
 from thalweg.problems.data import download
 from thalweg.problems.data.data_folder import existing, only_match
-from thalweg.problems.data.image_samples import Part, check_labels, from_npz, image_samples
+from thalweg.problems.data.dataset import Samples
 from thalweg.problems.data.readers.cifar_binary import (
     TEST_FILE,
     TRAIN_FILES,
@@ -23,9 +24,12 @@ from thalweg.problems.data.readers.cifar_binary import (
 )
 from thalweg.problems.data.readers.damage import unusable
 from thalweg.problems.data.readers.idx import read_idx
-from thalweg.problems.data.tensors import Samples
+from thalweg.problems.data.readers.npz import read_npz
 from thalweg.registry import datasets
 from thalweg.settings import Settings
+
+Part = tuple[np.ndarray, np.ndarray]
+"""Images (n, channels, height, width) uint8 and labels (n,) integers."""
 
 _DATA_DIR = Field(default=None, description="folder or file of the data; downloaded if not given")
 
@@ -56,7 +60,7 @@ class _IdxImages(Settings):
             return self._from_idx(paths)
         archive = only_match(place, self.archives)
         if archive is not None:
-            return from_npz(archive, channels=1, num_classes=10)
+            return _from_npz(archive, channels=1, num_classes=10)
         if paths:
             return self._from_idx(paths)
         names = ", ".join(self.remote)
@@ -69,7 +73,7 @@ class _IdxImages(Settings):
 
     def _from_file(self, path: Path) -> Samples:
         if path.suffix == ".npz":
-            return from_npz(path, channels=1, num_classes=10)
+            return _from_npz(path, channels=1, num_classes=10)
         paths = self._idx_paths(path.parent)
         if path not in paths.values():
             expected = ".npz, or one of " + ", ".join(self.remote)
@@ -90,11 +94,11 @@ class _IdxImages(Settings):
     def _from_idx(self, paths: Mapping[str, Path]) -> Samples:
         train, test = self._part(paths, "train"), self._part(paths, "t10k")
         if train is not None:
-            return image_samples(train, test, 10)
+            return _image_samples(train, test, 10)
         if test is None:
             found = ", ".join(sorted(path.name for path in paths.values()))
-            mend = "add the file of labels or of images that is missing"
-            raise unusable(next(iter(paths.values())).parent, found, "images and labels", mend)
+            hint = "add the file of labels or of images that is missing"
+            raise unusable(next(iter(paths.values())).parent, found, "images and labels", hint)
         images, labels = test
         half = len(labels) // 2
         note = (
@@ -102,7 +106,7 @@ class _IdxImages(Settings):
             f"training, the other {len(labels) - half:,} are held out"
         )
         parts = (images[:half], labels[:half]), (images[half:], labels[half:])
-        return image_samples(*parts, 10, notes=(note,))
+        return _image_samples(*parts, 10, notes=(note,))
 
     def _part(self, paths: Mapping[str, Path], part: str) -> Part | None:
         images_path = paths.get(f"{part}-images-idx3-ubyte")
@@ -112,7 +116,7 @@ class _IdxImages(Settings):
         images, labels = read_idx(images_path), read_idx(labels_path)
         if images.ndim != 3:
             raise unusable(images_path, f"{images.ndim} dimensions", "3", "is it of images?")
-        check_labels(labels_path, labels, len(images), 10)
+        _check_labels(labels_path, labels, len(images), 10)
         if tuple(labels[:10].tolist()) == self.first_labels[part]:
             raise unusable(
                 labels_path,
@@ -175,7 +179,7 @@ class CIFAR10(Settings):
         place = existing(self.data_dir, "CIFAR-10")
         if place.is_file():
             if place.suffix == ".npz":
-                return from_npz(place, channels=3, num_classes=10)
+                return _from_npz(place, channels=3, num_classes=10)
             return self._from_archive(place)
         for folder in (place, place / "cifar-10-batches-bin"):
             found = {n: folder / n for n in (*TRAIN_FILES, TEST_FILE) if (folder / n).is_file()}
@@ -185,7 +189,7 @@ class CIFAR10(Settings):
             return self._from_archive(place / download.CIFAR10.name)
         archive = only_match(place, ("cifar10*.npz", "cifar-10*.npz"))
         if archive is not None:
-            return from_npz(archive, channels=3, num_classes=10)
+            return _from_npz(archive, channels=3, num_classes=10)
         pickles = (place / "cifar-10-batches-py").is_dir()
         raise unusable(
             place,
@@ -206,4 +210,83 @@ class CIFAR10(Settings):
         labels = np.concatenate([part[1] for part in train])
         missing = [name for name in (*TRAIN_FILES, TEST_FILE) if name not in parts]
         notes = (f"CIFAR-10 without {', '.join(missing)}",) if missing else ()
-        return image_samples((images, labels), parts.get(TEST_FILE), 10, notes)
+        return _image_samples((images, labels), parts.get(TEST_FILE), 10, notes)
+
+
+# How arrays of images and labels become samples, and whether they fit together.
+
+
+def _image_samples(
+    train: Part, test: Part | None, num_classes: int, notes: tuple[str, ...] = ()
+) -> Samples:
+    """Samples of images whose values go from 0 to 255.
+
+    Raises:
+        InvalidInput: training and held-out images differ in shape.
+    """
+    if test is not None and test[0].shape[1:] != train[0].shape[1:]:
+        raise InvalidInput(
+            f"training images of shape {train[0].shape[1:]} and held-out ones of "
+            f"{test[0].shape[1:]}; they must agree"
+        )
+    return Samples(
+        train_inputs=train[0],
+        train_labels=train[1].astype(np.int64),
+        num_classes=num_classes,
+        test_inputs=None if test is None else test[0],
+        test_labels=None if test is None else test[1].astype(np.int64),
+        scale=255.0,
+        notes=notes,
+    )
+
+
+def _from_npz(path: Path, channels: int, num_classes: int) -> Samples:
+    """Samples from x_train, y_train and maybe x_test, y_test; images channel last or first.
+
+    Raises:
+        InvalidInput: as `read_npz`, or the arrays do not fit together.
+    """
+    arrays = read_npz(path, ("x_train", "y_train"), ("x_test", "y_test"))
+    train = _part(path, "train", arrays["x_train"], arrays["y_train"], channels, num_classes)
+    if "x_test" not in arrays or "y_test" not in arrays:
+        return _image_samples(train, None, num_classes)
+    test = _part(path, "test", arrays["x_test"], arrays["y_test"], channels, num_classes)
+    return _image_samples(train, test, num_classes)
+
+
+def _part(
+    path: Path, part: str, images: np.ndarray, labels: np.ndarray, channels: int, num_classes: int
+) -> Part:
+    where = f"{path}, array x_{part}"
+    if images.dtype != np.uint8:
+        raise unusable(where, f"values of type {images.dtype}", "uint8", "save pixels 0 to 255")
+    if labels.shape == (len(images), 1):  # as some programs save them
+        labels = labels[:, 0]
+    images = _channel_first(where, images, channels)
+    _check_labels(f"{path}, array y_{part}", labels, len(images), num_classes)
+    return images, labels
+
+
+def _channel_first(where: str, images: np.ndarray, channels: int) -> np.ndarray:
+    if images.ndim == 3 and channels == 1:
+        return images[:, None]
+    if images.ndim == 4 and images.shape[1] == channels:
+        return images
+    if images.ndim == 4 and images.shape[3] == channels:
+        return images.transpose(0, 3, 1, 2)
+    expected = f"(n, height, width, {channels}) or (n, {channels}, height, width)"
+    raise unusable(where, f"shape {images.shape}", expected, "give an array of images")
+
+
+def _check_labels(where: Path | str, labels: np.ndarray, number: int, num_classes: int) -> None:
+    """Refuse labels that are not one class number for each of `number` samples.
+
+    Raises:
+        InvalidInput: another shape or type, or a number outside 0 to num_classes - 1.
+    """
+    if labels.shape != (number,) or labels.dtype.kind not in "iu":
+        found = f"shape {labels.shape} of {labels.dtype}"
+        raise unusable(where, found, f"{number} integers", "give one label for each image")
+    if number and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        found = f"labels from {labels.min()} to {labels.max()}"
+        raise unusable(where, found, f"0 to {num_classes - 1}", "is it the right data set?")

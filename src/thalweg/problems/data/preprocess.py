@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from thalweg.errors import invalid
-from thalweg.problems.data.tensors import Samples
+from thalweg.problems.data.dataset import Samples
 
 Preprocess = Literal["none", "unit", "standardize", "standardize-channel"]
 

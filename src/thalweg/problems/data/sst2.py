@@ -17,10 +17,10 @@ from pydantic import Field
 
 from thalweg.problems.data import download
 from thalweg.problems.data.data_folder import existing
+from thalweg.problems.data.dataset import Samples
 from thalweg.problems.data.readers.damage import unusable
 from thalweg.problems.data.readers.phrases import read_phrases, read_phrases_from_archive
-from thalweg.problems.data.tensors import Samples
-from thalweg.problems.data.vocabulary import WordPieces, Words, padded
+from thalweg.problems.data.vocabulary import WordPieces, WordVocabulary, padded
 from thalweg.registry import datasets
 from thalweg.settings import Settings
 
@@ -73,7 +73,7 @@ class SST2(Settings):
         """The chosen phrases as token ids; the vocabulary is that of the training ones."""
         texts = _texts(samples.train_inputs)
         if self.vocabulary_file is None:
-            vocabulary = Words.of(texts)
+            vocabulary = WordVocabulary.of(texts)
         else:
             vocabulary = WordPieces.from_file(Path(self.vocabulary_file).expanduser())
         train = [vocabulary.encode(text) for text in texts]

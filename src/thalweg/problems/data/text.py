@@ -22,8 +22,8 @@ from pydantic import Field
 from thalweg.errors import InvalidInput
 from thalweg.problems.data import download
 from thalweg.problems.data.data_folder import existing
+from thalweg.problems.data.dataset import Samples
 from thalweg.problems.data.readers.damage import LARGEST_TEXT, check_size, unusable
-from thalweg.problems.data.tensors import Samples
 from thalweg.registry import datasets
 from thalweg.settings import Settings
 
@@ -66,7 +66,7 @@ class TinyShakespeare(Settings):
     )
     context: Annotated[int, Field(ge=1)] = Field(default=64, description="characters of a window")
     held_out: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.1, description="share of the windows, the last ones, kept for the test loss"
+        default=0.1, description="fraction of the windows, the last ones, kept for the test loss"
     )
 
     def build(self) -> Samples:
@@ -94,8 +94,8 @@ class TinyShakespeare(Settings):
             return place
         found = next((place / name for name in _NAMES if (place / name).is_file()), None)
         if found is None:
-            mend = "give the text file itself, or leave data_dir out to download it"
-            raise unusable(place, "no text", " or ".join(_NAMES[:2]), mend)
+            hint = "give the text file itself, or leave data_dir out to download it"
+            raise unusable(place, "no text", " or ".join(_NAMES[:2]), hint)
         return found
 
 

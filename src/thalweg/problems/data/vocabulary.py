@@ -22,13 +22,13 @@ _UNKNOWN_TOKENS = ("[UNK]", "<unk>")
 
 
 @dataclass(frozen=True)
-class Words:
+class WordVocabulary:
     """One id for each word of the training texts, in the order of their first appearance."""
 
     ids: dict[str, int]
 
     @classmethod
-    def of(cls, texts: Sequence[str]) -> Words:
+    def of(cls, texts: Sequence[str]) -> WordVocabulary:
         """The vocabulary of some texts, words separated by blanks."""
         words = dict.fromkeys(word for text in texts for word in text.split())
         return cls({word: number for number, word in enumerate(words, start=_RESERVED)})

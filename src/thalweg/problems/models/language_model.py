@@ -1,96 +1,56 @@
-"""A decoder-only Transformer: from tokens to the scores of each next token.
-
-Query, key, value and output are separate linear maps, so that the parameters of a block can be
-told by their names. Learned positions and layer norm before each sublayer, as in GPT-2 (Radford et
-al. 2019). Attention goes through `scaled_dot_product_attention`; second derivatives need its MATH
-backend, which the objective chooses.
-"""
+"""Settings of the decoder-only Transformer; its network is in `language_model_network.py`."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from pydantic import Field, model_validator
 
-from thalweg.problems.models.activation import activation
+from thalweg.errors import InvalidInput
+from thalweg.problems.data.dataset import InputShape
+from thalweg.problems.models.choices import Activation, Count
+from thalweg.registry import models
+from thalweg.settings import Settings, bad_value
 
 if TYPE_CHECKING:
-    from thalweg.problems.models.settings import LanguageModel
+    from typing import Self
 
-# Standard deviation of matrices at the start, that of GPT-2.
-SPREAD = 0.02
-
-
-class _Attention(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
-        self.output = nn.Linear(width, width)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens (n, length, width); each looks at itself and those before it."""
-        n, length, width = tokens.shape
-        query, key, value = (
-            part(tokens).view(n, length, self.heads, width // self.heads).transpose(1, 2)
-            for part in (self.query, self.key, self.value)
-        )
-        mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-        return self.output(mixed.transpose(1, 2).reshape(n, length, width))
+    from torch import nn
 
 
-class _Layer(nn.Module):
-    def __init__(self, settings: LanguageModel) -> None:
-        super().__init__()
-        width, inner = settings.width, settings.feed_forward or 4 * settings.width
-        self.attention_norm = nn.LayerNorm(width)
-        self.attention = _Attention(width, settings.heads)
-        self.feed_forward_norm = nn.LayerNorm(width)
-        self.feed_forward = nn.Sequential(
-            nn.Linear(width, inner), activation(settings.activation), nn.Linear(inner, width)
-        )
+@models.register("language-model")
+class LanguageModel(Settings):
+    """Decoder-only Transformer: the scores of each next token, from the tokens up to it.
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        tokens = tokens + self.attention(self.attention_norm(tokens))
-        return tokens + self.feed_forward(self.feed_forward_norm(tokens))
-
-
-class Decoder(nn.Module):
-    """From token ids (n, length) int64, length <= context, to scores (n, length, vocabulary).
-
-    All matrices start normal with standard deviation 0.02, those that write to the residual stream
-    with 0.02 / sqrt(2 layers); biases start at 0.
+    Learned positions, layer norm before each sublayer, biases in all linear maps but the head.
+    Parameters: token_embedding, position_embedding, layers.N.attention.query, .key, .value,
+    .output, layers.N.attention_norm, layers.N.feed_forward, layers.N.feed_forward_norm, norm, head.
     """
 
-    def __init__(self, settings: LanguageModel, context: int, vocabulary: int) -> None:
-        super().__init__()
-        width = settings.width
-        self.token_embedding = nn.Embedding(vocabulary, width)
-        self.position_embedding = nn.Embedding(context, width)
-        self.layers = nn.ModuleList(_Layer(settings) for _ in range(settings.layers))
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, vocabulary, bias=False)
-        self._start(settings.layers)
-        if settings.tied_head:
-            self.head.weight = self.token_embedding.weight
+    layers: Count = Field(default=2, description="attention layers")
+    width: Count = Field(default=64, description="length of a token's vector")
+    heads: Count = Field(default=4, description="attention heads; they divide the width")
+    feed_forward: Count | None = Field(
+        default=None, description="width of the feed-forward sublayers; 4 * width if not given"
+    )
+    activation: Activation = Field(default="gelu", description="in the feed-forward sublayers")
+    tied_head: bool = Field(
+        default=False, description="the head has the weights of the token embedding"
+    )
 
-    def forward(self, ids: Tensor) -> Tensor:
-        positions = torch.arange(ids.shape[1], device=ids.device)
-        tokens = self.token_embedding(ids) + self.position_embedding(positions)
-        for layer in self.layers:
-            tokens = layer(tokens)
-        return self.head(self.norm(tokens))
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.width % self.heads:
+            raise bad_value("heads", self.heads, f"a divisor of width, {self.width}")
+        return self
 
-    def _start(self, layers: int) -> None:
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                writes = name.endswith(("attention.output", "feed_forward.2"))
-                nn.init.normal_(
-                    module.weight, std=SPREAD / (2 * layers) ** 0.5 if writes else SPREAD
-                )
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
+    def build(self, inputs: InputShape, outputs: int) -> nn.Module:
+        if inputs.vocabulary is None or outputs != inputs.vocabulary:
+            tokens = "numbers" if inputs.vocabulary is None else f"{inputs.vocabulary} tokens"
+            raise InvalidInput(
+                f"model language-model: inputs are {tokens}, outputs {outputs} classes, allowed: a"
+                " data set that predicts tokens from tokens; choose data set tinyshakespeare"
+            )
+        from thalweg.problems.models.language_model_network import Decoder
+
+        return Decoder(inputs.shape[0], inputs.vocabulary, **self.model_dump())

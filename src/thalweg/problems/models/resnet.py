@@ -1,80 +1,49 @@
-"""ResNet-8, the residual network for small images (He et al. 2016, arXiv 1512.03385, section 4.2).
-
-ReLU is replaced by the activation chosen; the rest is the source's.
-"""
+"""Settings of ResNet-8; the network is in `resnet_network.py`, where PyTorch is imported."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from torch import Tensor, nn
-from torch.nn import functional
+from pydantic import Field, model_validator
 
-from thalweg.problems.models.activation import activation
-from thalweg.problems.models.normalization import normalization
+from thalweg.problems.data.dataset import InputShape
+from thalweg.problems.models.choices import Activation, Count, check_groups, need_images
+from thalweg.registry import models
+from thalweg.settings import Settings
 
 if TYPE_CHECKING:
-    from thalweg.problems.models.settings import ResNet8
+    from typing import Self
+
+    from torch import nn
 
 
-def _convolution(before: int, after: int, kernel: int, stride: int) -> nn.Conv2d:
-    return nn.Conv2d(before, after, kernel, stride=stride, padding=kernel // 2, bias=False)
+@models.register("resnet8")
+class ResNet8(Settings):
+    """ResNet-8 for small images (He et al. 2016, section 4.2, n = 1).
 
+    One convolution, three residual blocks of two convolutions with widths w, 2w, 4w (the second and
+    third halve the image), the mean over pixels, a linear output. Convolutions have no bias.
+    `shortcut`: where the width changes, a 1x1 convolution with normalization ("projection", B in
+    the source) or zeros in the added channels ("pad", A).
+    """
 
-class _ZeroPadding(nn.Module):
-    """Every second pixel, and zeros in the added channels: a shortcut without parameters."""
+    width: Count = Field(default=16, description="channels of the first block")
+    norm: Literal["group", "batch"] = Field(
+        default="group", description="normalization after each convolution"
+    )
+    groups: Count = Field(default=8, description="groups of group normalization")
+    activation: Activation = Field(default="relu", description="after each normalization")
+    shortcut: Literal["projection", "pad"] = Field(
+        default="projection", description="of a block that widens"
+    )
 
-    def __init__(self, added: int, stride: int) -> None:
-        super().__init__()
-        self.added = added
-        self.stride = stride
+    @model_validator(mode="after")
+    def _groups_divide_width(self) -> Self:
+        check_groups(self.norm, self.groups, self.width)
+        return self
 
-    def forward(self, images: Tensor) -> Tensor:
-        kept = images[:, :, :: self.stride, :: self.stride]
-        return functional.pad(kept, (0, 0, 0, 0, 0, self.added))
+    def build(self, inputs: InputShape, outputs: int) -> nn.Module:
+        channels, _, _ = need_images(self, inputs)
+        from thalweg.problems.models.resnet_network import ResNet
 
-
-class _Block(nn.Module):
-    """Two convolutions, and the input added to what they give."""
-
-    def __init__(self, settings: ResNet8, before: int, after: int, stride: int) -> None:
-        super().__init__()
-        self.first = _convolution(before, after, 3, stride)
-        self.first_norm = normalization(settings.norm, after, settings.groups)
-        self.second = _convolution(after, after, 3, 1)
-        self.second_norm = normalization(settings.norm, after, settings.groups)
-        self.activation = activation(settings.activation)
-        self.shortcut: nn.Module = nn.Identity()
-        if before != after and settings.shortcut == "projection":
-            self.shortcut = nn.Sequential(
-                _convolution(before, after, 1, stride),
-                normalization(settings.norm, after, settings.groups),
-            )
-        elif before != after:
-            self.shortcut = _ZeroPadding(after - before, stride)
-
-    def forward(self, images: Tensor) -> Tensor:
-        inner = self.activation(self.first_norm(self.first(images)))
-        inner = self.second_norm(self.second(inner))
-        return self.activation(inner + self.shortcut(images))
-
-
-class ResNet(nn.Module):
-    """From images (n, channels, height, width) to outputs (n, outputs)."""
-
-    def __init__(self, settings: ResNet8, channels: int, outputs: int) -> None:
-        super().__init__()
-        width = settings.width
-        self.entry = _convolution(channels, width, 3, 1)
-        self.entry_norm = normalization(settings.norm, width, settings.groups)
-        self.activation = activation(settings.activation)
-        self.blocks = nn.Sequential(
-            _Block(settings, width, width, 1),
-            _Block(settings, width, 2 * width, 2),
-            _Block(settings, 2 * width, 4 * width, 2),
-        )
-        self.output = nn.Linear(4 * width, outputs)
-
-    def forward(self, images: Tensor) -> Tensor:
-        images = self.activation(self.entry_norm(self.entry(images)))
-        return self.output(self.blocks(images).mean(dim=(2, 3)))
+        return ResNet(channels, outputs, **self.model_dump())

@@ -1,122 +1,59 @@
-"""A Transformer encoder that classifies sequences of token ids.
-
-Written out rather than taken from `nn.TransformerEncoder`, whose fast path and nested tensors have
-no second derivative. Attention goes through `scaled_dot_product_attention`; second derivatives need
-its MATH backend, which the objective chooses.
-"""
+"""Settings of the Transformer encoder; its network is in `transformer_network.py`."""
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from pydantic import Field, model_validator
 
-from thalweg.problems.data.vocabulary import PADDING
-from thalweg.problems.models.activation import activation
+from thalweg.errors import InvalidInput
+from thalweg.problems.data.dataset import InputShape
+from thalweg.problems.models.choices import Activation, Count
+from thalweg.registry import models
+from thalweg.settings import Settings, bad_value
 
 if TYPE_CHECKING:
-    from thalweg.problems.models.settings import Transformer
+    from typing import Self
+
+    from torch import nn
 
 
-class _Attention(nn.Module):
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.dropout = dropout
-        self.query_key_value = nn.Linear(width, 3 * width)
-        self.output = nn.Linear(width, width)
+@models.register("transformer")
+class Transformer(Settings):
+    """Encoder for token ids: embedding, position, attention layers, the average, a linear output.
 
-    def forward(self, tokens: Tensor, visible: Tensor) -> Tensor:
-        """Tokens (n, length, width); visible (n, 1, 1, length), true where attention may look."""
-        n, length, width = tokens.shape
-        parts = self.query_key_value(tokens).view(n, length, 3, self.heads, width // self.heads)
-        query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)
-        dropout = self.dropout if self.training else 0.0
-        mixed = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=visible, dropout_p=dropout
-        )
-        return self.output(mixed.transpose(1, 2).reshape(n, length, width))
+    Padding (id 0) is neither attended to nor averaged. `norm`: layer normalization before
+    ("first") or after ("last", as in the original) each sublayer. `pooling`: the mean over tokens,
+    or the output at a learned token put in front ("cls").
+    """
 
+    layers: Count = Field(default=2, description="attention layers")
+    width: Count = Field(default=64, description="length of a token's vector")
+    heads: Count = Field(default=8, description="attention heads; they divide the width")
+    feed_forward: Count = Field(default=2048, description="width of the feed-forward sublayers")
+    activation: Activation = Field(default="relu", description="in the feed-forward sublayers")
+    norm: Literal["first", "last"] = Field(default="last", description="place of layer norm")
+    position: Literal["learned", "sinusoidal", "none"] = Field(
+        default="learned", description="encoding of a token's position"
+    )
+    pooling: Literal["mean", "cls"] = Field(default="mean", description="of tokens to one vector")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0, description="fraction of values dropped while training"
+    )
 
-class _Layer(nn.Module):
-    def __init__(self, settings: Transformer) -> None:
-        super().__init__()
-        width = settings.width
-        self.norm_first = settings.norm == "first"
-        self.attention = _Attention(width, settings.heads, settings.dropout)
-        self.attention_norm = nn.LayerNorm(width)
-        self.feed_forward = nn.Sequential(
-            nn.Linear(width, settings.feed_forward),
-            activation(settings.activation),
-            _dropout(settings),
-            nn.Linear(settings.feed_forward, width),
-        )
-        self.feed_forward_norm = nn.LayerNorm(width)
-        self.dropout = _dropout(settings)
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.width % self.heads:
+            raise bad_value("heads", self.heads, f"a divisor of width, {self.width}")
+        return self
 
-    def forward(self, tokens: Tensor, visible: Tensor) -> Tensor:
-        if self.norm_first:
-            normed = self.attention_norm(tokens)
-            tokens = tokens + self.dropout(self.attention(normed, visible))
-            return tokens + self.dropout(self.feed_forward(self.feed_forward_norm(tokens)))
-        tokens = self.attention_norm(tokens + self.dropout(self.attention(tokens, visible)))
-        return self.feed_forward_norm(tokens + self.dropout(self.feed_forward(tokens)))
+    def build(self, inputs: InputShape, outputs: int) -> nn.Module:
+        if inputs.vocabulary is None:
+            raise InvalidInput(
+                f"model transformer: inputs of shape {inputs.shape} are numbers, not token ids; "
+                "choose a data set of texts or another model"
+            )
+        from thalweg.problems.models.transformer_network import TokenClassifier
 
-
-class TokenClassifier(nn.Module):
-    """From token ids (n, length) int64 to outputs (n, outputs)."""
-
-    def __init__(self, settings: Transformer, length: int, vocabulary: int, outputs: int) -> None:
-        super().__init__()
-        self.pooling = settings.pooling
-        self.embedding = nn.Embedding(vocabulary, settings.width, padding_idx=PADDING)
-        if settings.position == "learned":
-            self.position = nn.Parameter(0.02 * torch.randn(length, settings.width))
-        elif settings.position == "sinusoidal":
-            self.register_buffer("position", _sinusoids(length, settings.width), persistent=False)
-        else:
-            self.position = None
-        if settings.pooling == "cls":
-            self.front = nn.Parameter(0.02 * torch.randn(settings.width))
-        self.dropout = _dropout(settings)
-        self.layers = nn.ModuleList(_Layer(settings) for _ in range(settings.layers))
-        self.norm = nn.LayerNorm(settings.width) if settings.norm == "first" else nn.Identity()
-        self.output = nn.Linear(settings.width, outputs)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        present = ids != PADDING
-        tokens = self.embedding(ids)
-        if self.position is not None:
-            tokens = tokens + self.position
-        if self.pooling == "cls":
-            front = self.front.expand(len(ids), 1, -1)
-            tokens = torch.cat([front, tokens], dim=1)
-            present = functional.pad(present, (1, 0), value=True)
-        tokens = self.dropout(tokens)
-        visible = present[:, None, None, :]
-        for layer in self.layers:
-            tokens = layer(tokens, visible)
-        tokens = self.norm(tokens)
-        if self.pooling == "cls":
-            return self.output(tokens[:, 0])
-        weights = present.to(tokens.dtype)
-        total = (tokens * weights[:, :, None]).sum(dim=1)
-        return self.output(total / weights.sum(dim=1, keepdim=True))
-
-
-def _dropout(settings: Transformer) -> nn.Module:
-    """No layer where nothing is dropped, so that no deterministic objective need refuse it."""
-    return nn.Dropout(settings.dropout) if settings.dropout > 0 else nn.Identity()
-
-
-def _sinusoids(length: int, width: int) -> Tensor:
-    """Position vectors (length, width) (Vaswani et al. 2017, section 3.5)."""
-    positions = torch.arange(length, dtype=torch.float64)[:, None]
-    rates = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
-    encoding = torch.zeros(length, width, dtype=torch.float64)
-    encoding[:, 0::2] = torch.sin(positions * rates)
-    encoding[:, 1::2] = torch.cos(positions * rates[: width // 2])
-    return encoding.to(torch.get_default_dtype())
+        length, vocabulary = inputs.shape[0], inputs.vocabulary
+        return TokenClassifier(length, vocabulary, outputs, **self.model_dump())

@@ -13,9 +13,9 @@ LARGEST_TEXT = 256 * 1024**2
 """Bytes of the largest text read; the training phrases of SST-2 take 4 MB."""
 
 
-def unusable(file: Path | str, found: str, expected: str, mend: str) -> InvalidInput:
-    """Build the error for a file: its name, what was found, what was expected, the mend."""
-    return InvalidInput(f"file {file}: found {found}, expected {expected}; {mend}")
+def unusable(file: Path | str, found: str, expected: str, hint: str) -> InvalidInput:
+    """Build the error for a file: its name, what was found, what was expected, a hint."""
+    return InvalidInput(f"file {file}: found {found}, expected {expected}; {hint}")
 
 
 def check_size(file: Path | str, claimed: int, limit: int = LARGEST_ARRAY) -> None:

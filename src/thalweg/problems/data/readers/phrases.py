@@ -50,8 +50,8 @@ def _columns(source: str, header: str) -> tuple[int, int]:
     text = next((names.index(name) for name in TEXT_COLUMNS if name in names), None)
     if text is None or "label" not in names:
         expected = f"columns 'label' and one of {', '.join(TEXT_COLUMNS)}"
-        mend = "name the columns in the first line, separated by tabs"
-        raise unusable(source, f"the first line {header[:80]!r}", expected, mend)
+        hint = "name the columns in the first line, separated by tabs"
+        raise unusable(source, f"the first line {header[:80]!r}", expected, hint)
     return text, names.index("label")
 
 
@@ -59,7 +59,9 @@ def _label(source: str, line: int, given: str, num_classes: int) -> int:
     given = given.strip()
     if not (given.isascii() and given.isdigit() and int(given) < num_classes):
         expected = f"an integer from 0 to {num_classes - 1}"
-        raise unusable(source, f"label {given[:40]!r} in line {line}", expected, "mend that line")
+        raise unusable(
+            source, f"label {given[:40]!r} in line {line}", expected, "correct that line"
+        )
     return int(given)
 
 

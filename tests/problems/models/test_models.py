@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from thalweg.errors import InvalidInput
-from thalweg.problems.data.tensors import InputShape
+from thalweg.problems.data.dataset import InputShape
 from thalweg.registry import models
 
 GREY, COLOUR, TOKENS = InputShape((1, 8, 8)), InputShape((3, 32, 32)), InputShape((6,), 11)

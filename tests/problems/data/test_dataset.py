@@ -1,4 +1,4 @@
-"""Tests of thalweg.problems.data.tensors."""
+"""Tests of thalweg.problems.data.dataset."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from thalweg.errors import InvalidInput
-from thalweg.problems.data.tensors import Samples, choose
+from thalweg.problems.data.dataset import Samples, choose
 
 LABELS = np.array([2, 0, 0, 1, 2, 0, 1, 1, 2, 0])
 

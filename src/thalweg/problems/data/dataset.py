@@ -170,14 +170,14 @@ def _balanced(
     if number is None or number % num_classes:
         allowed = f"a multiple of its {num_classes} classes where balanced = true"
         raise invalid(f"samples of {name}", number, allowed)
-    share = number // num_classes
-    chosen = [np.flatnonzero(labels == label)[:share] for label in range(num_classes)]
+    each = number // num_classes
+    chosen = [np.flatnonzero(labels == label)[:each] for label in range(num_classes)]
     for label, indices in enumerate(chosen):
-        if len(indices) < share:
+        if len(indices) < each:
             raise invalid(
                 f"samples of {name}",
                 number,
-                f"{share} samples of each class; class {label} has {len(indices)}",
+                f"{each} samples of each class; class {label} has {len(indices)}",
                 "ask for fewer, or set balanced = false",
             )
     return np.sort(np.concatenate(chosen))
