@@ -230,7 +230,7 @@ def measure(
 def report(figure: Figure, name: str, measured: Measured) -> None:
     """One way's line, and its branches' losses."""
     errors = [r.error for r in measured.reports]
-    counted = np.mean([r.gradients for r in measured.reports])
+    counted = np.mean([r.subspace_cost for r in measured.reports])
     losses = [float(figure.objective.value(theta)) for theta in measured.way.thetas()]
     by_branch = np.reshape(losses, (-1, len(BRANCHES))).mean(axis=0)
     print(

@@ -75,7 +75,7 @@ def main() -> None:
         tracker.update(vector=gradient)
         split = tracker.split(gradient)
         spent = now(objective.device) - begin
-        counted = tracker.report.gradients + split.gradients
+        counted = tracker.report.subspace_cost + split.subspace_cost
         row = {"time": spent / seconds, "counted": counted, "renewed": tracker.report.renewed}
         if step % options.check == 0:
             row |= compare(exact(objective.theta()), gradient, split, tracker)

@@ -149,7 +149,7 @@ def run(replay: Replay, change: str, setting: Setting, seeds: int) -> Row:
                 spent = time.perf_counter() - begin
                 if step < replay.stretch.settle:
                     continue
-                counted.append(follow.report.gradients)
+                counted.append(follow.report.subspace_cost)
                 measured.append(spent / seconds)
                 renewed.append(follow.report.renewed)
                 if step in replay.truth:

@@ -35,7 +35,7 @@ def main() -> None:
     print("step   loss  sharpness  lambda_k  lambda_k+1  alignment  error")
     for step in range(STEPS):
         subspace, report = tracker.update(), tracker.report
-        cost += report.gradients
+        cost += report.subspace_cost
         if step % 20 == 0:
             value, gradient = objective.value_and_gradient()
             print(

@@ -177,7 +177,7 @@ class NoEstimate(Composed):
     def update(self, theta: Tensor | None = None, vector: Tensor | None = None):
         result = super().update(theta, vector)
         saved = PRODUCT_COST * self.report.subset / self.num_samples
-        self.reports = [replace(self.report, gradients=self.report.gradients - saved)]
+        self.reports = [replace(self.report, subspace_cost=self.report.subspace_cost - saved)]
         return result
 
 

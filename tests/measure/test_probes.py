@@ -149,7 +149,7 @@ def test_the_cost_is_averaged_over_the_steps_since_the_last_row() -> None:
     state.steps_before, state.gradients_before = 3, 10.0
     _ = state.subspace
     row = measure("subspace_cost", state)
-    assert row["subspace_gradients"] == pytest.approx((10 + state.source.report.gradients) / 4)
+    assert row["subspace_gradients"] == pytest.approx((10 + state.source.report.subspace_cost) / 4)
     assert row["subspace_error"] == state.source.report.error
 
 

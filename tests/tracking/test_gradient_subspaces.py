@@ -131,9 +131,9 @@ def test_gradients_of_all_samples_give_the_eigenspace_of_their_covariance() -> N
     solved = top_eigenpairs(GradientCovariance(loss), 3, tolerance=1e-9)
     torch.testing.assert_close(space.eigenvalues, solved.eigenvalues, rtol=1e-6, atol=0)
     assert space.overlap(solved) == pytest.approx(1.0, abs=1e-8)
-    assert (source.report.gradients, source.report.subset) == (1.0, 40)
+    assert (source.report.subspace_cost, source.report.subset) == (1.0, 40)
     source.update(loss.theta())
-    assert (source.report.gradients, source.report.renewed) == (0.0, False)
+    assert (source.report.subspace_cost, source.report.renewed) == (0.0, False)
 
 
 def test_the_space_of_a_few_samples_is_drawn_from_the_seed() -> None:

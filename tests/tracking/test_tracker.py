@@ -22,7 +22,7 @@ from thalweg.spectrum.eigensolver import top_eigenpairs
 from thalweg.spectrum.gap import GapClosed
 from thalweg.spectrum.subspace import Subspace, random_subspace
 from thalweg.tracking.power_step import power_step
-from thalweg.tracking.source import FixedSubspace
+from thalweg.tracking.source import FixedSubspace, Split, TrackerReport
 from thalweg.tracking.tracker import SubspaceTracker
 
 K = 10
@@ -136,7 +136,7 @@ def test_the_projection_of_the_gradient_is_followed_within_a_per_cent(trained: C
     for step in along(trained, 41):
         gradient = tracker.objective.gradient()
         subspace = tracker.update(vector=gradient)
-        costs.append(tracker.report.gradients)
+        costs.append(tracker.report.subspace_cost)
         if step % 4 == 0 and step > 1000:
             reference = solved(trained).project(gradient.double())
             error = (subspace.project(gradient).double() - reference).norm() / gradient.norm()
@@ -184,7 +184,7 @@ def test_refining_one_vector_improves_its_bulk_part(trained: Case) -> None:
     bulk = solved(trained).reject(gradient.double())
     before, after = plain.split(gradient), refined.split(gradient)
     assert (before.refined, after.refined) == (False, True)
-    assert after.gradients > 0
+    assert after.subspace_cost > 0
     error_before = float((before.bulk.double() - bulk).norm() / bulk.norm())
     error_after = float((after.bulk.double() - bulk).norm() / bulk.norm())
     assert error_after < 0.5 * error_before
@@ -262,7 +262,7 @@ def test_exact_solves_at_every_update(trained: Case) -> None:
         subspace = tracker.update()
         assert subspace.overlap(solved(trained)) > 1 - 1e-5
         assert tracker.report.renewed
-        assert tracker.report.gradients > K
+        assert tracker.report.subspace_cost > K
 
 
 def test_every_n_keeps_the_basis_between(trained: Case) -> None:
@@ -270,7 +270,7 @@ def test_every_n_keeps_the_basis_between(trained: Case) -> None:
     bases, costs = [], []
     for _ in along(trained, 9):
         bases.append(tracker.update().basis)
-        costs.append(tracker.report.gradients)
+        costs.append(tracker.report.subspace_cost)
     changed = [not torch.equal(a, b) for a, b in zip(bases[1:], bases[:-1], strict=True)]
     assert changed == [False, False, False, True, False, False, False, True]
     assert [cost > 0 for cost in costs] == [True, *changed]
@@ -389,6 +389,16 @@ def test_asking_before_the_first_update_names_the_mend(trained: Case) -> None:
             ask(tracked(trained))
 
 
+def test_what_was_counted_can_be_read_by_its_former_name() -> None:
+    report = TrackerReport.from_state(
+        {"error": 0.0, "gradients": 2.5, "renewed": True, "subset": 0, "age": 0}
+    )
+    assert report.subspace_cost == 2.5
+    for counted in (report, Split(torch.zeros(1), torch.zeros(1), 0.0, 0.0, True, 2.5)):
+        with pytest.warns(DeprecationWarning, match="subspace_cost now"):
+            assert counted.gradients == 2.5
+
+
 def test_a_fixed_subspace_stays() -> None:
     space = random_subspace(6, 2, 0)
     source = FixedSubspace(space)
@@ -396,7 +406,7 @@ def test_a_fixed_subspace_stays() -> None:
     assert source.update(vector, vector) is space
     split = source.split(vector)
     assert torch.equal(split.dominant, space.project(vector))
-    assert (split.error, source.report.gradients) == (0.0, 0.0)
+    assert (split.error, source.report.subspace_cost) == (0.0, 0.0)
     other = FixedSubspace(random_subspace(6, 2, 1))
     other.load_state_dict(source.state_dict())
     assert torch.equal(other.subspace.basis, space.basis)

@@ -1,8 +1,8 @@
 """One model, loss and data at R parameter vectors at once: losses, gradients, Hessian products.
 
-Small models leave a processor waiting for the next instruction. R runs of one model have the same
-instructions, so `vmap` makes them one: every matrix gets a first dimension of R, and the overheads
-are paid once. The runs do not know of one another: row r of every result depends on row r alone.
+Small models keep a processor waiting for the next instruction. R runs of one model have the same
+instructions, so `vmap` makes them one computation: every matrix gets a first dimension of R, and
+overheads are paid once. Runs are independent: row r of every result depends on row r of thetas.
 
 Example:
     >>> import torch
@@ -64,8 +64,8 @@ class LockstepObjective:
     """The losses of R runs of one model, each a function of its own row of thetas (R, P).
 
     Args:
-        objective: model, loss, data; its model's own parameters play no part, its buffers are
-            those of every run. Its `chunk_size` bounds the samples of all runs together.
+        objective: model, loss, data. The model's own parameters are not used; its buffers are those
+            of every run. Its `chunk_size` bounds the samples of all runs together.
         vectorize_up_to: samples of all runs in the largest chunk whose block of products is one
             pass, as for `Objective`, 0 for none; None measures.
         replay: record what is computed once for each number of samples, and replay it; on a CUDA
@@ -78,9 +78,9 @@ class LockstepObjective:
         InvalidInput: as for `Objective`; thetas that are not (R, P); indices that are neither
             int64 (n,) nor (R, n); `replay` with a model that looks at values.
 
-    In units of the loss, over theta for derivatives; on the device and in the dtype of thetas. NaN
-    and infinite values are passed on in their run's row, and not looked for: that would wait for
-    the device. Where a layer does not have `vmap`, runs are evaluated one by one.
+    Results are in units of the loss, over theta for derivatives; on the device and in the dtype of
+    thetas. NaN and infinite values stay in their run's row; nobody looks for them here, since that
+    would wait for the device. Where a layer does not have `vmap`, runs are evaluated one by one.
 
     Source: model ensembling, as in the documentation of `torch.func.stack_module_state`. Example:
     see the module.

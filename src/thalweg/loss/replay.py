@@ -1,9 +1,9 @@
 """A computation on tensors, recorded once for each shape and replayed from then on.
 
-Nested transforms of `torch.func` decide anew at every call which elementary operations they come
-to: of products with the Hessian of a small MLP that is a fifth of the time with 36 samples on a
-CPU, and half of it with one. Here the operations are recorded and run alone; on a CUDA device as
-one CUDA graph, which is one launch in place of hundreds.
+Nested transforms of `torch.func` work out at every call which elementary operations they consist
+of. For products with the Hessian of a small MLP that takes a fifth of the time with 36 samples on a
+CPU, and half of it with one sample. Here the operations are recorded once and then run alone; on a
+CUDA device as one CUDA graph, which is one launch in place of hundreds.
 
 Example:
     >>> import torch
@@ -36,8 +36,9 @@ WARM_UP = 3
 class Replay:
     """Calls functions of tensors by recordings of what they did the first time.
 
-    A function must do the same with every argument of one shape, dtype and device, and hold on to
-    no result; what else it reads (buffers of a model) is read anew as long as it stays in place.
+    A function must do the same operations for all arguments of one shape, dtype and device, and
+    keep no result. Whatever else it reads, such as buffers of a model, must stay where it is in
+    memory; its values are read at every call.
 
     Example: see the module.
     """

@@ -247,7 +247,7 @@ def subspace_cost(state: StepState) -> Mapping[str, Value]:
     """
     _ = state.subspace
     report = state.source.report
-    gradients = (state.gradients_before + report.gradients) / (state.steps_before + 1)
+    gradients = (state.gradients_before + report.subspace_cost) / (state.steps_before + 1)
     return {
         "subspace_error": report.error,
         "subspace_gradients": gradients,

@@ -105,7 +105,7 @@ class LockstepSGD:
         return self.thetas.new_tensor(values).unsqueeze(1)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on bit for bit, the tracker's state included."""
+        """Everything needed to continue bit for bit, the tracker's state included."""
         return {"thetas": self.thetas, "tracker": self.tracker.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What a tracker holds on to: one reference or two, each at its own point; the nearer one serves.
+"""The references that a tracker keeps: one or two, each at its own point; the nearer one serves.
 
 Along SGD one reference is enough: the newest is the nearest. At the edge of stability the iterate
 jumps between two sides of the valley, and the eigenspace turns by a quarter at every step, there
@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from thalweg.linalg import norm
 from thalweg.tracking.reference import Reference
 from thalweg.tracking.refresh_policy import RefreshPolicy
 
@@ -69,7 +70,7 @@ class Anchors:
     def serve(self, theta: Tensor) -> Reference:
         """Let the anchor nearest to theta (P,) serve."""
         if len(self._all) > 1:
-            distances = [float((anchor.theta - theta).norm()) for anchor in self._all]
+            distances = [float(norm(anchor.theta - theta)) for anchor in self._all]
             self._serving = distances.index(min(distances))
         for anchor in self._all:
             anchor.idle += 1

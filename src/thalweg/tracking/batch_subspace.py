@@ -6,7 +6,7 @@ products cost little: n / N of a product with all.
 
 Every solve begins at random. On an MLP of 17,610 parameters, k = 10 and batches of 50 it takes 22.3
 products; from the sum of the last basis's columns 20.9, from all of them as a block 34. Those seven
-per cent are left where they are: a start within the last subspace hides a direction that comes in.
+per cent are not worth it: a start within the last subspace hides a direction that comes in.
 
 Source: Zakarin, Singh 2025 (arXiv 2505.11972), who take the Hessian of the mini-batch, of a subset,
 or of all data.
@@ -82,7 +82,7 @@ class BatchSubspace(SolvedSource):
         return solved, self.objective.num_samples if self.samples is None else len(self.samples)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on bit for bit, but the samples, which the next step brings."""
+        """Everything needed to continue bit for bit, except the samples of the next step."""
         return super().state_dict() | {
             "products": self.objective.products.state_dict(),
             "chunk_size": self.objective.chunk_size,

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from thalweg.errors import invalid
+from thalweg.linalg import coordinates, flat_product, project
 from thalweg.spectrum.subspace import Subspace
 
 # Below this part of a block's largest singular value a direction is rounding: the Gram matrix of
@@ -76,7 +77,9 @@ class BlockSubspace(Subspace):
         if vector.shape[0] != sum(self.blocks):
             raise invalid("vector", tuple(vector.shape), f"a length of P = {sum(self.blocks)}")
         parts = vector.to(self.eigenvalues.dtype).split(self.blocks)
-        return torch.cat([rows @ part for rows, part in zip(self.rows, parts, strict=True)])
+        return torch.cat(
+            [coordinates(rows, part) for rows, part in zip(self.rows, parts, strict=True)]
+        )
 
     def to(self, device: torch.device | str) -> BlockSubspace:
         """The same subspace on another device, in the same dtype."""
@@ -86,7 +89,7 @@ class BlockSubspace(Subspace):
     def _project_flat(self, flat: Tensor) -> Tensor:
         parts = flat.to(self.eigenvalues.dtype).split(self.blocks)
         pairs = zip(self.rows, parts, strict=True)
-        return torch.cat([rows.T @ (rows @ part) for rows, part in pairs]).to(flat.dtype)
+        return torch.cat([project(rows, part) for rows, part in pairs]).to(flat.dtype)
 
     def __repr__(self) -> str:
         size, k, blocks = sum(self.blocks), self.k, len(self.rows)
@@ -124,7 +127,7 @@ def principal_directions(
         vectors = vectors - vectors.mean(dim=0)
     parts = vectors.split(blocks, dim=1)
     # The Gram matrices of the few vectors: all blocks' small problems in one call.
-    grams = torch.stack([part @ part.T for part in parts]).double()
+    grams = torch.stack([flat_product(part, part).double() for part in parts])
     squares, mixing = torch.linalg.eigh(grams)
     found = [
         _directions(*one, k) for one in zip(parts, squares.flip(1), mixing.flip(2), strict=True)

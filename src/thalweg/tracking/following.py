@@ -236,7 +236,7 @@ class Following(ABC, Generic[AnyStep, AnyReference]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave, the way to multiply by the Hessian included."""
         self._generator.set_state(state["generator"].cpu())
-        self.reports = [TrackerReport(**report) for report in state["reports"]]
+        self.reports = [TrackerReport.from_state(report) for report in state["reports"]]
         for estimate, saved in zip(self._estimates, state["estimates"], strict=True):
             estimate.load_state_dict(saved)
 

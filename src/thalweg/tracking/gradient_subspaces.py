@@ -37,17 +37,16 @@ from thalweg.errors import InvalidInput, invalid
 from thalweg.loss.multiplication import pull_back
 from thalweg.loss.objective import Objective
 from thalweg.tracking.block_subspace import BlockSubspace, principal_directions
-from thalweg.tracking.source import Split, TrackerReport
+from thalweg.tracking.source import Split, TrackerReport, check_every
 
 
 class _Renewed:
-    """What both sources share: a space that is renewed every n updates, and splits on it."""
+    """Base of both sources: a space that is renewed every n updates, and splits on it."""
 
     def __init__(self, k: int, *, every: int, blocks: Sequence[int] | None, centered: bool) -> None:
         if k < 1:
             raise invalid("k", k, "an integer >= 1")
-        if every < 1:
-            raise invalid("every", every, "an integer >= 1")
+        check_every(every)
         self.k = k
         self.every = every
         self.blocks = None if blocks is None else tuple(blocks)

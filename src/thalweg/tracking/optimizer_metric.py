@@ -146,7 +146,7 @@ class OptimizerMetricSource:
             self._calls += 1
             self.report = replace(
                 self.report,
-                gradients=0.0,
+                subspace_cost=0.0,
                 renewed=False,
                 subset=0,
                 age=self.report.age + 1,
@@ -175,7 +175,7 @@ class OptimizerMetricSource:
         return replace(scaled, dominant=dominant, bulk=vector - dominant)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on bit for bit; the optimizer's own state is not in it."""
+        """Everything needed to continue bit for bit; the optimizer's own state is not in it."""
         return {
             "calls": self._calls,
             "diagonal": self._diagonal,
@@ -192,7 +192,7 @@ class OptimizerMetricSource:
         self._diagonal, self._shift = state["diagonal"], state["shift"]
         self._diagonal_before = state["diagonal_before"]
         self._tracker.load_state_dict(state["tracker"])
-        self.report = TrackerReport(**state["report"])
+        self.report = TrackerReport.from_state(state["report"])
 
     def _has_drifted(self) -> bool:
         if self._diagonal is None or self._diagonal_before is None:

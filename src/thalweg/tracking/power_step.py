@@ -35,6 +35,7 @@ from thalweg.linalg import (
     CPU,
     combined,
     coordinates,
+    flat_product,
     inner_products,
     linear_combination,
     orthonormalize,
@@ -77,8 +78,8 @@ class PowerStep:
 
         v_perp = v - C C^T v;  z = A v_perp;  y = A C M^-1 C^T v;
         P_k v = C (C^T v + M^-1 C^T z) + (y - C C^T y), with C the basis and M = diag(eigenvalues)
-        close to C^T A C. A step of the whole basis has C (C^T v + M^-1 C^T z) in y as well; its
-        share of the part outside C is of second order. So z and y are one block.
+        close to C^T A C. A step of the whole basis has C (C^T v + M^-1 C^T z) in y as well; what
+        that adds outside C is of second order. So z and y are one block.
         """
         rows, values = self.rows, self.eigenvalues.to(self.rows)
         within = coordinates(rows, vector)
@@ -133,7 +134,7 @@ def _power_step_by_qr(rows: Tensor, images: Tensor, values: Tensor, vectors: Ten
     """The same where a top eigenvalue is not positive, or directions fall together."""
     scaled = (vectors.T.to(images) @ images).T
     basis = orthonormalize(scaled)
-    triangle = (basis.T @ scaled).double().cpu()
+    triangle = flat_product(basis.T, scaled.T).double().cpu()
     combination = vectors @ torch.linalg.pinv(triangle)
     return PowerStep(basis.T, values, combination, rows)
 

@@ -75,8 +75,8 @@ class SolvedSource(ABC):
             return self._subspace
         solved, samples = self._solve(theta)
         self._subspace = Subspace(solved.basis, solved.eigenvalues)
-        share = samples / self.objective.num_samples
-        cost = PRODUCT_COST * solved.products * share
+        fraction = samples / self.objective.num_samples
+        cost = PRODUCT_COST * solved.products * fraction
         self.report = TrackerReport(self.tolerance, cost, True, samples, 0)
         return self._subspace
 

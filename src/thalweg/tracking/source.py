@@ -1,11 +1,11 @@
-"""Where a subspace comes from at each step: what an optimizer or a probe asks, whatever answers.
+"""Where a subspace comes from at each step: the protocol that optimizers and probes ask.
 
 `SubspaceTracker` follows S_k; `FixedSubspace` stays where it is; `NextEigenspace` is a baseline.
 
 Example:
     >>> import torch
     >>> source = FixedSubspace(Subspace(torch.eye(3)[:, :1], torch.tensor([2.0])))
-    >>> source.update(theta=torch.zeros(3)).eigenvalues.tolist(), source.report.gradients
+    >>> source.update(theta=torch.zeros(3)).eigenvalues.tolist(), source.report.subspace_cost
     ([2.0], 0.0)
     >>> parts = source.split(torch.tensor([3.0, 4.0, 0.0]))
     >>> parts.dominant.tolist(), parts.bulk.tolist(), parts.error
@@ -15,6 +15,7 @@ Example:
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -31,7 +32,7 @@ class TrackerReport:
 
     Attributes:
         error: estimated norm(P_k v - tracked) / norm(v) for the vector the step was given.
-        gradients: what the step cost, counted in gradients of the full loss.
+        subspace_cost: what the step cost, counted in gradients of the full loss.
         renewed: whether a product over all samples was taken.
         subset: samples used at this step besides.
         age: steps since the reference.
@@ -40,18 +41,31 @@ class TrackerReport:
         next_eigenvalue: lambda_{k+1} when last looked at, from below; NaN where not known.
 
     Example:
-        >>> report = TrackerReport(error=0.004, gradients=0.3, renewed=False, subset=64, age=7)
+        >>> report = TrackerReport(0.004, subspace_cost=0.3, renewed=False, subset=64, age=7)
         >>> report.error, report.next_eigenvalue
         (0.004, nan)
     """
 
     error: float
-    gradients: float
+    subspace_cost: float
     renewed: bool
     subset: int
     age: int
     checked_error: float | None = None
     next_eigenvalue: float = math.nan
+
+    @property
+    def gradients(self) -> float:
+        """Former name of `subspace_cost`."""
+        return _former_cost(self)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> TrackerReport:
+        """The report that was saved as `vars(report)`, by version 0.1 too."""
+        state = dict(state)
+        if "gradients" in state:
+            state["subspace_cost"] = state.pop("gradients")
+        return cls(**state)
 
 
 @dataclass(frozen=True)
@@ -64,7 +78,7 @@ class Split:
         error: estimated error of both parts, relative to norm(v).
         bulk_error: the same error relative to the norm of the bulk part.
         refined: whether two products were spent on this vector.
-        gradients: cost of the refinement, in gradients of the full loss.
+        subspace_cost: of the refinement, in gradients of the full loss.
 
     Both parts have the vector's dtype, device and unit; errors are pure numbers. Example: see the
     module.
@@ -75,7 +89,19 @@ class Split:
     error: float
     bulk_error: float
     refined: bool = False
-    gradients: float = 0.0
+    subspace_cost: float = 0.0
+
+    @property
+    def gradients(self) -> float:
+        """Former name of `subspace_cost`."""
+        return _former_cost(self)
+
+
+def _former_cost(costing: TrackerReport | Split) -> float:
+    name = type(costing).__name__
+    hint = f"{name}.gradients is called {name}.subspace_cost now"
+    warnings.warn(hint, DeprecationWarning, stacklevel=3)
+    return costing.subspace_cost
 
 
 class SubspaceSource(Protocol):
@@ -114,7 +140,7 @@ class SubspaceSource(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on bit for bit."""
+        """Everything needed to continue bit for bit."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

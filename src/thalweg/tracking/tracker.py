@@ -64,7 +64,7 @@ class SubspaceTracker(Following[PowerStep, Reference]):
             whose estimate exceeds it renews the reference at once.
         bulk_error: target for the same error relative to norm((I - P_k) v). Where tracking alone
             does not meet it, `split` refines the one vector by two products over all samples.
-        exact: solve for a converged basis at every update (dear: about 25 gradients).
+        exact: solve for a converged basis at every update (expensive: about 25 gradients).
         every: recompute at every n-th update only, and keep the basis in between.
         tolerance: residual of solves from scratch, see `top_eigenpairs`.
         gap_every: renewals of the reference from one look at lambda_{k+1} to the next, 0 for none.
@@ -81,7 +81,7 @@ class SubspaceTracker(Following[PowerStep, Reference]):
         GapClosed: lambda_k and lambda_{k+1} are nearly equal, so that S_k is ill defined.
         NotConverged: a solve from scratch, at the first update for one, stopped early.
 
-    Memory: 4 to 6 times P k numbers beside the chunk, and 6 more while a solve goes on. A copy of a
+    Memory: 4 to 6 times P k numbers beside the chunk, and 6 more while a solve runs. A copy of a
     repeated eigenvalue can be missed by a solve in rare cases, see `eigenpairs`; looks at
     lambda_{k+1} find it later.
 

@@ -70,7 +70,7 @@ class Recorder:
         if not due:
             self._steps_since_row += 1
             if now.subspace_is_known:
-                self._gradients_since_row += now.source.report.gradients
+                self._gradients_since_row += now.source.report.subspace_cost
             return None
         if any(probe.needs_gradient for probe in due):
             _ = now.gradient
