@@ -122,6 +122,8 @@ def block_sharpness_of_state(state: StepState) -> Mapping[str, Value]:
 
     Source: Wang et al. 2025 (arXiv 2502.19002).
     """
+    if not isinstance(state.objective, Objective):  # no names of parameters
+        return {}
     try:
         present = blocks_of(state.objective.layout.names)
     except InvalidInput:  # no Transformer

@@ -45,7 +45,7 @@ def stability(state: StepState) -> Mapping[str, Value]:
     if state.optimizer is None:
         return {}
     found = unwrapped(state.optimizer)
-    parameters = state.objective.layout.parameters(state.objective.model)
+    parameters = state.objective.parameters()
     threshold = stability_threshold(found.base, parameters, lr=state.learning_rate)
     value = _with_sam(threshold, found, state)
     metric = state.metric_subspace

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from thalweg.loss.objective import Objective
+from thalweg.loss.protocol import Loss, value_of
 from thalweg.measure.preconditioned_sharpness import metric_subspace
 from thalweg.spectrum.metric_subspace import MetricSubspace
 from thalweg.spectrum.subspace import Subspace
@@ -76,7 +76,7 @@ class StepState:
 
     step: int
     theta: Tensor
-    objective: Objective
+    objective: Loss
     source: SubspaceSource
     learning_rate: float
     minibatch_loss: float | None = None
@@ -110,7 +110,7 @@ class StepState:
 
     @cached_property
     def _loss(self) -> float:
-        return float(self.objective.value(self.theta))
+        return float(value_of(self.objective, self.theta))
 
     @property
     def gradient(self) -> Tensor:
@@ -161,7 +161,9 @@ class StepState:
     def batch_gradients(self) -> Tensor:
         """The gradient at theta_t of each of `batch_samples`, (P, m)."""
         gradients = [
-            self.gradient if samples is None else self.objective.gradient(self.theta, samples)
+            self.gradient
+            if samples is None
+            else self.objective.value_and_gradient(self.theta, samples)[1]
             for samples in self.batch_samples
         ]
         return torch.stack(gradients).T

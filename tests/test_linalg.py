@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from thalweg.loss.guards.finiteness import all_finite
+from thalweg.linalg import all_finite
 from thalweg.loss.objective import Objective
 from thalweg.operators.gradient_covariance import GradientCovariance
 from thalweg.operators.hessian import Hessian

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from tests.networks import CASES
 from thalweg.errors import InvalidInput
-from thalweg.loss import multiplication as products
-from thalweg.loss.multiplication import EVERY_SIZE, BlockProducts
+from thalweg.loss import chunk_multiplier
+from thalweg.loss.chunk_multiplier import EVERY_SIZE, ChunkMultiplier
 from thalweg.loss.objective import Objective
 from thalweg.operators.hessian import Hessian
 
@@ -69,32 +69,32 @@ def timing(
         asked.append(bool(asked) and not asked[-1])
         return compute() * (factor if asked[-1] else 1.0), seconds(asked[-1])
 
-    monkeypatch.setattr(products, "_timed", timed)
+    monkeypatch.setattr(chunk_multiplier, "_timed", timed)
 
 
 def test_the_faster_way_is_measured_once_for_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
     loss = objective("mlp")
     timing(monkeypatch, lambda vectorized: 1.0 if vectorized else 2.0)
     multiply(loss, 4)
-    assert loss.products.vectorize_up_to == 4
+    assert loss.multiplier.vectorize_up_to == 4
     timing(monkeypatch, lambda vectorized: 2.0 if vectorized else 1.0)
     multiply(loss, 3)
-    assert loss.products.vectorize_up_to == 4
+    assert loss.multiplier.vectorize_up_to == 4
     multiply(loss, 6)
-    assert loss.products.state_dict() == {"up_to": 4, "beyond": 6}
+    assert loss.multiplier.state_dict() == {"up_to": 4, "beyond": 6}
 
 
 def test_a_vectorized_product_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     loss = objective("mlp")
     timing(monkeypatch, lambda vectorized: 1.0 if vectorized else 2.0, factor=1.01)
     multiply(loss, 4)
-    assert loss.products.vectorize_up_to == 0
+    assert loss.multiplier.vectorize_up_to == 0
 
 
 def test_a_model_without_vectorized_derivatives_is_multiplied_one_by_one() -> None:
     loss = unvectorized()
     assert torch.equal(multiply(loss), multiply(unvectorized(0)))
-    assert loss.products.state_dict() == {"up_to": 0, "beyond": 1}
+    assert loss.multiplier.state_dict() == {"up_to": 0, "beyond": 1}
 
 
 def test_asking_for_what_a_model_does_not_have_names_the_mend() -> None:
@@ -109,13 +109,13 @@ def test_both_ways_give_the_same_product(name: str) -> None:
 
 
 def test_a_given_size_decides_without_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(products, "_timed")
+    monkeypatch.delattr(chunk_multiplier, "_timed")
     loss = objective("mlp", 5)
     assert torch.allclose(multiply(loss), multiply(objective("mlp", 0)), rtol=1e-12, atol=0)
 
 
 def test_what_is_known_survives_a_restart() -> None:
-    known, fresh = BlockProducts(), BlockProducts()
+    known, fresh = ChunkMultiplier(), ChunkMultiplier()
     known.load_state_dict({"up_to": 7, "beyond": 30})
     fresh.load_state_dict(known.state_dict())
     assert fresh.state_dict() == {"up_to": 7, "beyond": 30}
@@ -123,4 +123,4 @@ def test_what_is_known_survives_a_restart() -> None:
 
 def test_a_negative_size_is_refused() -> None:
     with pytest.raises(InvalidInput, match=r"vectorize_up_to.*-1.*>= 0"):
-        BlockProducts(-1)
+        ChunkMultiplier(-1)

@@ -1,5 +1,4 @@
-"""Curvature of one chunk of samples times a block of vectors: one backward pass each, or one for
-all.
+"""Multiply the curvature of one chunk of samples by a block of vectors: one pass each, or one.
 
 A product is a backward pass through a kept graph. One pass a vector works for every model. One
 vectorized pass for the whole block saves overheads, which decide on small chunks (2 to 3 times
@@ -8,9 +7,8 @@ slower, and some layers do not have it. So it serves chunks up to a size, which 
 measured.
 
 Example:
-    >>> products = BlockProducts(vectorize_up_to=256)
-    >>> products
-    BlockProducts(vectorize_up_to=256)
+    >>> ChunkMultiplier(vectorize_up_to=256)
+    ChunkMultiplier(vectorize_up_to=256)
 """
 
 from __future__ import annotations
@@ -32,11 +30,11 @@ FEW_VECTORS = 2
 """Vectorizing a backward pass costs more than so many passes, whatever the chunk."""
 
 
-class Linearization(Protocol):
+class ChunkGraph(Protocol):
     """The graph of one chunk: multiply with it as often as needed."""
 
     @property
-    def share(self) -> float:
+    def fraction(self) -> float:
         """The weight of the chunk in the mean over all that was asked for."""
         ...
 
@@ -59,7 +57,7 @@ class Linearization(Protocol):
         ...
 
 
-class BlockProducts:
+class ChunkMultiplier:
     """Multiplies blocks by the curvature of a chunk, the way that is faster for the chunk's size.
 
     Args:
@@ -70,7 +68,7 @@ class BlockProducts:
     Raises:
         InvalidInput: a size below 0.
 
-    An `Objective` has one as `products`. Source: measured, see the module; there is the example.
+    An `Objective` has one as `multiplier`. Source: measured, see the module; there is the example.
     """
 
     def __init__(self, vectorize_up_to: int | None = None) -> None:
@@ -86,7 +84,7 @@ class BlockProducts:
         """The largest chunk that is known to be vectorized."""
         return self._up_to
 
-    def multiply(self, linearization: Linearization, vectors: Sequence[Tensor]) -> Tensor:
+    def multiply(self, graph: ChunkGraph, vectors: Sequence[Tensor]) -> Tensor:
         """The curvature of a chunk times k vectors, as rows (k, P), not weighted.
 
         Args:
@@ -96,10 +94,10 @@ class BlockProducts:
             InvalidInput: vectorization was asked for, and a layer does not have it.
         """
         return self.faster(
-            linearization.samples,
+            graph.samples,
             vectors[0].shape[0],
-            lambda: _one_by_one(linearization, vectors),
-            lambda: _vectorized(linearization, vectors),
+            lambda: _one_by_one(graph, vectors),
+            lambda: _vectorized(graph, vectors),
         )
 
     def faster(
@@ -162,7 +160,7 @@ class BlockProducts:
         self._up_to, self._beyond = state["up_to"], state["beyond"]
 
     def __repr__(self) -> str:
-        return f"BlockProducts(vectorize_up_to={self._up_to if self._given else None})"
+        return f"ChunkMultiplier(vectorize_up_to={self._up_to if self._given else None})"
 
 
 def pull_back(
@@ -208,16 +206,16 @@ def pull_back(
         return list(torch.vmap(lambda _, *along: pulled(*along))(numbers, *chosen))
 
 
-def _one_by_one(linearization: Linearization, vectors: Sequence[Tensor]) -> Tensor:
+def _one_by_one(graph: ChunkGraph, vectors: Sequence[Tensor]) -> Tensor:
     rows = []
     for one in zip(*vectors, strict=True):
-        parts = linearization.multiply(one, vectorized=False)
+        parts = graph.multiply(one, vectorized=False)
         rows.append(torch.cat([part.reshape(-1) for part in parts]))
     return torch.stack(rows)
 
 
-def _vectorized(linearization: Linearization, vectors: Sequence[Tensor]) -> Tensor:
-    parts = linearization.multiply(vectors, vectorized=True)
+def _vectorized(graph: ChunkGraph, vectors: Sequence[Tensor]) -> Tensor:
+    parts = graph.multiply(vectors, vectorized=True)
     return torch.cat([part.reshape(part.shape[0], -1) for part in parts], dim=1)
 
 
