@@ -42,7 +42,7 @@ def _data_dir(options: argparse.Namespace) -> str | None:
 
 def _reproduce_all(options: argparse.Namespace) -> int:
     """Every study in turn, each with its own summary, then the page on all of them."""
-    from thalweg.analysis.collection import conclude_all, reproductions
+    from thalweg.analysis.all_studies import conclude_all, reproductions
     from thalweg.lab.config import dump_spec
     from thalweg.lab.study import check_spec
 
@@ -144,9 +144,9 @@ def _execute(spec: Spec, options: argparse.Namespace) -> int:
 
 
 def _run_study(spec: Spec, options: argparse.Namespace, progress: Progress) -> StudyResult:
-    from thalweg.lab.study import run_study
+    from thalweg.lab.study import run as run_spec
 
-    return run_study(
+    return run_spec(
         spec,
         root=options.root,
         workers=options.workers,

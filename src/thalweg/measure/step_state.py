@@ -50,7 +50,7 @@ class BranchPoint:
 
 @dataclass
 class StepState:
-    """One step at theta_t.
+    """What is known at one step, at theta_t; measured values are computed when first asked for.
 
     Attributes:
         step: t.
@@ -131,7 +131,7 @@ class StepState:
 
     @property
     def subspace_is_known(self) -> bool:
-        """Whether somebody has asked for S_k at theta_t already."""
+        """Whether S_k at theta_t has been asked for already."""
         return self.subspace_updated or "subspace" in self.__dict__
 
     @property
@@ -167,11 +167,6 @@ class StepState:
             for samples in self.batch_samples
         ]
         return torch.stack(gradients).T
-
-    @property
-    def used_subspace(self) -> bool:
-        """Whether anything asked for the subspace at this step."""
-        return self.subspace_updated or "subspace" in self.__dict__
 
     def keep_parts(self, split: Split, dominant: float, bulk: float) -> None:
         """Note the parts of the proposed update, and so of the update made, from the split."""

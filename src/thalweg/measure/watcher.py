@@ -96,11 +96,11 @@ WINDOW = 10
 
 
 class Watcher:
-    """Reports at every n-th step of an optimizer, until it is closed.
+    """Reports on every n-th step of an optimizer, until it is closed.
 
     It acts through the optimizer's own hooks. The subspace, the loss and its gradient are those of
-    theta before the step. Steps that no report is due at cost the check of a counter. Steps that
-    are never made, such as those that a gradient scaler skips, are not counted. A context manager,
+    theta before the step. A step without a report costs the check of a counter. Steps that are
+    never made, such as those that a gradient scaler skips, are not counted. A context manager,
     closed at its end.
 
     Args:

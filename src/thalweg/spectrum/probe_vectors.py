@@ -7,8 +7,7 @@ the variance then depends on the eigenvalues alone, not on the coordinates.
 
 Example:
     >>> import torch
-    >>> from thalweg.linalg import combine, gram, norm, random_unit
-from thalweg.operators.symmetric import DenseOperator
+    >>> from thalweg.operators.symmetric import DenseOperator
     >>> known = known_part(DenseOperator(torch.eye(5)), None)
     >>> known.k, probe_vectors(known.basis, 2, torch.Generator().manual_seed(0)).shape
     (0, torch.Size([5, 2]))

@@ -164,7 +164,7 @@ def _at_most_one(value: Tensor) -> float:
 def random_subspace(
     num_parameters: int, k: int, seed: int, *, dtype: torch.dtype = torch.float32
 ) -> Subspace:
-    """k random directions: the control that a claim about S_k must fail on.
+    """k random directions: a baseline, for which a claim about S_k must not hold.
 
     Uniformly distributed, so that E[chi_k(v)^2] = k / P for every vector v.
 

@@ -1,4 +1,4 @@
-"""Subspaces that are not S_k: what a claim about S_k must fail on.
+"""Baselines: subspaces that are not S_k, for which a claim about S_k must not hold.
 
 `random_subspace` gives k random directions (alignment near sqrt(k / P)); `NextEigenspace` the k
 eigenvectors below the dominant ones.

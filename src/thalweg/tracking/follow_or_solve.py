@@ -1,7 +1,7 @@
-"""S_k at points that may lie far apart: followed while that is cheaper than to solve anew.
+"""S_k at points that may lie far apart: followed while that is cheaper than solving from scratch.
 
-Between reports that lie many steps apart the subspace may turn so far that the tracker renews its
-reference at each of them. That costs what a solve costs and is less exact. Measured on a
+Between points many steps apart the subspace may turn so far that the tracker renews its reference
+at each of them. That costs what a solve costs and is less exact. Measured on a
 64-100-100-10 network on 1,797 digits, in gradients of the full loss and the median error of the
 gradient's dominant part: with squared error and SGD, 200 steps apart, following takes 8 at 0.2 %
 and solving 21 at 0.01 %; with cross-entropy and Adam, where the eigenvalues close up behind the

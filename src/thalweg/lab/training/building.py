@@ -120,7 +120,7 @@ def top_eigenvalues(objective: Objective, count: int) -> Tensor:
 
 
 def make_source(spec: Spec, setup: Setup, seed: int) -> SubspaceSource:
-    """What gives the run its subspace at each step: a tracker, or a control.
+    """What gives the run its subspace at each step: a tracker, or a baseline.
 
     A `BatchSubspace` waits for the samples of each step.
     """
@@ -263,8 +263,9 @@ def can_carry_state(before: OptimizerSettings, after: OptimizerSettings) -> bool
             if isinstance(value, bool) or key == "momentum"
         }
 
-    def kinds(settings: OptimizerSettings) -> tuple[type, type]:
-        return type(settings), type(getattr(settings, "companion", None))
+    def kinds(settings: OptimizerSettings) -> tuple[type, type, str]:
+        companion = type(getattr(settings, "companion", None))
+        return type(settings), companion, getattr(settings, "source", "")
 
     # Blocks with rates are groups, and a state is kept by the place of its tensor in the groups.
     same_groups = set(before.block_rates or ()) == set(after.block_rates or ())

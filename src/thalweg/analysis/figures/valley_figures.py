@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from thalweg.analysis.figures import drawing
-from thalweg.analysis.figures.curves import branches_of
-from thalweg.analysis.figures.saving import Figure, NotDrawableError, Source
-from thalweg.analysis.figures.windows import seed_tables
+from thalweg.analysis.figures.curves import branches_of, seed_tables
+from thalweg.analysis.figures.figure import Figure, NotDrawableError, Source
+from thalweg.registry import figures
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -177,14 +177,16 @@ def _draw_flat_coordinate(axes: Axes, lines: list[Trajectory], look: Look) -> No
     axes.set_xlabel("steps after the start")
 
 
-VALLEY = Figure(
-    name="valley",
-    title="Trajectories in a valley of two parameters",
-    caption="Left: iterates of each branch from one start (circle) over contours of the loss, each "
-    "level twice the last. Right: alignment of the full gradient with the steep direction, and the "
-    "flat coordinate. The first seed.",
-    needs=("position", "loss", "alignment_gradient"),
-    curves=_trajectories,
-    draw=_draw,
-    size=(2 * drawing.COLUMN_WIDTH, 3.0),
+figures.add_named(
+    Figure(
+        name="valley",
+        title="Trajectories in a valley of two parameters",
+        caption="Left: iterates of each branch from one start (circle) over contours of the loss, "
+        "each level twice the last. Right: alignment of the full gradient with the steep "
+        "direction, and the flat coordinate. The first seed.",
+        needs=("position", "loss", "alignment_gradient"),
+        curves=_trajectories,
+        draw=_draw,
+        size=(2 * drawing.COLUMN_WIDTH, 3.0),
+    )
 )

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from tests.lab import toys
-from thalweg.analysis.figures.catalogue import SavedFigures, save_figures
-from thalweg.analysis.figures.valley import VALLEY, Trajectory, curvatures
+from thalweg.analysis.figures import SavedFigures, save_figures
+from thalweg.analysis.figures.valley_figures import Trajectory, curvatures
 
 ROLES = {"plain": "sgd", "dominant": "dom-sgd", "bulk": "bulk-sgd"}
 
@@ -19,7 +19,7 @@ def study() -> pd.DataFrame:
 
 
 def draw(data: pd.DataFrame, folder: Path) -> SavedFigures:
-    return save_figures(data, folder, ROLES, [VALLEY])
+    return save_figures(data, folder, ROLES, ["valley"])
 
 
 def test_the_csv_holds_one_seeds_trajectory_of_each_branch(

@@ -1,20 +1,34 @@
-"""What is a figure, and which files does it leave?
+"""A figure: what it needs of a study, what it draws, and the files that it leaves.
 
 A `Figure` turns the metric table into curves and draws them. It is saved as PNG (200 dpi) and PDF,
-with what is drawn as CSV beside them. The figures themselves are listed in `catalogue.py`.
+with what is drawn as CSV beside them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from thalweg import registry
+from thalweg.analysis.claims.judgement import DEFAULT_ROLES
 from thalweg.analysis.figures import drawing
-from thalweg.analysis.figures.curves import Curve, Drawn, Series, StepAxis, branches_of, curve, tidy
+from thalweg.analysis.figures.branch_style import branch_styles
+from thalweg.analysis.figures.curves import (
+    Curve,
+    Drawn,
+    Series,
+    StepAxis,
+    branches_of,
+    curve,
+    series_of,
+    step_axis,
+    tidy,
+)
 from thalweg.analysis.figures.drawing import Look
 from thalweg.analysis.figures.families import unsplit
+from thalweg.analysis.quantities import Quantity
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,11 +59,15 @@ class Source:
         return curve(self.data, branch, series, self.axis, logarithmic=logarithmic)
 
     def each_branch(
-        self, quantity: str, series: Series, *, logarithmic: bool = False
+        self, quantity: Quantity, window: float | None = None
     ) -> dict[str, Curve | None]:
-        """One curve for each branch that measured the quantity."""
+        """The curve of a quantity along each branch, by `quantity|branch`.
+
+        window   of the running mean, in place of the quantity's own
+        """
+        series, logarithmic = series_of(quantity, window), quantity.logarithmic
         return {
-            f"{quantity}|{branch}": self.curve(branch, series, logarithmic=logarithmic)
+            f"{quantity.name}|{branch}": self.curve(branch, series, logarithmic=logarithmic)
             for branch in branches_of(self.data, self.roles)
         }
 
@@ -122,3 +140,49 @@ def save_figure(
         canvas.savefig(pdf, metadata={"Title": figure.title, "CreationDate": None})
     tidy(curves).to_csv(csv, index=False)
     return SavedFigure(figure.name, figure.title, figure.caption, png, pdf, csv)
+
+
+def save_figures(
+    data: pd.DataFrame,
+    folder: Path,
+    roles: Mapping[str, str] = DEFAULT_ROLES,
+    figures: Iterable[str | Figure[Any]] | None = None,
+) -> SavedFigures:
+    """Draw figures (names, or figures; all registered ones by default) into a folder.
+
+    The folder is made if needed. A figure whose columns are missing, or were never measured, or
+    that has nothing to show in this study, is left out and named in the result.
+
+    Raises InvalidInput for a name that is not registered.
+    """
+    chosen = figures_named(figures)
+    folder.mkdir(parents=True, exist_ok=True)
+    axis = step_axis(data)
+    look = Look(axis, branch_styles(branches_of(data, roles), roles), roles)
+    saved: list[SavedFigure] = []
+    skipped: dict[str, str] = {}
+    for figure in chosen:
+        missing = [name for name in figure.needs if name not in data.columns]
+        if missing:
+            skipped[figure.name] = "no column " + ", ".join(missing)
+            continue
+        try:
+            curves = figure.curves(Source(data, axis, roles))
+        except NotDrawableError as error:
+            skipped[figure.name] = str(error)
+            continue
+        if not any(curves.values()):
+            skipped[figure.name] = "never measured: " + ", ".join(figure.needs)
+            continue
+        saved.append(save_figure(figure, curves, look, folder))
+    return SavedFigures(tuple(saved), skipped)
+
+
+def figures_named(names: Iterable[str | Figure[Any]] | None) -> list[Figure[Any]]:
+    """The figures of these names, in their order; None: all. A figure itself stays as it is.
+
+    Raises InvalidInput for a name that is not registered, with the nearest one.
+    """
+    if names is None:
+        return list(registry.figures.values())
+    return [registry.figures.find(name) if isinstance(name, str) else name for name in names]

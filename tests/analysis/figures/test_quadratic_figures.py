@@ -7,8 +7,7 @@ import pandas as pd
 import pytest
 
 from tests.lab import toys
-from thalweg.analysis.figures.catalogue import SavedFigures, save_figures
-from thalweg.analysis.figures.quadratic import QUADRATIC_ALIGNMENT, QUADRATIC_RATES
+from thalweg.analysis.figures import SavedFigures, save_figures
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +21,7 @@ def saved(study: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Save
 
 
 def draw(data: pd.DataFrame, folder: Path) -> SavedFigures:
-    return save_figures(data, folder, {}, [QUADRATIC_RATES, QUADRATIC_ALIGNMENT])
+    return save_figures(data, folder, {}, ["quadratic-rates", "quadratic-alignment"])
 
 
 def test_both_figures_are_saved_with_what_they_draw(saved: SavedFigures) -> None:

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from thalweg.analysis.figures import drawing
-from thalweg.analysis.figures.curves import branches_of
+from thalweg.analysis.figures.curves import branches_of, seed_tables
+from thalweg.analysis.figures.dots import mean_since
 from thalweg.analysis.figures.families import Part, part_of
-from thalweg.analysis.figures.saving import Figure, NotDrawableError, Source
-from thalweg.analysis.figures.windows import mean_since, seed_tables
+from thalweg.analysis.figures.figure import Figure, NotDrawableError, Source
 from thalweg.problems.quadratic_theory import critical_learning_rate, expected_after_steps
+from thalweg.registry import figures
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -230,17 +231,19 @@ def _write_above(axes: Axes, place: float, text: str) -> None:
     )
 
 
-QUADRATIC_RATES = Figure(
-    name="quadratic-rates",
-    title="What each part of the update does to the loss, against the learning rate",
-    caption="Loss over the last tenth of a branch divided by that at the branch point: marks, each "
-    "seed; lines, expected by theory from the branch point alone. Shaded: between the critical "
-    "learning rates, where one step of Bulk-SGD lowers the expected loss and one of Dom-SGD raises "
-    "it (Deng et al. 2026).",
-    needs=("loss", *_NEEDS),
-    curves=_loss_changes,
-    draw=_draw_rates,
-    size=(drawing.COLUMN_WIDTH, 2.6),
+figures.add_named(
+    Figure(
+        name="quadratic-rates",
+        title="What each part of the update does to the loss, against the learning rate",
+        caption="Loss over the last tenth of a branch divided by that at the branch point: marks, "
+        "each seed; lines, expected by theory from the branch point alone. Shaded: between the "
+        "critical learning rates, where one step of Bulk-SGD lowers the expected loss and one of "
+        "Dom-SGD raises it (Deng et al. 2026).",
+        needs=("loss", *_NEEDS),
+        curves=_loss_changes,
+        draw=_draw_rates,
+        size=(drawing.COLUMN_WIDTH, 2.6),
+    )
 )
 
 
@@ -357,15 +360,17 @@ def _end_label(line: GradientRatio, look: Look) -> drawing.EndLabel:
     return text, float(line.predicted[-1]), look.styles[line.branch].colour
 
 
-QUADRATIC_ALIGNMENT = Figure(
-    name="quadratic-alignment",
-    title="Phases of alignment, measured and predicted",
-    caption="Squared norm of the gradient's dominant part over that of its bulk part, chi^2 / "
-    "(1 - chi^2). Left: from a large initialization. Right: from its end, at a learning rate below "
-    "and one above the critical step size. Dashed: ratio of the expected squares by theory, from "
-    "the first step alone; dotted: equal parts.",
-    needs=_NEEDS,
-    curves=_ratios,
-    draw=_draw_ratios,
-    size=(2 * drawing.COLUMN_WIDTH, 2.4),
+figures.add_named(
+    Figure(
+        name="quadratic-alignment",
+        title="Phases of alignment, measured and predicted",
+        caption="Squared norm of the gradient's dominant part over that of its bulk part, chi^2 / "
+        "(1 - chi^2). Left: from a large initialization. Right: from its end, at a learning rate "
+        "below and one above the critical step size. Dashed: ratio of the expected squares by "
+        "theory, from the first step alone; dotted: equal parts.",
+        needs=_NEEDS,
+        curves=_ratios,
+        draw=_draw_ratios,
+        size=(2 * drawing.COLUMN_WIDTH, 2.4),
+    )
 )

@@ -8,7 +8,7 @@ import pandas as pd
 from tests.analysis.claims.branches import falling, table, without
 from thalweg import registry
 from thalweg.analysis.claims.block_sharpness_claims import COLUMNS
-from thalweg.analysis.figures.catalogue import save_figures
+from thalweg.analysis.figures import save_figures
 
 VALUES = dict(zip(COLUMNS, (1e-5, 1e-4, 1e-3, 1e-2, 0.1), strict=True))
 

@@ -17,10 +17,10 @@ from tests.analysis.claims.branches import MAIN_NAMES
 from tests.analysis.report.browser import CHROMIUM, Browser
 from thalweg import registry
 from thalweg.analysis.claims import Verdict, judge_all
-from thalweg.analysis.figures.catalogue import SavedFigures, save_figures
+from thalweg.analysis.figures import SavedFigures, save_figures
 from thalweg.analysis.report import write_report
-from thalweg.analysis.report.interval_drawing import WIDTH, interval_plot
-from thalweg.analysis.report.page_data import MOST_POINTS, page_data
+from thalweg.analysis.report.pages import WIDTH, interval_plot
+from thalweg.analysis.report.panels import MOST_POINTS, page_data
 from thalweg.errors import InvalidInput
 
 SPEC = '[problem]\ndata = "digits"\nlearning_rate = 0.05\n'

@@ -1,13 +1,25 @@
-"""All studies at once: which there are on a problem, and one page on what they gave."""
+"""All studies at once: which there are on a problem, and one page on what they gave.
+
+The page is self-contained, without scripts: the figures are inside. Each study's own page, with
+interactive curves, is linked relative to it.
+"""
 
 from __future__ import annotations
 
+import base64
+import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
+from thalweg import __version__, registry
+from thalweg.analysis.figures.drawing import COLUMN_WIDTH, STYLE
+from thalweg.analysis.report.pages import read, template, trusted, verdict_rows, write_page
 from thalweg.lab.config import builtin_studies, load_study
 from thalweg.lab.config.studies import has_own_problem, is_of_the_paper
+from thalweg.lab.preparing import read_spec
 from thalweg.lab.study import reproduction_spec
 
 if TYPE_CHECKING:
@@ -19,6 +31,8 @@ PAGES = {
     True: ("extensions.html", "The methods around the dominant subspace"),
 }
 """File and title of the page on the paper's studies, and of that on its extensions."""
+
+OUTCOMES = ("holds", "does not hold", "undecided")
 
 
 def reproductions(
@@ -60,7 +74,43 @@ def conclude_all(
     Returns:
         Its path: `report.html`, or `extensions.html` for those.
     """
-    from thalweg.analysis.report.collection import write_collection
-
     name, title = PAGES[extensions]
-    return write_collection(Path(root) / name, results, title)
+    path = Path(root) / name
+    found = Counter(verdict.outcome for result in results for verdict in result.verdicts)
+    html = template("all_studies.html.jinja").render(
+        title=title,
+        version=__version__,
+        style=trusted(read("page.css") + read("all_studies.css")),
+        counts={outcome: found[outcome] for outcome in OUTCOMES},
+        studies=[_section(path.parent, result) for result in results],
+    )
+    write_page(path, html)
+    return path
+
+
+def _section(root: Path, result: StudyResult) -> dict[str, Any]:
+    spec = read_spec(result.study)
+    report = result.report
+    return {
+        "anchor": result.study.name,
+        "name": f"{spec.name} on {spec.problem.data.registered_name}",
+        "description": spec.description,
+        "report": report and quote(Path(os.path.relpath(report, root)).as_posix()),
+        "verdicts": verdict_rows(result.verdicts),
+        "figures": [_figure(png) for png in result.figures],
+    }
+
+
+def _figure(png: Path) -> dict[str, Any]:
+    figure, image = registry.figures[png.stem], png.read_bytes()
+    return {
+        "title": figure.title,
+        "caption": figure.caption,
+        "image": f"data:image/png;base64,{base64.b64encode(image).decode()}",
+        "wide": _width(image) > 1.5 * COLUMN_WIDTH * STYLE["savefig.dpi"],
+    }
+
+
+def _width(png: bytes) -> int:
+    """Pixels in a row of a PNG: the first number of its header chunk."""
+    return int.from_bytes(png[16:20], "big")
