@@ -74,19 +74,19 @@ def trace(
     Args:
         operator: anything with `shape`, `dtype`, `device` and `@` on a block (P, b); or a loss, for
             its Hessian at the parameters.
-        num_matvecs: vectors to multiply, >= 4: a third each for the sketch A S, on A Q, and on probes.
-            From P - k on, P - k are spent and the result is exact up to rounding.
+        num_matvecs: vectors to multiply, >= 4: a third each for the sketch A S, for A Q, and for
+            probes. From P - k on, P - k are spent and the result is exact up to rounding.
         seed: of the sketch and of the probes.
         known: k orthonormal directions with their Rayleigh quotients as eigenvalues, such as
             `top_eigenpairs` gives, converged or not; their part costs no product. (A tracked
             subspace's eigenvalues are a step behind, which would bias the result.)
 
     Returns:
-        The estimate, with its standard error and the products spent. Memory: about
+        The estimate, with its standard error and the vectors multiplied. Memory: about
         `num_matvecs` vectors.
 
     Raises:
-        InvalidInput: too few products, or a known subspace that does not fit.
+        InvalidInput: too few vectors to multiply, or a known subspace that does not fit.
         Diverged: a product is NaN or infinite.
 
     Source: Meyer et al. 2021 (arXiv 2010.09649). Example: see the module.
