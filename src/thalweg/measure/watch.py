@@ -39,6 +39,7 @@ from thalweg.measure.watcher import Watcher, undisturbed
 from thalweg.optim.stability import stability_threshold
 from thalweg.tracking.follow_or_solve import FollowOrSolve
 from thalweg.tracking.tracker import SubspaceTracker
+from thalweg.tracking.wrapping import require_optimizer, stepping
 
 MOST_INFERRED_CLASSES = 100
 # Enough for a mean, few enough to cost nothing.
@@ -84,7 +85,8 @@ def watch(
         model, loss, data, batch_weight, chunk_size: as for `Objective`; `data` is what the
             curvature is measured over, usually the training set without augmentation.
         optimizer: any optimizer of torch; those of its parameters that belong to the model and
-            require a gradient make up theta.
+            require a gradient make up theta. Thalweg's own, Accelerate's and Lightning's wrappers
+            are looked through, in both directions: the report is about the update that is made.
         every, file, sinks, quiet, overwrite, resume_at: as for `Watcher`. Every row goes to the
             console, to a CSV `file` and to all `sinks`: objects with log(row, step) and close(),
             functions of (row, step), or names such as "parquet:rows.parquet".
@@ -108,6 +110,7 @@ def watch(
     """
     # A compiled model cannot be differentiated twice; the one it was made from shares all tensors.
     model = getattr(model, "_orig_mod", model)
+    require_optimizer("optimizer", optimizer)
     layout = _watched_layout(model, optimizer, parameters)
     watched = layout.parameters(model)
     with undisturbed(watched[0].device):
@@ -135,7 +138,8 @@ def watch(
         if exact
         else FollowOrSolve(objective, k, error=error, seed=seed)
     )
-    note = stability_threshold(optimizer, watched).note
+    # Of the outermost that is known around it.
+    note = stability_threshold(stepping(optimizer)[-1], watched).note
     if note and not quiet:
         say(f"thalweg.watch: {note}")
     return Watcher(

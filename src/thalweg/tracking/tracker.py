@@ -21,6 +21,7 @@ Example:
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -300,6 +301,16 @@ class SubspaceTracker(Following[PowerStep, Reference]):
             error *= population_correction(self.policy.subset, self.num_samples)
             self._sampled = known = step, vector, error
         return [known[2]]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SubspaceTracker:
+        """A copy that follows a copy of the loss; graphs, which have no copy, are built anew."""
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        graphs = {"_half": None, "_linearized": None}
+        vars(copied).update(copy.deepcopy({**vars(self), **graphs}, memo))
+        if self._half is not None and copied._seen_from is not None:
+            copied._half = copied._curvature(copied._seen_from.first_half, keep_graph=True)
+        return copied
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue bit for bit: bases as rows, so that their layout stays."""
