@@ -141,7 +141,7 @@ class Product:
 def thalweg(case: Case) -> Found:
     objective = Objective(case.problem.model, case.problem.loss, case.problem.train)
     space = top_eigenpairs(Hessian(objective, keep_graph=True), case.k, tolerance=1e-3)
-    return Found(space.eigenvalues, space.basis, space.products)
+    return Found(space.eigenvalues, space.basis, space.num_matvecs)
 
 
 def curvlinops(case: Case) -> Found:

@@ -27,7 +27,7 @@ def main() -> None:
     top = thalweg.top_eigenpairs(hessian, 8)  # NotConverged is a warning, never silence
     k = widest_gap(top.eigenvalues)
     print("eigenvalues", *(f"{value:.2f}" for value in top.eigenvalues.tolist()))
-    print(f"{top.products} products, converged: {top.converged}, widest gap below k = {k}")
+    print(f"{top.num_matvecs} products, converged: {top.converged}, widest gap below k = {k}")
 
     tracker = thalweg.SubspaceTracker(objective, k, gap_every=2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2)

@@ -23,7 +23,7 @@ def main() -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
 
     # k = 3: under cross-entropy of 4 classes the fourth eigenvalue does not stand clear.
-    # file="rows.csv" would keep the rows; watcher.history has them too, one dict each.
+    # watcher.history keeps the rows, one dict each; sinks=["csv:rows.csv"] would write them down.
     with thalweg.watch(model, loss, (inputs, labels), optimizer, every=20, k=3) as watcher:
         for _ in range(81):
             batch = torch.randint(0, len(inputs), (50,))
@@ -32,12 +32,12 @@ def main() -> None:
             optimizer.step()
 
     last = watcher.history[-1]
-    share = last["preconditioned_sharpness"] / last["stability_threshold"]
+    fraction = last["preconditioned_sharpness"] / last["stability_threshold"]
     print(f"{len(watcher.history)} reports; loss {watcher.history[0]['loss']:.3f}"
           f" -> {last['loss']:.3f}")  # fmt: skip
-    print(f"sharpness in Adam's metric is at {share:.1%} of the threshold"
+    print(f"sharpness in Adam's metric is at {fraction:.1%} of the threshold"
           f" {last['stability_threshold']:.0f}")  # fmt: skip
-    print(f"a share of {last['alignment_update'] ** 2:.1%} of the update's square is dominant")
+    print(f"{last['alignment_update'] ** 2:.1%} of the update's square is dominant")
 
 
 if __name__ == "__main__":

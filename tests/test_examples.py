@@ -161,5 +161,5 @@ def test_the_engine_of_the_readme_runs_after_its_first_example(
     top, trace, spectrum, _ = capsys.readouterr().out.splitlines()
     assert "converged=True" in top
     assert trace.startswith("TraceEstimate(value=")
-    assert "probes=5, steps=40, products=200" in spectrum
+    assert "probes=5, steps=40, num_matvecs=200" in spectrum
     assert names["limit"] == 2 / 0.1

@@ -92,7 +92,7 @@ class LowPrecision(Unchanged):
     def __init__(self, replay: Replay, setting: Setting, seed: int) -> None:
         super().__init__(replay, setting, seed)
         self.low = replay.in_bfloat16
-        self.low.products = copy.deepcopy(replay.objective.products)
+        self.low.multiplier = copy.deepcopy(replay.objective.multiplier)
         self.operator = self._in_low_precision
 
     def _in_low_precision(

@@ -154,7 +154,7 @@ probes: Registry[Any] = Registry(
     "thalweg.measure.probes",
     "thalweg.measure.minibatch_noise",
     "thalweg.measure.batch_sharpness",
-    "thalweg.contrib.block_probes",
+    "thalweg.contrib.block_sharpness",
     "thalweg.measure.curvature_energy",
     "thalweg.measure.stability_probes",
     fit="thalweg.measure.probes:fit",
@@ -164,7 +164,7 @@ probes: Registry[Any] = Registry(
 claims: Registry[Any] = Registry("claim", "thalweg.analysis.claims")
 """A published statement, the statistic that tests it, the rule that decides."""
 
-figures: Registry[Any] = Registry("figure", "thalweg.analysis.figures.catalogue")
+figures: Registry[Any] = Registry("figure", "thalweg.analysis.figures")
 """What is drawn of a study."""
 
 panels: Registry[Any] = Registry("panel", "thalweg.analysis.report.panels")

@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from thalweg import registry
 from thalweg.contrib import block_sharpness
-from thalweg.contrib.block_probes import MEASURED_BLOCKS
+from thalweg.contrib.block_sharpness import MEASURED_BLOCKS
 from thalweg.errors import InvalidInput
 from thalweg.loss.objective import Objective
 from thalweg.measure.step_state import StepState

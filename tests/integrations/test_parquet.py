@@ -51,13 +51,29 @@ def test_a_kill_loses_the_last_rows_alone(path: Path) -> None:
 
 def test_a_file_that_is_there_stays_unless_asked_otherwise(path: Path) -> None:
     path.write_text("mine")
-    with pytest.raises(InvalidInput, match="not there yet; pass overwrite=True"):
+    with pytest.raises(InvalidInput, match="not there yet; pass overwrite=True, or"):
         Sinks([f"parquet:{path}"])
     assert path.read_text() == "mine"
     Parquet(path, overwrite=True).close()
     assert read(path).num_rows == 0
     with pytest.raises(InvalidInput, match="a path in a folder that exists"):
         Parquet(path.parent / "nowhere" / "rows.parquet")
+
+
+def test_a_resumed_file_keeps_the_rows_before_and_drops_those_to_be_made_again(path: Path) -> None:
+    first = Parquet(path, resume_at=0)
+    for step in range(0, 50, 10):
+        first.log({"loss": step / 3}, step)
+    first.close()
+    again = Parquet(path, resume_at=25)
+    again.log({"loss": None}, 30)
+    again.close()
+    kept = [{"step": step, "loss": step / 3} for step in (0, 10, 20)]
+    assert read(path).to_pylist() == [*kept, {"step": 30, "loss": None}]
+    path.write_text("mine")
+    with pytest.raises(InvalidInput, match="allowed: a Parquet file with a column 'step'"):
+        Parquet(path, resume_at=5)
+    assert path.read_text() == "mine"
 
 
 def test_without_pyarrow_the_package_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

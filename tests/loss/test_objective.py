@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from tests import dense
 from tests.networks import CASES, cnn, mlp
@@ -150,3 +153,59 @@ def test_model_and_data_on_two_devices_are_refused() -> None:
         Hessian(loss, loss.theta().to("meta"))
     with pytest.raises(InvalidInput, match="vector: got 'on meta'"):
         _ = Hessian(loss) @ loss.theta().to("meta")
+
+
+class Stream(IterableDataset):
+    """Samples without an end."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for number in itertools.count():
+            yield torch.full((4,), float(number)), torch.zeros(3)
+
+
+def of_a_generator() -> Iterator[tuple[Tensor, Tensor]]:
+    loader = iter(DataLoader(Stream(), batch_size=5))
+    while True:
+        yield next(loader)
+
+
+@pytest.mark.parametrize(
+    "batches", [DataLoader(Stream(), batch_size=5), of_a_generator()], ids=["loader", "generator"]
+)
+def test_the_first_batches_of_a_stream_are_the_data(batches: Any) -> None:
+    case = mlp()
+    loss = Objective.from_batches(case.model, case.loss, batches, n=3, chunk_size=4)
+    inputs = torch.arange(15.0)[:, None].expand(15, 4)
+    whole = Objective(case.model, case.loss, (inputs, torch.zeros(15, 3)))
+    assert loss.num_samples == 15
+    assert torch.allclose(loss.value(), whole.value())
+    assert torch.equal(loss.value(), loss.value())
+
+
+def test_batches_of_a_shuffling_loader_are_taken_once_and_leave_no_trace() -> None:
+    case = mlp()
+    loader = DataLoader(TensorDataset(*case.data), batch_size=3, shuffle=True)
+    before = torch.get_rng_state()
+    loss = Objective.from_batches(case.model, case.loss, loader, n=2)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert loss.num_samples == 6
+    assert torch.equal(loss.gradient(), loss.gradient())
+    everything = Objective.from_batches(case.model, case.loss, loader)
+    assert everything.num_samples == 11
+    whole = Objective(case.model, case.loss, case.data)
+    assert torch.allclose(everything.value(), whole.value())
+
+
+@pytest.mark.parametrize(
+    ("batches", "n", "message"),
+    [
+        ([], 3, "batches is empty"),
+        ([(torch.ones(2, 4), torch.ones(2, 3))], 0, "n: got 0"),
+        (7, 3, "batches: got 'int'"),
+        (Stream(), 3, "batches that cannot|unequal|one number of samples|batch: got"),
+    ],
+)
+def test_what_is_no_stream_of_batches_is_refused(batches: Any, n: int, message: str) -> None:
+    case = mlp()
+    with pytest.raises(InvalidInput, match=message):
+        Objective.from_batches(case.model, case.loss, batches, n=n)

@@ -88,7 +88,7 @@ def test_the_preconditioned_sharpness_is_that_of_the_dense_matrix(
     found = preconditioned_sharpness(objective, optimizer, theta, tolerance=1e-6)
     assert float(found.eigenvalues[0]) == pytest.approx(expected, rel=1e-6)
     again = preconditioned_sharpness(objective, optimizer, theta, start=found.basis[:, 0])
-    assert again.products < found.products
+    assert again.num_matvecs < found.num_matvecs
 
 
 def test_a_preconditioner_with_a_zero_is_refused() -> None:

@@ -118,7 +118,7 @@ def test_sharpness_and_solved_eigenvalues_are_those_of_the_dense_hessian() -> No
 def test_solved_eigenvalues_ask_for_no_tracked_subspace_where_k_is_known() -> None:
     state = replace(next(trajectory()), k=2)
     assert len(measure("solved_eigenvalues", state)["solved_eigenvalues"]) == 4
-    assert not state.used_subspace
+    assert not state.subspace_is_known
 
 
 def test_displacement_starts_at_zero_and_its_parts_sum_to_the_way_gone() -> None:

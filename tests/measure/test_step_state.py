@@ -54,7 +54,7 @@ def test_nothing_is_computed_that_nobody_asks_for() -> None:
     state = make_state()
     assert state.objective.evaluated == 0  # type: ignore[attr-defined]
     assert state.source.updates == 0  # type: ignore[attr-defined]
-    assert not state.used_subspace
+    assert not state.subspace_is_known
 
 
 def test_loss_gradient_and_subspace_are_computed_once() -> None:
@@ -67,7 +67,7 @@ def test_loss_gradient_and_subspace_are_computed_once() -> None:
         state.parts(gradient)
         state.parts(state.theta)
     assert state.source.updates == 1  # type: ignore[attr-defined]
-    assert state.used_subspace
+    assert state.subspace_is_known
 
 
 def test_the_subspace_alone_needs_no_gradient() -> None:
@@ -87,7 +87,7 @@ def test_a_subspace_that_the_split_moved_on_is_not_moved_again() -> None:
     state = make_state(subspace_updated=True)
     _ = state.subspace
     assert state.source.updates == 0  # type: ignore[attr-defined]
-    assert state.used_subspace
+    assert state.subspace_is_known
 
 
 def test_the_parts_are_those_of_the_subspace() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tests import dense
 from tests.networks import CASES
 from thalweg.errors import InvalidInput
-from thalweg.loss.multiplication import EVERY_SIZE
+from thalweg.loss.chunk_multiplier import EVERY_SIZE
 from thalweg.loss.objective import Objective
 from thalweg.operators.gauss_newton import GaussNewton, ResidualHessian
 from thalweg.operators.hessian import Hessian
@@ -64,7 +64,7 @@ def test_products_agree_with_the_dense_matrices(
         # A residual may be small: relative to H v.
         assert (operator @ vectors - expected).norm() < tolerance * full
         assert (operator @ vectors[:, 0] - expected[:, 0]).norm() < tolerance * full
-        assert operator.products == 5
+        assert operator.num_matvecs == 5
         assert operator.gradient is not None
         assert torch.allclose(operator.gradient, loss.gradient(), atol=1e-6)
 

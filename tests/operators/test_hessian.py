@@ -9,7 +9,7 @@ from torch import nn
 from tests import dense
 from tests.networks import CASES, mlp
 from thalweg.errors import Diverged, InvalidInput
-from thalweg.loss.multiplication import EVERY_SIZE, BlockProducts
+from thalweg.loss.chunk_multiplier import EVERY_SIZE, ChunkMultiplier
 from thalweg.loss.objective import Objective
 from thalweg.operators.hessian import Hessian
 from thalweg.operators.symmetric import DenseOperator
@@ -74,7 +74,7 @@ def test_gradient_and_products_agree_with_the_dense_hessian(
     assert dense.relative(hessian @ vectors[:, 0], matrix @ vectors[:, 0].double()) < tolerance
     assert dense.relative(hessian.gradient, gradient) < tolerance
     assert dense.relative(loss.gradient(), gradient) < tolerance
-    assert hessian.products == 5
+    assert hessian.num_matvecs == 5
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -152,7 +152,7 @@ def test_the_hessian_of_a_linear_loss_is_zero() -> None:
 
     loss = Objective(Sum(), None, (torch.randn(5, 3),))
     for vectorize_up_to in (0, EVERY_SIZE):
-        loss.products = BlockProducts(vectorize_up_to)
+        loss.multiplier = ChunkMultiplier(vectorize_up_to)
         assert not (Hessian(loss) @ torch.eye(3)).any()
 
 
@@ -183,7 +183,7 @@ def test_a_dense_operator_counts_its_products() -> None:
     operator = DenseOperator(torch.eye(3))
     _ = operator @ torch.ones(3)
     _ = operator @ torch.ones(3, 4)
-    assert operator.products == 5
+    assert operator.num_matvecs == 5
     assert (operator.shape, operator.dtype) == ((3, 3), torch.float32)
 
 
@@ -196,4 +196,4 @@ def test_a_dense_operator_refuses_what_does_not_fit_and_counts_what_does() -> No
             _ = operator @ unfit
     assert torch.equal(operator @ torch.eye(3), torch.eye(3))
     assert (operator @ torch.ones(3)).shape == (3,)
-    assert operator.products == 4
+    assert operator.num_matvecs == 4

@@ -119,7 +119,7 @@ def test_directions_that_are_no_eigenvectors_leave_the_operator_on_their_complem
     )
     # The complement is exhausted: nothing is left out.
     assert not spectrum.residuals.any()
-    assert spectrum.products == 2 * 197
+    assert spectrum.num_matvecs == 2 * 197
 
 
 def test_the_quadrature_of_a_probe_integrates_polynomials_of_degree_below_twice_its_steps() -> None:
@@ -227,7 +227,7 @@ def test_an_exhausted_space_ends_the_recurrence(
     operator = DenseOperator(diagonal(values).matrix.to(dtype))
     spectrum = spectral_density(operator, probes=4, steps=15)
     assert spectrum.nodes.shape == (4, distinct)
-    assert spectrum.products == operator.products == 4 * distinct
+    assert spectrum.num_matvecs == operator.num_matvecs == 4 * distinct
     assert not spectrum.residuals.any()
     expected = torch.from_numpy(np.unique(values)).expand(4, -1)
     assert torch.allclose(spectrum.nodes, expected, atol=1e-6)
@@ -255,7 +255,7 @@ def test_running_probes_in_turns_changes_nothing_but_memory(block: int) -> None:
     )
     assert torch.allclose(together.nodes, in_turns.nodes, atol=1e-10)
     assert torch.allclose(together.weights, in_turns.weights, atol=1e-9)
-    assert together.products == in_turns.products == 70
+    assert together.num_matvecs == in_turns.num_matvecs == 70
 
 
 def test_a_step_is_one_product_with_a_block() -> None:
@@ -269,7 +269,7 @@ def test_a_step_is_one_product_with_a_block() -> None:
     operator = Watched(wigner(50))
     spectrum = spectral_density(operator, probes=7, steps=12, block=5)
     assert widths == [5] * 12 + [2] * 12
-    assert spectrum.products == operator.products == 84
+    assert spectrum.num_matvecs == operator.num_matvecs == 84
 
 
 def test_float32_agrees_with_float64() -> None:
@@ -366,7 +366,7 @@ def test_the_hessian_of_a_network_has_the_density_of_the_dense_one(name: str) ->
     exact = eigenvalues(matrix)
     hessian = Hessian(Objective(case.model, case.loss, case.data), keep_graph=True)
     spectrum: SpectralDensity = spectral_density(hessian, probes=20, steps=30)
-    assert spectrum.products == hessian.products == 600
+    assert spectrum.num_matvecs == hessian.num_matvecs == 600
     assert spectrum.extremes[1] == pytest.approx(float(exact[-1]), rel=1e-6)
     for power in (1, 2, 3):
         assert abs(float(deviations(spectrum.moment(power), (exact**power).mean()))) < 3.5

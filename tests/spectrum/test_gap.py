@@ -49,7 +49,7 @@ def test_the_next_eigenvalue_is_found_from_below() -> None:
     operator, vectors = rotated(values)
     found = next_eigenpair(operator, vectors[:, :3].T.contiguous(), 9.0)
     assert 1.3 < found.value <= 1.5 + 1e-12
-    assert found.products <= 15
+    assert found.num_matvecs <= 15
     again = next_eigenpair(operator, vectors[:, :3].T.contiguous(), 9.0, found.vector)
     assert found.value <= again.value <= 1.5 + 1e-12
 

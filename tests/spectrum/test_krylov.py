@@ -38,7 +38,7 @@ def test_basis_products_and_projected_matrix_stay_those_of_the_operator(rounds: 
     krylov = grown(matrix, rounds)
     m = krylov.dimension
     basis = krylov.basis[:m].T
-    assert krylov.products == rounds
+    assert krylov.num_matvecs == rounds
     assert torch.allclose(basis.T @ basis, torch.eye(m, dtype=torch.float64), atol=1e-12)
     assert torch.allclose(krylov.images[:m].T, matrix @ basis, atol=1e-10)
     assert torch.allclose(krylov.projected[:m, :m], basis.T @ matrix @ basis, atol=1e-10)

@@ -10,15 +10,16 @@ import scipy.linalg
 import torch
 from torch import Tensor, nn
 
+from thalweg.loss.linearization import ChunkedLinearization
 from thalweg.loss.objective import Objective
 from thalweg.operators.gradient_covariance import GradientCovariance
 from thalweg.operators.hessian import Hessian
-from thalweg.operators.loss_operator import thinned
+from thalweg.operators.loss_operator import subsampled
 from thalweg.operators.preconditioned import Preconditioned
 from thalweg.operators.symmetric import DenseOperator
 from thalweg.spectrum.eigensolver import top_eigenpairs
 from thalweg.spectrum.krylov import Krylov, Which
-from thalweg.spectrum.multiplicity import SHARE, Deflated, few_samples_see_none
+from thalweg.spectrum.multiplicity import FRACTION, Deflated, few_samples_see_none
 
 SAMPLES, INPUTS = 1024, 12
 
@@ -56,8 +57,8 @@ def test_without_copies_the_look_costs_a_quarter_of_a_product() -> None:
     alone = top_eigenpairs(hessian, 3, check_repeated=0)
     looked = top_eigenpairs(hessian, 3, check_repeated=4)
     assert torch.equal(looked.basis, alone.basis)
-    assert looked.products == alone.products + 4 * SHARE
-    assert hessian.products == 2 * alone.products
+    assert looked.num_matvecs == alone.num_matvecs + 4 * FRACTION
+    assert hessian.num_matvecs == 2 * alone.num_matvecs
     assert np.allclose(looked.eigenvalues.numpy(), eigenvalues[:3], rtol=1e-3)
 
 
@@ -91,25 +92,25 @@ def test_the_look_is_the_same_operator_over_some_of_its_samples() -> None:
     objective, _ = least_squares(2)
     own = torch.arange(0, SAMPLES, 2)
     hessian = Hessian(objective, samples=own)
-    few = thinned(hessian, 0.25, torch.Generator().manual_seed(0))
+    few = subsampled(hessian, 0.25, torch.Generator().manual_seed(0))
     assert isinstance(few, Hessian)
     assert few.samples is not None
     assert len(few.samples) == len(own) // 4
     assert set(few.samples.tolist()) <= set(own.tolist())
     assert torch.equal(few @ torch.eye(2 * INPUTS).double(), few_by_hand(objective, few.samples))
     around = Preconditioned(hessian, torch.full((2 * INPUTS,), 4.0).double())
-    scaled = thinned(around, 0.25, torch.Generator().manual_seed(0))
+    scaled = subsampled(around, 0.25, torch.Generator().manual_seed(0))
     assert scaled is not None
     ones = torch.ones(2 * INPUTS).double()
     assert torch.allclose(scaled @ ones, (few @ ones) / 4)
 
 
-def test_too_few_samples_or_batches_are_not_thinned() -> None:
+def test_too_few_samples_or_batches_are_not_subsampled() -> None:
     objective, _ = least_squares(1)
     generator = torch.Generator().manual_seed(0)
-    assert thinned(Hessian(objective), 1 / 64, generator) is None
-    assert thinned(GradientCovariance(objective, batch_size=2), 0.5, generator) is None
-    assert thinned(GradientCovariance(objective), 0.5, generator) is not None
+    assert subsampled(Hessian(objective), 1 / 64, generator) is None
+    assert subsampled(GradientCovariance(objective, batch_size=2), 0.5, generator) is None
+    assert subsampled(GradientCovariance(objective), 0.5, generator) is not None
 
 
 def test_a_loss_that_ignores_the_few_samples_is_asked_over_all() -> None:
@@ -142,11 +143,13 @@ def test_few_samples_whose_loss_is_not_a_number_are_no_divergence() -> None:
 def test_the_look_keeps_graphs_where_the_operator_does(keep_graph: bool) -> None:
     objective, _ = least_squares(1)
     hessian = Hessian(objective, keep_graph=keep_graph)
-    few = thinned(hessian, 0.25, torch.Generator().manual_seed(0))
+    few = subsampled(hessian, 0.25, torch.Generator().manual_seed(0))
     assert isinstance(few, Hessian)
     _ = few @ torch.ones(INPUTS).double()
-    assert (few._kept is not None) == keep_graph
-    assert hessian._kept is None
+    linearization = few._at_theta()
+    assert isinstance(linearization, ChunkedLinearization)
+    assert (linearization._kept is not None) == keep_graph
+    assert hessian._linearization is None
 
 
 def test_deflation_takes_the_subspace_out() -> None:

@@ -144,7 +144,7 @@ def test_orthonormalize_spans_the_same_and_refuses_nan() -> None:
 def test_a_subspace_says_what_it_is() -> None:
     known = Subspace(torch.eye(4)[:, :1], torch.tensor([2.0]), torch.tensor([1e-4]), 7, True)
     assert repr(known) == (
-        "Subspace(P=4, k=1, eigenvalues=[2], residual<=1.0e-04, converged=True, products=7)"
+        "Subspace(P=4, k=1, eigenvalues=[2], residual<=1.0e-04, converged=True, num_matvecs=7)"
     )
 
 

@@ -49,7 +49,7 @@ def test_the_budget_is_kept_and_enough_of_it_gives_the_exact_trace(
     matrix, k = symmetric(size, seed), min(k, size - 1)
     operator = DenseOperator(matrix)
     found = trace(operator, products=products, seed=seed, known=ritz(matrix, k, seed))
-    assert found.products == operator.products == min(products, size - k)
+    assert found.num_matvecs == operator.num_matvecs == min(products, size - k)
     if products >= size - k:
         assert found.standard_error == 0
         assert math.isclose(found.value, float(matrix.trace()), abs_tol=1e-11 * size)
@@ -123,7 +123,7 @@ def test_known_eigenpairs_lower_the_error_at_no_product() -> None:
     operator = diagonal([90.0, 80, 70, 60, 50, *np.linspace(-1, 1, 295)])
     known = top_eigenpairs(operator, 5)
     blind, informed = (trace(operator, products=9, known=space) for space in (None, known))
-    assert informed.products == blind.products == 9
+    assert informed.num_matvecs == blind.num_matvecs == 9
     assert informed.standard_error < blind.standard_error / 5
     assert abs(informed.value - 350) < 4 * informed.standard_error
 
@@ -191,4 +191,4 @@ def test_the_hessian_of_a_network_has_the_trace_of_the_dense_one(name: str) -> N
     assert found.standard_error < 0.3 * float(matrix.diagonal().abs().sum())
     exact = trace(hessian, products=len(matrix))
     assert math.isclose(exact.value, truth, rel_tol=1e-9)
-    assert hessian.products == 30 + len(matrix)
+    assert hessian.num_matvecs == 30 + len(matrix)

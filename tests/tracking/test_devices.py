@@ -17,9 +17,9 @@ from torch.nn import functional
 from tests import dense
 from tests.networks import CASES, Case, descend, digits
 from thalweg.errors import InvalidInput
+from thalweg.loss.chunk_multiplier import EVERY_SIZE
 from thalweg.loss.guards.memory import ChunkHalved
 from thalweg.loss.lockstep_objective import LockstepObjective
-from thalweg.loss.multiplication import EVERY_SIZE
 from thalweg.loss.objective import Objective
 from thalweg.operators.gauss_newton import GaussNewton, ResidualHessian
 from thalweg.operators.gradient_covariance import GradientCovariance

@@ -16,7 +16,7 @@ from thalweg.lab.store.folders import StudyFolder, load
 from thalweg.lab.study import roles_of
 
 if TYPE_CHECKING:
-    from thalweg.analysis.figures.saving import SavedFigures
+    from thalweg.analysis.figures.figure import SavedFigures
 
 Made = Mapping[str, Any]
 """What the conclusions before this one gave, by name."""
@@ -34,7 +34,7 @@ def verdicts(study: StudyFolder, spec: Spec, made: Made) -> list[Verdict]:
 @registry.conclusions.register("figures")
 def figures(study: StudyFolder, spec: Spec, made: Made) -> SavedFigures:
     """Draw the spec's figures, or all that can be drawn."""
-    from thalweg.analysis.figures.catalogue import save_figures
+    from thalweg.analysis.figures import save_figures
 
     return save_figures(load(study), study.path / "figures", roles_of(spec), spec.figures)
 

@@ -26,6 +26,7 @@ def list_runs(options: argparse.Namespace) -> int:
 
 def show(options: argparse.Namespace) -> int:
     """Show a study or a run."""
+    from thalweg.analysis.quantities import quantities
     from thalweg.lab.inspection import describe
 
     description = describe(options.run, options.root)
@@ -34,16 +35,22 @@ def show(options: argparse.Namespace) -> int:
         return 0
     width = max(len(key) for key in description)
     for key, value in description.items():
-        out(f"{key:{width}}  {value}")
+        what = f"  ({quantities[key].what})" if key in quantities else ""
+        out(f"{key:{width}}  {value}{what}")
     return 0
 
 
 def compare(options: argparse.Namespace) -> int:
     """Compare runs at their last common measured step."""
+    from thalweg.analysis.quantities import quantities
     from thalweg.lab.inspection import compare as compare_runs
 
     table = compare_runs(options.runs, options.root)
-    out(str(table.to_json(orient="index", indent=2)) if options.json else table.to_string())
+    if options.json:
+        out(str(table.to_json(orient="index", indent=2)))
+        return 0
+    labels = [quantities[name].label if name in quantities else "" for name in table.index]
+    out(table.assign(**{"": labels}).to_string())
     return 0
 
 

@@ -42,7 +42,7 @@ def _data_dir(options: argparse.Namespace) -> str | None:
 
 def _reproduce_all(options: argparse.Namespace) -> int:
     """Every study in turn, each with its own summary, then the page on all of them."""
-    from thalweg.analysis.collection import conclude_all, reproductions
+    from thalweg.analysis.all_studies import conclude_all, reproductions
     from thalweg.lab.config import dump_spec
     from thalweg.lab.study import check_spec
 

@@ -1,4 +1,4 @@
-"""Neighbouring methods of the literature."""
+"""Methods of neighbouring papers: optimizers, samplers and measurements, until proven."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many local steps does a worker make before the workers are averaged?
+"""How many local steps does a worker of local SGD make before the workers are averaged?
 
 A constant number H, or the quadratic synchronization rule: H_s = max(H_base, floor((alpha / lr)^2))
 for round s, with the learning rate lr of the round's first step. A round is what lies between two
@@ -26,7 +26,7 @@ from thalweg.errors import invalid
 
 
 class AveragingPeriod(Protocol):
-    """Gives the length of a round."""
+    """Protocol of a rule for the length of a round."""
 
     @property
     def grows(self) -> bool:
@@ -106,7 +106,7 @@ class QuadraticRule:
 
 
 class Rounds:
-    """Counts steps and rounds.
+    """Counter of the steps and rounds of local SGD.
 
     Args:
         schedule: gives the length of each round.
@@ -139,7 +139,7 @@ class Rounds:
             return
         chosen = self.schedule.period(learning_rate, self.steps)
         if self.total_steps is not None:
-            # At least 1: a training that goes on beyond its end is synchronous.
+            # At least 1: a training that continues beyond its end is synchronous.
             chosen = max(1, min(chosen, self.total_steps - self.steps))
         self.period = int(chosen)
 

@@ -70,7 +70,7 @@ class Dion(Optimizer):
         params: matrices, pairs of name and matrix, or parameter groups of them. A group may have
             its own lr, mu, weight_decay, rank_fraction, rank and eps.
         lr: learning rate, >= 0; scaled by sqrt(m / n) for each matrix, the decay is not.
-        mu: share of the applied part of the momentum that stays in it, in [0, 1].
+        mu: fraction of the applied part of the momentum that stays in it, in [0, 1].
         weight_decay: decoupled, >= 0.
         rank_fraction: r = ceil(rank_fraction min(m, n)), in (0, 1].
         rank: r itself, >= 1, instead of the fraction; at most min(m, n) of it is used.

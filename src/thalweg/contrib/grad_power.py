@@ -1,4 +1,4 @@
-"""Powers of the gradient before any optimizer.
+"""Powers of the gradient, taken before any optimizer sees it.
 
 phi(g) = sign(g) abs(g)^p, elementwise. The wrapped optimizer steps with phi(g) in the place of g,
 its settings as they were: AdamPower is `GradPower(Adam(...))`, MuonPower `GradPower(Muon(...))`.

@@ -9,8 +9,8 @@ learning rate and long training, larger H has a stronger drift towards flat mini
 Source: Gu, Lyu, Huang, Arora 2023 (arXiv 2303.01215); H that grows as the learning rate falls:
 `QuadraticRule`, Gu et al. 2024 (2310.14423). As in their public code, an optimizer's own state
 (momentum, second moments) is neither averaged nor reset, and the statistics of batch norm stay each
-worker's own: re-estimate them before evaluating, as by `torch.optim.swa_utils.update_bn`. Other
-than there, a checkpoint between two averages can be gone on from exactly.
+worker's own: re-estimate them before evaluating, as by `torch.optim.swa_utils.update_bn`. Unlike
+there, training can continue exactly from a checkpoint between two averages.
 
 In every process of a `torch.distributed` group, such as `torchrun` starts:
 
@@ -129,7 +129,7 @@ class LocalSGD(Wrapper):
     def _require_same_start(self) -> None:
         """Compare with the first worker; all raise where one differs, so that none is left waiting.
 
-        Parameters that differ would be averaged without a word.
+        Parameters that differ would be averaged silently.
         """
         differs = False
         parts = [flattened(tensors) for tensors in alike(self._parameters())]

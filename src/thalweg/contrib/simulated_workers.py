@@ -1,4 +1,4 @@
-"""The workers of local SGD, all in one process: K copies of the parameters and optimizer states.
+"""Local SGD with all workers in one process: K copies of the parameters and optimizer states.
 
 The same numbers as `LocalSGD` in K processes under `torch.distributed`: bit for bit for two
 workers, to rounding beyond, where the order in which processes add up is their own. For models
@@ -94,7 +94,7 @@ class SimulatedWorkers(Optimizer):
 
     @property
     def optimizer(self) -> Optimizer:
-        """That of the first worker, which stands for all where one is asked about."""
+        """The first worker's, which stands for all of them."""
         return self.optimizers[0]
 
     @torch.no_grad()
@@ -140,7 +140,7 @@ class SimulatedWorkers(Optimizer):
         self.optimizer.zero_grad(set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
-        """That of the first worker's optimizer; under "workers" the rest.
+        """The state of the first worker's optimizer, and under "workers" the rest.
 
         The rest: the other optimizers' states, every worker's parameters, and the counters.
         """
@@ -169,7 +169,7 @@ class SimulatedWorkers(Optimizer):
                 "state_dict", f"{len(others) + 1} workers", f"{len(self.optimizers)} workers"
             )
         for optimizer, state in zip(self.optimizers, (first["state"], *others), strict=True):
-            # A copy each: optimizers go on in the very tensors that they are given.
+            # A copy each: optimizers continue in the very tensors that they are given.
             optimizer.load_state_dict({**first, "state": copy.deepcopy(state)})
         self._thetas = [] if own is None else copy.deepcopy(own["thetas"])
         self._mean = [] if own is None else copy.deepcopy(own["mean"])

@@ -1,4 +1,4 @@
-"""Subspace Langevin Monte Carlo: samples from exp(-V), a block of eigenvectors at each step.
+"""Subspace Langevin Monte Carlo: samples from exp(-V), along a block of eigenvectors a step.
 
 A symmetric positive preconditioner A is cut into blocks of its eigenvectors, block j with projector
 P_j and probability p_j. A step draws one of them and is
@@ -98,8 +98,8 @@ class SubspaceLangevin(Optimizer):
         InvalidInput: lr or temperature out of range, several groups, blocks whose probabilities
             are not positive with sum 1.
 
-    The generator's state is part of `state_dict`: a chain goes on bit for bit. Source, example: see
-    the module.
+    The generator's state is part of `state_dict`: a restored chain continues bit for bit. Source,
+    example: see the module.
     """
 
     def __init__(
@@ -284,7 +284,7 @@ def _in_span(vectors: Tensor, values: Tensor) -> Callable[[Tensor, float], Tenso
 
 
 def _upper_bounds(blocks: Blocks) -> list[float]:
-    """Where in [0, 1] the share of each block ends."""
+    """Where in [0, 1] the interval of each block ends."""
     probabilities = [block.probability for block in blocks]
     if not (probabilities and min(probabilities) > 0 and abs(math.fsum(probabilities) - 1) < 1e-6):
         raise invalid("blocks", f"probabilities {probabilities}", "positive ones of sum 1")

@@ -35,13 +35,21 @@ class Parquet:
     Args:
         path: the file; its folder must exist.
         overwrite: replace a file that is there.
+        resume_at: continue a file that is there: its rows of earlier steps stay, later ones are
+            dropped, since they are about to be made again.
 
     Raises:
-        InvalidInput: the file is there and was not to be replaced; the folder does not exist;
-            pyarrow is not installed.
+        InvalidInput: the file is there and neither was asked for, or it is no such file; the folder
+            does not exist; pyarrow is not installed.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        resume_at: int | None = None,
+    ) -> None:
         try:
             import pyarrow.parquet
         except ImportError:
@@ -52,11 +60,16 @@ class Parquet:
         self.path = Path(path)
         if not self.path.parent.is_dir():
             raise invalid("file", str(self.path), "a path in a folder that exists")
-        if self.path.exists() and not overwrite:
-            raise invalid(
-                "file", str(self.path), "one that is not there yet", "pass overwrite=True"
-            )
         self._rows: list[dict[str, Any]] = []
+        if self.path.exists() and resume_at is not None:
+            self._rows = self._rows_before(resume_at)
+        elif self.path.exists() and not overwrite:
+            raise invalid(
+                "file",
+                str(self.path),
+                "one that is not there yet",
+                "pass overwrite=True, or resume_at=step to continue it",
+            )
         self._written: int | None = None
 
     def log(self, row: Mapping[str, Any], step: int) -> None:
@@ -70,6 +83,14 @@ class Parquet:
         """Write the rows that are not in the file yet."""
         if len(self._rows) != self._written:
             self._write()
+
+    def _rows_before(self, step: int) -> list[dict[str, Any]]:
+        try:
+            rows = self._pyarrow.parquet.read_table(self.path).to_pylist()
+            return [row for row in rows if row["step"] < step]
+        except (self._pyarrow.ArrowException, KeyError):
+            allowed = "a Parquet file with a column 'step'"
+            raise invalid("file", str(self.path), allowed, "give another file") from None
 
     def _write(self) -> None:
         names = dict.fromkeys(name for row in self._rows for name in row) or {"step": None}

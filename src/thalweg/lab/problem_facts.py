@@ -125,7 +125,7 @@ def examine_here(spec: Spec, plugins: Sequence[str], device: str) -> ProblemFact
             objective.num_samples,
             setup.k,
             _vectors_kept(spec, setup, seed),
-            objective.products.vectorize_up_to,
+            objective.multiplier.vectorize_up_to,
             objective.chunk_size or objective.num_samples,
             setup.problem.fingerprint(),
             tuple(setup.problem.notes),
@@ -142,7 +142,7 @@ def choose_way_to_multiply(spec: Spec, setup: Setup, clock: Clock) -> None:
     """
     import torch
 
-    from thalweg.loss.multiplication import BlockProducts
+    from thalweg.loss.chunk_multiplier import ChunkMultiplier
 
     objective, up_to = setup.objective, spec.problem.vectorize_up_to
     generator = torch.Generator().manual_seed(0)
@@ -155,8 +155,8 @@ def choose_way_to_multiply(spec: Spec, setup: Setup, clock: Clock) -> None:
     sizes = SMALL_CHUNKS if up_to is None else SMALL_CHUNKS[:1]
     a_sample = _measure_vectorization(setup, block, clock, sizes)
     # Known up to here, and no further: sizes in between would be timed both ways in a run.
-    up_to = objective.products.vectorize_up_to if up_to is None else up_to
-    objective.products = BlockProducts(up_to)
+    up_to = objective.multiplier.vectorize_up_to if up_to is None else up_to
+    objective.multiplier = ChunkMultiplier(up_to)
     if chunk is None:
         chunks = CHUNKS if objective.device.type == "cpu" else CHUNKS_OF_A_GPU
         objective.chunk_size = _fastest_chunk(setup, block, clock, chunks, a_sample)
@@ -177,7 +177,7 @@ def _measure_vectorization(
             break
         _multiply(setup, block, size)
         a_sample = clock.seconds(partial(_multiply, setup, block, size)) / size
-        is_slower = objective.products.state_dict()["beyond"] <= size
+        is_slower = objective.multiplier.state_dict()["beyond"] <= size
         if is_slower or size == objective.num_samples:
             break
     return a_sample

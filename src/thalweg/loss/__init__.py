@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from thalweg.loss.chunk_multiplier import ChunkMultiplier
+from thalweg.loss.function_loss import FunctionLoss
 from thalweg.loss.guards.memory import ChunkHalved
 from thalweg.loss.layout import ParameterLayout
 from thalweg.loss.lockstep_objective import LockstepObjective
-from thalweg.loss.multiplication import BlockProducts
 from thalweg.loss.objective import Objective
+from thalweg.loss.protocol import Linearization, Loss
+from thalweg.loss.reduce import Reduction
+
+BlockProducts = ChunkMultiplier  # its name until 0.1
 
 __all__ = [
     "BlockProducts",
     "ChunkHalved",
+    "ChunkMultiplier",
+    "FunctionLoss",
+    "Linearization",
     "LockstepObjective",
+    "Loss",
     "Objective",
     "ParameterLayout",
+    "Reduction",
 ]

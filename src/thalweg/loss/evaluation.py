@@ -30,7 +30,7 @@ class Evaluation(NamedTuple):
     """One chunk of samples, evaluated.
 
     Attributes:
-        share: the weight of the chunk in the mean over all that was asked for.
+        fraction: the weight of the chunk in the mean over all that was asked for.
         samples: how many samples the chunk has.
         leaves: the parameters, leaves of the graph.
         outputs: what the loss is a function of: the model's outputs. Empty where the model returns
@@ -38,7 +38,7 @@ class Evaluation(NamedTuple):
         loss: the mean loss of the chunk, a scalar.
     """
 
-    share: float
+    fraction: float
     samples: int
     leaves: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]

@@ -18,7 +18,7 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,9 +28,9 @@ from torch.func import grad, grad_and_value, vjp, vmap
 from torch.utils._pytree import tree_map
 
 from thalweg.errors import invalid
+from thalweg.loss.chunk_multiplier import ChunkMultiplier, pull_back
 from thalweg.loss.evaluation import entries, mapped, refuse_constant
 from thalweg.loss.guards.memory import within_memory
-from thalweg.loss.multiplication import BlockProducts, pull_back
 from thalweg.loss.objective import Objective
 from thalweg.loss.replay import Replay
 from thalweg.loss.samples import Batch, refuse_unfit_indices
@@ -44,20 +44,20 @@ class Chunk:
         batch: tensors of n samples, or stacked (R, n, ...).
         own: whether they are stacked.
         samples: how many all runs together evaluate, R n.
-        share: the chunk's weight in the mean; (R,) where it differs between the runs.
+        fraction: the chunk's weight in the mean; (R,) where it differs between the runs.
     """
 
     batch: Batch
     own: bool
     samples: int
-    share: float | Tensor
+    fraction: float | Tensor
 
     def weighted(self, values: Tensor) -> Tensor:
-        """Values (R, ...) of the chunk times its share."""
-        share = self.share
-        if isinstance(share, Tensor):
-            return values * share.to(values).reshape(-1, *(1,) * (values.dim() - 1))
-        return values if share == 1 else values * share
+        """Values (R, ...) of the chunk times its fraction."""
+        fraction = self.fraction
+        if isinstance(fraction, Tensor):
+            return values * fraction.to(values).reshape(-1, *(1,) * (values.dim() - 1))
+        return values if fraction == 1 else values * fraction
 
 
 class LockstepObjective:
@@ -72,7 +72,7 @@ class LockstepObjective:
             device as a CUDA graph. A recording takes up to a second: for long runs of small models.
 
     Attributes:
-        products: how blocks are multiplied: a `BlockProducts`.
+        multiplier: how blocks are multiplied: a `ChunkMultiplier`.
 
     Raises:
         InvalidInput: as for `Objective`; thetas that are not (R, P); indices that are neither
@@ -94,7 +94,7 @@ class LockstepObjective:
         replay: bool = False,
     ) -> None:
         self.objective = objective
-        self.products = BlockProducts(vectorize_up_to)
+        self.multiplier = ChunkMultiplier(vectorize_up_to)
         self._replay = Replay() if replay else None
 
     @property
@@ -118,7 +118,11 @@ class LockstepObjective:
                 each run its own (a mini-batch); None for all samples.
         """
         self._refuse_shape(thetas)
-        return within_memory(self.objective, lambda: self._values_and_gradients(thetas, samples))
+        values, gradients = within_memory(
+            self.objective, lambda: self._values_and_gradients(thetas, samples)
+        )
+        close = self.objective.reduction.sum
+        return close(values), close(gradients)
 
     def hessian_products(
         self, thetas: Tensor, rows: Tensor, samples: Tensor | None = None
@@ -134,7 +138,19 @@ class LockstepObjective:
         if rows.dim() != 3 or (rows.shape[0], rows.shape[2]) != tuple(thetas.shape):
             allowed = f"(R, k, P) = ({thetas.shape[0]}, k, {self.num_parameters})"
             raise invalid("rows", tuple(rows.shape), allowed)
-        return within_memory(self.objective, lambda: self._products(thetas, rows, samples))
+        product = within_memory(self.objective, lambda: self._products(thetas, rows, samples))
+        return self.objective.reduction.sum(product)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The chunk size and the way to multiply, as far as they were found while running."""
+        return {"multiplier": self.multiplier.state_dict(), "chunk_size": self.objective.chunk_size}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        # Until 0.1 it was called "products".
+        former = state.get("products")
+        self.multiplier.load_state_dict(state["multiplier"] if former is None else former)
+        self.objective.chunk_size = state["chunk_size"]
 
     def _values_and_gradients(
         self, thetas: Tensor, samples: Tensor | None
@@ -163,8 +179,7 @@ class LockstepObjective:
             for chunk in self._chunks(samples, len(thetas)):
                 part = self._chunk_products(thetas, rows, chunk)
                 result = part if result is None else result.add_(part)
-        assert result is not None
-        return result
+        return torch.zeros_like(rows) if result is None else result
 
     def _chunk_products(self, thetas: Tensor, rows: Tensor, chunk: Chunk) -> Tensor:
         """One chunk's part of the products (R, k, P)."""
@@ -186,7 +201,7 @@ class LockstepObjective:
             # copy of the weights: 3 to 6 times as slow on an MLP 784-200-200-10.
             return self._over_runs(self._block_products, chunk, thetas, rows)
 
-        product = self.products.faster(chunk.samples, rows.shape[1], one_by_one, vectorized)
+        product = self.multiplier.faster(chunk.samples, rows.shape[1], one_by_one, vectorized)
         return chunk.weighted(product)
 
     def _over_runs(self, function: Callable[..., Any], chunk: Chunk, *stacked: Tensor) -> Any:
@@ -229,13 +244,16 @@ class LockstepObjective:
         if samples is not None and samples.dim() == 2:
             yield from self._own_chunks(samples, runs, size)
             return
-        for batch, count, share in self.objective.chunks(samples, size):
-            yield Chunk(batch, False, runs * count, share)
+        for batch, count, fraction in self.objective.chunks(samples, size):
+            yield Chunk(batch, False, runs * count, fraction)
 
     def _own_chunks(self, samples: Tensor, runs: int, size: int | None) -> Iterator[Chunk]:
         """Chunks of samples (R, n), a row for each run."""
         if len(samples) != runs:
             raise invalid("samples", tuple(samples.shape), f"(n,) or (R, n) with R = {runs}")
+        if self.num_samples != len(self.objective.samples):
+            allowed = "None or (n,), where the data are divided among processes"
+            raise invalid("samples", tuple(samples.shape), allowed)
         if samples.device.type == "cpu":
             # Indices on a device are the caller's: to look at them is to wait for it.
             refuse_unfit_indices(samples.flatten(), self.num_samples)
@@ -245,10 +263,10 @@ class LockstepObjective:
         if weigh is not None and len(pieces) > 1:
             totals = sum(_weights(weigh, self._stacked(piece), runs) for piece in pieces)
         for piece in pieces:
-            batch, share = self._stacked(piece), piece.shape[1] / samples.shape[1]
+            batch, fraction = self._stacked(piece), piece.shape[1] / samples.shape[1]
             if weigh is not None and totals is not None:
-                share = _weights(weigh, batch, runs) / totals
-            yield Chunk(batch, True, piece.numel(), share)
+                fraction = _weights(weigh, batch, runs) / totals
+            yield Chunk(batch, True, piece.numel(), fraction)
 
     def _stacked(self, samples: Tensor) -> Batch:
         """The samples of indices (R, n) as tensors (R, n, ...)."""

@@ -16,25 +16,29 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from thalweg.errors import Diverged, invalid
+from thalweg.errors import invalid
+from thalweg.linalg import require_finite
+from thalweg.loss.chunk_multiplier import ChunkMultiplier
 from thalweg.loss.evaluation import Evaluation, Evaluator, entries, mapped
-from thalweg.loss.guards.finiteness import all_finite
 from thalweg.loss.guards.memory import within_memory
 from thalweg.loss.layout import ParameterLayout
-from thalweg.loss.multiplication import BlockProducts
+from thalweg.loss.linearization import ChunkedLinearization, GradientGraph
+from thalweg.loss.protocol import Loss
+from thalweg.loss.reduce import Reduction
 from thalweg.loss.samples import Batch, Samples, as_samples, refuse_unfit_indices
 from thalweg.loss.weighting import batch_weight_of
 
 
 class Objective:
-    """The loss of a model over a fixed data set, as a function of theta (P,).
+    """The loss of a model over a fixed data set, as a function of theta (P,); a `Loss`.
 
     Args:
         model: any module. It is never changed: buffers, gradients and random state stay as they
@@ -61,7 +65,12 @@ class Objective:
             forward pass, and of its derivatives, in it (autocast); None for the dtype of the
             parameters. Loss, gradient and products stay in that of the parameters.
         vectorize_up_to: samples in the largest chunk whose block of products is one vectorized
-            backward pass, 0 for none; None measures. See `products.py`.
+            backward pass, 0 for none; None measures. See `ChunkMultiplier`.
+        reduction: closes the sums over samples where `data` are this process's alone, see
+            `reduce.py`; None where they are all there are.
+
+    Attributes:
+        multiplier: how blocks are multiplied: a `ChunkMultiplier`.
 
     Raises:
         InvalidInput: a dropout or batch-norm layer in training mode, here or when the loss is
@@ -84,6 +93,7 @@ class Objective:
         mode: Literal["eval"] | None = None,
         forward_dtype: torch.dtype | None = None,
         vectorize_up_to: int | None = None,
+        reduction: Reduction | None = None,
     ) -> None:
         if chunk_size is not None and chunk_size != "auto" and chunk_size < 1:
             allowed = "an integer >= 1, 'auto', or None for no limit"
@@ -92,7 +102,9 @@ class Objective:
         self.samples: Samples = as_samples(data)
         self.layout = ParameterLayout.from_model(model, parameters)
         self.chunk_size = _default_chunk(self.device) if chunk_size == "auto" else chunk_size
-        self.products = BlockProducts(vectorize_up_to)
+        self.multiplier = ChunkMultiplier(vectorize_up_to)
+        self.reduction = reduction or Reduction()
+        self._samples_before, self._num_samples = self.reduction.place(len(self.samples))
         self.batch_weight = batch_weight or batch_weight_of(loss)
         self._total_weight: float | None = None
         self.evaluator = Evaluator(model, loss, self.layout, mode, forward_dtype)
@@ -105,8 +117,8 @@ class Objective:
 
     @property
     def num_samples(self) -> int:
-        """N, the number of samples."""
-        return len(self.samples)
+        """N, the number of samples, of all processes."""
+        return self._num_samples
 
     @property
     def device(self) -> torch.device:
@@ -118,9 +130,62 @@ class Objective:
         """The dtype of the parameters."""
         return self.layout.parameters(self.model)[0].dtype
 
+    @classmethod
+    def from_batches(
+        cls,
+        model: nn.Module,
+        loss: Callable[[Any, Any], Tensor] | None,
+        batches: Iterable[Batch],
+        n: int = 20,
+        **options: Any,
+    ) -> Self:
+        """The loss over the first n batches of a stream, taken once and held on the model's device.
+
+        For data without an end or an order: a `DataLoader` that shuffles or augments, or is over an
+        `IterableDataset`, a generator, or an `IterableDataset` that gives whole batches.
+
+        Args:
+            model, loss: as for `Objective`.
+            batches: gives tuples `(inputs..., target)` or dicts of tensors. What it draws from
+                torch's random numbers on the CPU is put back.
+            n: how many to take, >= 1; fewer where it ends before.
+            options: the keywords of `Objective`.
+
+        Raises:
+            InvalidInput: n < 1; a stream without a batch, or of something that is no batch.
+
+        Example:
+            >>> stream = ((torch.randn(4, 3), torch.randn(4, 2)) for _ in range(1000))
+            >>> Objective.from_batches(torch.nn.Linear(3, 2), torch.nn.MSELoss(), stream, n=5)
+            Objective(P=8, N=20, chunk_size=1024)
+        """
+        if n < 1:
+            raise invalid("n", n, "an integer >= 1")
+        if not isinstance(batches, Iterable):
+            raise invalid("batches", type(batches).__name__, "a DataLoader or a stream of batches")
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        with torch.random.fork_rng(devices=[]):
+            taken = list(itertools.islice(batches, n))
+        # torch takes a mapping class it does not know, such as a tokenizer's, for one value.
+        plain = [dict(batch) if isinstance(batch, Mapping) else batch for batch in taken]
+        there = [tree_map(lambda leaf: _on(leaf, device), batch) for batch in plain]
+        return cls(model, loss, there, **options)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The model's own parameters that make up theta, in its order."""
+        return self.layout.parameters(self.model)
+
     def theta(self) -> Tensor:
         """A copy of the model's current parameters, (P,)."""
         return self.layout.read(self.model)
+
+    def write(self, theta: Tensor) -> None:
+        """Set the model's parameters to theta (P,).
+
+        Raises:
+            InvalidInput: theta has another length than P.
+        """
+        self.layout.write(self.model, theta)
 
     def value(self, theta: Tensor | None = None, samples: Tensor | None = None) -> Tensor:
         """The mean loss, a scalar tensor.
@@ -137,7 +202,8 @@ class Objective:
         Warns:
             ChunkHalved: memory did not suffice for a chunk.
         """
-        return _finite(within_memory(self, lambda: self._value(theta, samples)), "loss")
+        value = within_memory(self, lambda: self._value(theta, samples))
+        return require_finite(self.reduction.sum(value), "the loss")
 
     def gradient(self, theta: Tensor | None = None, samples: Tensor | None = None) -> Tensor:
         """The gradient of the mean loss, (P,). See `value` for arguments and errors."""
@@ -155,8 +221,9 @@ class Objective:
             return float(self.num_samples if samples is None else len(samples))
         if samples is None and self._total_weight is not None:
             return self._total_weight
-        chunks = self.samples.chunks(samples, self.chunk_size)
-        total = sum(float(self.batch_weight(batch)) for batch, _ in chunks)
+        chunks = self.samples.chunks(self._own(samples), self.chunk_size)
+        own = sum(float(self.batch_weight(batch)) for batch, _ in chunks)
+        total = self.reduction.total(own)
         if not total > 0:
             raise invalid("batch_weight", total, "a positive sum over all batches")
         if samples is None:
@@ -168,21 +235,59 @@ class Objective:
     ) -> tuple[Tensor, Tensor]:
         """Loss and gradient (P,) from one pass. See `value` for arguments and errors."""
         value, gradient = within_memory(self, lambda: self._value_and_gradient(theta, samples))
-        return _finite(value, "loss"), _finite(gradient, "gradient")
+        value, gradient = self.reduction.sum(value), self.reduction.sum(gradient)
+        return require_finite(value, "the loss"), require_finite(gradient, "the gradient")
+
+    def linearize(
+        self,
+        theta: Tensor | None = None,
+        samples: Tensor | None = None,
+        *,
+        keep_graph: bool = False,
+    ) -> ChunkedLinearization:
+        """The gradient and products with the Hessian: what the operator `Hessian` is made of.
+
+        Args:
+            theta: the point (P,); None for the model's parameters as they are now (copied).
+            samples: indices of the samples to average over, int64 (n,); None for all.
+            keep_graph: hold the graphs of all chunks between products, at the price of their
+                memory.
+        """
+        point = self.theta() if theta is None else theta
+
+        def graphs() -> Iterator[GradientGraph]:
+            for evaluation in self.evaluations(point, samples):
+                gradient = self.gradient_of(evaluation, create_graph=True)
+                yield GradientGraph(
+                    evaluation.fraction, evaluation.samples, evaluation.leaves, gradient
+                )
+
+        return ChunkedLinearization(self, point, graphs, keep_graph=keep_graph)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The chunk size and the way to multiply, as far as they were found while running."""
+        return {"multiplier": self.multiplier.state_dict(), "chunk_size": self.chunk_size}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        # Until 0.1 it was called "products".
+        former = state.get("products")
+        self.multiplier.load_state_dict(state["multiplier"] if former is None else former)
+        self.chunk_size = state["chunk_size"]
 
     def evaluations(
         self, theta: Tensor | None = None, samples: Tensor | None = None
     ) -> Iterator[Evaluation]:
         """Yield outputs and loss of each chunk with their graph; drop one to free its memory.
 
-        What the operators are built on: see `operators.py`.
+        What operators of a model's outputs are built on.
         """
-        for batch, count, share in self.chunks(samples):
+        for batch, count, fraction in self.chunks(samples):
             with self.evaluator.settings():
                 leaves = self.evaluator.leaves(theta, requires_grad=True)
                 outputs, loss = self.evaluator.outputs_and_loss(leaves, batch)
-                _finite(loss.detach(), "loss")
-            yield Evaluation(share, count, leaves, outputs, loss)
+                require_finite(loss.detach(), "the loss")
+            yield Evaluation(fraction, count, leaves, outputs, loss)
 
     def evaluations_of_each(
         self, theta: Tensor | None = None, samples: Tensor | None = None, batch_size: int = 1
@@ -199,7 +304,7 @@ class Objective:
             InvalidInput: a batch size that does not divide the number of samples.
         """
         size = None if self.chunk_size is None else max(1, self.chunk_size // batch_size)
-        for batch, count, share in self.chunks(samples, size and size * batch_size):
+        for batch, count, fraction in self.chunks(samples, size and size * batch_size):
             if count % batch_size:
                 raise invalid("batch_size", batch_size, f"a divisor of {count}, the data's batch")
             parts = tree_map(lambda tensor: tensor.unflatten(0, (-1, batch_size)), batch)
@@ -210,8 +315,8 @@ class Objective:
                 leaves = self.evaluator.leaves(theta, requires_grad=True)
                 losses = self.evaluator.losses_of_each(leaves, parts, len(weights))
                 loss = losses @ weights
-                _finite(loss.detach(), "loss")
-            yield Evaluation(share, count, leaves, (losses, weights), loss)
+                require_finite(loss.detach(), "the loss")
+            yield Evaluation(fraction, count, leaves, (losses, weights), loss)
 
     def gradient_of(
         self, evaluation: Evaluation, *, create_graph: bool = False, retain_graph: bool = False
@@ -233,8 +338,8 @@ class Objective:
         leaves = self.evaluator.leaves(theta, requires_grad=False)
         total = torch.zeros((), device=self.device)
         with self.evaluator.settings(), torch.no_grad():
-            for batch, _, share in self.chunks(samples):
-                total = total + share * self.evaluator.outputs_and_loss(leaves, batch)[1]
+            for batch, _, fraction in self.chunks(samples):
+                total = total + fraction * self.evaluator.outputs_and_loss(leaves, batch)[1]
         return total
 
     def _value_and_gradient(
@@ -244,12 +349,12 @@ class Objective:
         gradient = torch.zeros(self.num_parameters, dtype=self.dtype, device=self.device)
         for evaluation in self.evaluations(theta, samples):
             parts = self.layout.flatten(self.evaluator.gradient(evaluation))
-            gradient.add_(parts, alpha=evaluation.share)
-            value = value + evaluation.share * evaluation.loss.detach()
+            gradient.add_(parts, alpha=evaluation.fraction)
+            value = value + evaluation.fraction * evaluation.loss.detach()
         return value, gradient
 
     def _weights_of_each(self, parts: Batch, count: int) -> Tensor:
-        """The share (n,) of each of the stacked batches in the mean of their losses."""
+        """The fraction (n,) of each of the stacked batches in the mean of their losses."""
         if self.batch_weight is None:
             return torch.full((count,), 1 / count, dtype=self.dtype, device=self.device)
         weigh, kind = self.batch_weight, {"dtype": self.dtype, "device": self.device}
@@ -270,11 +375,19 @@ class Objective:
             refuse_unfit_indices(samples, self.num_samples)
         # Where batches are weighed, the data is read twice rather than held in memory.
         total = self.weight(samples)
-        for batch, count in self.samples.chunks(samples, size or self.chunk_size):
+        for batch, count in self.samples.chunks(self._own(samples), size or self.chunk_size):
             weight = count if self.batch_weight is None else float(self.batch_weight(batch))
             # A chunk in which every target is ignored has the mean 0/0.
             if weight:
                 yield batch, count, weight / total
+
+    def _own(self, samples: Tensor | None) -> Tensor | None:
+        """Those of the samples that this process holds, by their indices in it."""
+        count = len(self.samples)
+        if samples is None or count == self.num_samples:
+            return samples
+        begin = self._samples_before
+        return samples[(samples >= begin) & (samples < begin + count)] - begin
 
     def _refuse_other_devices(self) -> None:
         """Raise where model and data do not live together, before torch fails somewhere inside."""
@@ -295,11 +408,24 @@ class Objective:
         )
 
 
+def require_objective(loss: Loss, name: str, needs: str) -> Objective:
+    """The loss itself, where it is an `Objective` and can be looked into.
+
+    Args:
+        name: who needs that.
+        needs: what of it.
+
+    Raises:
+        InvalidInput: another kind of loss.
+    """
+    if isinstance(loss, Objective):
+        return loss
+    raise invalid("loss", type(loss).__name__, f"an Objective: {name} needs {needs}")
+
+
 def _default_chunk(device: torch.device) -> int:
     return 1024 if device.type == "cpu" else 8192
 
 
-def _finite(tensor: Tensor, what: str) -> Tensor:
-    if not all_finite(tensor):
-        raise Diverged(f"the {what} is NaN or infinite")
-    return tensor
+def _on(leaf: Any, device: torch.device) -> Any:
+    return leaf.to(device) if isinstance(leaf, Tensor) else leaf

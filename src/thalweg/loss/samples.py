@@ -78,7 +78,8 @@ class DatasetSamples:
     def __init__(self, dataset: Dataset, collate: Callable[[list], Batch] = default_collate):
         if isinstance(dataset, IterableDataset):
             raise InvalidInput(
-                "data: an IterableDataset has no fixed order; give a list of its batches"
+                "data: an IterableDataset has no fixed order; give a list of its batches, or take"
+                " the first n of a DataLoader over it by Objective.from_batches"
             )
         self.dataset: Any = dataset
         self.collate = collate

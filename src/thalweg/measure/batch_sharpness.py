@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from thalweg.errors import invalid
-from thalweg.loss.objective import Objective
+from thalweg.loss.protocol import Loss
 from thalweg.measure.probes import Value, probe
 from thalweg.measure.step_state import StepState
 from thalweg.operators.hessian import Hessian
@@ -52,7 +52,7 @@ class BatchSharpness:
 
 
 def batch_sharpness(
-    objective: Objective,
+    objective: Loss,
     batch_size: int,
     batches: int = 100,
     seed: int = 0,
@@ -93,7 +93,7 @@ def batch_sharpness(
         drawn = torch.randperm(objective.num_samples, generator=generator)[:batch_size]
         # In ascending order the data is read forwards.
         samples = drawn.sort().values
-        gradient = objective.gradient(theta, samples)
+        _, gradient = objective.value_and_gradient(theta, samples)
         curvatures[number], squares[number] = curvature_along(objective, theta, samples, gradient)
     value = curvatures.mean() / squares.mean()
     deviations = (curvatures - value * squares) / squares.mean()
@@ -103,7 +103,7 @@ def batch_sharpness(
 
 
 def curvature_along(
-    objective: Objective, theta: Tensor, samples: Tensor | None, vector: Tensor
+    objective: Loss, theta: Tensor, samples: Tensor | None, vector: Tensor
 ) -> tuple[float, float]:
     """v^T H_B v and norm(v)^2 of a vector v (P,), H_B the Hessian over some samples at theta.
 

@@ -1,9 +1,9 @@
-"""How much of the curvature lies in S_k: of the Gauss-Newton and of the residual part of H.
+"""Probe of how much curvature lies in S_k: of the Gauss-Newton and of the residual part of H.
 
 The energy of a symmetric A inside S_k is norm(P_k A P_k)^2 / norm(A)^2 in the Frobenius norm: the
-part of the sum of squared matrix elements that two directions of S_k share. (How the source defines
-its energy could not be checked; this is our reading.) It is 1 where A acts within S_k alone, and
-about (k / P)^2 for one that knows nothing of S_k.
+fraction of the squared matrix elements, in a basis of S_k and its complement, that are between two
+directions of S_k. (How the source defines its energy could not be checked; this is our reading.) It
+is 1 where A acts within S_k alone, and about (k / P)^2 where A has nothing to do with S_k.
 
 With V (P, k) the basis of S_k, P_k A P_k has the norm of V^T A V, and
 
@@ -23,8 +23,8 @@ Example:
     >>> space = FixedSubspace(Subspace(torch.eye(3)[:, :1], torch.ones(1)))
     >>> objective = Objective(model, torch.nn.MSELoss(), data)
     >>> state = StepState(0, torch.ones(3), objective, space, learning_rate=0.1)
-    >>> share = curvature_energy(state)["energy_gauss_newton_dominant"]
-    >>> 0.6 < share < 1.0  # 9^2 / (9^2 + 4^2 + 1^2) = 0.83, up to the probes' error
+    >>> fraction = curvature_energy(state)["energy_gauss_newton_dominant"]
+    >>> 0.6 < fraction < 1.0  # 9^2 / (9^2 + 4^2 + 1^2) = 0.83, up to the probes' error
     True
 """
 
@@ -42,7 +42,7 @@ from thalweg.operators.gauss_newton import GaussNewton
 from thalweg.operators.hessian import Hessian
 from thalweg.spectrum.probe_vectors import probe_vectors
 
-# Random directions of the bulk; the spread of the share is that of a mean over so many.
+# Random directions of the bulk; the spread of the result is that of a mean over so many.
 PROBES_OF_THE_BULK = 16
 
 
@@ -50,7 +50,7 @@ PROBES_OF_THE_BULK = 16
 def curvature_energy(state: StepState) -> Mapping[str, Value]:
     """Energy of the Gauss-Newton part G, and of the residual part H - G, inside S_k.
 
-    Pure numbers in [0, 1]; NaN for a part that vanishes, as the residual one of a linear model
+    Pure numbers in [0, 1]; NaN for a part that vanishes, as the residual part of a linear model
     does up to rounding. Costs k + 16 products with H and with G over all samples. The probes are a
     function of the step, and no other random number is drawn. See the module.
     """
@@ -62,12 +62,12 @@ def curvature_energy(state: StepState) -> Mapping[str, Value]:
     hessian = Hessian(state.objective, state.theta) @ block
     gauss_newton = GaussNewton(state.objective, state.theta) @ block
     return {
-        "energy_gauss_newton_dominant": _share(gauss_newton, basis),
-        "energy_residual_dominant": _share(hessian - gauss_newton, basis),
+        "energy_gauss_newton_dominant": _fraction(gauss_newton, basis),
+        "energy_residual_dominant": _fraction(hessian - gauss_newton, basis),
     }
 
 
-def _share(images: Tensor, basis: Tensor) -> float:
+def _fraction(images: Tensor, basis: Tensor) -> float:
     """norm(V^T A V)^2 over the estimate of norm(A)^2, from A [V, Z] (P, k + m)."""
     size, k = basis.shape
     inside = float((basis.T @ images[:, :k]).double().square().sum())

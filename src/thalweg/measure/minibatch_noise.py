@@ -32,7 +32,7 @@ from thalweg.operators.hessian import Hessian
 
 @probe("noise", ["noise_share_dominant", "noise_norm"], needs_gradient=True)
 def noise(state: StepState) -> Mapping[str, Value]:
-    """How much of the noise of the mini-batch gradient lies in S_k, and its size.
+    """Fraction of the noise of the mini-batch gradient that lies in S_k, and the noise's size.
 
     With C the covariance of the mini-batch gradient g_B: trace(P_k C) / trace(C), as a ratio of
     means over mini-batches, and sqrt(trace(C)), in units of the gradient. The mean of g_B is the

@@ -2,6 +2,7 @@
 
 Example:
     >>> import torch
+    >>> from thalweg.loss.objective import Objective
     >>> model, data = torch.nn.Linear(3, 1), (torch.randn(32, 3), torch.randn(32, 1))
     >>> optimizer, loss = torch.optim.Adam(model.parameters(), lr=0.01), torch.nn.MSELoss()
     >>> loss(model(data[0]), data[1]).backward()
@@ -16,7 +17,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.optim import Optimizer
 
-from thalweg.loss.objective import Objective
+from thalweg.loss.protocol import Loss
 from thalweg.operators.hessian import Hessian
 from thalweg.operators.preconditioned import Preconditioned
 from thalweg.spectrum.eigensolver import top_eigenpairs
@@ -26,7 +27,7 @@ from thalweg.tracking.preconditioner import metric_of
 
 
 def preconditioned_sharpness(
-    objective: Objective,
+    objective: Loss,
     optimizer: Optimizer,
     theta: Tensor | None = None,
     *,
@@ -58,7 +59,7 @@ def preconditioned_sharpness(
 
 
 def metric_subspace(
-    objective: Objective,
+    objective: Loss,
     optimizer: Optimizer,
     theta: Tensor | None = None,
     k: int = 1,

@@ -33,8 +33,14 @@ SHOWN_PARAMETERS = 8
 class Probe:
     """Something measured at a step: a name, the columns it fills, and how.
 
-    `needs_gradient`: it uses the full gradient. That is then computed first, so that the loss comes
-    with it and the subspace's error is measured by it.
+    Attributes:
+        name: what specs call it.
+        columns: what it fills.
+        measure: gives the values by column from the state of a step; None, or no entry, where a
+            column is not measured at that step.
+        vectors: those of the columns that hold lists of numbers.
+        needs_gradient: it uses the full gradient. That is then computed first, so that the loss
+            comes with it and the subspace's error is measured by it.
     """
 
     name: str
@@ -148,7 +154,7 @@ def alignment_minibatch(state: StepState) -> Mapping[str, Value]:
 
 @probe("alignment_update", ["alignment_proposed", "alignment_update"])
 def alignment_update(state: StepState) -> Mapping[str, Value]:
-    """chi_k of the update that the optimizer proposed, and of the one that was made.
+    """chi_k of the update that the optimizer proposed, and of the update that was made.
 
     After a split the second is 1 or 0 by construction.
     """

@@ -1,4 +1,4 @@
-"""How near a step is to its optimizer's edge of stability, and what its own metric shows.
+"""Probes of an optimizer's edge of stability, and of alignment in the metric of Adam and RMSprop.
 
 Example:
     >>> import torch
@@ -34,10 +34,10 @@ def stability(state: StepState) -> Mapping[str, Value]:
     preconditioned sharpness, that of `StepState.metric_subspace`. Where no step was made, as at the
     last row of a run, there is no preconditioned sharpness. None: the optimizer has no threshold.
 
-    With SAM around it the threshold s of an optimizer is reached at lambda (1 + rho lambda /
-    norm(g)) = s, since on a quadratic its gradient is that of the curvature on the left: it is
-    `sam_threshold` with 2 / s in the place of lr. Not known for the adaptive variant, nor in a
-    metric.
+    With SAM around an optimizer its threshold s is reached at lambda (1 + rho lambda / norm(g)) =
+    s: on a quadratic, the gradient at the perturbed point is that of a loss with the curvature on
+    the left. That is `sam_threshold` with 2 / s in the place of lr. It is not known for the
+    adaptive variant, nor in a metric.
 
     Source: Cohen et al. 2021 (arXiv 2103.00065), 2022 (2207.14484); SAM around gradient descent:
     Long and Bartlett 2024 (2309.12488).
@@ -45,7 +45,7 @@ def stability(state: StepState) -> Mapping[str, Value]:
     if state.optimizer is None:
         return {}
     found = unwrapped(state.optimizer)
-    parameters = state.objective.layout.parameters(state.objective.model)
+    parameters = state.objective.parameters()
     threshold = stability_threshold(found.base, parameters, lr=state.learning_rate)
     value = _with_sam(threshold, found, state)
     metric = state.metric_subspace

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from thalweg.loss.objective import Objective
+from thalweg.loss.protocol import Loss, value_of
 from thalweg.measure.preconditioned_sharpness import metric_subspace
 from thalweg.spectrum.metric_subspace import MetricSubspace
 from thalweg.spectrum.subspace import Subspace
@@ -50,7 +50,7 @@ class BranchPoint:
 
 @dataclass
 class StepState:
-    """One step at theta_t.
+    """What is known at one step, at theta_t; measured values are computed when first asked for.
 
     Attributes:
         step: t.
@@ -76,7 +76,7 @@ class StepState:
 
     step: int
     theta: Tensor
-    objective: Objective
+    objective: Loss
     source: SubspaceSource
     learning_rate: float
     minibatch_loss: float | None = None
@@ -110,7 +110,7 @@ class StepState:
 
     @cached_property
     def _loss(self) -> float:
-        return float(self.objective.value(self.theta))
+        return float(value_of(self.objective, self.theta))
 
     @property
     def gradient(self) -> Tensor:
@@ -131,7 +131,7 @@ class StepState:
 
     @property
     def subspace_is_known(self) -> bool:
-        """Whether somebody has asked for S_k at theta_t already."""
+        """Whether S_k at theta_t has been asked for already."""
         return self.subspace_updated or "subspace" in self.__dict__
 
     @property
@@ -161,15 +161,12 @@ class StepState:
     def batch_gradients(self) -> Tensor:
         """The gradient at theta_t of each of `batch_samples`, (P, m)."""
         gradients = [
-            self.gradient if samples is None else self.objective.gradient(self.theta, samples)
+            self.gradient
+            if samples is None
+            else self.objective.value_and_gradient(self.theta, samples)[1]
             for samples in self.batch_samples
         ]
         return torch.stack(gradients).T
-
-    @property
-    def used_subspace(self) -> bool:
-        """Whether anything asked for the subspace at this step."""
-        return self.subspace_updated or "subspace" in self.__dict__
 
     def keep_parts(self, split: Split, dominant: float, bulk: float) -> None:
         """Note the parts of the proposed update, and so of the update made, from the split."""

@@ -1,6 +1,6 @@
-"""Watch a training loop of one's own: how sharp is it, and where do the updates go?
+"""Watch any training loop: how sharp is the loss, and where do the updates go?
 
-Four lines around a loop, which is left bit for bit as it was: see `watch`.
+`watch` takes four lines around a loop, and leaves its training bit for bit as it is.
 
 Example:
     >>> import torch
@@ -66,10 +66,10 @@ def watch(
     overwrite: bool = False,
     resume_at: int | None = None,
 ) -> Watcher:
-    """Watch the curvature of a loss while an optimizer of one's own trains the model.
+    """Report the curvature of a loss, and where updates go, while an optimizer trains the model.
 
     The curvature is that of the model in evaluation mode: dropout is off and batch norm uses its
-    running statistics, since a loss that is random or depends on who shares a batch has no Hessian
+    running statistics, since a loss that is random or depends on the rest of a batch has no Hessian
     of its own. The model's modes are put back before the training continues. Neither parameters,
     gradients, buffers, optimizer state nor random generators change; forward hooks of your own do
     see the additional passes. Under a gradient scaler or `torch.autocast`, reports are made in the

@@ -7,6 +7,7 @@ builds one; with an objective and a source of one's own:
 
 Example:
     >>> import torch
+    >>> from thalweg.loss.objective import Objective
     >>> from thalweg.tracking.tracker import SubspaceTracker
     >>> inputs, targets = torch.randn(64, 3) * torch.tensor([3.0, 1.0, 1.0]), torch.randn(64, 2)
     >>> model, loss = torch.nn.Linear(3, 2), torch.nn.MSELoss()
@@ -42,7 +43,7 @@ from torch.optim import Optimizer
 
 from thalweg import registry
 from thalweg.errors import Diverged, InvalidInput, invalid
-from thalweg.loss.objective import Objective
+from thalweg.loss.protocol import Loss
 from thalweg.measure.effective_learning_rate import effective_learning_rate
 from thalweg.measure.preconditioned_sharpness import preconditioned_sharpness
 from thalweg.measure.sinks import CONSOLE_COLUMNS, CSV, Console, History, Sink, Sinks, warn
@@ -95,11 +96,11 @@ WINDOW = 10
 
 
 class Watcher:
-    """Reports at every n-th step of an optimizer, until it is closed.
+    """Reports on every n-th step of an optimizer, until it is closed.
 
     It acts through the optimizer's own hooks. The subspace, the loss and its gradient are those of
-    theta before the step. Steps that no report is due at cost the check of a counter. Steps that
-    are never made, such as those that a gradient scaler skips, are not counted. A context manager,
+    theta before the step. A step without a report costs the check of a counter. Steps that are
+    never made, such as those that a gradient scaler skips, are not counted. A context manager,
     closed at its end.
 
     Args:
@@ -125,7 +126,7 @@ class Watcher:
 
     def __init__(
         self,
-        objective: Objective,
+        objective: Loss,
         source: SubspaceSource,
         optimizer: Optimizer,
         *,
@@ -148,7 +149,7 @@ class Watcher:
         self.step = resume_at or 0
         history = History()
         self.history: list[dict[str, Any]] = history.rows
-        self._parameters = objective.layout.parameters(objective.model)
+        self._parameters = objective.parameters()
         self._state: StepState | None = None
         self._seconds = 0.0
         self._direction: Tensor | None = None
@@ -282,10 +283,11 @@ class Watcher:
         gradients = [parameter.grad for parameter in self._parameters]
         if all(gradient is None for gradient in gradients):
             return None
-        return self.objective.layout.flatten(
+        dense = [
             torch.zeros_like(p) if g is None else g.detach().to_dense().to(p.dtype)
             for p, g in zip(self._parameters, gradients, strict=True)
-        )
+        ]
+        return torch.cat([part.reshape(-1) for part in dense])
 
 
 @contextmanager

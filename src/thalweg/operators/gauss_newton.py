@@ -9,6 +9,7 @@ Sagun et al. 2016 (arXiv 1611.07476) for the split of the spectrum.
 
 Example:
     >>> import torch
+    >>> from thalweg.loss.objective import Objective
     >>> model, data = torch.nn.Linear(3, 1), (torch.randn(8, 3), torch.randn(8, 1))
     >>> objective = Objective(model, torch.nn.MSELoss(), data)
     >>> vector = torch.ones(4)  # a linear model has no other curvature
@@ -18,33 +19,40 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from thalweg.errors import InvalidInput
+from thalweg.loss.chunk_multiplier import ChunkGraph, pull_back
 from thalweg.loss.evaluation import Evaluation
-from thalweg.loss.multiplication import Linearization, pull_back
-from thalweg.loss.objective import Objective
+from thalweg.loss.protocol import Loss
 from thalweg.operators.hessian import Hessian
-from thalweg.operators.loss_operator import LossOperator
+from thalweg.operators.loss_operator import ChunkedOperator
+from thalweg.operators.symmetric import CountsMatvecs
 
 
-class GaussNewton(LossOperator):
+class GaussNewton(ChunkedOperator):
     """G, the generalized Gauss-Newton matrix of the mean loss at theta.
 
     Positive semidefinite where the loss is convex in the outputs. Arguments, attributes and errors
     are those of `LossOperator`, units, dtype and device those of `Hessian`.
 
     Raises:
-        InvalidInput: at the first product: the model returns its loss and no outputs.
+        InvalidInput: a loss that is no `Objective`; at the first product: the model returns its
+            loss and no outputs.
 
     Source: Schraudolph 2002. Example: see the module.
     """
 
-    def linearize(self, evaluation: Evaluation) -> Linearization:
+    _needs = "the outputs of a model"
+
+    def _evaluations(self) -> Iterator[Evaluation]:
+        return self.objective.evaluations(self.theta, self.samples)
+
+    def _graph_of(self, evaluation: Evaluation) -> ChunkGraph:
         """The outputs of the chunk with their graph, and the loss as a function of them."""
         if not evaluation.outputs:
             raise InvalidInput(
@@ -55,7 +63,7 @@ class GaussNewton(LossOperator):
         return _OutputGraph.of(evaluation, gradient)
 
 
-class ResidualHessian:
+class ResidualHessian(CountsMatvecs):
     """R = H - G, the curvature of the outputs weighted by the residuals; also "functional" Hessian.
 
     Arguments and errors are those of `Hessian` and `GaussNewton`; a product costs both. Not
@@ -67,6 +75,7 @@ class ResidualHessian:
     Source: Sagun et al. 2016 (arXiv 1611.07476).
 
     Example:
+        >>> from thalweg.loss.objective import Objective
         >>> model, data = torch.nn.Linear(3, 1), (torch.randn(8, 3), torch.randn(8, 1))
         >>> residual = ResidualHessian(Objective(model, torch.nn.MSELoss(), data))
         >>> float((residual @ torch.ones(4)).norm()) < 1e-5  # of a linear model
@@ -75,7 +84,7 @@ class ResidualHessian:
 
     def __init__(
         self,
-        objective: Objective,
+        objective: Loss,
         theta: Tensor | None = None,
         samples: Tensor | None = None,
         *,
@@ -101,9 +110,9 @@ class ResidualHessian:
         return self.hessian.device
 
     @property
-    def products(self) -> int:
+    def num_matvecs(self) -> int:  # type: ignore[override]
         """How many vectors were multiplied."""
-        return self.hessian.products
+        return self.hessian.num_matvecs
 
     @property
     def gradient(self) -> Tensor:
@@ -124,7 +133,7 @@ class _OutputGraph:
     "A new trick for calculating Jacobian vector products").
     """
 
-    share: float
+    fraction: float
     samples: int
     leaves: tuple[Tensor, ...]
     gradient: tuple[Tensor, ...]
@@ -135,14 +144,14 @@ class _OutputGraph:
 
     @classmethod
     def of(cls, evaluation: Evaluation, gradient: tuple[Tensor, ...]) -> _OutputGraph:
-        share, samples, leaves, outputs, loss = evaluation
+        fraction, samples, leaves, outputs, loss = evaluation
         loss_gradient = pull_back(
             [loss], outputs, [torch.ones_like(loss)], vectorized=False, create_graph=True
         )
         dummies = tuple(torch.zeros_like(z, requires_grad=True) for z in outputs)
         pulled_back = pull_back(outputs, leaves, dummies, vectorized=False, create_graph=True)
         return cls(
-            share,
+            fraction,
             samples,
             leaves,
             gradient,

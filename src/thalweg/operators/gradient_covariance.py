@@ -6,6 +6,7 @@ as a linear map, and none of them is ever stored.
 
 Example:
     >>> import torch
+    >>> from thalweg.loss.objective import Objective
     >>> model, data = torch.nn.Linear(3, 1), (torch.randn(8, 3), torch.randn(8, 1))
     >>> covariance = GradientCovariance(Objective(model, torch.nn.MSELoss(), data))
     >>> (covariance @ torch.ones(4)).shape
@@ -21,16 +22,16 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from thalweg.errors import Diverged, invalid
+from thalweg.errors import invalid
+from thalweg.linalg import require_finite
+from thalweg.loss.chunk_multiplier import ChunkGraph, pull_back
 from thalweg.loss.evaluation import Evaluation
-from thalweg.loss.guards.finiteness import all_finite
-from thalweg.loss.multiplication import Linearization, pull_back
-from thalweg.loss.objective import Objective
-from thalweg.operators.loss_operator import LossOperator
+from thalweg.loss.protocol import Loss
+from thalweg.operators.loss_operator import ChunkedOperator
 from thalweg.operators.symmetric import rows_of
 
 
-class GradientCovariance(LossOperator):
+class GradientCovariance(ChunkedOperator):
     """C, the covariance of the gradients of samples or of batches at theta.
 
     Args:
@@ -43,19 +44,22 @@ class GradientCovariance(LossOperator):
         keep_graph: keep the graphs of all chunks between products.
 
     Attributes:
-        products: how many vectors were multiplied.
+        num_matvecs: how many vectors were multiplied.
         gradient: the mean gradient at theta (P,), known after the first product.
 
     Raises:
-        InvalidInput: a batch size that does not divide the number of samples.
+        InvalidInput: a loss that is no `Objective`; a batch size that does not divide the number of
+            samples.
 
     In units of the loss squared over theta squared; positive semidefinite; dtype and device are
     those of the parameters. Example: see the module.
     """
 
+    _needs = "the losses of single samples"
+
     def __init__(
         self,
-        objective: Objective,
+        objective: Loss,
         theta: Tensor | None = None,
         samples: Tensor | None = None,
         *,
@@ -70,15 +74,15 @@ class GradientCovariance(LossOperator):
         self.batch_size = batch_size
         self.centered = centered
 
-    def thinned(self, share: float, generator: torch.Generator) -> Self | None:
+    def subsampled(self, fraction: float, generator: torch.Generator) -> Self | None:
         """See `LossOperator`; None where batches are the samples: a part of them is no batch."""
-        return super().thinned(share, generator) if self.batch_size == 1 else None
+        return super().subsampled(fraction, generator) if self.batch_size == 1 else None
 
-    def evaluations(self) -> Iterator[Evaluation]:
+    def _evaluations(self) -> Iterator[Evaluation]:
         """The losses of each chunk's samples, or batches, with their graph."""
         return self.objective.evaluations_of_each(self.theta, self.samples, self.batch_size)
 
-    def linearize(self, evaluation: Evaluation) -> Linearization:
+    def _graph_of(self, evaluation: Evaluation) -> ChunkGraph:
         """The losses of the chunk as a function of the parameters: the Jacobian has rows g_i."""
         gradient = self.objective.gradient_of(evaluation, retain_graph=True)
         return _LossesGraph.of(evaluation, gradient)
@@ -91,16 +95,14 @@ class GradientCovariance(LossOperator):
         rows = rows_of(vectors, self)
         mean_part = torch.outer(self.gradient, rows @ self.gradient)
         result = moment - (mean_part[:, 0] if vectors.dim() == 1 else mean_part)
-        if not all_finite(result):
-            raise Diverged("a product with the GradientCovariance is NaN or infinite")
-        return result
+        return require_finite(result, "a product with the GradientCovariance")
 
 
 @dataclass(frozen=True)
 class _LossesGraph:
     """Losses l (n,) and weights (n,) of a chunk's samples; J^T w as a function of a dummy w."""
 
-    share: float
+    fraction: float
     samples: int
     leaves: tuple[Tensor, ...]
     gradient: tuple[Tensor, ...]
@@ -111,10 +113,10 @@ class _LossesGraph:
 
     @classmethod
     def of(cls, evaluation: Evaluation, gradient: tuple[Tensor, ...]) -> _LossesGraph:
-        share, samples, leaves, (losses, weights), _ = evaluation
+        fraction, samples, leaves, (losses, weights), _ = evaluation
         dummy = torch.zeros_like(losses, requires_grad=True)
         pulled_back = pull_back([losses], leaves, [dummy], vectorized=False, create_graph=True)
-        return cls(share, samples, leaves, gradient, losses, weights, dummy, tuple(pulled_back))
+        return cls(fraction, samples, leaves, gradient, losses, weights, dummy, tuple(pulled_back))
 
     def multiply(self, vectors: Sequence[Tensor], *, vectorized: bool) -> list[Tensor]:
         (along,) = pull_back(self.pulled_back, [self.dummy], vectors, vectorized=vectorized)

@@ -1,4 +1,4 @@
-"""Base of the operators of a loss: a sum over chunks of samples, multiplied with `@`."""
+"""Base of the operators of a loss: a curvature at theta, multiplied with `@`."""
 
 from __future__ import annotations
 
@@ -11,38 +11,39 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from thalweg.errors import Diverged, invalid
+from thalweg.errors import invalid
+from thalweg.linalg import require_finite
+from thalweg.loss.chunk_multiplier import ChunkGraph
 from thalweg.loss.evaluation import Evaluation
-from thalweg.loss.guards.finiteness import all_finite
-from thalweg.loss.guards.memory import within_memory
-from thalweg.loss.multiplication import Linearization
-from thalweg.loss.objective import Objective
-from thalweg.operators.symmetric import OperatorAround, SymmetricOperator, rows_of
+from thalweg.loss.linearization import ChunkedLinearization
+from thalweg.loss.objective import Objective, require_objective
+from thalweg.loss.protocol import Linearization, Loss
+from thalweg.operators.symmetric import CountsMatvecs, OperatorAround, SymmetricOperator, rows_of
 
 FEWEST = 32
 """Samples that say something about all of them."""
 
 
-class LossOperator(ABC):
-    """A curvature of the mean loss at theta, over all samples or some; the sum of its chunks.
+class LossOperator(CountsMatvecs, ABC):
+    """A curvature of the mean loss at theta, over all samples or some.
 
     Args:
         objective: the loss.
-        theta: the point (P,); None for the model's parameters as they are now (copied).
+        theta: the point (P,); None for the parameters as they are now (copied).
         samples: indices of the samples to average over, int64 (n,); None for all.
         keep_graph: keep the graphs of all chunks between products: right for many products one
             after another (an eigensolver), at the price of holding them in memory.
 
     Attributes:
-        products: how many vectors were multiplied.
+        num_matvecs: how many vectors were multiplied.
 
     Raises:
-        InvalidInput: theta has another length than P, or is on another device than the model.
+        InvalidInput: theta has another length than P, or is on another device than the loss.
     """
 
     def __init__(
         self,
-        objective: Objective,
+        objective: Loss,
         theta: Tensor | None = None,
         samples: Tensor | None = None,
         *,
@@ -58,9 +59,8 @@ class LossOperator(ABC):
             )
         self.samples = samples
         self.keep_graph = keep_graph
-        self.products = 0
-        self._gradient: Tensor | None = None
-        self._kept: list[Linearization] | None = None
+        self.num_matvecs = 0
+        self._linearization: Linearization | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -87,92 +87,94 @@ class LossOperator(ABC):
         Raises:
             Diverged: the loss or the gradient is NaN or infinite.
         """
-        if self._gradient is None:
-            within_memory(self.objective, lambda: self._pass(None))
-        assert self._gradient is not None
-        if not all_finite(self._gradient):
-            raise Diverged("the gradient is NaN or infinite")
-        return self._gradient
-
-    @abstractmethod
-    def linearize(self, evaluation: Evaluation) -> Linearization:
-        """The graph of one chunk that the operator's products go through."""
-
-    def evaluations(self) -> Iterator[Evaluation]:
-        """Each chunk, evaluated at theta."""
-        return self.objective.evaluations(self.theta, self.samples)
-
-    def linearizations(self) -> Iterator[Linearization]:
-        """The graph of each chunk; drop one before the next to free its memory."""
-        return map(self.linearize, self.evaluations())
+        return require_finite(self._at_theta().gradient(), "the gradient")
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """A v for (P,), or A V for the columns of (P, k), stored column by column.
 
         Raises:
-            InvalidInput: the first dimension is not P, or another device than the model's.
+            InvalidInput: the first dimension is not P, or another device than the loss's.
             Diverged: the loss or the product is NaN or infinite.
         """
         rows = rows_of(vectors, self)
-        result = within_memory(self.objective, lambda: self._pass(rows))
-        assert result is not None
-        self.products += rows.shape[0]
-        if not all_finite(result):
-            name = type(self).__name__
-            raise Diverged(f"a product with the {name} is NaN or infinite")
+        result = self._at_theta().multiply(rows)
+        self.num_matvecs += rows.shape[0]
+        require_finite(result, f"a product with the {type(self).__name__}")
         return result[0] if vectors.dim() == 1 else result.T
 
-    def thinned(self, share: float, generator: torch.Generator) -> Self | None:
-        """The same operator over a random part of its samples: see `thinned`."""
-        objective = self.objective
-        samples = torch.arange(objective.num_samples) if self.samples is None else self.samples
-        count = math.ceil(share * len(samples))
-        if count < FEWEST:
+    def subsampled(self, fraction: float, generator: torch.Generator) -> Self | None:
+        """The same operator over a random part of its samples: see the function `subsampled`."""
+        count = self.objective.num_samples
+        samples = torch.arange(count) if self.samples is None else self.samples
+        chosen = math.ceil(fraction * len(samples))
+        if chosen < FEWEST:
             return None
         few = copy.copy(self)
-        few.samples = samples[torch.randperm(len(samples), generator=generator)[:count]]
-        few.products, few._gradient, few._kept = 0, None, None
+        few.samples = samples[torch.randperm(len(samples), generator=generator)[:chosen]]
+        few.num_matvecs, few._linearization = 0, None
         return few
 
-    def _pass(self, rows: Tensor | None) -> Tensor | None:
-        """A times each row of (k, P), as rows; None for None, which leaves the gradient known."""
-        objective = self.objective
-        shaped = None if rows is None else objective.layout.unflatten(rows)
-        result: Tensor | None = None
-        gradient = None if self._gradient is not None else torch.zeros_like(self.theta)
-        chunks = self._kept or self.linearizations()
-        # Given up until all is done: where memory runs out, what is kept must not stay.
-        self._kept, kept = None, []
-        for chunk in chunks:
-            if shaped is not None:
-                part = objective.products.multiply(chunk, shaped)
-                # In place: on small chunks the passes over (k, P) cost more than the arithmetic.
-                if chunk.share != 1:
-                    part.mul_(chunk.share)
-                result = part if result is None else result.add_(part)
-            if gradient is not None:
-                parts = [g.detach() for g in chunk.gradient]
-                gradient.add_(objective.layout.flatten(parts), alpha=chunk.share)
-            if self.keep_graph:
-                kept.append(chunk)
-        self._kept = kept or None
-        if gradient is not None:
-            self._gradient = gradient
-        return result
+    @abstractmethod
+    def _linearize(self) -> Linearization:
+        """The curvature at theta, over the samples, that products are made by."""
+
+    def _at_theta(self) -> Linearization:
+        if self._linearization is None:
+            self._linearization = self._linearize()
+        return self._linearization
 
 
-def thinned(
-    operator: SymmetricOperator, share: float, generator: torch.Generator
+class ChunkedOperator(LossOperator):
+    """Base of operators that look inside of the loss: at a model's outputs, or at single samples.
+
+    Arguments and attributes are those of `LossOperator`.
+
+    Raises:
+        InvalidInput: a loss that is no `Objective`, and so cannot be looked into.
+    """
+
+    objective: Objective
+
+    def __init__(
+        self,
+        objective: Loss,
+        theta: Tensor | None = None,
+        samples: Tensor | None = None,
+        *,
+        keep_graph: bool = False,
+    ) -> None:
+        objective = require_objective(objective, type(self).__name__, self._needs)
+        super().__init__(objective, theta, samples, keep_graph=keep_graph)
+
+    _needs: str
+
+    @abstractmethod
+    def _evaluations(self) -> Iterator[Evaluation]:
+        """Each chunk, evaluated at theta."""
+
+    @abstractmethod
+    def _graph_of(self, evaluation: Evaluation) -> ChunkGraph:
+        """The graph of one chunk that products go through."""
+
+    def _linearize(self) -> ChunkedLinearization:
+        def graphs() -> Iterator[ChunkGraph]:
+            return map(self._graph_of, self._evaluations())
+
+        return ChunkedLinearization(self.objective, self.theta, graphs, keep_graph=self.keep_graph)
+
+
+def subsampled(
+    operator: SymmetricOperator, fraction: float, generator: torch.Generator
 ) -> SymmetricOperator | None:
-    """The same operator over a random share of its samples: what costs that share of a product.
+    """The same operator over a random fraction of its samples, which costs that much of a product.
 
     None for one that is not made of samples, or where they would be fewer than `FEWEST`.
     """
     if isinstance(operator, OperatorAround):
-        inside = thinned(operator.operator, share, generator)
+        inside = subsampled(operator.operator, fraction, generator)
         if inside is None:
             return None
         around = copy.copy(operator)
         around.operator = inside
         return around
-    return operator.thinned(share, generator) if isinstance(operator, LossOperator) else None
+    return operator.subsampled(fraction, generator) if isinstance(operator, LossOperator) else None

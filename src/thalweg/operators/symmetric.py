@@ -8,13 +8,14 @@ Example:
 
 from __future__ import annotations
 
-from typing import Protocol
+import warnings
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from thalweg.errors import invalid
-from thalweg.loss.objective import Objective
+from thalweg.loss.protocol import Loss
 
 
 class SymmetricOperator(Protocol):
@@ -65,6 +66,7 @@ class OperatorAt(Protocol):
         ...
         ...     hessian = Hessian(objective, theta, samples, keep_graph=keep_graph)
         ...     return Preconditioned(hessian, torch.full((hessian.shape[0],), 2.0))
+        >>> from thalweg.loss.objective import Objective
         >>> from thalweg.tracking.tracker import SubspaceTracker
         >>> data = (torch.randn(8, 3), torch.randn(8, 1))
         >>> objective = Objective(torch.nn.Linear(3, 1), torch.nn.MSELoss(), data)
@@ -74,7 +76,7 @@ class OperatorAt(Protocol):
 
     def __call__(
         self,
-        objective: Objective,
+        objective: Loss,
         theta: Tensor | None = None,
         samples: Tensor | None = None,
         *,
@@ -84,7 +86,7 @@ class OperatorAt(Protocol):
 
         Args:
             objective: the loss.
-            theta: the point (P,); None for the model's parameters as they are.
+            theta: the point (P,); None for the parameters as they are.
             samples: indices of the samples to average over, int64 (n,); None for all.
             keep_graph: many products will follow one another.
         """
@@ -92,7 +94,7 @@ class OperatorAt(Protocol):
 
 
 class OperatorAround:
-    """What an operator made of another has from it: shape, dtype and device.
+    """Base of operators that wrap another one: its shape, dtype and device.
 
     Attributes:
         operator: the one inside.
@@ -116,7 +118,29 @@ class OperatorAround:
         return self.operator.device
 
 
-class DenseOperator:
+class CountsMatvecs:
+    """Base of what counts the vectors that were multiplied, an operator or a result.
+
+    Attributes:
+        num_matvecs: how many there were.
+    """
+
+    num_matvecs: Any
+
+    @property
+    def products(self) -> Any:
+        """The former name of `num_matvecs`."""
+        warn_of_former_name("products", "num_matvecs")
+        return self.num_matvecs
+
+
+def warn_of_former_name(former: str, name: str) -> None:
+    """Say that an attribute is called otherwise now."""
+    hint = f"`{former}` is called `{name}` now"
+    warnings.warn(hint, DeprecationWarning, stacklevel=3)
+
+
+class DenseOperator(CountsMatvecs):
     """A symmetric matrix as an operator: for tests, and for what is small enough to write down.
 
     Args:
@@ -124,7 +148,7 @@ class DenseOperator:
             here; an eigensolver notices.)
 
     Attributes:
-        products: how many vectors were multiplied.
+        num_matvecs: how many vectors were multiplied.
 
     Raises:
         InvalidInput: the matrix is not square.
@@ -138,7 +162,7 @@ class DenseOperator:
         if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:
             raise invalid("matrix", tuple(matrix.shape), "a square shape (P, P)")
         self.matrix = matrix
-        self.products = 0
+        self.num_matvecs = 0
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -162,7 +186,7 @@ class DenseOperator:
             InvalidInput: the first dimension is not P, or another device than the matrix's.
         """
         rows_of(vectors, self)
-        self.products += 1 if vectors.dim() == 1 else vectors.shape[1]
+        self.num_matvecs += 1 if vectors.dim() == 1 else vectors.shape[1]
         return self.matrix @ vectors
 
 

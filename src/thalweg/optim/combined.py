@@ -1,4 +1,4 @@
-"""Several optimizers, each for parameters of its own, as one.
+"""Several optimizers, each with its own parameters, as one.
 
 For methods that take some parameters only, such as Muon, which takes matrices.
 

@@ -79,7 +79,7 @@ class SplitUpdate(Wrapper):
         own = [p for group in optimizer.param_groups for p in group["params"]]
         objective = getattr(source, "objective", None)
         if parameters is None and objective is not None:
-            parameters = objective.layout.parameters(objective.model)
+            parameters = list(objective.parameters())
         self.parameters: list[nn.Parameter] = own if parameters is None else parameters
         if not {id(p) for p in self.parameters} & {id(p) for p in own}:
             raise InvalidInput(

@@ -26,7 +26,7 @@ Example:
     >>> operator = DenseOperator(torch.diag(torch.tensor([5.0, 2.0, 2.0, 2.0, 1.0])))
     >>> spectrum = spectral_density(operator, probes=200, steps=10)
     >>> spectrum
-    SpectralDensity(from 1 to 5, probes=200, steps=3, products=600)
+    SpectralDensity(from 1 to 5, probes=200, steps=3, num_matvecs=600)
     >>> spectrum.cumulative(torch.tensor([0.0, 3.0, 6.0])).value.round(decimals=1).tolist()
     [0.0, 0.8, 1.0]
 """
@@ -41,7 +41,9 @@ import torch
 from torch import Tensor
 
 from thalweg.errors import Diverged, invalid
-from thalweg.operators.symmetric import SymmetricOperator
+from thalweg.loss.protocol import Loss
+from thalweg.operators.hessian import as_operator
+from thalweg.operators.symmetric import CountsMatvecs, SymmetricOperator
 from thalweg.spectrum.probe_vectors import known_part, probe_vectors
 from thalweg.spectrum.subspace import Subspace
 
@@ -66,7 +68,7 @@ class Estimate:
 
 
 @dataclass(frozen=True, repr=False)
-class SpectralDensity:
+class SpectralDensity(CountsMatvecs):
     """The quadrature of each probe's spectral measure, from which all else is computed.
 
     All tensors are float64 on the CPU, eigenvalues in units of the operator.
@@ -77,7 +79,7 @@ class SpectralDensity:
         residuals: (m, n), how far from a node the nearest eigenvalue is at most.
         known: (k,), the eigenvalues that were passed in, of weight 1/P each.
         num_parameters: P.
-        products: products with the operator that were spent.
+        num_matvecs: vectors multiplied by the operator.
 
     Source: Ghorbani, Krishnan, Xiao 2019 (arXiv 1901.10159). Example: see the module.
     """
@@ -87,7 +89,7 @@ class SpectralDensity:
     residuals: Tensor
     known: Tensor
     num_parameters: int
-    products: int
+    num_matvecs: int
 
     @property
     def extremes(self) -> tuple[float, float]:
@@ -175,12 +177,12 @@ class SpectralDensity:
         smallest, largest = self.extremes
         return (
             f"SpectralDensity(from {smallest:.4g} to {largest:.4g}, probes={len(self.nodes)},"
-            f" steps={self.nodes.shape[1]}, products={self.products})"
+            f" steps={self.nodes.shape[1]}, num_matvecs={self.num_matvecs})"
         )
 
 
 def spectral_density(
-    operator: SymmetricOperator,
+    operator: SymmetricOperator | Loss,
     *,
     probes: int = 10,
     steps: int = 80,
@@ -191,7 +193,8 @@ def spectral_density(
     """Estimate the spectral density by stochastic Lanczos quadrature (see the module).
 
     Args:
-        operator: anything with `shape`, `dtype`, `device` and `@` on a block (P, b).
+        operator: anything with `shape`, `dtype`, `device` and `@` on a block (P, b); or a loss, for
+            its Hessian at the parameters.
         probes: m, random start vectors; errors fall as 1 / sqrt(m).
         steps: n, Lanczos steps from each; fewer are made where the space is exhausted.
         block: probes that run side by side; None for all. Memory: n * block vectors.
@@ -200,7 +203,7 @@ def spectral_density(
             exact weight 1/P, and the probes see what is orthogonal to them.
 
     Returns:
-        Nodes and weights of each probe; m n products were spent.
+        Nodes and weights of each probe; m n vectors were multiplied.
 
     Raises:
         InvalidInput: impossible settings; an operator that is not symmetric.
@@ -208,20 +211,21 @@ def spectral_density(
 
     Source and example: see the module.
     """
+    operator = as_operator(operator)
     block = probes if block is None else block
     for name, value in (("probes", probes), ("steps", steps), ("block", block)):
         if value < 1:
             raise invalid(name, value, "an integer >= 1")
     known = known_part(operator, known)
     generator = torch.Generator().manual_seed(seed)
-    steps, made, products = min(steps, operator.shape[0] - known.k), 0, 0
+    steps, made, num_matvecs = min(steps, operator.shape[0] - known.k), 0, 0
     diagonal = torch.zeros(probes, steps, dtype=torch.float64)
     off_diagonal = torch.zeros_like(diagonal)
     for begin in range(0, probes, block):
         part = slice(begin, min(begin + block, probes))
         starts = probe_vectors(known.basis, part.stop - begin, generator)
         done = _lanczos(operator, known.basis, starts, diagonal[part], off_diagonal[part])
-        made, products = max(made, done), products + done * starts.shape[1]
+        made, num_matvecs = max(made, done), num_matvecs + done * starts.shape[1]
     nodes, weights, residuals = _quadrature(diagonal[:, :made], off_diagonal[:, :made])
     return SpectralDensity(
         nodes,
@@ -229,7 +233,7 @@ def spectral_density(
         residuals,
         known.eigenvalues.double().cpu(),
         operator.shape[0],
-        products,
+        num_matvecs,
     )
 
 

@@ -11,7 +11,7 @@ Lanczos (Wu and Simon 2000, "Thick-restart Lanczos method for large symmetric ei
    random direction is iterated beside what was found (`check_repeated`), again and again while
    that brings in another copy. From then on the space grows by the residual of the worst pair.
    Curvature of a loss is asked over few samples first, which saves 4 products of 23: see
-   `hidden_copies.py`.
+   `multiplicity.py`.
 4. Everything stays in torch on the operator's device. Through SciPy's ARPACK the same products
    took three times as long: copies, float64 round trips and a second thread pool.
 
@@ -40,6 +40,8 @@ from torch import Tensor
 from thalweg.errors import invalid, unknown_name
 from thalweg.linalg import orthonormalize
 from thalweg.loss.guards.precision import full_precision
+from thalweg.loss.protocol import Loss
+from thalweg.operators.hessian import as_operator
 from thalweg.operators.symmetric import SymmetricOperator
 from thalweg.spectrum.krylov import WANTED, Krylov, Ritz, Which, random_vector
 from thalweg.spectrum.multiplicity import few_samples_see_none
@@ -58,7 +60,7 @@ class NotConverged(UserWarning):
 
 
 def top_eigenpairs(
-    operator: SymmetricOperator,
+    operator: SymmetricOperator | Loss,
     k: int,
     *,
     tolerance: float = 1e-3,
@@ -80,7 +82,8 @@ def top_eigenpairs(
     return _solve(
         operator,
         "largest",
-        _positions(operator, k, None),
+        k,
+        None,
         tolerance=tolerance,
         max_products=max_products,
         basis_size=basis_size,
@@ -91,7 +94,7 @@ def top_eigenpairs(
 
 
 def eigenpairs(
-    operator: SymmetricOperator,
+    operator: SymmetricOperator | Loss,
     k: int | None = None,
     *,
     which: Which = "largest",
@@ -106,7 +109,8 @@ def eigenpairs(
     """Some eigenvalues of a symmetric operator with their eigenvectors: the first k, or a band.
 
     Args:
-        operator: anything with `shape`, `dtype`, `device` and `@` on a block (P, b).
+        operator: anything with `shape`, `dtype`, `device` and `@` on a block (P, b); or a loss, for
+            its Hessian at the parameters.
         k: how many, 1 <= k <= P.
         which: the order of the eigenvalues: "largest" counts from lambda_1 down, "smallest" from
             lambda_P up, "magnitude" by absolute value down. (In `scipy.sparse.linalg.eigsh`:
@@ -149,7 +153,8 @@ def eigenpairs(
     return _solve(
         operator,
         which,
-        _positions(operator, k, band),
+        k,
+        band,
         tolerance=tolerance,
         max_products=max_products,
         basis_size=basis_size,
@@ -179,9 +184,10 @@ def _positions(
 
 
 def _solve(
-    operator: SymmetricOperator,
+    given: SymmetricOperator | Loss,
     which: Which,
-    positions: tuple[int, int],
+    k: int | None,
+    band: tuple[int, int] | None,
     *,
     tolerance: float,
     max_products: int | None,
@@ -190,7 +196,8 @@ def _solve(
     seed: int,
     check_repeated: int,
 ) -> Subspace:
-    size, (first, k) = operator.shape[0], positions
+    operator = as_operator(given)
+    size, (first, k) = operator.shape[0], _positions(operator, k, band)
     if which not in WANTED:
         raise unknown_name("which", which, WANTED)
     generator = torch.Generator().manual_seed(seed)
@@ -211,14 +218,14 @@ def _solve(
         found = _iterate(krylov, block, k, tolerance, limit, check_repeated, generator)
         subspace = krylov.subspace(found, first, converged=found.residual <= tolerance)
     if not subspace.converged:
-        mend = (
+        hint = (
             "rounding allows no better"
             if krylov.complete
             else "raise max_products or the tolerance"
         )
         warnings.warn(
-            f"{krylov.products:g} products were not enough: residual {found.residual:.1e}, wanted"
-            f" {tolerance:.1e}; {mend}",
+            f"{krylov.num_matvecs:g} products were not enough: residual {found.residual:.1e},"
+            f" wanted {tolerance:.1e}; {hint}",
             NotConverged,
             stacklevel=3,
         )
@@ -264,7 +271,7 @@ def _iterate(
         if settled and settled_at is not None and krylov.rose(found, settled_at, tolerance):
             # The fresh direction brought in another copy: there may be more.
             checks_left = check_repeated
-        done = krylov.complete or (settled and checks_left == 0) or krylov.products >= limit
+        done = krylov.complete or (settled and checks_left == 0) or krylov.num_matvecs >= limit
         if settled and settled_at is None and not done:
             done = few_samples_see_none(krylov, found, check_repeated, generator)
         if done:

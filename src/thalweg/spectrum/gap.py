@@ -51,12 +51,12 @@ class NextEigenpair:
     Attributes:
         value: a Rayleigh quotient, at most lambda_{k+1} of a converged subspace.
         vector: (P,), where to begin the next time.
-        products: what it cost.
+        num_matvecs: what it cost.
     """
 
     value: float
     vector: Tensor
-    products: float
+    num_matvecs: float
 
 
 def next_eigenpair(
@@ -84,7 +84,7 @@ def next_eigenpair(
             start=start,
             check_repeated=0,
         )
-    return NextEigenpair(float(found.eigenvalues[0]), found.basis[:, 0], found.products)
+    return NextEigenpair(float(found.eigenvalues[0]), found.basis[:, 0], found.num_matvecs)
 
 
 def widest_gap(eigenvalues: Tensor) -> int:
@@ -164,7 +164,7 @@ class GapWatch:
         if closed and not self._closed:
             self._warn(eigenvalues)
         self._closed = closed
-        return found.products
+        return found.num_matvecs
 
     def forget(self) -> None:
         """The subspace is another one now: look at the next call."""

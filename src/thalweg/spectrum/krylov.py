@@ -79,7 +79,7 @@ class Krylov:
 
     Attributes:
         dimension: vectors in the basis.
-        products: products spent; a part of one where some samples alone were asked.
+        num_matvecs: vectors multiplied; a part of one where some samples alone were asked.
     """
 
     def __init__(self, operator: SymmetricOperator, room: int, which: Which) -> None:
@@ -91,7 +91,7 @@ class Krylov:
         self.projected = torch.zeros(room, room, dtype=torch.float64)
         self.dimension = 0
         self.last = 0
-        self.products = 0.0
+        self.num_matvecs = 0.0
         self.norm = 0.0
         self._remainder = torch.empty(size, 0)
 
@@ -123,7 +123,7 @@ class Krylov:
         self.projected[:end, begin:end] = columns
         self.projected[begin:end, :end] = columns.T
         self.dimension, self.last = end, begin
-        self.products += block.shape[1]
+        self.num_matvecs += block.shape[1]
 
     def _product(self, block: Tensor) -> Tensor:
         images = self.operator @ block
@@ -231,7 +231,7 @@ class Krylov:
             orthonormalize(rows.T),
             found.values[chosen].to(rows),
             found.residuals[chosen].to(rows),
-            products=self.products,
+            num_matvecs=self.num_matvecs,
             converged=converged,
         )
 

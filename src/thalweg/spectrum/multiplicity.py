@@ -23,15 +23,15 @@ import torch
 from torch import Tensor
 
 from thalweg.errors import Diverged, InvalidInput
-from thalweg.operators.loss_operator import thinned
+from thalweg.operators.loss_operator import subsampled
 from thalweg.operators.symmetric import OperatorAround, SymmetricOperator
 from thalweg.spectrum.krylov import WANTED, Krylov, Ritz, random_vector
 
-SHARE = 1 / 16
+FRACTION = 1 / 16
 """Of the samples, for the first look."""
 
 SUSPICIOUS = 0.5
-"""What the few samples see counts from this share of the last eigenvalue that was found."""
+"""What the few samples see counts from this fraction of the last eigenvalue that was found."""
 
 
 class Deflated(OperatorAround):
@@ -65,28 +65,28 @@ def rounding_of(rows: Tensor, largest: float) -> float:
 
 
 def few_samples_see_none(
-    krylov: Krylov, found: Ritz, products: int, generator: torch.Generator
+    krylov: Krylov, found: Ritz, num_matvecs: int, generator: torch.Generator
 ) -> bool:
     """Whether few samples show that nothing as large as what was found is missing from it.
 
     Args:
-        krylov: what found it. The look counts as `SHARE` times `products` of its products.
+        krylov: what found it. The look counts as `FRACTION` times `num_matvecs` of its own.
         found: Ritz pairs, by value or by magnitude; where the last is not positive, False.
-        products: how many, over the few samples.
+        num_matvecs: how many, over the few samples.
         generator: of the samples and of the direction.
 
     Returns:
         False where it saw something, or cannot tell: ask all samples.
     """
     key, last = WANTED[krylov.which], float(found.values[-1])
-    few = thinned(krylov.operator, SHARE, generator)
+    few = subsampled(krylov.operator, FRACTION, generator)
     if few is None or krylov.which == "smallest" or not last > 0:
         return False
     # All that was searched, not the vectors found in it alone: what is missing is outside of both,
     # and the basis is there already.
     rows = krylov.basis[: krylov.dimension]
     deflated = Deflated(few, rows, rounding_of(rows, float(found.values[0])))
-    beside = Krylov(deflated, min(products, few.shape[0]), krylov.which)
+    beside = Krylov(deflated, min(num_matvecs, few.shape[0]), krylov.which)
     try:
         beside.expand(random_vector(krylov.operator, generator))
         while beside.dimension < len(beside.basis):
@@ -94,6 +94,6 @@ def few_samples_see_none(
     except (InvalidInput, Diverged):
         # Few samples may be none at all, where the loss ignores most of them: perhaps a mean 0/0.
         return False
-    krylov.products += SHARE * products
+    krylov.num_matvecs += FRACTION * num_matvecs
     seen = beside.ritz(1, 1.0, exact=True).values[0]
     return bool(key(seen) < SUSPICIOUS * last)

@@ -21,13 +21,14 @@ from torch import Tensor
 
 from thalweg.errors import invalid
 from thalweg.linalg import orthonormalize
+from thalweg.operators.symmetric import CountsMatvecs
 
 Vector = TypeVar("Vector", Tensor, Sequence[Tensor], Mapping[str, Tensor])
 """A flat vector (P,), a block (P, m), or tensors shaped like the parameters (list or dict)."""
 
 
 @dataclass(frozen=True, repr=False)
-class Subspace:
+class Subspace(CountsMatvecs):
     """An orthonormal basis with the eigenvalues that belong to it, and how far to trust them.
 
     Attributes:
@@ -35,7 +36,8 @@ class Subspace:
         eigenvalues: (k,), descending.
         residuals: (k,), norm(A u_i - lambda_i u_i) over what `eigenpairs` divides by, such as
             abs(lambda_1); None where not known, as for a tracked subspace.
-        products: products with the operator that were spent, in full-data products.
+        num_matvecs: vectors multiplied by the operator, each over all samples; a fraction where
+            some samples alone were asked.
         converged: whether the residuals met the tolerance; None where there was none to meet.
 
     Raises:
@@ -51,7 +53,7 @@ class Subspace:
     basis: Tensor
     eigenvalues: Tensor
     residuals: Tensor | None = None
-    products: float = 0.0
+    num_matvecs: float = 0.0
     converged: bool | None = None
 
     def __post_init__(self) -> None:
@@ -147,7 +149,7 @@ class Subspace:
         state = "" if self.converged is None else f", converged={self.converged}"
         return (
             f"Subspace(P={self.basis.shape[0]}, k={self.k}, eigenvalues=[{top}{more}]"
-            f"{residual}{state}, products={self.products:g})"
+            f"{residual}{state}, num_matvecs={self.num_matvecs:g})"
         )
 
     def _project_flat(self, flat: Tensor) -> Tensor:
@@ -162,7 +164,7 @@ def _at_most_one(value: Tensor) -> float:
 def random_subspace(
     num_parameters: int, k: int, seed: int, *, dtype: torch.dtype = torch.float32
 ) -> Subspace:
-    """k random directions: the control that a claim about S_k must fail on.
+    """k random directions: a baseline, for which a claim about S_k must not hold.
 
     Uniformly distributed, so that E[chi_k(v)^2] = k / P for every vector v.
 

@@ -21,7 +21,7 @@ Example:
     >>> import torch
     >>> from thalweg.operators.symmetric import DenseOperator
     >>> trace(DenseOperator(torch.diag(torch.tensor([3.0, -1.0, 2.0]))))
-    TraceEstimate(value=4.0, standard_error=0.0, products=3)
+    TraceEstimate(value=4.0, standard_error=0.0, num_matvecs=3)
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ from torch import Tensor
 
 from thalweg.errors import Diverged, invalid
 from thalweg.linalg import orthonormalize
-from thalweg.operators.symmetric import SymmetricOperator
+from thalweg.loss.protocol import Loss
+from thalweg.operators.hessian import as_operator
+from thalweg.operators.symmetric import CountsMatvecs, SymmetricOperator
 from thalweg.spectrum.probe_vectors import known_part, probe_vectors
 from thalweg.spectrum.subspace import Subspace
 
@@ -43,24 +45,24 @@ BLOCK = 64
 
 
 @dataclass(frozen=True)
-class TraceEstimate:
+class TraceEstimate(CountsMatvecs):
     """An estimate of a trace, in units of the operator.
 
     Attributes:
         value: the estimate; unbiased.
         standard_error: of `value`; 0 where every direction was multiplied.
-        products: products with the operator that were spent.
+        num_matvecs: vectors multiplied by the operator.
 
     Source and example: see the module.
     """
 
     value: float
     standard_error: float
-    products: int
+    num_matvecs: int
 
 
 def trace(
-    operator: SymmetricOperator,
+    operator: SymmetricOperator | Loss,
     *,
     products: int = 60,
     seed: int = 0,
@@ -69,7 +71,8 @@ def trace(
     """Estimate the trace of a symmetric operator, definite or not (Hutch++, see the module).
 
     Args:
-        operator: anything with `shape`, `dtype`, `device` and `@` on a block (P, b).
+        operator: anything with `shape`, `dtype`, `device` and `@` on a block (P, b); or a loss, for
+            its Hessian at the parameters.
         products: how many to spend, >= 4: a third each on the sketch A S, on A Q, and on probes.
             From P - k on, P - k are spent and the result is exact up to rounding.
         seed: of the sketch and of the probes.
@@ -87,6 +90,7 @@ def trace(
 
     Source: Meyer et al. 2021 (arXiv 2010.09649). Example: see the module.
     """
+    operator = as_operator(operator)
     known = known_part(operator, known)
     known_sum = float(known.eigenvalues.sum(dtype=torch.float64))
     size, unknown = operator.shape[0], operator.shape[0] - known.k

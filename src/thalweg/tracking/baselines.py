@@ -1,10 +1,11 @@
-"""Subspaces that are not S_k: what a claim about S_k must fail on.
+"""Baselines: subspaces that are not S_k, for which a claim about S_k must not hold.
 
 `random_subspace` gives k random directions (alignment near sqrt(k / P)); `NextEigenspace` the k
 eigenvectors below the dominant ones.
 
 Example:
     >>> import torch
+    >>> from thalweg.loss.objective import Objective
     >>> inputs = torch.randn(64, 4) * torch.tensor([4.0, 3.0, 2.0, 1.0])
     >>> data = (inputs, torch.randn(64, 1))
     >>> objective = Objective(torch.nn.Linear(4, 1, bias=False), torch.nn.MSELoss(), data)
@@ -19,7 +20,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from thalweg.errors import invalid
-from thalweg.loss.objective import Objective
+from thalweg.loss.protocol import Loss
 from thalweg.operators.hessian import Hessian
 from thalweg.spectrum.eigensolver import eigenpairs
 from thalweg.spectrum.subspace import Subspace
@@ -39,9 +40,7 @@ class NextEigenspace(SolvedSource):
         InvalidInput: k is out of that range; every < 1.
     """
 
-    def __init__(
-        self, objective: Objective, k: int, *, tolerance: float = 1e-3, every: int = 1
-    ) -> None:
+    def __init__(self, objective: Loss, k: int, *, tolerance: float = 1e-3, every: int = 1) -> None:
         super().__init__(objective, k, tolerance=tolerance, every=every)
         if k < 1:
             raise invalid("k", k, "an integer >= 1")

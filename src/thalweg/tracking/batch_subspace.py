@@ -31,7 +31,7 @@ from typing import Any
 
 from torch import Tensor
 
-from thalweg.loss.objective import Objective
+from thalweg.loss.protocol import Loss
 from thalweg.operators.hessian import Hessian
 from thalweg.spectrum.eigensolver import top_eigenpairs
 from thalweg.spectrum.subspace import Subspace
@@ -63,7 +63,7 @@ class BatchSubspace(SolvedSource):
 
     def __init__(
         self,
-        objective: Objective,
+        objective: Loss,
         k: int,
         *,
         tolerance: float = 1e-3,
@@ -84,12 +84,10 @@ class BatchSubspace(SolvedSource):
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue bit for bit, except the samples of the next step."""
         return super().state_dict() | {
-            "products": self.objective.products.state_dict(),
-            "chunk_size": self.objective.chunk_size,
+            "loss": self.objective.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave, the way to multiply by the Hessian included."""
         super().load_state_dict(state)
-        self.objective.products.load_state_dict(state["products"])
-        self.objective.chunk_size = state["chunk_size"]
+        self.objective.load_state_dict(state.get("loss", state))

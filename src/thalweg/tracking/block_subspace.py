@@ -48,7 +48,7 @@ class BlockSubspace(Subspace):
         object.__setattr__(self, "rows", tuple(rows))
         object.__setattr__(self, "eigenvalues", torch.cat(list(eigenvalues)))
         object.__setattr__(self, "residuals", None)
-        object.__setattr__(self, "products", 0.0)
+        object.__setattr__(self, "num_matvecs", 0.0)
         object.__setattr__(self, "converged", None)
 
     rows: tuple[Tensor, ...]

@@ -1,7 +1,7 @@
-"""S_k at points that may lie far apart: followed while that is cheaper than to solve anew.
+"""S_k at points that may lie far apart: followed while that is cheaper than solving from scratch.
 
-Between reports that lie many steps apart the subspace may turn so far that the tracker renews its
-reference at each of them. That costs what a solve costs and is less exact. Measured on a
+Between points many steps apart the subspace may turn so far that the tracker renews its reference
+at each of them. That costs what a solve costs and is less exact. Measured on a
 64-100-100-10 network on 1,797 digits, in gradients of the full loss and the median error of the
 gradient's dominant part: with squared error and SGD, 200 steps apart, following takes 8 at 0.2 %
 and solving 21 at 0.01 %; with cross-entropy and Adam, where the eigenvalues close up behind the
@@ -10,6 +10,7 @@ and solving 21 at 0.01 %; with cross-entropy and Adam, where the eigenvalues clo
 
 Example:
     >>> import torch
+    >>> from thalweg.loss.objective import Objective
     >>> data = (torch.randn(64, 3) * torch.tensor([3.0, 1.0, 1.0]), torch.randn(64, 2))
     >>> source = FollowOrSolve(Objective(torch.nn.Linear(3, 2), torch.nn.MSELoss(), data), k=2)
     >>> source.update().k, source.solving
@@ -23,7 +24,7 @@ from typing import Any
 
 from torch import Tensor
 
-from thalweg.loss.objective import Objective
+from thalweg.loss.protocol import Loss
 from thalweg.spectrum.subspace import Subspace
 from thalweg.tracking.source import Split
 from thalweg.tracking.tracker import SubspaceTracker
@@ -50,7 +51,7 @@ class FollowOrSolve:
         InvalidInput: see `SubspaceTracker`.
     """
 
-    def __init__(self, objective: Objective, k: int, *, error: float = 0.01, seed: int = 0) -> None:
+    def __init__(self, objective: Loss, k: int, *, error: float = 0.01, seed: int = 0) -> None:
         self.objective = objective
         self.k = k
         self.error = error

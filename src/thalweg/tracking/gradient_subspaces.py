@@ -34,8 +34,8 @@ import torch
 from torch import Tensor
 
 from thalweg.errors import InvalidInput, invalid
-from thalweg.loss.multiplication import pull_back
-from thalweg.loss.objective import Objective
+from thalweg.loss.chunk_multiplier import pull_back
+from thalweg.loss.objective import Objective, require_objective
 from thalweg.tracking.block_subspace import BlockSubspace, principal_directions
 from thalweg.tracking.source import Split, TrackerReport, check_every
 
@@ -225,7 +225,7 @@ class GradientSubspace(_Renewed):
         if not max(2, k) <= samples <= objective.num_samples:
             allowed = f"an integer from {max(2, k)} to N = {objective.num_samples}"
             raise invalid("samples", samples, allowed)
-        self.objective = objective
+        self.objective = require_objective(objective, "GradientSubspace", "single samples' losses")
         self.samples = samples
         self._generator = torch.Generator().manual_seed(seed)
         self._calls = 0

@@ -181,7 +181,7 @@ class LockstepTracker(Following[LockstepPowerStep, LockstepReference]):
         for run in runs:
             solved = top_eigenpairs(self._operator(run), self.k, tolerance=self.tolerance)
             rows[run], ritz[run] = solved.basis.T, torch.diag(solved.eigenvalues)
-            costs[run] = PRODUCT_COST * solved.products
+            costs[run] = PRODUCT_COST * solved.num_matvecs
         self._step = LockstepPowerStep(rows, ritz)
         return costs
 
@@ -222,8 +222,7 @@ class LockstepTracker(Following[LockstepPowerStep, LockstepReference]):
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue bit for bit, as tensors and plain values."""
         return super().state_dict() | {
-            "products": self.objective.products.state_dict(),
-            "chunk_size": self.objective.objective.chunk_size,
+            "loss": self.objective.state_dict(),
             "policy": self.policy.state_dict(),
             "reference": None if self._reference is None else self._reference.state_dict(),
         }
@@ -232,8 +231,7 @@ class LockstepTracker(Following[LockstepPowerStep, LockstepReference]):
         """Restore what `state_dict` gave, the way to multiply by the Hessian included."""
         self._estimates = [ErrorEstimate(self.gap_every) for _ in state["estimates"]]
         super().load_state_dict(state)
-        self.objective.products.load_state_dict(state["products"])
-        self.objective.objective.chunk_size = state["chunk_size"]
+        self.objective.load_state_dict(state.get("loss", state))
         self.policy.load_state_dict(state["policy"])
         self._step = None if state["step"] is None else LockstepPowerStep(**state["step"])
         saved = state["reference"]

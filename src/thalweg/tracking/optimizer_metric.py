@@ -12,6 +12,7 @@ the error of that, which was up to 48 % where 0.2 % were estimated, so it begins
 
 Example:
     >>> import torch
+    >>> from thalweg.loss.objective import Objective
     >>> from thalweg.optim.split import SplitUpdate
     >>> model, data = torch.nn.Linear(3, 1), (torch.randn(32, 3), torch.randn(32, 1))
     >>> loss, adam = torch.nn.MSELoss(), torch.optim.Adam(model.parameters(), lr=0.01)
@@ -35,7 +36,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from thalweg.errors import InvalidInput, invalid
-from thalweg.loss.objective import Objective
+from thalweg.loss.protocol import Loss
 from thalweg.operators.hessian import Hessian
 from thalweg.operators.preconditioned import Preconditioned
 from thalweg.spectrum.metric_subspace import MetricSubspace, from_metric, to_metric
@@ -77,7 +78,7 @@ class OptimizerMetricSource:
 
     def __init__(
         self,
-        objective: Objective,
+        objective: Loss,
         k: int,
         optimizer: Optimizer,
         *,
@@ -206,7 +207,7 @@ class OptimizerMetricSource:
 
     def _operator(
         self,
-        objective: Objective,
+        objective: Loss,
         theta: Tensor | None = None,
         samples: Tensor | None = None,
         *,

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer, RMSprop
 
 from thalweg.errors import InvalidInput, invalid
-from thalweg.loss.objective import Objective
+from thalweg.loss.protocol import Loss
 from thalweg.tracking.wrapping import unwrapped
 
 
@@ -28,7 +28,7 @@ def preconditioner(optimizer: Optimizer, parameters: Iterable[Tensor] | None = N
 
     Args:
         optimizer: one that has made a step, or that wraps such a one.
-        parameters: in the order of theta, such as `objective.layout.parameters(model)`; None for
+        parameters: in the order of theta, such as `objective.parameters()`; None for
             all of the optimizer's.
 
     Returns:
@@ -76,7 +76,7 @@ def require_preconditioner(optimizer: Optimizer) -> None:
         raise invalid("optimizer", name, "Adam, AdamW or RMSprop")
 
 
-def metric_of(optimizer: Optimizer, objective: Objective) -> tuple[Tensor, float]:
+def metric_of(optimizer: Optimizer, objective: Loss) -> tuple[Tensor, float]:
     """The metric of an optimizer over the parameters of a loss: D (P,), and w.
 
     D is from `preconditioner`, w the weight decay that Adam or RMSprop adds to the gradient: what
@@ -88,7 +88,7 @@ def metric_of(optimizer: Optimizer, objective: Objective) -> tuple[Tensor, float
     Raises:
         InvalidInput: the optimizer has no preconditioner, or none yet; it holds a zero.
     """
-    parameters = objective.layout.parameters(objective.model)
+    parameters = objective.parameters()
     diagonal = preconditioner(optimizer, parameters)
     if not bool((diagonal > 0).all()):
         raise invalid("preconditioner", float(diagonal.min()), "positive numbers", "raise eps")

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from thalweg.errors import InvalidInput
-from thalweg.loss.objective import Objective
+from thalweg.loss.protocol import Loss
 from thalweg.operators.hessian import PRODUCT_COST
 from thalweg.spectrum.subspace import Subspace
 from thalweg.tracking.source import Split, TrackerReport, check_every
@@ -36,7 +36,7 @@ class SolvedSource(ABC):
         InvalidInput: every < 1.
     """
 
-    def __init__(self, objective: Objective, k: int, *, tolerance: float, every: int) -> None:
+    def __init__(self, objective: Loss, k: int, *, tolerance: float, every: int) -> None:
         check_every(every)
         self.objective = objective
         self.k = k
@@ -48,7 +48,7 @@ class SolvedSource(ABC):
 
     @abstractmethod
     def _solve(self, theta: Tensor | None) -> tuple[Subspace, int]:
-        """The subspace at theta, with the products it took; and how many samples these were of."""
+        """The subspace at theta, with the matvecs it took; and how many samples these were of."""
 
     @property
     def subspace(self) -> Subspace:
@@ -76,7 +76,7 @@ class SolvedSource(ABC):
         solved, samples = self._solve(theta)
         self._subspace = Subspace(solved.basis, solved.eigenvalues)
         fraction = samples / self.objective.num_samples
-        cost = PRODUCT_COST * solved.products * fraction
+        cost = PRODUCT_COST * solved.num_matvecs * fraction
         self.report = TrackerReport(self.tolerance, cost, True, samples, 0)
         return self._subspace
 

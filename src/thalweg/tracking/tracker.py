@@ -30,7 +30,7 @@ from torch import Tensor
 
 from thalweg.linalg import norm
 from thalweg.loss.guards.precision import full_precision
-from thalweg.loss.objective import Objective
+from thalweg.loss.protocol import Loss
 from thalweg.operators.hessian import PRODUCT_COST, Hessian
 from thalweg.operators.loss_operator import LossOperator
 from thalweg.operators.symmetric import OperatorAt, SymmetricOperator
@@ -93,7 +93,7 @@ class SubspaceTracker(Following[PowerStep, Reference]):
 
     def __init__(
         self,
-        objective: Objective,
+        objective: Loss,
         k: int,
         *,
         operator: OperatorAt = Hessian,
@@ -171,7 +171,7 @@ class SubspaceTracker(Following[PowerStep, Reference]):
             operator = self.operator(self.objective, theta, keep_graph=True)
             # Another one's may be in a metric of its own, as that of `Preconditioned` is.
             if not isinstance(operator, LossOperator):
-                return self.objective.gradient(theta)
+                return self.objective.value_and_gradient(theta)[1]
             gradient = operator.gradient
         self._linearized = theta, operator
         return gradient
@@ -262,7 +262,7 @@ class SubspaceTracker(Following[PowerStep, Reference]):
         self._anchors.forget()
         solved = top_eigenpairs(self._operator(0), self.k, tolerance=self.tolerance)
         self._step = PowerStep(solved.basis.T, solved.eigenvalues.double().cpu())
-        return [PRODUCT_COST * solved.products]
+        return [PRODUCT_COST * solved.num_matvecs]
 
     def _take_reference(self, rows: Tensor) -> None:
         assert self._theta is not None
@@ -282,7 +282,7 @@ class SubspaceTracker(Following[PowerStep, Reference]):
         self._seen_from = reference
         if vector is not None:
             return vector
-        return self.objective.gradient(self._theta) if gradient is None else gradient
+        return self.objective.value_and_gradient(self._theta)[1] if gradient is None else gradient
 
     def _movements(self, vector: Tensor) -> list[float]:
         return [self._seen(vector).moved]
@@ -305,8 +305,7 @@ class SubspaceTracker(Following[PowerStep, Reference]):
         turned = sampled and seen_from is not self._anchors.reference
         return super().state_dict() | {
             "calls": self._calls,
-            "products": self.objective.products.state_dict(),
-            "chunk_size": self.objective.chunk_size,
+            "loss": self.objective.state_dict(),
             "theta": self._theta,
             "anchors": self._anchors.state_dict(),
             "sampled": sampled,
@@ -321,8 +320,7 @@ class SubspaceTracker(Following[PowerStep, Reference]):
             state = {**state, "reports": [state["report"]], "estimates": [estimate]}
         super().load_state_dict(state)
         self._calls = state["calls"]
-        self.objective.products.load_state_dict(state["products"])
-        self.objective.chunk_size = state["chunk_size"]
+        self.objective.load_state_dict(state.get("loss", state))
         self._theta = state["theta"]
         self._step = None if state["step"] is None else PowerStep(**state["step"])
         self._anchors.load_state_dict(state["anchors"])

@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 
 from tests.analysis.claims.branches import falling, table, verdict_of, without
-from thalweg.analysis.claims.block_sharpness_claims import COLUMNS, ORDER
-from thalweg.contrib.block_probes import MEASURED_BLOCKS
+from thalweg.analysis.claims.block_sharpness_claims import COLUMNS
+from thalweg.analysis.quantities import BLOCKS
+from thalweg.contrib.block_sharpness import MEASURED_BLOCKS
 
 
 def blocks(*sharpness: float) -> pd.DataFrame:
@@ -15,7 +16,7 @@ def blocks(*sharpness: float) -> pd.DataFrame:
 
 
 def test_the_order_is_that_of_the_probe() -> None:
-    assert ORDER == MEASURED_BLOCKS
+    assert tuple(BLOCKS) == MEASURED_BLOCKS
 
 
 @pytest.mark.parametrize(

@@ -120,9 +120,9 @@ def test_it_starts_where_it_is_told_and_leaves_the_model_as_it_is(case: Case) ->
 
 def test_what_it_measures_is_not_taken_for_the_objectives_own_blocks(case: Case) -> None:
     objective = Objective(case.model, case.loss, case.data)
-    before = objective.products.state_dict()
+    before = objective.multiplier.state_dict()
     training_jacobian(TrainingRun(objective, BATCHES, rate))
-    assert objective.products.state_dict() == before
+    assert objective.multiplier.state_dict() == before
 
 
 def test_float32_agrees_with_float64_to_its_rounding() -> None:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from tests.networks import CASES
+from thalweg.loss.chunk_multiplier import ChunkMultiplier
 from thalweg.loss.guards.memory import ChunkHalved, is_out_of_memory
-from thalweg.loss.multiplication import BlockProducts
 from thalweg.loss.objective import Objective
 from thalweg.operators.hessian import Hessian
 
@@ -41,14 +41,14 @@ def test_a_product_that_runs_out_of_memory_gives_up_the_graphs_it_kept(
     loss = Objective(case.model, case.loss, case.data, chunk_size=8, vectorize_up_to=0)
     hessian = Hessian(loss, keep_graph=True)
     expected = hessian @ torch.ones(loss.num_parameters)
-    multiply = BlockProducts.multiply
+    multiply = ChunkMultiplier.multiply
 
-    def greedy(self: BlockProducts, chunk: Any, vectors: Any) -> Tensor:
+    def greedy(self: ChunkMultiplier, chunk: Any, vectors: Any) -> Tensor:
         if chunk.samples > 4:
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
         return multiply(self, chunk, vectors)
 
-    monkeypatch.setattr(BlockProducts, "multiply", greedy)
+    monkeypatch.setattr(ChunkMultiplier, "multiply", greedy)
     with pytest.warns(ChunkHalved):
         again = hessian @ torch.ones(loss.num_parameters)
     assert torch.allclose(again, expected, atol=1e-5)

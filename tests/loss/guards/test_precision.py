@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from tests import dense
 from tests.networks import Case
+from thalweg.loss.chunk_multiplier import EVERY_SIZE
 from thalweg.loss.guards.precision import FULL, LOWERED, full_precision, has_recurrent_layers
-from thalweg.loss.multiplication import EVERY_SIZE
 from thalweg.loss.objective import Objective
 from thalweg.operators.gauss_newton import GaussNewton
 from thalweg.operators.gradient_covariance import GradientCovariance

@@ -11,11 +11,10 @@ import numpy as np
 
 from thalweg.analysis.claims.claim import Claim, Measurement, Rule, SeedTables
 from thalweg.analysis.claims.statistics import end_ratio, late_half
+from thalweg.analysis.quantities import BLOCKS
 from thalweg.registry import claims
 
-#: Blocks in the published order, the flattest first.
-ORDER = ("embedding", "query_key", "feed_forward", "value_output", "norm")
-COLUMNS = tuple(f"block_sharpness_{block}" for block in ORDER)
+COLUMNS = tuple(f"block_sharpness_{block}" for block in BLOCKS)
 
 
 def measure_order(seed: SeedTables) -> Measurement:
@@ -26,7 +25,7 @@ def measure_order(seed: SeedTables) -> Measurement:
     """
     values = np.stack(late_half(seed, "plain", *COLUMNS))
     signs = [np.sign(values[j] - values[i]) for i, j in combinations(range(len(values)), 2)]
-    means = {block: float(row.mean()) for block, row in zip(ORDER, values, strict=True)}
+    means = {block: float(row.mean()) for block, row in zip(BLOCKS, values, strict=True)}
     return Measurement(float(np.mean(signs)), means)
 
 

@@ -1,7 +1,7 @@
-"""What is a claim: a published statement, one number per seed, and the rule that decides.
+"""A claim: a published statement, one number per seed that tests it, and the rule that decides.
 
-A claim names the *roles* of the branches that it compares, not the branches: which branch plays
-which part is said where it is judged, so that one claim serves several comparisons of one study.
+A claim names the *roles* of the branches that it compares. Which branch has which role is said
+where the claim is judged, so that one claim serves several comparisons of one study.
 
 Example:
     >>> Rule(1.1, "below").text

@@ -93,7 +93,7 @@ claims.add_named(
 claims.add_named(
     Claim(
         name="subspace-persists",
-        statement="The dominant subspace stays much the same while training goes on.",
+        statement="The dominant subspace stays much the same while training continues.",
         source="Gur-Ari, Roberts, Dyer 2018, section 3",
         statistic="overlap of S_k with S_k at the branch point, trace(P P') / k, mean over the "
         "last half of the plain branch",

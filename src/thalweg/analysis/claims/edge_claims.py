@@ -64,7 +64,7 @@ claims.add_named(
     Claim(
         name="dominant-stands-still",
         statement="Along the dominant directions alone, gradient descent oscillates between the "
-        "walls and gets no deeper, while along the bulk alone the loss goes on falling.",
+        "walls and gets no deeper, while along the bulk alone the loss continues to fall.",
         source="Song, Ahn, Yun 2025, on the edge of stability",
         statistic="log-fall of the lowest loss from the first to the last half, dominant branch / "
         "bulk branch",
@@ -125,7 +125,8 @@ claims.add_named(
 claims.add_named(
     Claim(
         name="bulk-sharpens",
-        statement="Without the dominant part, which holds it back, the sharpness goes on growing.",
+        statement="Without the dominant part, which holds it back, the sharpness continues to "
+        "grow.",
         source="Song, Ahn, Yun 2025, on the edge of stability; Damian, Nichani, Lee 2023",
         statistic="sharpness over the last tenth, bulk branch / plain branch",
         measure=end_ratio("sharpness", "bulk", "plain"),

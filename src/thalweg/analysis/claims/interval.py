@@ -1,4 +1,4 @@
-"""How far a mean over seeds can be trusted: Student's t-interval.
+"""Student's t-interval: how far a mean over seeds can be trusted.
 
 Example:
     >>> interval = seed_interval([0.95, 0.96, 0.97])

@@ -1,4 +1,4 @@
-"""How is a claim judged on a study: statistic, interval over seeds, rule, verdict.
+"""The judgement of a claim on a study: statistic, interval over seeds, rule, verdict.
 
 `judge` applies a claim to a study's metric table. Which branches it compares is said by roles: the
 study's standard ones (plain, dominant, bulk), or those of a `ClaimUse`.

@@ -174,7 +174,7 @@ claims.add_named(
         statistic="loss of the dominant branch, last tenth / branch point",
         measure=measure_climb,
         rule=Rule(1.0, "above"),
-        refuted_by="a dominant branch that goes on lowering the loss, however slowly",
+        refuted_by="a dominant branch that continues to lower the loss, however slowly",
         needs_roles=("dominant",),
         needs_columns=("loss",),
         logarithmic=True,

@@ -61,7 +61,7 @@ claims.add_named(
 claims.add_named(
     Claim(
         name="calm-keeps-falling",
-        statement="While the alignment goes away, the loss goes on falling as far as with noise.",
+        statement="While the alignment goes away, the loss continues to fall as far as with noise.",
         source="Song, Ahn, Yun 2025, on stochastic noise: SGD switched to GD",
         statistic="loss over the last tenth, calm branch / noisy branch",
         measure=measure_calm_loss,
@@ -95,10 +95,11 @@ claims.add_named(
         name="noise-is-dominant",
         statement="Most of the variance of the mini-batch gradient lies in the dominant subspace.",
         source="Song, Ahn, Yun 2025, on stochastic noise: largest along dominant directions",
-        statistic="share of the mini-batch gradient's variance in S_k, mean over the plain branch",
+        statistic="fraction of the mini-batch gradient's variance in S_k, mean over the plain "
+        "branch",
         measure=whole_mean("noise_share_dominant"),
         rule=Rule(0.5, "above"),
-        refuted_by="isotropic noise has the share k / P, below 0.001 in every study here",
+        refuted_by="isotropic noise has the fraction k / P, below 0.001 in every study here",
         needs_roles=("plain",),
         needs_columns=("noise_share_dominant",),
     )

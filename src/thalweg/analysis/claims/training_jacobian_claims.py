@@ -2,7 +2,7 @@
 
 The table has one row a seed and branch, written by `examples/training_jacobian.py`. Every claim
 about "the bulk" means singular values within 0.01 of 1, the widest of the distances in use; the
-shares at 1e-3 and 1e-6 stand beside. Overlaps are compared with chance: two random subspaces of
+fractions at 1e-3 and 1e-6 stand beside. Overlaps are compared with chance: two random subspaces of
 dimensions k <= m in P have the mean squared cosine m / P.
 """
 
@@ -46,10 +46,11 @@ def above_chance(overlap: str, chance: str) -> Statistic:
 
 
 def measure_inputs(seed: SeedTables) -> Measurement:
-    """Share of the bulk on white-noise inputs / share on the data."""
+    """Fraction of the bulk on white-noise inputs / fraction on the data."""
     noise, plain = (value(seed, role, "bulk_share_1e-02") for role in ("white-noise", "plain"))
     return Measurement(
-        ratio(noise, plain, "bulk"), {"share on white noise": noise, "share on the data": plain}
+        ratio(noise, plain, "bulk"),
+        {"fraction on white noise": noise, "fraction on the data": plain},
     )
 
 
@@ -80,7 +81,7 @@ claims.add_named(
         name="jacobian-has-a-bulk",
         statement="Most singular values of the training Jacobian are within 0.01 of 1.",
         source=SOURCE,
-        statistic="share of the singular values with abs(sigma - 1) <= 0.01",
+        statistic="fraction of the singular values with abs(sigma - 1) <= 0.01",
         measure=last("bulk_share_1e-02", *BESIDE),
         rule=Rule(0.5, "above"),
         refuted_by="inputs without constant or dependent directions, such as white noise",
@@ -154,7 +155,7 @@ claims.add_named(
         name="jacobian-bulk-needs-the-inputs",
         statement="With white-noise inputs the bulk shrinks.",
         source=SOURCE,
-        statistic="share of the bulk on white-noise inputs over that on the data",
+        statistic="fraction of the bulk on white-noise inputs over that on the data",
         measure=measure_inputs,
         rule=Rule(0.5, "below"),
         refuted_by="a bulk that comes from the architecture alone",

@@ -85,8 +85,8 @@ claims.add_named(
         statement="In the valley, the gradient points at the walls under SGD, along the floor "
         "under GD.",
         source=SOURCE,
-        statistic="lesser of: share of the gradient's norm across the valley under SGD, along it "
-        "under GD; means over the last half",
+        statistic="lesser of: fraction of the gradient's norm across the valley under SGD, along "
+        "it under GD; means over the last half",
         measure=measure_directions,
         rule=Rule(0.9, "above"),
         refuted_by="components without the coupling term: then SGD is GD",

@@ -1,4 +1,4 @@
-"""How are curves of all branches drawn along the steps: in one panel, or family by family.
+"""Figures of catalogued quantities along the steps: of all branches, or of the unsplit run.
 
 Up to `MOST_TOGETHER` branches share a panel, each named at the end of its line. More are drawn as
 small panels over both columns of a paper, one for each optimizer (or each variant of one), where
@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING
 
 from thalweg.analysis.figures import drawing
 from thalweg.analysis.figures.branch_style import BranchStyle, group_label, group_styles
-from thalweg.analysis.figures.curves import Curve, column
+from thalweg.analysis.figures.curves import Curve, series_of
 from thalweg.analysis.figures.drawing import EndLabel, Look
 from thalweg.analysis.figures.families import MOST_TOGETHER, Group, in_groups
-from thalweg.analysis.figures.saving import Curves, Figure, Source
+from thalweg.analysis.figures.figure import Curves, Figure, Source
+from thalweg.analysis.quantities import Quantity, quantities
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
-    from thalweg.analysis.figures.saving import Size
+    from thalweg.analysis.figures.figure import Size
 
 _PANELS_A_ROW = 3
 #: A line is named at the right edge if it ends within this part of the axis before it.
@@ -33,26 +34,24 @@ _MOST_INSIDE = 2
 
 
 @dataclass(frozen=True)
-class Quantity:
-    """One quantity as a panel shows it.
+class Line:
+    """A quantity along the unsplit run, and how its line looks."""
 
-    name         the part before `|` in the names of its curves
-    label        title of its axis
-    scale        multiplies the values (100 for per cent)
-    limits       of the axis; None: those of the values
-    line         a value that matters, drawn across, with its name
-    beside       a quantity drawn faintly behind it, such as the learning rate set
-    central      outliers beyond the central values do not stretch the axis
-    """
+    quantity: str
+    colour: str
+    dash: tuple[float, ...] = ()
+    width: float = 1.3
 
-    name: str
-    label: str
-    scale: float = 1.0
-    logarithmic: bool = False
-    limits: tuple[float, float] | None = None
-    line: tuple[float, str] | None = None
-    beside: str = ""
-    central: bool = False
+
+@dataclass(frozen=True)
+class _Options:
+    """What a figure of branches asks for; see `figure_of_branches`."""
+
+    beside: str
+    late: bool
+    share_y: bool
+    linear: bool
+    highest: float | None
 
 
 @dataclass(frozen=True)
@@ -65,73 +64,127 @@ class _Cell:
     title: str = ""
 
 
-def draw_each_branch(
-    canvas: Canvas,
-    curves: Curves,
-    look: Look,
-    *quantities: Quantity,
-    late: bool = False,
-    share_y: bool = False,
-) -> None:
-    """Draw the quantities, one below the other, or in many panels where there are many branches.
-
-    late      leave out the early trunk, which would flatten all that follows
-    share_y   one vertical axis for the panels of one quantity (of all, where there are few
-              branches)
-    """
-    shown = _from_late_trunk(curves, look) if late else curves
-    groups = _groups(curves, look)
-    if groups is None:
-        panels = canvas.subplots(len(quantities), 1, sharex=True, sharey=share_y, squeeze=False)
-        cells = [
-            _Cell(axes, quantity, look.styles)
-            for axes, quantity in zip(panels[:, 0], quantities, strict=True)
-        ]
-        size, gap = 8.0, 9.5
-    else:
-        cells = _cells_of_groups(canvas, groups, look, quantities, share_y=share_y)
-        size, gap = 7.0, 7.6
-    labels = [(cell.axes, _draw_cell(cell, shown, look)) for cell in cells]
-    _finish(canvas, cells, look, several=groups is not None)
-    drawing.label_all_ends(labels, gap, size)
-
-
 def figure_of_branches(
     name: str,
     title: str,
     caption: str,
-    *quantities: Quantity,
-    window: float = 0.0,
-    geometric: bool = False,
+    *shown: str | Quantity,
+    beside: str = "",
     late: bool = False,
     share_y: bool = False,
+    linear: bool = False,
+    highest: float | None = None,
     height: float = 2.3,
 ) -> Figure[Curve]:
-    """The figure of columns of the metric table along each branch, named as the quantities are.
+    """The figure of quantities, by name those of the catalogue, along each branch.
 
-    window      of a running mean, as a part of a run
-    geometric   the mean over seeds is the geometric one
-    late, share_y, height   as for `draw_each_branch` and `size_of_branches`
+    Several are drawn one below the other.
+
+    beside    a quantity drawn faintly behind them, such as the learning rate set; outliers beyond
+              their central values then do not stretch the axis
+    late      leave out the early trunk, which would flatten all that follows
+    share_y   one vertical axis for the panels of one quantity (of all, where there are few
+              branches)
+    linear    a linear axis for a quantity that is shown on a logarithmic one elsewhere
+    highest   the axis begins at zero, and what is above this value is cut off
+    height    in inches, for few branches
     """
+    drawn = [quantities[q] if isinstance(q, str) else q for q in shown]
+    options = _Options(beside, late, share_y, linear, highest)
+
+    def curves(source: Source) -> Curves:
+        wanted = [*drawn, quantities[beside]] if beside else drawn
+        return {key: line for q in wanted for key, line in source.each_branch(q).items()}
+
+    def draw(canvas: Canvas, curves: Curves, look: Look) -> None:
+        _draw_each_branch(canvas, curves, look, drawn, options)
+
+    needs = (*([beside] if beside else []), *(name for q in drawn for name in q.needs))
+    return Figure(name, title, caption, needs, curves, draw, _size_of_branches(len(shown), height))
+
+
+def figure_of_run(
+    name: str,
+    title: str,
+    caption: str,
+    *lines: Line,
+    axis: str,
+    points: bool = False,
+    needs: tuple[str, ...] = (),
+) -> Figure[Curve]:
+    """The figure of several catalogued quantities along the unsplit run, on the first one's scale.
+
+    axis     its title
+    points   the measured steps are marked
+    needs    columns without which there is no figure; by default those of all lines
+    """
+    first = quantities[lines[0].quantity]
 
     def curves(source: Source) -> Curves:
         return {
-            key: line
-            for quantity in quantities
-            for key, line in source.each_branch(
-                quantity.name, column(quantity.name, window), logarithmic=geometric
-            ).items()
+            f"{line.quantity}|{branch}": source.curve(
+                branch, series_of(quantities[line.quantity]), logarithmic=first.logarithmic
+            )
+            for line in lines
+            if {*quantities[line.quantity].needs} <= {*source.data.columns}
+            for branch in source.plain_and_trunk()
         }
 
     def draw(canvas: Canvas, curves: Curves, look: Look) -> None:
-        draw_each_branch(canvas, curves, look, *quantities, late=late, share_y=share_y)
+        axes = canvas.subplots()
+        if first.logarithmic:
+            axes.set_yscale("log")
+        ends: list[EndLabel] = []
+        for line in lines:
+            text, colour = quantities[line.quantity].short, line.colour
+            style = BranchStyle(text, colour, colour, line.dash, line.width)
+            of_run = [
+                curve
+                for key, curve in curves.items()
+                if curve is not None and key.partition("|")[0] == line.quantity
+            ]
+            for curve in of_run:
+                drawing.draw_curve(axes, curve, style)
+                if points:
+                    axes.plot(curve.steps, curve.center, ".", color=colour, markersize=3.6)
+            if of_run:
+                last = max(of_run, key=lambda curve: curve.steps[-1])
+                ends.append((text, float(last.center[-1]), colour))
+        if first.limits is not None:
+            axes.set_ylim(*first.limits)
+        axes.set_ylabel(drawing.in_mathtext(axis))
+        drawing.mark_branch_point(axes, look.axis)
+        drawing.finish_steps(axes, look.axis)
+        if first.logarithmic:
+            drawing.plain_log_ticks(axes)
+        drawing.label_ends(axes, ends)
 
-    needs = tuple(quantity.name for quantity in quantities)
-    size = size_of_branches(len(quantities), height)
-    return Figure(name, title, caption, needs, curves, draw, size)
+    every = tuple(name for line in lines for name in quantities[line.quantity].needs)
+    return Figure(name, title, caption, needs or every, curves, draw)
 
 
-def size_of_branches(quantities: int = 1, height: float = 2.3) -> Callable[[Curves, Look], Size]:
+def _draw_each_branch(
+    canvas: Canvas, curves: Curves, look: Look, drawn: Sequence[Quantity], options: _Options
+) -> None:
+    """Draw quantities one below the other, or in many panels where there are many branches."""
+    shown = _from_late_trunk(curves, look) if options.late else curves
+    groups = _groups(curves, look)
+    if groups is None:
+        panels = canvas.subplots(len(drawn), 1, sharex=True, sharey=options.share_y, squeeze=False)
+        cells = [
+            _Cell(axes, quantity, look.styles)
+            for axes, quantity in zip(panels[:, 0], drawn, strict=True)
+        ]
+        size, gap = 8.0, 9.5
+    else:
+        cells = _cells_of_groups(canvas, groups, look, drawn, share_y=options.share_y)
+        size, gap = 7.0, 7.6
+    labels = [(cell.axes, _draw_cell(cell, shown, look, options)) for cell in cells]
+    _finish(canvas, cells, look, several=groups is not None)
+    drawing.label_all_ends(labels, gap, size)
+
+
+def _size_of_branches(quantities: int, height: float) -> Callable[[Curves, Look], Size]:
     """Width and height of such a figure; `height` is that for few branches."""
 
     def size(curves: Curves, look: Look) -> Size:
@@ -164,12 +217,12 @@ def _cells_of_groups(
     canvas: Canvas,
     groups: Sequence[Group],
     look: Look,
-    quantities: Sequence[Quantity],
+    drawn: Sequence[Quantity],
     *,
     share_y: bool,
 ) -> list[_Cell]:
-    several = len(quantities) > 1
-    columns = len(quantities) if several else _PANELS_A_ROW
+    several = len(drawn) > 1
+    columns = len(drawn) if several else _PANELS_A_ROW
     rows = len(groups) if several else ceil(len(groups) / columns)
     sharing = ("row" if several else "all") if share_y else "none"
     grid = canvas.subplots(rows, columns, sharex=True, sharey=sharing, squeeze=False)
@@ -181,17 +234,17 @@ def _cells_of_groups(
         places = grid[index] if several else [grid.flat[index]]
         cells += [
             _Cell(axes, quantity, members, group_label(group))
-            for axes, quantity in zip(places, quantities, strict=True)
+            for axes, quantity in zip(places, drawn, strict=True)
         ]
     for axes in grid.flat[len(cells) :]:
         axes.remove()
     return cells
 
 
-def _draw_cell(cell: _Cell, curves: Curves, look: Look) -> list[EndLabel]:
+def _draw_cell(cell: _Cell, curves: Curves, look: Look, options: _Options) -> list[EndLabel]:
     """Draw one panel; returns the labels for the ends of the lines."""
     axes, quantity = cell.axes, cell.quantity
-    if quantity.logarithmic:
+    if quantity.logarithmic and not options.linear:
         axes.set_yscale("log")
     labels: list[EndLabel] = []
     ends_early: list[tuple[float, EndLabel]] = []
@@ -202,17 +255,17 @@ def _draw_cell(cell: _Cell, curves: Curves, look: Look) -> list[EndLabel]:
     first, last = min(steps, default=0.0), max(steps, default=0.0)
     for name, line in inside.items():
         kind = name.partition("|")[0]
-        if line is None or kind not in (quantity.name, quantity.beside):
+        if line is None or kind not in (quantity.name, options.beside):
             continue
-        if kind == quantity.beside:
+        if kind == options.beside:
             axes.plot(line.steps, line.center, color=drawing.FAINT, linewidth=0.7, zorder=0)
             continue
         style = cell.styles[line.branch]
         # Several bands in a small panel would hide the lines.
         opacity = 0.1 if cell.title else 0.18
-        drawing.draw_curve(axes, line, style, scale=quantity.scale, opacity=opacity)
+        drawing.draw_curve(axes, line, style, scale=quantity.factor, opacity=opacity)
         if line.branch != "trunk":
-            end = (style.label, float(line.center[-1]) * quantity.scale, style.colour)
+            end = (style.label, float(line.center[-1]) * quantity.factor, style.colour)
             if line.steps[-1] > last - _NEAR_THE_END * (last - first):
                 labels.append(end)
             else:
@@ -223,29 +276,35 @@ def _draw_cell(cell: _Cell, curves: Curves, look: Look) -> list[EndLabel]:
         for step, end in ends_early:
             drawing.label_inside(axes, step, end)
     if quantity.line is not None:
-        drawing.mark_value(axes, *quantity.line)
-    if quantity.limits is not None:
+        drawing.mark_value(axes, quantity.line)
+    if options.highest is not None:
+        most = max((float(line.high.max()) for line in curves.values() if line), default=0.0)
+        axes.set_ylim(0.0, 1.05 * max(quantity.line or 0.0, min(options.highest, most)))
+    elif quantity.limits is not None:
         axes.set_ylim(*quantity.limits)
-    elif quantity.central:
-        axes.set_ylim(*_central_range(inside, quantity.beside))
+    elif options.beside:
+        axes.set_ylim(*_central_range(inside, options.beside))
     drawing.mark_branch_point(axes, look.axis, label=not cell.title and _is_top(axes))
     return labels
 
 
 def _finish(canvas: Canvas, cells: Sequence[_Cell], look: Look, *, several: bool) -> None:
     """Titles, ticks and what stands once for several panels."""
+    stacked = len({cell.quantity.name for cell in cells}) > 1
     for cell in cells:
         axes = cell.axes
-        first = not several or _is_left(axes) or len({c.quantity.name for c in cells}) > 1
+        first = not several or _is_left(axes) or stacked
         if cell.title:
             axes.set_title(cell.title, fontsize=8, loc="left", pad=2)
         if first:
-            axes.set_ylabel(cell.quantity.label, fontsize=8 if several else 9)
+            # Of several quantities each has little height.
+            label = cell.quantity.axis.replace(", ", ",\n") if stacked else cell.quantity.axis
+            axes.set_ylabel(drawing.in_mathtext(label), fontsize=8 if several else 9)
         # A panel above an empty place is the last of its column.
         last = not any(_is_below(other.axes, axes) for other in cells)
         axes.tick_params(labelbottom=last)
         drawing.finish_steps(axes, look.axis, label=last and not several)
-        if cell.quantity.logarithmic:
+        if axes.get_yscale() == "log":
             drawing.plain_log_ticks(axes)
     if several:
         canvas.supxlabel(look.axis.label, fontsize=9)

@@ -1,4 +1,4 @@
-"""How does a branch look: one colour, one line style and one name in every figure and report.
+"""The look of a branch: one colour, one line style and one name in every figure and report.
 
 Colours are those of Okabe and Ito (2008), told apart with the common colour-vision deficiencies;
 the line styles differ too, so that a grey print still tells the branches apart.

@@ -1,7 +1,7 @@
-"""What line and band does a measured quantity make over the seeds of a study?
+"""Curves of a measured quantity along the steps: mean over seeds, lowest and highest seed.
 
-The metric table becomes `Curve`s: a mean over seeds with the lowest and the highest seed, along a
-common axis of steps. The figures for papers and the interactive report draw the same curves.
+They are made from the metric table, on an axis of steps that all seeds have in common. The figures
+for papers and the interactive report draw the same curves.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 
 from thalweg.analysis.claims.statistics import rows_where
 from thalweg.analysis.figures.branch_style import in_order
+from thalweg.analysis.quantities import Quantity
 from thalweg.errors import invalid
 
 if TYPE_CHECKING:
@@ -122,6 +123,26 @@ def step_axis(data: pd.DataFrame) -> StepAxis:
 def branches_of(data: pd.DataFrame, roles: Mapping[str, str]) -> list[str]:
     """Names of the branches in the table, trunk included, in the order they are shown."""
     return in_order(map(str, data["branch"].unique()), roles)
+
+
+def seed_tables(data: pd.DataFrame, branch: str) -> dict[int, pd.DataFrame]:
+    """The rows of a branch, seed by seed, in order of steps."""
+    rows = rows_where(data, "branch", branch)
+    return {
+        int(seed): table.sort_values("step")  # type: ignore[arg-type]
+        for seed, table in rows.groupby("seed")
+    }
+
+
+def series_of(quantity: Quantity, window: float | None = None) -> Series:
+    """How a quantity of numbers is computed from the rows of a run.
+
+    window   in place of the quantity's own
+    """
+    part = quantity.window if window is None else window
+    if quantity.columns:
+        return effective_rate(*quantity.columns, part)
+    return column(quantity.name, part)
 
 
 def column(name: str, window: float = 0.0) -> Series:

@@ -1,4 +1,4 @@
-"""How are curves drawn for a paper: type, axes, bands, labels at the ends of lines.
+"""Drawing for a paper: type, axes, curves with bands, labels at the ends of lines.
 
 Everything works on a matplotlib `Figure` of its own; pyplot and its global state are not used.
 """
@@ -61,6 +61,16 @@ class Look:
     axis: StepAxis
     styles: Mapping[str, BranchStyle]
     roles: Mapping[str, str] = field(default_factory=dict)
+
+
+_MATHTEXT = {"χₖ": r"$\chi_k$", "λ₁": r"$\lambda_1$", "λᵢ": r"$\lambda_i$", "Sₖ": "$S_k$"}
+
+
+def in_mathtext(text: str) -> str:
+    """The text with its symbols as mathtext: the font has no subscript letters."""
+    for symbol, mathtext in _MATHTEXT.items():
+        text = text.replace(symbol, mathtext)
+    return text
 
 
 def paper_style() -> AbstractContextManager[None]:

@@ -1,4 +1,4 @@
-"""Which branches belong together: an optimizer, its Dom- and Bulk- branches, their variants.
+"""Families of branches: an optimizer, its Dom- and Bulk- branches, and their variants.
 
 Read from the names: `dom-adam-frozen` is the dominant branch of `adam`, with a frozen basis. A name
 whose stem is no branch of the study (`dom-random`) belongs to the plain branch.

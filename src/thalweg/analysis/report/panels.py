@@ -1,222 +1,262 @@
-"""Which interactive curves does the report show, and which columns do they need?
+"""Panels of interactive curves: which the report shows, and what the page's script draws of them.
 
-A panel whose columns a study did not measure is left out.
+A `Panel` offers quantities of the catalogue along all branches; the reader chooses one. Quantities
+that a study did not measure are left out, and panels without any.
 """
 
 from __future__ import annotations
 
-from thalweg.analysis.figures.curves import effective_rate
-from thalweg.analysis.report.panel import (
-    Lines,
-    Panel,
-    Quantity,
-    eigenvalue_lines,
-    of_branches,
-    per_branch,
-)
-from thalweg.registry import panels
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-#: Window of running means and of ratios of sums, as a part of a run.
-WINDOW = 0.05
+from thalweg import registry
+from thalweg.analysis.figures.branch_style import branch_styles
+from thalweg.analysis.figures.curves import Curve, branches_of, entry, list_length, step_axis
+from thalweg.analysis.figures.figure import Source
+from thalweg.analysis.quantities import PARTS, Quantity, quantities
 
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from numpy.typing import NDArray
 
-def _one(
-    name: str, label: str, axis_title: str, lines: Lines | None = None, factor: float = 1.0
-) -> Quantity:
-    """A quantity of one column; by default a line for each branch."""
-    return Quantity(label, axis_title, (name,), lines or per_branch(name), factor)
-
-
-def _effective(part: str) -> Quantity:
-    above, below = f"lr_numerator_{part}", f"lr_denominator_{part}"
-    series = effective_rate(above, below, WINDOW)
-    return Quantity(
-        f"{part} part",
-        f"effective learning rate, {part}",
-        (above, below),
-        of_branches(series),
-    )
+#: Points drawn of one curve; of longer ones every n-th measured step is drawn.
+MOST_POINTS = 1500
 
 
-panels.add(
-    "loss",
+@dataclass(frozen=True)
+class Panel:
+    """One plot of the report.
+
+    quantities    those that the reader chooses from; a plugin may bring its own
+    logarithmic   its first scale, which the reader can change
+    every_step    each measured step is shown where a running mean is drawn for papers
+    """
+
+    name: str
+    title: str
+    caption: str
+    quantities: tuple[Quantity, ...]
+    logarithmic: bool = False
+    wide: bool = False
+    every_step: bool = False
+
+
+def _of(*names: str) -> tuple[Quantity, ...]:
+    return tuple(quantities[name] for name in names)
+
+
+registry.panels.add_named(
     Panel(
-        name="loss",
-        title="Loss",
-        caption="All branches start from one checkpoint and see the same mini-batches.",
-        quantities=(
-            _one("loss", "training", "training loss", per_branch("loss", logarithmic=True)),
-            _one("test_loss", "test", "test loss", per_branch("test_loss", logarithmic=True)),
-        ),
+        "loss",
+        "Loss",
+        "All branches start from one checkpoint and see the same mini-batches.",
+        _of("loss", "test_loss"),
         logarithmic=True,
         wide=True,
-    ),
+    )
 )
-panels.add(
-    "alignment",
+registry.panels.add_named(
     Panel(
-        name="alignment",
-        title="Alignment with the dominant subspace",
-        caption="χₖ(v) = ‖Pₖv‖ / ‖v‖. The proposed update is the optimizer's, before the split; "
-        "its own metric is that of its preconditioner.",
-        quantities=tuple(
-            _one(
-                f"alignment_{vector}",
-                label,
-                f"χₖ of the {title}",
-            )
-            for vector, label, title in (
-                ("gradient", "full gradient", "full gradient"),
-                ("minibatch", "mini-batch", "mini-batch gradient"),
-                ("proposed", "proposed update", "proposed update"),
-                ("update", "update made", "update made"),
-                ("gradient_own_metric", "gradient, own metric", "gradient, optimizer's metric"),
-                ("proposed_own_metric", "proposed, own metric", "update, optimizer's metric"),
-            )
-        ),
-    ),
+        "alignment",
+        "Alignment with the dominant subspace",
+        "χₖ(v) = ‖Pₖv‖ / ‖v‖. The proposed update is the optimizer's, before the split; its own "
+        "metric is that of its preconditioner.",
+        tuple(q for name, q in quantities.items() if name.startswith("alignment_")),
+        every_step=True,
+    )
 )
-panels.add(
-    "eigenvalues",
+registry.panels.add_named(
     Panel(
-        name="eigenvalues",
-        title="Eigenvalues of the Hessian",
-        caption="Along the unsplit run; solid: the top k, dashed: the next k. Solved: converged "
-        "from scratch; tracked: followed from step to step.",
-        quantities=(
-            _one(
-                "solved_eigenvalues",
-                "solved, 2k",
-                "eigenvalue λᵢ",
-                eigenvalue_lines("solved_eigenvalues", 2),
-            ),
-            _one("eigenvalues", "tracked, k", "eigenvalue λᵢ", eigenvalue_lines("eigenvalues", 1)),
-        ),
+        "eigenvalues",
+        "Eigenvalues of the Hessian",
+        "Along the unsplit run; solid: the top k, dashed: the next k. Solved: converged from "
+        "scratch; tracked: followed from step to step.",
+        _of("solved_eigenvalues", "eigenvalues"),
         logarithmic=True,
-    ),
+    )
 )
-panels.add(
-    "sharpness",
+registry.panels.add_named(
     Panel(
-        name="sharpness",
-        title="Sharpness",
-        caption="lr · λ₁ is the learning rate times the sharpness: plain gradient descent is "
-        "unstable where it exceeds 2. The sharpness (preconditioned, where the optimizer has a "
+        "sharpness",
+        "Sharpness",
+        "lr · λ₁ is the learning rate times the sharpness: plain gradient descent is unstable "
+        "where it exceeds 2. The sharpness (preconditioned, where the optimizer has a "
         "preconditioner) over the optimizer's own threshold: unstable above 1. Batch sharpness: "
         "the curvature that mini-batches feel along their own gradients.",
-        quantities=(
-            _one("lr_sharpness", "lr · λ₁", "lr · λ₁"),
-            _one("sharpness", "λ₁", "sharpness λ₁"),
-            _one("stability_ratio", "over threshold", "sharpness / threshold"),
-            _one("preconditioned_sharpness", "preconditioned", "preconditioned sharpness"),
-            _one("batch_sharpness", "batch", "batch sharpness"),
+        _of(
+            "lr_sharpness",
+            "sharpness",
+            "stability_ratio",
+            "preconditioned_sharpness",
+            "batch_sharpness",
         ),
-    ),
+    )
 )
-panels.add(
-    "test-accuracy",
+registry.panels.add_named(
     Panel(
-        name="test-accuracy",
-        title="Test accuracy",
-        caption="On held-out samples.",
-        quantities=(
-            _one(
-                "test_accuracy", "accuracy", "test accuracy (%)", per_branch("test_accuracy"), 100.0
-            ),
-        ),
-    ),
+        "test-accuracy",
+        "Test accuracy",
+        "On held-out samples.",
+        _of("test_accuracy"),
+    )
 )
-panels.add(
-    "effective-learning-rates",
+registry.panels.add_named(
     Panel(
-        name="effective-learning-rates",
-        title="Effective learning rates",
-        caption="Of the proposed update: ratio of sums over "
-        f"{WINDOW:.0%} of a run. For plain SGD both are near the learning rate.",
-        quantities=(_effective("dominant"), _effective("bulk")),
-    ),
+        "effective-learning-rates",
+        "Effective learning rates",
+        "Of the proposed update: ratio of sums over "
+        f"{quantities['effective_lr_bulk'].window:.0%} of a run. For plain SGD both are near the "
+        "learning rate.",
+        _of(*(f"effective_lr_{part}" for part in PARTS)),
+    )
 )
-panels.add(
-    "critical-learning-rates",
+registry.panels.add_named(
     Panel(
-        name="critical-learning-rates",
-        title="Critical learning rates",
-        caption="Learning rate at which one step along a part alone leaves the expected loss as "
-        "it is, in the quadratic approximation.",
-        quantities=tuple(
-            _one(
-                name,
-                label,
-                f"{label} learning rate",
-                per_branch(name, logarithmic=True),
-            )
-            for name, label in (
-                ("critical_lr_dominant", "critical, dominant"),
-                ("critical_lr_bulk", "critical, bulk"),
-            )
-        ),
+        "critical-learning-rates",
+        "Critical learning rates",
+        "Learning rate at which one step along a part alone leaves the expected loss as it is, in "
+        "the quadratic approximation.",
+        _of(*(f"critical_lr_{part}" for part in PARTS)),
         logarithmic=True,
-    ),
+    )
 )
-panels.add(
-    "noise",
+registry.panels.add_named(
     Panel(
-        name="noise",
-        title="Gradient noise",
-        caption="Of the mini-batch gradient's variance: the share in the dominant subspace, and "
-        "the root of the whole.",
-        quantities=(
-            _one("noise_share_dominant", "share", "share of the noise in Sₖ"),
-            _one("noise_norm", "norm", "norm of the noise"),
-        ),
-    ),
+        "noise",
+        "Gradient noise",
+        "Of the mini-batch gradient's variance: the fraction in the dominant subspace, and the "
+        "root of the whole.",
+        _of("noise_share_dominant", "noise_norm"),
+    )
 )
-panels.add(
-    "displacement",
+registry.panels.add_named(
     Panel(
-        name="displacement",
-        title="Distance from the branch point",
-        caption="Of the parameters from those at the branch point, split on the dominant subspace "
-        "there.",
-        quantities=tuple(
-            _one(
-                f"displacement_{part}",
-                f"{part} part",
-                f"distance, {part} part",
-                per_branch(f"displacement_{part}"),
-            )
-            for part in ("bulk", "dominant")
-        ),
-    ),
+        "displacement",
+        "Distance from the branch point",
+        "Of the parameters from those at the branch point, split on the dominant subspace there.",
+        _of("displacement_bulk", "displacement_dominant"),
+    )
 )
-panels.add(
-    "subspace",
+registry.panels.add_named(
     Panel(
-        name="subspace",
-        title="The tracked subspace",
-        caption="Overlap: mean squared cosine with the subspace at the branch point. Error: the "
-        "tracker's own estimate. Cost: products of a step, counted in full gradients, running "
-        "mean.",
-        quantities=(
-            _one(
-                "overlap_branch_point",
-                "overlap",
-                "overlap with the branch point",
-                per_branch("overlap_branch_point"),
-            ),
-            _one(
-                "subspace_error",
-                "error",
-                "estimated error (%)",
-                per_branch("subspace_error"),
-                100.0,
-            ),
-            _one(
-                "subspace_gradients",
-                "cost",
-                "cost of a step (gradients)",
-                per_branch("subspace_gradients", WINDOW),
-            ),
-        ),
-    ),
+        "subspace",
+        "The tracked subspace",
+        "Overlap: mean squared cosine with the subspace at the branch point. Error: the tracker's "
+        "own estimate. Cost: products of a step, counted in full gradients, running mean.",
+        _of("overlap_branch_point", "subspace_error", "subspace_gradients"),
+    )
 )
+
+
+def page_data(data: pd.DataFrame, roles: Mapping[str, str]) -> dict[str, Any]:
+    """Everything the page's script draws, as plain lists and strings; null stands for NaN.
+
+    Quantities whose columns are missing or were never measured are left out, and panels without
+    any quantity.
+    """
+    axis = step_axis(data)
+    source = Source(data, axis, roles)
+    branches = branches_of(data, roles)
+    styles = {
+        name: {
+            "label": style.label,
+            "light": style.colour,
+            "dark": style.colour_on_dark,
+            "dash": ",".join(f"{length}px" for length in style.dash) or "solid",
+        }
+        for name, style in branch_styles(branches, roles).items()
+    }
+    groups = {
+        "top k": {"label": "top k", "light": "#0072b2", "dark": "#56b4e9", "dash": "solid"},
+        "next k": {"label": "next k", "light": "#d55e00", "dark": "#ff9150", "dash": "3px,1.5px"},
+    }
+    panels = [_panel(panel, source) for panel in registry.panels.values()]
+    return {
+        "axisTitle": axis.label,
+        "branchPoint": axis.branch_point,
+        "branches": branches,
+        "styles": styles | groups,
+        "panels": [panel for panel in panels if panel["quantities"]],
+    }
+
+
+def _panel(panel: Panel, source: Source) -> dict[str, Any]:
+    shown = []
+    for quantity in panel.quantities:
+        if any(name not in source.data.columns for name in quantity.needs):
+            continue
+        lines = [
+            _line(name, style, line, quantity.factor)
+            for name, style, line in _lines(panel, quantity, source)
+            if line is not None
+        ]
+        if lines:
+            label = quantity.short or quantity.label
+            shown.append({"label": label, "axisTitle": quantity.axis, "lines": lines})
+    return {
+        "name": panel.name,
+        "title": panel.title,
+        "caption": panel.caption,
+        "log": panel.logarithmic,
+        "wide": panel.wide,
+        "quantities": shown,
+    }
+
+
+def _lines(
+    panel: Panel, quantity: Quantity, source: Source
+) -> Iterable[tuple[str, str, Curve | None]]:
+    """Name, key of the style, and curve: of each branch, or of each rank of a list."""
+    branches = branches_of(source.data, source.roles)
+    if quantity.groups:
+        count = list_length(source.data, quantity.name)
+        wanted = ("trunk", source.roles.get("plain", ""))
+        for rank in range(count):
+            for branch in (name for name in branches if name in wanted):
+                yield (
+                    f"λ<sub>{rank + 1}</sub>",
+                    "top k" if rank < count / quantity.groups else "next k",
+                    source.curve(branch, entry(quantity.name, rank), logarithmic=True),
+                )
+        return
+    styles = branch_styles(branches, source.roles)
+    for name, curve in source.each_branch(quantity, 0.0 if panel.every_step else None).items():
+        branch = name.partition("|")[2]
+        yield styles[branch].label, branch, curve
+
+
+def _line(name: str, style: str, line: Curve, factor: float) -> dict[str, Any]:
+    stride = math.ceil(len(line.steps) / MOST_POINTS)
+    # Counted from the end, so that the last point always stays.
+    kept = slice((len(line.steps) - 1) % stride, None, stride)
+    return {
+        "name": name,
+        "style": style,
+        "x": _rounded(line.steps[kept], digits=9),
+        "mean": _rounded(line.center[kept] * factor),
+        "low": _rounded(line.low[kept] * factor),
+        "high": _rounded(line.high[kept] * factor),
+        "seeds": {
+            str(seed): _rounded(values[kept] * factor) for seed, values in line.of_seed.items()
+        },
+    }
+
+
+def _rounded(values: NDArray[np.float64], digits: int = 5) -> Sequence[float | None]:
+    """Values with five significant digits, as short as JSON can have them; None for NaN."""
+    return [
+        None if not math.isfinite(value) else float(f"{value:.{digits}g}")
+        for value in values.tolist()
+    ]
+
+
+def embedded_json(value: object) -> str:
+    """JSON that cannot end the script element around it, nor open a comment or an entity."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text

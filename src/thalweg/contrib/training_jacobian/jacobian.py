@@ -37,7 +37,7 @@ from torch import Tensor
 
 from thalweg.contrib.training_jacobian.training_run import TrainingRun
 from thalweg.errors import Diverged, invalid
-from thalweg.loss.guards.finiteness import all_finite
+from thalweg.linalg import all_finite
 from thalweg.loss.lockstep_objective import LockstepObjective
 from thalweg.loss.objective import Objective
 from thalweg.spectrum.subspace import random_subspace
@@ -102,7 +102,7 @@ def training_jacobian(
     # One run in lockstep is the fastest way to multiply many vectors by one batch's Hessian.
     one = LockstepObjective(run.objective)
     # A copy: what is measured with so many vectors does not hold for the objective's own blocks.
-    one.products = copy.copy(run.objective.products)
+    one.multiplier = copy.copy(run.objective.multiplier)
     pushed = [_push(run, one, chunk) for chunk in block.split(chunk_size, dim=1)]
     columns, end = [tangents for _, tangents in pushed], pushed[-1][0]
     kept = None if directions is None else block

@@ -1,12 +1,12 @@
-"""How far is training linear in the initial parameters?
+"""Up to which size of a perturbation is training linear in the initial parameters?
 
-theta_0 is moved by s v, the same run made again, and the response compared with what the training
-Jacobian says of it:
+theta_0 is moved by s v, the same run is made again, and its response is compared with what the
+training Jacobian predicts:
 
     delta(s) = theta_T(theta_0 + s v) - theta_T(theta_0)   against   s J v
 
 `along` is the part of delta(s) along J v, `beside` the norm of the rest, `predicted` norm(s J v).
-Along a singular vector v_i these are <u_i, delta>, what does not go along u_i, and sigma_i s.
+Along a singular vector v_i these are <u_i, delta>, the norm of the rest, and sigma_i s.
 
 On a quadratic loss training is affine and the prediction exact at every size. Rounding of the end
 points leaves an error of about eps norm(theta_T) / (s norm(J v)) at small s.

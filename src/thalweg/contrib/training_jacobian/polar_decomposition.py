@@ -1,4 +1,4 @@
-"""The singular value decomposition by way of the polar decomposition, for a GPU.
+"""Singular value decomposition by the polar decomposition, which is fast on a GPU.
 
 A = Q H, Q orthogonal and H symmetric positive semidefinite. With H = V diag(sigma) V^T the singular
 vectors are V and Q V. Everything is products, QR and Cholesky factors, and one symmetric eigenvalue

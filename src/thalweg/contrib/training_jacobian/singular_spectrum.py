@@ -1,4 +1,4 @@
-"""Singular values of a training Jacobian: what training amplifies, carries through, forgets.
+"""Singular values of a training Jacobian: what training amplifies, what it keeps, what it forgets.
 
 J = U diag(sigma) V^T. A change of theta_0 along v_i becomes sigma_i times one of theta_T along
 u_i: *chaotic* for sigma > 1 + eps, *stable* for sigma < 1 - eps, and the *bulk* between. How near 1
@@ -99,7 +99,7 @@ class SingularSpectrum:
 
     @property
     def cosines(self) -> Tensor:
-        """<u_i, v_i>, (P,): 1 where training carries a direction through as it is."""
+        """<u_i, v_i>, (P,): 1 where training leaves a direction as it is."""
         return (self.left * self.right).sum(0)
 
     def _span(self, indices: Tensor, side: Side) -> Subspace:
@@ -125,8 +125,8 @@ def singular_spectrum(jacobian: TrainingJacobian | Tensor) -> SingularSpectrum:
     partial = isinstance(jacobian, TrainingJacobian) and jacobian.directions is not None
     if partial or matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:
         given = f"{tuple(matrix.shape)}{' of given directions' if partial else ''}"
-        mend = "call training_jacobian with directions=None"
-        raise invalid("jacobian", given, "the whole of J, (P, P)", mend)
+        hint = "call training_jacobian with directions=None"
+        raise invalid("jacobian", given, "the whole of J, (P, P)", hint)
     if not bool(torch.isfinite(matrix).all()):
         raise Diverged("the training Jacobian holds NaN or infinite values")
     decompose = svd_by_polar if matrix.is_cuda else torch.linalg.svd

@@ -1,4 +1,4 @@
-"""Where does a run of SGD end, from other initial parameters or confined to a subspace?
+"""A run of SGD as a function of its initial parameters, freely or within a subspace.
 
 Heavy ball as in `torch.optim.SGD`, on given mini-batches, of parameters as one flat vector:
 

@@ -120,7 +120,7 @@ def top_eigenvalues(objective: Objective, count: int) -> Tensor:
 
 
 def make_source(spec: Spec, setup: Setup, seed: int) -> SubspaceSource:
-    """What gives the run its subspace at each step: a tracker, or a control.
+    """What gives the run its subspace at each step: a tracker, or a baseline.
 
     A `BatchSubspace` waits for the samples of each step.
     """

@@ -69,7 +69,7 @@ class Recorder:
         ]
         if not due:
             self._steps_since_row += 1
-            if now.used_subspace:
+            if now.subspace_is_known:
                 self._gradients_since_row += now.source.report.subspace_cost
             return None
         if any(probe.needs_gradient for probe in due):

@@ -25,7 +25,7 @@ from thalweg.lab.config.optimizers import RELATIVE_LR
 from thalweg.lab.training.building import Setup, solve, stream_seed
 from thalweg.lab.training.recording import evaluate_test
 from thalweg.lab.training.run_state import RunState
-from thalweg.loss.guards.finiteness import all_finite
+from thalweg.linalg import all_finite
 from thalweg.measure.step_state import StepState
 from thalweg.optim.split import SplitUpdate
 from thalweg.tracking.batch_subspace import BatchSubspace
@@ -237,8 +237,8 @@ def injected_noise(now: StepState, noise: NoiseSpec, seed: int, theta: Tensor) -
     objective = now.objective
     samples = minibatch(seed, now.step, noise.batch_size, objective.num_samples)
     at_start = torch.equal(theta, now.theta)
-    full = now.gradient if at_start else objective.gradient(theta)
-    difference = objective.gradient(theta, samples) - full
+    full = now.gradient if at_start else objective.value_and_gradient(theta)[1]
+    difference = objective.value_and_gradient(theta, samples)[1] - full
     if noise.part == "all":
         return noise.scale * difference
     dominant, bulk = now.parts(difference)

@@ -1,0 +1,176 @@
+"""A plain function of theta as a loss: for analytic losses, and models that are no module.
+
+Example:
+    >>> import torch
+    >>> theta = torch.tensor([1.0, 2.0])
+    >>> loss = FunctionLoss(lambda t: (t**4).sum(), theta)
+    >>> value, gradient = loss.value_and_gradient()
+    >>> value.item(), gradient.tolist()
+    (17.0, [4.0, 32.0])
+    >>> loss.linearize().multiply(torch.eye(2)).tolist()
+    [[12.0, 0.0], [0.0, 48.0]]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from thalweg.errors import invalid
+from thalweg.linalg import require_finite
+from thalweg.loss.chunk_multiplier import pull_back
+from thalweg.loss.evaluation import refuse_constant
+from thalweg.loss.guards.precision import full_precision
+from thalweg.loss.samples import refuse_unfit_indices
+
+
+class FunctionLoss:
+    """A twice differentiable function of theta, as a `Loss`.
+
+    Args:
+        function: `function(theta) -> scalar`; with several samples `function(theta, samples)`, the
+            mean over the samples of these indices, int64 (n,), or over all where they are None.
+        theta: the parameters (P,), of a floating-point dtype. They are held, not copied: an
+            optimizer of this very tensor moves the loss.
+        num_samples: N.
+
+    Raises:
+        InvalidInput: a theta of another shape or dtype, no sample; when it is evaluated, indices
+            that name no samples, or a result that is no scalar or does not depend on theta.
+        Diverged: when it is evaluated: the value or the gradient is NaN or infinite.
+
+    Units are those of the function; dtype and device those of theta. Example: see the module.
+    """
+
+    def __init__(
+        self, function: Callable[..., Tensor], theta: Tensor, num_samples: int = 1
+    ) -> None:
+        if theta.dim() != 1 or not len(theta) or not theta.is_floating_point():
+            given = f"{theta.dtype} {tuple(theta.shape)}"
+            raise invalid("theta", given, "floating-point numbers (P,), P >= 1", "flatten it")
+        if num_samples < 1:
+            raise invalid("num_samples", num_samples, "an integer >= 1")
+        self._function = function
+        self._theta = theta
+        self._num_samples = num_samples
+
+    @property
+    def num_parameters(self) -> int:
+        """P, the length of theta."""
+        return len(self._theta)
+
+    @property
+    def num_samples(self) -> int:
+        """N, the number of samples."""
+        return self._num_samples
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of theta."""
+        return self._theta.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of theta."""
+        return self._theta.device
+
+    def parameters(self) -> list[Tensor]:
+        """The tensor theta itself."""
+        return [self._theta]
+
+    def theta(self) -> Tensor:
+        """A copy of theta as it is now, (P,)."""
+        return self._theta.detach().clone()
+
+    @torch.no_grad()
+    def write(self, theta: Tensor) -> None:
+        """Set theta to the values (P,)."""
+        self._theta.copy_(theta)
+
+    def value(self, theta: Tensor | None = None, samples: Tensor | None = None) -> Tensor:
+        """The loss at theta, a scalar tensor."""
+        return require_finite(self._value(self._leaf(theta), samples).detach(), "the loss")
+
+    def value_and_gradient(
+        self, theta: Tensor | None = None, samples: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The loss at theta, a scalar tensor, and its gradient (P,)."""
+        leaf = self._leaf(theta)
+        value = self._value(leaf, samples)
+        (gradient,) = torch.autograd.grad(value, leaf)
+        return require_finite(value.detach(), "the loss"), require_finite(gradient, "the gradient")
+
+    def linearize(
+        self,
+        theta: Tensor | None = None,
+        samples: Tensor | None = None,
+        *,
+        keep_graph: bool = False,
+    ) -> DoubleBackward:
+        """The gradient and products with the Hessian at theta; the graph is kept in any case."""
+        leaf = self._leaf(theta)
+        value = self._value(leaf, samples)
+        require_finite(value.detach(), "the loss")
+        return DoubleBackward(value, leaf)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: a function is computed in one way."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def _leaf(self, theta: Tensor | None) -> Tensor:
+        if theta is not None and theta.shape != self._theta.shape:
+            raise invalid("theta", tuple(theta.shape), f"({self.num_parameters},)")
+        return (self._theta if theta is None else theta).detach().clone().requires_grad_()
+
+    def _value(self, leaf: Tensor, samples: Tensor | None) -> Tensor:
+        if samples is not None:
+            refuse_unfit_indices(samples, self.num_samples)
+        # Fused attention kernels have no second derivative.
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), full_precision():
+            one = self._num_samples == 1
+            value = self._function(leaf) if one else self._function(leaf, samples)
+            if not isinstance(value, Tensor) or value.numel() != 1:
+                given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise invalid("loss", given, "a scalar tensor", "average over the samples")
+            refuse_constant(value)
+            return value.reshape(())
+
+    def __repr__(self) -> str:
+        return f"FunctionLoss(P={self.num_parameters}, N={self.num_samples})"
+
+
+class DoubleBackward:
+    """The gradient of a scalar, and products with its Hessian by one more backward pass each.
+
+    Args:
+        value: a scalar tensor with its graph.
+        theta: the leaf (P,) of that graph.
+
+    Raises:
+        InvalidInput: the value cannot be differentiated by theta.
+
+    Source: Pearlmutter 1994, "Fast exact multiplication by the Hessian".
+    """
+
+    def __init__(self, value: Tensor, theta: Tensor) -> None:
+        self._theta = theta
+        with full_precision():
+            (self._gradient,) = torch.autograd.grad(value, theta, create_graph=True)
+
+    def gradient(self) -> Tensor:
+        """The gradient (P,)."""
+        return self._gradient.detach()
+
+    def multiply(self, rows: Tensor) -> Tensor:
+        """H times each row of (k, P), as rows."""
+        parts = [
+            pull_back([self._gradient], [self._theta], [row], vectorized=False)[0] for row in rows
+        ]
+        return torch.stack(parts)

@@ -1,0 +1,112 @@
+"""A curvature of a loss at one point, as a sum over chunks of samples.
+
+Each chunk has a graph through which vectors are multiplied; only the sum of all chunks is held, or,
+where many products follow one another, the graphs too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from thalweg.loss.chunk_multiplier import ChunkGraph, ChunkMultiplier, pull_back
+from thalweg.loss.guards.memory import InChunks, within_memory
+from thalweg.loss.layout import ParameterLayout
+from thalweg.loss.reduce import Reduction
+
+
+class Chunked(InChunks, Protocol):
+    """What a sum over chunks needs of an `Objective`."""
+
+    layout: ParameterLayout
+    multiplier: ChunkMultiplier
+    reduction: Reduction
+
+
+class ChunkedLinearization:
+    """The gradient at theta, and products with a curvature there, chunk by chunk.
+
+    Args:
+        objective: how chunks are multiplied, and their sums closed.
+        theta: the point (P,).
+        graphs: yields the graph of each chunk at theta, anew at each call.
+        keep_graph: hold all graphs between products, at the price of their memory.
+
+    With the graphs of gradients it is the `Linearization` of the loss; with others the curvature is
+    another one, such as Gauss-Newton.
+    """
+
+    def __init__(
+        self,
+        objective: Chunked,
+        theta: Tensor,
+        graphs: Callable[[], Iterator[ChunkGraph]],
+        *,
+        keep_graph: bool,
+    ) -> None:
+        self._objective = objective
+        self._theta = theta
+        self._graphs = graphs
+        self._keep_graph = keep_graph
+        self._kept: list[ChunkGraph] | None = None
+        # Over this process's samples; and over all, once it was asked for.
+        self._own_gradient: Tensor | None = None
+        self._gradient: Tensor | None = None
+
+    def gradient(self) -> Tensor:
+        """The gradient (P,): found on the way by the first product, before it by a pass alone."""
+        if self._gradient is None:
+            if self._own_gradient is None:
+                within_memory(self._objective, lambda: self._pass(None))
+            assert self._own_gradient is not None
+            self._gradient = self._objective.reduction.sum(self._own_gradient)
+        return self._gradient
+
+    def multiply(self, rows: Tensor) -> Tensor:
+        """The curvature times each row of (k, P), as rows."""
+        result = within_memory(self._objective, lambda: self._pass(rows))
+        return self._objective.reduction.sum(torch.zeros_like(rows) if result is None else result)
+
+    def _pass(self, rows: Tensor | None) -> Tensor | None:
+        """The products over this process's samples, if any; leaves the gradient known."""
+        objective = self._objective
+        shaped = None if rows is None else objective.layout.unflatten(rows)
+        result: Tensor | None = None
+        gradient = None if self._own_gradient is not None else torch.zeros_like(self._theta)
+        chunks = self._kept or self._graphs()
+        # Given up until all is done: where memory runs out, what is kept must not stay.
+        self._kept, kept = None, []
+        for chunk in chunks:
+            if shaped is not None:
+                part = objective.multiplier.multiply(chunk, shaped)
+                # In place: on small chunks the passes over (k, P) cost more than the arithmetic.
+                if chunk.fraction != 1:
+                    part.mul_(chunk.fraction)
+                result = part if result is None else result.add_(part)
+            if gradient is not None:
+                parts = [g.detach() for g in chunk.gradient]
+                gradient.add_(objective.layout.flatten(parts), alpha=chunk.fraction)
+            if self._keep_graph:
+                kept.append(chunk)
+        self._kept = kept or None
+        if gradient is not None:
+            self._own_gradient = gradient
+        return result
+
+
+@dataclass(frozen=True)
+class GradientGraph:
+    """The gradient of a chunk as a function of the parameters: its Jacobian is the Hessian."""
+
+    fraction: float
+    samples: int
+    leaves: tuple[Tensor, ...]
+    gradient: tuple[Tensor, ...]
+
+    def multiply(self, vectors: Sequence[Tensor], *, vectorized: bool) -> list[Tensor]:
+        """See `ChunkGraph`."""
+        return pull_back(self.gradient, self.leaves, vectors, vectorized=vectorized)
