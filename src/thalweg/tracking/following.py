@@ -70,8 +70,8 @@ class Following(ABC, Generic[AnyStep, AnyReference]):
         InvalidInput: k < 1 or k > P, a target that is not positive.
     """
 
-    estimate_products: float
-    """Products with the whole subset that an error estimate takes."""
+    estimate_matvecs: float
+    """Products with the whole subset, of one vector, that an error estimate takes."""
     renewal_passes: float
     """Products with the whole subset that a renewal takes for each vector of a basis."""
 
@@ -147,8 +147,8 @@ class Following(ABC, Generic[AnyStep, AnyReference]):
         typical = math.sqrt(sum(error**2 for error in sampling) / len(sampling))
         self.policy.record(typical, max(biases))
         subset, age = self.policy.subset, self.policy.age
-        products = passes * self.k + self.estimate_products
-        costs = [PRODUCT_COST * products * subset / self.num_samples] * len(errors)
+        matvecs = passes * self.k + self.estimate_matvecs
+        costs = [PRODUCT_COST * matvecs * subset / self.num_samples] * len(errors)
         if not self.policy.due(max(errors)):
             self._report(errors, costs, subset=subset, age=age)
             return

@@ -88,7 +88,7 @@ class SubspaceTracker(Following[PowerStep, Reference]):
     """
 
     # Of the subset: two products with half of it; itself and its first half.
-    estimate_products = 1
+    estimate_matvecs = 1
     renewal_passes = 1.5
 
     def __init__(
