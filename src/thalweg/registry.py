@@ -98,8 +98,8 @@ class Registry(MutableMapping[str, T], Generic[T]):
         return self._entries[name]
 
     def names(self) -> tuple[str, ...]:
-        """The registered names, sorted."""
-        return tuple(sorted(self))
+        """The registered names, sorted, without those that nobody is to choose."""
+        return tuple(sorted(name for name in self if getattr(self[name], "listed", True)))
 
     def load_built_in(self) -> None:
         """Import the modules that register the built-in entries, once."""
@@ -134,16 +134,24 @@ class Registry(MutableMapping[str, T], Generic[T]):
 
 _SETTINGS = "thalweg.settings:registered"
 
-datasets: Registry[Any] = Registry("data set", "thalweg.problems", fit=_SETTINGS)
+datasets: Registry[Any] = Registry(
+    "data set", "thalweg.problems", fit="thalweg.problems.plain:data_settings"
+)
 """Training and held-out samples with targets."""
 
-models: Registry[Any] = Registry("model", "thalweg.problems", fit=_SETTINGS)
+models: Registry[Any] = Registry(
+    "model", "thalweg.problems", fit="thalweg.problems.plain:model_settings"
+)
 """A `torch.nn.Module` for inputs and outputs of the data set's shapes."""
 
-losses: Registry[Any] = Registry("loss", "thalweg.problems", fit=_SETTINGS)
+losses: Registry[Any] = Registry(
+    "loss", "thalweg.problems", fit="thalweg.problems.plain:loss_settings"
+)
 """A mean over samples, from outputs and targets."""
 
-optimizers: Registry[Any] = Registry("optimizer", "thalweg.lab.config.optimizers", fit=_SETTINGS)
+optimizers: Registry[Any] = Registry(
+    "optimizer", "thalweg.lab.config.optimizers", fit="thalweg.lab.config.optimizers:fit"
+)
 """What makes a step."""
 
 schedules: Registry[Any] = Registry("schedule", "thalweg.lab.config.learning_rates", fit=_SETTINGS)

@@ -7,11 +7,14 @@ the same way, in a module loaded with `--plugin`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+import types
+import typing
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, LiteralString
+from typing import Annotated, Any, ClassVar, LiteralString, TypeVar
 
-from thalweg.errors import InvalidInput, require_extra
+from thalweg.errors import InvalidInput, invalid, require_extra
 from thalweg.registry import Registry
 
 require_extra("lab", "pydantic")
@@ -21,7 +24,10 @@ from pydantic import (  # noqa: E402
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
+    PydanticSchemaGenerationError,
+    TypeAdapter,
     ValidationError,
+    create_model,
     model_validator,
 )
 from pydantic_core import (  # noqa: E402
@@ -106,10 +112,15 @@ class Settings(SpecModel):
     registered_name: ClassVar[str] = ""
     builder: ClassVar[str] = "build"
     """The method that every registered class of this kind must define."""
+    listed: ClassVar[bool] = True
+    """Whether the name is told to whoever may choose one."""
 
     def build(self, *args: Any, **kwargs: Any) -> Any:
         """Build the thing; every registered class defines its own."""
         raise NotImplementedError(f"{type(self).__name__} has no method build")
+
+
+S = TypeVar("S", bound=Settings)
 
 
 def registered(kind: str, name: str, cls: object) -> type[Settings]:
@@ -127,6 +138,88 @@ def registered(kind: str, name: str, cls: object) -> type[Settings]:
         raise InvalidInput(f"{where}: class {cls.__name__} has no method {cls.builder}")
     cls.registered_name = name
     return cls
+
+
+def with_signature_of(
+    made_by: Callable[..., Any], base: type[S], given: Collection[str], what: str
+) -> type[S]:
+    """A class of settings, one for each parameter of a function or class.
+
+    A parameter whose type no spec can write, such as a generator, keeps its default.
+
+    Args:
+        made_by: what builds the thing.
+        base: the class to derive from.
+        given: names of parameters that are no settings: what is given to each thing that is built.
+        what: how messages call it.
+
+    Raises:
+        InvalidInput: a parameter without a default has a type that no spec can write.
+
+    Example:
+        >>> def ring(radius: float, points: int = 100): ...
+        >>> with_signature_of(ring, Settings, (), "data set 'ring'")(radius=2.0)
+        ring(radius=2.0, points=100)
+    """
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    try:
+        parameters = inspect.signature(made_by).parameters
+    except ValueError:
+        raise invalid(what, made_by, "a function or class whose parameters can be read") from None
+    hints = _hints(made_by)
+    fields: dict[str, Any] = {}
+    for name, parameter in parameters.items():
+        if name in given or parameter.kind in several:
+            continue
+        empty = parameter.default is inspect.Parameter.empty
+        annotation = _writable(hints.get(name, Any if empty else type(parameter.default)))
+        if annotation is None and empty:
+            hint = "give it a default, or register a class of thalweg.settings.Settings"
+            raise invalid(f"{what}: type of {name}", hints[name], "what a spec can write", hint)
+        if annotation is not None and (empty or _fits(annotation, parameter.default)):
+            fields[name] = (annotation, ... if empty else parameter.default)
+    return create_model(
+        made_by.__name__,
+        __base__=base,
+        __module__=made_by.__module__,
+        __doc__=inspect.getdoc(made_by),
+        **fields,
+    )
+
+
+def _hints(made_by: Callable[..., Any]) -> dict[str, Any]:
+    """The types of the parameters; those imported for a type checker alone are left out."""
+    function = made_by.__init__ if isinstance(made_by, type) else made_by
+    try:
+        return typing.get_type_hints(function)
+    except NameError:
+        hints = getattr(function, "__annotations__", {})
+        return {name: hint for name, hint in hints.items() if not isinstance(hint, str)}
+
+
+def _writable(annotation: Any) -> Any:
+    """The part of a type that a spec can write, arrays as tuples; None where there is none."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        found = [_writable(member) for member in typing.get_args(annotation)]
+        members = [member for member in found if member not in (None, type(None))]
+        if not members:
+            return None
+        return typing.Union[tuple(member for member in found if member is not None)]  # noqa: UP007
+    if typing.get_origin(annotation) in (list, Sequence):
+        return tuple[(*typing.get_args(annotation), ...)]
+    try:
+        TypeAdapter(annotation)
+    except PydanticSchemaGenerationError:
+        return None
+    return annotation
+
+
+def _fits(annotation: Any, default: object) -> bool:
+    try:
+        TypeAdapter(annotation).validate_python(_tuples(default))
+    except ValidationError:
+        return False
+    return True
 
 
 class Choice:

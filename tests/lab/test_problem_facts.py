@@ -13,7 +13,7 @@ from tests.lab.small_study import PLUGIN, small_spec
 from thalweg.errors import InvalidInput
 from thalweg.lab import problem_facts
 from thalweg.lab.problem_facts import ProblemFacts, examine_here
-from thalweg.lab.study import run_study
+from thalweg.lab.study import run
 from thalweg.lab.training.building import build_setup
 from thalweg.measure.clock import Clock
 from thalweg.registry import load_plugin
@@ -67,7 +67,7 @@ def test_what_cannot_be_built_leaves_no_folder_and_is_said_in_one_line(
     changes: dict[str, Any], said: str, quick_path: Path
 ) -> None:
     with pytest.raises(InvalidInput, match=said) as error:
-        run_study(small_spec(changes), root=quick_path / "runs")
+        run(small_spec(changes), root=quick_path / "runs")
     assert "\n" not in str(error.value)
     assert not (quick_path / "runs").exists()
 

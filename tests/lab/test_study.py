@@ -20,11 +20,12 @@ from tests.problems.data_files import write_mnist
 from thalweg.errors import IntegrityError, InvalidInput
 from thalweg.lab import study as study_module
 from thalweg.lab.config import Spec
+from thalweg.lab.execution.schedule import tasks_of
 from thalweg.lab.preparing import read_spec
 from thalweg.lab.progress import Progress
 from thalweg.lab.store import StudyFolder
 from thalweg.lab.store.checkpoint import latest_checkpoint, load_checkpoint
-from thalweg.lab.study import StudyResult, reproduction_spec, resume, roles_of, run_study
+from thalweg.lab.study import StudyResult, reproduction_spec, resume, roles_of, run
 from thalweg.lab.training import Run
 from thalweg.registry import load_plugin
 
@@ -58,10 +59,10 @@ def last_steps(result: StudyResult) -> dict[tuple[int, str], int]:
 
 
 def test_seeds_and_steps_asked_for_later_are_added_to_what_is_there(quick_path: Path) -> None:
-    first = run_study(small_spec(SHORT), root=quick_path)
+    first = run(small_spec(SHORT), root=quick_path)
     assert last_steps(first) == {(0, "trunk"): 3, (0, "sgd"): 6}
     longer = small_spec({**SHORT, "branches.sgd.steps": 5, "seeds": [1]})
-    second = run_study(longer, root=quick_path)
+    second = run(longer, root=quick_path)
     assert second.study == first.study
     # What was asked for is seed 1 alone: the branch of seed 0 is longer by name only.
     assert last_steps(second) == {
@@ -80,30 +81,30 @@ def test_runs_of_another_version_are_kept_and_said_to_be(
 ) -> None:
     spec = small_spec({**SHORT, "branches": {}})
     text = io.StringIO()
-    run_study(spec, root=quick_path, progress=Progress(Console(file=text, width=500)))
+    run(spec, root=quick_path, progress=Progress(Console(file=text, width=500)))
     assert "kept" not in text.getvalue()
     monkeypatch.setattr(thalweg, "__version__", "9.9")
-    run_study(spec, root=quick_path, progress=Progress(Console(file=text, width=500)))
+    run(spec, root=quick_path, progress=Progress(Console(file=text, width=500)))
     assert text.getvalue().count("1 run is kept as made by thalweg ") == 1
     assert "this is thalweg 9.9, torch " in text.getvalue()
 
 
 def test_fewer_steps_than_are_done_shorten_nothing(quick_path: Path) -> None:
-    run_study(small_spec(SHORT), root=quick_path)
-    again = run_study(small_spec({**SHORT, "branches.sgd.steps": 2}), root=quick_path)
+    run(small_spec(SHORT), root=quick_path)
+    again = run(small_spec({**SHORT, "branches.sgd.steps": 2}), root=quick_path)
     assert last_steps(again) == {(0, "trunk"): 3, (0, "sgd"): 6}
     assert read_spec(again.study).branches["sgd"].steps == 3
 
 
 def test_a_moved_study_is_resumed_where_it_is(quick_path: Path) -> None:
-    study = run_study(small_spec(SHORT), root=quick_path / "before").study
+    study = run(small_spec(SHORT), root=quick_path / "before").study
     moved = quick_path / "after" / "my-study"
     moved.parent.mkdir()
     study.path.rename(moved)
     (moved / "seed-0" / "sgd" / "status.json").unlink()
     result = resume(moved)
     assert result.study.path == moved
-    assert list(result.outcome.endings) == [study_module.tasks_of(small_spec(SHORT))[1]]
+    assert list(result.outcome.endings) == [tasks_of(small_spec(SHORT))[1]]
     assert list(moved.parent.iterdir()) == [moved]
 
 
@@ -111,13 +112,13 @@ def test_data_that_has_changed_is_refused(
     quick_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = small_spec(SHORT)
-    study = run_study(spec, root=quick_path).study
-    run = study.run(0, "sgd")
-    known = tomllib.loads(run.run_text)["data_fingerprint"]
-    run.write_run_text(run.run_text.replace(known, "0" * 64))
-    (run.path / "status.json").unlink()
+    study = run(spec, root=quick_path).study
+    folder = study.run(0, "sgd")
+    known = tomllib.loads(folder.run_text)["data_fingerprint"]
+    folder.write_run_text(folder.run_text.replace(known, "0" * 64))
+    (folder.path / "status.json").unlink()
     with pytest.raises(IntegrityError, match="was made with other data"):
-        run_study(spec, root=quick_path)
+        run(spec, root=quick_path)
     with pytest.raises(IntegrityError, match="the data has changed"):
         Run(spec, study, 0, "sgd", fingerprint="0" * 64)
 
@@ -125,12 +126,12 @@ def test_data_that_has_changed_is_refused(
 def test_what_was_chosen_by_measuring_is_written_down_and_kept(quick_path: Path) -> None:
     free = {"problem.chunk_size": None, "problem.vectorize_up_to": None}
     spec = small_spec({**SHORT, **free})
-    study = run_study(spec, root=quick_path).study
+    study = run(spec, root=quick_path).study
     chosen = tomllib.loads(study.spec_text)["problem"]
     assert chosen["vectorize_up_to"] >= 0
     assert chosen["chunk_size"] >= 1
     text = study.spec_text
-    run_study(spec, root=quick_path)
+    run(spec, root=quick_path)
     assert study.spec_text == text
 
 
@@ -141,7 +142,7 @@ def test_paths_in_a_spec_hold_from_every_folder(
     write_mnist(quick_path / "data", "train", 40)
     monkeypatch.chdir(quick_path)
     changes = {**SHORT, "problem.data": {"name": "mnist", "data_dir": "data"}}
-    study = run_study(
+    study = run(
         small_spec({**changes, "problem.samples": 20, "problem.test_samples": None}), root="runs"
     ).study
     written = tomllib.loads(study.spec_text)["problem"]["data"]["data_dir"]
@@ -160,7 +161,7 @@ def test_a_run_starts_from_the_users_parameters(quick_path: Path, ending: str) -
     path = quick_path / f"mine.{ending}"
     save_file(given, path) if ending == "safetensors" else torch.save(given, path)
     spec = small_spec({**SHORT, "initial_checkpoint": str(path), "phases.0.optimizer.lr": 1e-12})
-    study = run_study(spec, root=quick_path / "runs").study
+    study = run(spec, root=quick_path / "runs").study
     found = parameters(study, "trunk")
     assert all(torch.allclose(found[name], given[name]) for name in given)
 
@@ -170,7 +171,7 @@ def test_parameters_that_do_not_fit_are_named(quick_path: Path) -> None:
     save_file({"weight": torch.zeros(2)}, path)
     spec = small_spec({**SHORT, "initial_checkpoint": str(path)})
     with pytest.raises(InvalidInput, match=r"other\.safetensors: .*Missing key"):
-        run_study(spec, root=quick_path / "runs")
+        run(spec, root=quick_path / "runs")
 
 
 def test_a_users_data_model_and_probe_work_in_the_runs_own_processes(quick_path: Path) -> None:
@@ -183,7 +184,7 @@ def test_a_users_data_model_and_probe_work_in_the_runs_own_processes(quick_path:
             "probes": {"loss": 1, "theta_norm": 1, "alignment_gradient": 1, "test": 1},
         }
     )
-    data = run_study(spec, root=quick_path, plugins=[PLUGIN]).data
+    data = run(spec, root=quick_path, plugins=[PLUGIN]).data
     assert data.theta_norm.gt(0).all()
     assert data.alignment_gradient.between(0, 1).all()
     assert data.test_accuracy.isna().all(), "a regression has no accuracy"
@@ -194,11 +195,11 @@ def test_k_must_be_given_without_classes_or_chosen_by_gap(quick_path: Path) -> N
     problem = {"data": "waves", "model": {"name": "mlp", "hidden": [5]}, "loss": "mse"}
     spec = small_spec({**SHORT, "problem": problem, "subspace.k": "classes"})
     with pytest.raises(InvalidInput, match=r"subspace\.k: 'classes' was asked for"):
-        run_study(spec, root=quick_path, plugins=[PLUGIN])
+        run(spec, root=quick_path, plugins=[PLUGIN])
     spec = small_spec(
         {**SHORT, "problem": problem, "subspace.k": "gap", "probes": {"sharpness": 1}}
     )
-    data = run_study(spec, root=quick_path, plugins=[PLUGIN]).data
+    data = run(spec, root=quick_path, plugins=[PLUGIN]).data
     assert data.eigenvalues.map(len).nunique() == 1
 
 

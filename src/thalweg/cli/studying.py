@@ -144,9 +144,9 @@ def _execute(spec: Spec, options: argparse.Namespace) -> int:
 
 
 def _run_study(spec: Spec, options: argparse.Namespace, progress: Progress) -> StudyResult:
-    from thalweg.lab.study import run_study
+    from thalweg.lab.study import run as run_spec
 
-    return run_study(
+    return run_spec(
         spec,
         root=options.root,
         workers=options.workers,

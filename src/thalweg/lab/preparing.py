@@ -9,23 +9,52 @@ from __future__ import annotations
 import tomllib
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
 from thalweg.errors import IntegrityError
-from thalweg.lab.config import TRUNK, Spec, parse_spec, spec_hash
-from thalweg.lab.execution.schedule import Task, tasks_of
-from thalweg.lab.problem_facts import ProblemFacts
-from thalweg.lab.sharing import content_hash, maker_of
-from thalweg.lab.store import StudyFolder, estimate_disk
+from thalweg.lab.config import TRUNK, Spec, dump_spec, parse_spec, spec_hash
+from thalweg.lab.execution.schedule import Task, longest_first, tasks_of
+from thalweg.lab.in_python import holds_objects
+from thalweg.lab.problem_facts import ProblemFacts, examine
+from thalweg.lab.progress import Progress
+from thalweg.lab.sharing import (
+    content_hash,
+    known_way_to_multiply,
+    made_otherwise,
+    maker_of,
+    take_over,
+    this_maker,
+)
+from thalweg.lab.store import StudyFolder, check_disk, estimate_disk
 
 Model = TypeVar("Model", bound=BaseModel)
 PATHS = ("data_dir", "vocabulary_file")
 """Settings of data sets that are paths."""
 TRACKER_BLOCKS = 8
 """Blocks (P, k) in a tracker's state: two references of three, basis, the basis before."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done of a study.
+
+    Attributes:
+        study: its folder.
+        spec: what it was begun with, and is extended to.
+        tasks: the runs that are left to do, in the order in which they should begin.
+        facts: what is known about the problem; None where nothing is to do.
+        space: a sentence on the disk space that they need.
+    """
+
+    study: StudyFolder
+    spec: Spec
+    tasks: list[Task]
+    facts: ProblemFacts | None
+    space: str
 
 
 def study_name(spec: Spec) -> str:
@@ -93,13 +122,62 @@ def merged(study: StudyFolder, asked: Spec) -> tuple[Spec, list[str]]:
     return _updated(spec, branches=branches), remarks
 
 
-def missing_tasks(study: StudyFolder, spec: Spec, seeds: Sequence[int]) -> list[Task]:
-    """The runs of these seeds that are not done, or whose bound was raised since."""
-    return [
-        task
-        for task in tasks_of(spec, seeds)
-        if _state(study, task) != "done" or _is_extended(study, spec, task)
-    ]
+def opened(
+    path: Path, asked: Spec, plugins: Sequence[str], device: str, progress: Progress
+) -> tuple[StudyFolder, ProblemFacts | None]:
+    """The folder of a study, made where it is not there; and what was found out for that.
+
+    Raises:
+        InvalidInput: something cannot be built; no folder is left behind then.
+    """
+    if (path / "spec.toml").is_file():
+        return StudyFolder(path), None
+    known = known_way_to_multiply(asked, path.parent)
+    asked = with_way_to_multiply(asked, *known) if known else asked
+    facts = _examined(asked, plugins, device, progress)
+    asked = with_way_to_multiply(asked, facts.chunk_size, facts.vectorize_up_to)
+    return StudyFolder.create(path.parent, path.name, dump_spec(asked)), facts
+
+
+def planned(
+    study: StudyFolder,
+    asked: Spec,
+    plugins: Sequence[str],
+    device: str,
+    progress: Progress,
+    facts: ProblemFacts | None = None,
+) -> Plan:
+    """What is left to do of a study, each of its runs with a folder.
+
+    Args:
+        facts: of the problem, where they are known already.
+
+    Raises:
+        InvalidInput: something cannot be built.
+        IntegrityError: the data has changed since the study was begun.
+        ThalwegError: not enough room on the disk.
+    """
+    spec, remarks = merged(study, asked)
+    for remark in remarks:
+        progress.say(remark)
+    if (text := dump_spec(spec)) != study.spec_text:
+        study.write_spec_text(text)
+    every, maker = tasks_of(spec, asked.seeds), this_maker(device, plugins)
+    tasks = [task for task in every if _is_missing(study, spec, task)]
+    if remark := made_otherwise(study, [task for task in every if task not in tasks], maker):
+        progress.say(remark)
+    if not tasks:
+        progress.say(f"{study.path}: all runs are done")
+        return Plan(study, spec, [], facts, "")
+    facts = facts or _examined(spec, plugins, device, progress)
+    check_data(study, facts.fingerprint)
+    space = check_disk(study.path, disk_of(spec, tasks, facts))
+    study.record_environment()
+    create_runs(study, spec, every, facts.fingerprint, maker, tasks)
+    left = take_over(study, tasks)
+    if shared := len(tasks) - len(left):
+        progress.say(f"{shared} runs are taken over from other studies, which have made them")
+    return Plan(study, spec, longest_first(spec, left, facts.num_samples), facts, space)
 
 
 def create_runs(
@@ -182,6 +260,16 @@ def _state(study: StudyFolder, task: Task) -> str:
     run = study.run(task.seed, task.branch)
     status = run.status() if run.path.is_dir() else None
     return "waiting" if status is None else status.state
+
+
+def _examined(spec: Spec, plugins: Sequence[str], device: str, progress: Progress) -> ProblemFacts:
+    progress.say("building the problem ...")
+    return examine(spec, plugins, device, inline=holds_objects(spec))
+
+
+def _is_missing(study: StudyFolder, spec: Spec, task: Task) -> bool:
+    """Whether a run is not done, or its bound was raised since."""
+    return _state(study, task) != "done" or _is_extended(study, spec, task)
 
 
 def _is_extended(study: StudyFolder, spec: Spec, task: Task) -> bool:

@@ -18,24 +18,20 @@ from typing import TYPE_CHECKING, Any
 
 from thalweg import registry
 from thalweg.errors import InvalidInput, invalid
-from thalweg.lab.config import Spec, SplitSpec, check_names, dump_spec, load_study
+from thalweg.lab.config import Spec, SplitSpec, check_names, load_spec, load_study
 from thalweg.lab.execution.machine import default_workers, resolve_device
-from thalweg.lab.execution.schedule import Outcome, longest_first, run_tasks, tasks_of
+from thalweg.lab.execution.schedule import Executor, Outcome, run_tasks
+from thalweg.lab.in_python import Study, holds_objects
 from thalweg.lab.preparing import (
-    check_data,
-    create_runs,
-    disk_of,
-    merged,
-    missing_tasks,
+    Plan,
+    opened,
+    planned,
     read_spec,
     study_name,
     with_absolute_paths,
-    with_way_to_multiply,
 )
-from thalweg.lab.problem_facts import ProblemFacts, examine
 from thalweg.lab.progress import Progress
-from thalweg.lab.sharing import known_way_to_multiply, made_otherwise, take_over, this_maker
-from thalweg.lab.store import StudyFolder, check_disk, load, open_study
+from thalweg.lab.store import StudyFolder, load, open_study
 from thalweg.lab.store.lock import locked
 from thalweg.registry import load_plugin
 
@@ -92,7 +88,7 @@ def reproduce(
     overrides: Mapping[str, Any] | Sequence[str] = (),
     **options: Any,
 ) -> StudyResult:
-    """Reproduce a study of the paper on a problem; see `run_study` for the other options.
+    """Reproduce a study of the paper on a problem; see `run` for the other options.
 
     Args:
         study: its name, see `builtin_studies`.
@@ -104,7 +100,7 @@ def reproduce(
         InvalidInput: an unknown study or problem, or a bad value.
     """
     spec = reproduction_spec(study, problem, data_dir=data_dir, overrides=overrides)
-    return run_study(spec, **options)
+    return run(spec, **options)
 
 
 def reproduction_spec(
@@ -127,22 +123,29 @@ def reproduction_spec(
     return load_study(study, problem, overrides)
 
 
-def run_study(
-    spec: Spec,
+def run(
+    study: Study | Spec | Path | str,
     *,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
     root: Path | str = "runs",
     workers: int | None = None,
     plugins: Sequence[str] = (),
+    executor: str | Executor | None = None,
     progress: Progress | None = None,
 ) -> StudyResult:
     """Run what is missing of a study, then judge its claims, draw its figures, write its report.
 
+    Called again with the same study it continues, or extends, what is in its folder.
+
     Args:
-        spec: what to do.
+        study: a `lab.Study` of Python objects; or a TOML file, the name of a built-in spec, a spec.
+        overrides: values by key path, or words of the command line; not with a spec.
         root: folder of all studies.
         workers: processes side by side; default: the usable cores over `spec.threads` on a CPU,
             one on a GPU.
         plugins: modules or files with the user's own problems and probes.
+        executor: what runs the runs: "local", "inline", another registered name, or an executor;
+            default: processes of this machine, or this process for a study of Python objects.
         progress: where to say how it goes; default: nowhere.
 
     Raises:
@@ -153,8 +156,9 @@ def run_study(
     """
     for plugin in plugins:
         load_plugin(plugin)
-    spec = with_absolute_paths(spec)
-    return _run_in(Path(root) / study_name(spec), spec, workers, plugins, progress)
+    spec = with_absolute_paths(_spec_of(study, overrides))
+    means = _Means(workers, plugins, executor, progress or Progress.silent())
+    return _run_in(Path(root) / study_name(spec), spec, means)
 
 
 def resume(
@@ -163,13 +167,15 @@ def resume(
     root: Path | str = "runs",
     workers: int | None = None,
     plugins: Sequence[str] = (),
+    executor: str | Executor | None = None,
     progress: Progress | None = None,
 ) -> StudyResult:
-    """Go on with a study that was interrupted, or judge anew one that is done; see `run_study`."""
+    """Continue a study that was interrupted, or judge anew one that is done; see `run`."""
     for plugin in plugins:
         load_plugin(plugin)
     folder = open_study(study, root)
-    return _run_in(folder.path, read_spec(folder), workers, plugins, progress)
+    means = _Means(workers, plugins, executor, progress or Progress.silent())
+    return _run_in(folder.path, read_spec(folder), means)
 
 
 def conclude(study: StudyFolder, spec: Spec, outcome: Outcome | None = None) -> StudyResult:
@@ -228,74 +234,66 @@ def roles_of(spec: Spec) -> dict[str, str]:
     return roles
 
 
-def _run_in(
-    path: Path,
-    asked: Spec,
-    workers: int | None,
-    plugins: Sequence[str],
-    progress: Progress | None,
-) -> StudyResult:
+@dataclass(frozen=True)
+class _Means:
+    """With what a study is run; see `run`."""
+
+    workers: int | None
+    plugins: Sequence[str]
+    executor: str | Executor | None
+    progress: Progress
+
+
+def _spec_of(
+    study: Study | Spec | Path | str, overrides: Mapping[str, Any] | Sequence[str]
+) -> Spec:
+    if isinstance(study, Spec):
+        if overrides:
+            raise invalid("overrides", list(overrides), "none with a spec, which has its values")
+        return study
+    return study.spec(overrides) if isinstance(study, Study) else load_spec(study, overrides)
+
+
+def _run_in(path: Path, asked: Spec, means: _Means) -> StudyResult:
     """Run what is missing in the folder at `path`, which may not exist yet."""
-    if workers is not None and workers < 1:
-        raise invalid("workers", workers, "an integer >= 1")
-    progress = progress or Progress.silent()
+    if means.workers is not None and means.workers < 1:
+        raise invalid("workers", means.workers, "an integer >= 1")
     check_spec(asked)
     device = resolve_device(asked.device)
-    facts = None
-    if not (path / "spec.toml").is_file():
-        # Built first: what cannot be built leaves no folder behind.
-        known = known_way_to_multiply(asked, path.parent)
-        asked = with_way_to_multiply(asked, *known) if known else asked
-        facts = _examined(asked, plugins, device, progress)
-        asked = with_way_to_multiply(asked, facts.chunk_size, facts.vectorize_up_to)
-        StudyFolder.create(path.parent, path.name, dump_spec(asked))
-    study = StudyFolder(path)
+    study, facts = opened(path, asked, means.plugins, device, means.progress)
     # A second process is refused before it touches anything.
     with locked(study.path, "study"):
-        spec, remarks = merged(study, asked)
-        for remark in remarks:
-            progress.say(remark)
-        if dump_spec(spec) != study.spec_text:
-            study.write_spec_text(dump_spec(spec))
-        every, maker = tasks_of(spec, asked.seeds), this_maker(device, plugins)
-        tasks = missing_tasks(study, spec, asked.seeds)
-        if remark := made_otherwise(study, [t for t in every if t not in tasks], maker):
-            progress.say(remark)
-        if not tasks:
-            progress.say(f"{study.path}: all runs are done")
-            return conclude(study, spec)
-        facts = facts or _examined(spec, plugins, device, progress)
-        check_data(study, facts.fingerprint)
-        space = check_disk(study.path, disk_of(spec, tasks, facts))
-        study.record_environment()
-        create_runs(study, spec, every, facts.fingerprint, maker, tasks)
-        left = take_over(study, tasks)
-        if shared := len(tasks) - len(left):
-            progress.say(f"{shared} runs are taken over from other studies, which have made them")
-        tasks = longest_first(spec, left, facts.num_samples)
-        if not tasks:
-            return conclude(study, spec)
-        workers = min(workers or default_workers(spec.threads, device), len(tasks))
-        progress.begin(study, spec, tasks, facts, workers, plugins, space)
-        try:
-            outcome = run_tasks(
-                study,
-                tasks,
-                workers=workers,
-                device=device,
-                threads=spec.threads,
-                plugins=plugins,
-                watch=progress.show,
-            )
-        finally:
-            progress.stop()
-        progress.end(outcome)
-        if outcome.interrupted or load(study).empty:
+        plan = planned(study, asked, means.plugins, device, means.progress, facts)
+        outcome = _run_tasks(plan, means, device) if plan.tasks else Outcome()
+        if outcome.interrupted or (plan.tasks and load(study).empty):
             return StudyResult(study, {}, outcome)
+        return conclude(study, plan.spec, outcome)
+
+
+def _run_tasks(plan: Plan, means: _Means, device: str) -> Outcome:
+    """Have the runs run, and say how it goes."""
+    inline = holds_objects(plan.spec)
+    executor = means.executor or ("inline" if inline else "local")
+    workers = means.workers or default_workers(plan.spec.threads, device)
+    workers = 1 if executor == "inline" else min(workers, len(plan.tasks))
+    progress, facts = means.progress, plan.facts
+    assert facts is not None
+    progress.begin(plan.study, plan.spec, plan.tasks, facts, workers, means.plugins, plan.space)
+    try:
+        outcome = run_tasks(
+            plan.study,
+            plan.tasks,
+            workers=workers,
+            device=device,
+            threads=plan.spec.threads,
+            plugins=means.plugins,
+            spec=plan.spec if inline else None,
+            watch=progress.show,
+            executor=executor,
+        )
+    finally:
+        progress.stop()
+    progress.end(outcome)
+    if not outcome.interrupted:
         progress.say("drawing figures, writing the report ...")
-        return conclude(study, spec, outcome)
-
-
-def _examined(spec: Spec, plugins: Sequence[str], device: str, progress: Progress) -> ProblemFacts:
-    progress.say("building the problem ...")
-    return examine(spec, plugins, device)
+    return outcome

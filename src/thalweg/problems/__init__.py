@@ -42,7 +42,7 @@ from thalweg.errors import require_extra
 
 require_extra("lab", "pydantic", "pooch")
 
-from thalweg.problems import losses, quadratic, valley  # noqa: E402
+from thalweg.problems import given, losses, quadratic, valley  # noqa: E402
 from thalweg.problems.data import digits, images, sst2, text  # noqa: E402
 from thalweg.problems.data.dataset import InputShape, Samples  # noqa: E402
 from thalweg.problems.models import cnn, language_model, mlp, resnet, transformer, vgg  # noqa: E402
@@ -51,5 +51,5 @@ from thalweg.problems.problem import Loss, Problem, build_problem  # noqa: E402
 __all__ = ["InputShape", "Loss", "Problem", "Samples", "build_problem"]
 
 # Imported for the names that they register.
-_REGISTERED = (digits, images, sst2, text, quadratic, valley)
+_REGISTERED = (digits, given, images, sst2, text, quadratic, valley)
 _REGISTERED_MODELS = (cnn, language_model, mlp, resnet, transformer, vgg, losses)

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -24,7 +24,7 @@ Loss = Callable[["Tensor", "Tensor"], "Tensor"]
 """(output, target) -> scalar, the mean over samples."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Problem:
     """A training problem, ready to use.
 
@@ -32,22 +32,22 @@ class Problem:
     (see `thalweg.problems`).
 
     Attributes:
-        name: for people and folder names.
         model: initialized, on the device, in training mode.
         loss: (output, target) -> scalar, the mean over samples.
         train: inputs (n, ...) and targets (n, ...), which the loss understands.
         test: the held-out inputs and targets, None when there are none.
         num_classes: how many classes there are; None for regression.
+        name: for people and folder names.
         input_shape: the shape of one input.
         notes: what a user should know about the data, a sentence each.
     """
 
-    name: str
     model: nn.Module
     loss: Loss
     train: tuple[Tensor, Tensor]
     test: tuple[Tensor, Tensor] | None = None
     num_classes: int | None = None
+    name: str = "given"
     input_shape: InputShape | None = None
     notes: tuple[str, ...] = ()
 
@@ -84,6 +84,15 @@ class Problem:
         return digest.hexdigest()
 
 
+@runtime_checkable
+class BringsProblem(Protocol):
+    """A data set that comes with its model and loss: Python objects, which no spec can build."""
+
+    def problem(self, seed: int, dtype: torch.dtype, device: torch.device | str) -> Problem:
+        """The problem of a seed, called with a random state of its own."""
+        ...
+
+
 def build_problem(
     spec: ProblemSpec,
     seed: int,
@@ -108,12 +117,15 @@ def build_problem(
     import torch
 
     dtype = torch.float32 if dtype is None else dtype
+    if isinstance(spec.data, BringsProblem):
+        with own_random_state(seed):
+            return spec.data.problem(seed, dtype, device)
     samples = _chosen(spec)
     shape = InputShape(tuple(np.shape(samples.train_inputs)[1:]), samples.vocabulary)
     scale = scaling(samples, spec.preprocess)
     kind = getattr(spec.loss, "target", "class")
     outputs = _num_outputs(samples)
-    with _own_random_state(seed):
+    with own_random_state(seed):
         model = spec.model.build(shape, outputs)
     return Problem(
         name=spec.data.registered_name,
@@ -178,7 +190,7 @@ def _targets(labels: np.ndarray, samples: Samples, kind: str, dtype: Any, device
 
 
 @contextmanager
-def _own_random_state(seed: int) -> Iterator[None]:
+def own_random_state(seed: int) -> Iterator[None]:
     """Draw from a stream of this seed, in float32 on the CPU; restore everything after.
 
     Not `torch.manual_seed`, which would also seed every GPU. The stream is that of the seed and the

@@ -23,7 +23,7 @@ OF_TORCH = tuple(name for name in NAMES if name != "sam")
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_defaults_are_those_of_the_class_that_is_built(name: str):
-    settings = optimizers.get(name)(lr=0.5)
+    settings = optimizers[name](lr=0.5)
     signature = inspect.signature(settings.optimizer_class().__init__)
     ours = {"lr", "grad_power", "block_rates", *settings.not_torchs}
     for key, value in settings.model_dump(exclude=ours).items():
@@ -33,7 +33,7 @@ def test_the_defaults_are_those_of_the_class_that_is_built(name: str):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_learning_rate_must_be_given(name: str):
     with pytest.raises(ValidationError, match="lr"):
-        optimizers.get(name)()  # type: ignore[call-arg]
+        optimizers.find(name)()  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("name", OF_TORCH)
@@ -42,7 +42,7 @@ def test_an_optimizer_steps_as_the_class_itself(name: str, named: bool):
     torch.manual_seed(0)
     start = torch.randn(4, 3)
     gradient = torch.randn(4, 3)
-    settings = optimizers.get(name)(lr=0.5)
+    settings = optimizers[name](lr=0.5)
     result = []
     for kind in ("by settings", "itself"):
         parameter = torch.nn.Parameter(start.clone())
@@ -196,7 +196,7 @@ def test_dion_gives_what_is_no_matrix_to_its_companion():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_optimizer_can_be_given_powers_of_the_gradient(name: str):
-    settings = optimizers.get(name)(lr=0.5, grad_power=1.5)
+    settings = optimizers.find(name)(lr=0.5, grad_power=1.5)
     optimizer = settings.build([torch.nn.Parameter(WEIGHT.clone())])
     powered = optimizer.base_optimizer if name == "sam" else optimizer  # type: ignore[attr-defined]
     assert isinstance(powered, GradPower)

@@ -34,7 +34,7 @@ class Training:
         model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
         loss = nn.MSELoss()
         objective = Objective(model, loss, (INPUTS, TARGETS), mode="eval")
-        setup = Setup(Problem("small", model, loss, (INPUTS, TARGETS)), objective, 2)
+        setup = Setup(Problem(model=model, loss=loss, train=(INPUTS, TARGETS)), objective, 2)
         sgd = {"name": "sgd", "lr": LR}
         phase = PhaseSpec.model_validate({"optimizer": sgd, "steps": STEPS, **said})
         space = random_subspace(objective.num_parameters, 2, 0, dtype=torch.float64)

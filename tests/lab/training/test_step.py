@@ -41,7 +41,7 @@ class Case:
             layers.insert(1, nn.BatchNorm1d(4))
         model = nn.Sequential(*layers).double()
         loss = nn.MSELoss()
-        problem = Problem("small", model, loss, (INPUTS, TARGETS))
+        problem = Problem(model=model, loss=loss, train=(INPUTS, TARGETS))
         self.objective = Objective(model, loss, (INPUTS, TARGETS), mode="eval")
         self.setup = Setup(problem, self.objective, K)
         self.model = model

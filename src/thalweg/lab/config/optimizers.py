@@ -7,14 +7,15 @@ when one is built, so that reading a spec stays fast.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from thalweg.errors import InvalidInput, invalid
 from thalweg.registry import optimizers
-from thalweg.settings import Choice, Settings, bad_value
+from thalweg.settings import Choice, Settings, bad_value, registered, with_signature_of
 
 if TYPE_CHECKING:
     from typing import Self
@@ -66,7 +67,9 @@ class OptimizerSettings(Settings):
             InvalidInput: rates of blocks, and tensors without names or no Transformer's.
         """
         options = self.model_dump(exclude={"grad_power", "block_rates", *self.not_torchs})
-        optimizer = self.optimizer_class()(self._in_groups(parameters), **options)
+        return self._with_grad_power(self.optimizer_class()(self._in_groups(parameters), **options))
+
+    def _with_grad_power(self, optimizer: Optimizer) -> Optimizer:
         if self.grad_power is None:
             return optimizer
         from thalweg.contrib.grad_power import GradPower
@@ -91,6 +94,25 @@ class OptimizerSettings(Settings):
         import torch
 
         return getattr(torch.optim, cls.torch_class)
+
+
+def fit(kind: str, name: str, given: object) -> type[Settings]:
+    """The settings of an optimizer: of a class of settings, a class of torch's kind or a function.
+
+    Its first parameter takes the parameters of the model, the others are settings, `lr` one of
+    them.
+
+    Raises:
+        InvalidInput: it has no parameter lr, or one that no spec can write.
+    """
+    if not callable(given) or (isinstance(given, type) and issubclass(given, Settings)):
+        return registered(kind, name, given)
+    first, *others = inspect.signature(given).parameters
+    if "lr" not in others:
+        raise invalid(f"{kind} {name!r}: parameters", ", ".join(others), "lr among them")
+    made = with_signature_of(given, OptimizerSettings, (first, "lr"), f"{kind} {name!r}")
+    made.optimizer_class = classmethod(lambda cls: given)  # type: ignore[assignment]
+    return registered(kind, name, made)
 
 
 @optimizers.register("sgd")
@@ -175,6 +197,41 @@ class RMSprop(OptimizerSettings):
     weight_decay: NotNegative = Field(default=0.0, description="L2 penalty, added to the gradient")
     momentum: BelowOne = Field(default=0.0, description="share of the old velocity that is kept")
     centered: bool = Field(default=False, description="divide by the standard deviation instead")
+
+
+@optimizers.register("given")
+class GivenOptimizer(OptimizerSettings):
+    """An optimizer that a Python function or class builds from the parameters."""
+
+    listed: ClassVar[bool] = False
+
+    source: str
+    _made_by: Callable[[list[Tensor]], Optimizer] | None = PrivateAttr(default=None)
+
+    def attach(self, made_by: Callable[[list[Tensor]], Optimizer]) -> None:
+        """Give what the source stands for."""
+        self._made_by = made_by
+
+    def build(self, parameters: Parameters) -> Optimizer:
+        """The optimizer over these tensors; its groups keep the ratios of their learning rates.
+
+        Raises:
+            InvalidInput: the function is not at hand.
+        """
+        if self._made_by is None:
+            hint = "it was a Python object; call thalweg.lab.run with the same one"
+            raise InvalidInput(f"optimizer {self.source}: it is not here; {hint}")
+        if self.block_rates is not None:
+            given = "block_rates with a Python object"
+            raise invalid(
+                f"optimizer {self.source}", given, "groups that the function makes itself"
+            )
+        optimizer = self._made_by([_tensor(entry) for entry in parameters])
+        first = float(optimizer.param_groups[0]["lr"])
+        for group in optimizer.param_groups:
+            group[RELATIVE_LR] = float(group["lr"]) / first
+            group["lr"] = self.lr * group[RELATIVE_LR]
+        return self._with_grad_power(optimizer)
 
 
 class MatrixSettings(OptimizerSettings):

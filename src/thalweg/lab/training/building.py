@@ -263,8 +263,9 @@ def can_carry_state(before: OptimizerSettings, after: OptimizerSettings) -> bool
             if isinstance(value, bool) or key == "momentum"
         }
 
-    def kinds(settings: OptimizerSettings) -> tuple[type, type]:
-        return type(settings), type(getattr(settings, "companion", None))
+    def kinds(settings: OptimizerSettings) -> tuple[type, type, str]:
+        companion = type(getattr(settings, "companion", None))
+        return type(settings), companion, getattr(settings, "source", "")
 
     # Blocks with rates are groups, and a state is kept by the place of its tensor in the groups.
     same_groups = set(before.block_rates or ()) == set(after.block_rates or ())
