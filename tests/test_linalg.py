@@ -1,9 +1,27 @@
 from __future__ import annotations
 
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
 
-from thalweg.linalg import all_finite
+import thalweg
+from thalweg.linalg import (
+    all_finite,
+    combine,
+    coordinates,
+    dot,
+    dots,
+    gram,
+    norm,
+    orthonormalize,
+    project,
+    random_unit,
+    reject,
+    squared_norm,
+)
 from thalweg.loss.objective import Objective
 from thalweg.operators.gradient_covariance import GradientCovariance
 from thalweg.operators.hessian import Hessian
@@ -47,3 +65,51 @@ def test_gradients_and_products_whose_sum_overflows_are_no_divergence() -> None:
     image = GradientCovariance(noisy) @ torch.tensor([3e-39, 0.0])
     assert image.sum().isinf()
     assert image.tolist() == pytest.approx([2.7e38, 2.7e38])
+
+
+# What is multiplied by an operator is the operator's own business.
+OPERATORS = {"operator", "hessian", "gauss_newton", "matrix"}
+# Lengths of vectors of k numbers.
+SHORT_VECTORS = {
+    "self.coordinates(flat).norm()",
+    "(tail[:, None] * vectors[self.last:]).norm(dim=0)",
+}
+
+
+def contractions(path: Path) -> Iterator[str]:
+    """Products of matrices and norms that may contract over P, as source text."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
+            if ast.unparse(node.left).split(".")[-1] not in OPERATORS:
+                yield ast.unparse(node)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            contracts = node.func.attr in ("norm", "vector_norm", "dot", "matmul", "einsum")
+            if contracts and ast.unparse(node) not in SHORT_VECTORS:
+                yield ast.unparse(node)
+
+
+@pytest.mark.parametrize("room", ["operators", "spectrum"])
+def test_long_vectors_are_contracted_in_linalg_alone(room: str) -> None:
+    for path in sorted((Path(thalweg.__file__).parent / room).rglob("*.py")):
+        assert not list(contractions(path)), f"{path.name}: use thalweg.linalg"
+
+
+def test_functions_do_what_their_formulas_say() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = orthonormalize(torch.randn(40, 3, generator=generator, dtype=torch.float64)).T
+    others = torch.randn(2, 40, generator=generator, dtype=torch.float64)
+    unit = random_unit(40, generator)
+    same = torch.testing.assert_close
+    same(norm(unit), torch.ones((), dtype=torch.float64))
+    same(gram(rows, others), torch.einsum("kp,bp->kb", rows, others))
+    same(coordinates(rows, unit), torch.einsum("kp,p->k", rows, unit))
+    same(coordinates(rows, others.T), gram(rows, others))
+    same(combine(gram(others, rows), rows), project(rows, others.T).T)
+    same(dot(unit, others[0]), (unit * others[0]).sum())
+    same(dots(others, others.flip(0), dim=1), torch.full((2,), float(dot(*others))).double())
+    same(norm(others), others.square().sum(1).sqrt())
+    same(norm(others.T, dim=0), norm(others))
+    same(squared_norm(others), norm(others) ** 2)
+    left = reject(rows, unit)
+    same(left + project(rows, unit), unit)
+    assert float(coordinates(rows, left).abs().max()) < 1e-14

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from thalweg.lab.store.folders import load as load
     from thalweg.lab.study import reproduce as reproduce
     from thalweg.lab.study import run as run
+    from thalweg.loss.function_loss import FunctionLoss as FunctionLoss
     from thalweg.loss.objective import Objective as Objective
     from thalweg.measure.batch_sharpness import batch_sharpness as batch_sharpness
     from thalweg.measure.preconditioned_sharpness import (
@@ -51,7 +52,7 @@ __version__ = "0.2.0.dev0"
 
 # Where each name comes from. The second table: names that stood here before 0.2, by room.
 _NAMES = {
-    "loss": "Objective",
+    "loss": "FunctionLoss Objective",
     "operators": "GaussNewton GradientCovariance Hessian Preconditioned ResidualHessian",
     "spectrum": "GapClosed NotConverged Subspace eigenpairs spectral_density trace",
     "tracking": "SubspaceTracker",

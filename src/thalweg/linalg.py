@@ -123,8 +123,19 @@ def orthonormalize(block: Tensor) -> Tensor:
     return basis.T.contiguous().T
 
 
+def random_unit(size: int, generator: torch.Generator) -> Tensor:
+    """A random unit vector (P,), uniform on the sphere; float64 on the CPU: the same anywhere."""
+    vector = torch.randn(size, generator=generator, dtype=torch.float64)
+    return vector / vector.norm()
+
+
+def gram(first: Tensor, second: Tensor) -> Tensor:
+    """A B^T (k, b) of rows (k, P) and (b, P), in their dtype and at once: see `inner_products`."""
+    return first @ second.mT
+
+
 def coordinates(rows: Tensor, vectors: Tensor) -> Tensor:
-    """U^T v (..., k) of vectors (..., P), for bases as rows (..., k, P)."""
+    """U^T v (..., k) of vectors (..., P), for bases as rows (..., k, P); one basis takes (P, m)."""
     if rows.dim() == 2:
         return rows @ vectors
     # In this order: on a CPU a product with one column is 13 times as slow as one with one row.
@@ -132,10 +143,15 @@ def coordinates(rows: Tensor, vectors: Tensor) -> Tensor:
 
 
 def linear_combination(rows: Tensor, coefficients: Tensor) -> Tensor:
-    """U c (..., P) of rows (..., k, P) with coefficients (..., k)."""
+    """U c (..., P) of rows (..., k, P) with coefficients (..., k); one basis takes (k, m)."""
     if rows.dim() == 2:
         return rows.T @ coefficients
     return (coefficients.unsqueeze(-2) @ rows).squeeze(-2)
+
+
+def combine(coefficients: Tensor, rows: Tensor) -> Tensor:
+    """C R (m, P) of coefficients (m, k) and rows (k, P): several linear combinations, as rows."""
+    return coefficients @ rows
 
 
 def project(rows: Tensor, vectors: Tensor) -> Tensor:
@@ -143,9 +159,24 @@ def project(rows: Tensor, vectors: Tensor) -> Tensor:
     return linear_combination(rows, coordinates(rows, vectors))
 
 
-def norm(vectors: Tensor) -> Tensor:
-    """The lengths (...,) of vectors (..., P)."""
-    return vectors.norm() if vectors.dim() == 1 else vectors.norm(dim=-1)
+def reject(rows: Tensor, vectors: Tensor) -> Tensor:
+    """v - U U^T v: what `project` leaves."""
+    return vectors - project(rows, vectors)
+
+
+def dot(first: Tensor, second: Tensor) -> Tensor:
+    """<a, b> of two vectors (P,), in their dtype."""
+    return first @ second
+
+
+def dots(first: Tensor, second: Tensor, dim: int) -> Tensor:
+    """<a_i, b_i> of vectors pair by pair, in float64; `dim` is the one of length P."""
+    return (first * second).sum(dim=dim, dtype=torch.float64)
+
+
+def norm(vectors: Tensor, *, dim: int = -1, dtype: torch.dtype | None = None) -> Tensor:
+    """The lengths (...,) of vectors (..., P); `dim` is the one of length P."""
+    return torch.linalg.vector_norm(vectors, dim=dim, dtype=dtype)
 
 
 def squared_norm(vectors: Tensor) -> Tensor:

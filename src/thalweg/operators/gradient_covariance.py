@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from thalweg.errors import invalid
-from thalweg.linalg import require_finite
+from thalweg.linalg import coordinates, require_finite
 from thalweg.loss.chunk_multiplier import ChunkGraph, pull_back
 from thalweg.loss.evaluation import Evaluation
 from thalweg.loss.protocol import Loss
@@ -93,7 +93,7 @@ class GradientCovariance(ChunkedOperator):
         if not self.centered:
             return moment
         rows = rows_of(vectors, self)
-        mean_part = torch.outer(self.gradient, rows @ self.gradient)
+        mean_part = torch.outer(self.gradient, coordinates(rows, self.gradient))
         result = moment - (mean_part[:, 0] if vectors.dim() == 1 else mean_part)
         return require_finite(result, "a product with the GradientCovariance")
 

@@ -41,6 +41,7 @@ import torch
 from torch import Tensor
 
 from thalweg.errors import Diverged, invalid
+from thalweg.linalg import combine, coordinates, dots, gram, linear_combination, norm
 from thalweg.loss.protocol import Loss
 from thalweg.operators.hessian import as_operator
 from thalweg.operators.symmetric import CountsMatvecs, SymmetricOperator
@@ -259,13 +260,12 @@ def _lanczos(
         basis[:, step] = rows
         images = (operator @ rows.T).T
         scale = scale.maximum(_norms(images))
-        alpha = (rows * images).sum(dim=1, dtype=torch.float64)
+        alpha = dots(rows, images, dim=1)
         images = images - alpha[:, None].to(images) * rows - beta * before
-        images -= (images @ known) @ known.T
-        # Rows first: so this batched product is five times as fast (measured on a CPU).
-        leaks = images[:, None] @ basis[:, : step + 1].mT
-        images -= (leaks @ basis[:, : step + 1])[:, 0]
-        _check(alpha.cpu(), leaks.double().abs().amax(dim=(1, 2)).cpu(), scale)
+        images -= combine(gram(images, known.T), known.T)
+        leaks = coordinates(basis[:, : step + 1], images)
+        images -= linear_combination(basis[:, : step + 1], leaks)
+        _check(alpha.cpu(), leaks.double().abs().amax(dim=1).cpu(), scale)
         # Where a start's invariant subspace is exhausted, T goes on in a block of its own, inside
         # the spectrum and of weight zero, so that all probes have equally many nodes.
         diagonal[:, step] = torch.where(ended, diagonal[:, 0], alpha.cpu())
@@ -287,7 +287,7 @@ def _points(name: str, points: Tensor) -> Tensor:
 
 
 def _norms(rows: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).cpu()
+    return norm(rows, dtype=torch.float64).cpu()
 
 
 def _check(alpha: Tensor, leaks: Tensor, scale: Tensor) -> None:

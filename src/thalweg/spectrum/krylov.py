@@ -22,7 +22,19 @@ import torch
 from torch import Tensor
 
 from thalweg.errors import Diverged, invalid
-from thalweg.linalg import column_blocks, orthonormalize
+from thalweg.linalg import (
+    column_blocks,
+    combine,
+    coordinates,
+    dot,
+    gram,
+    linear_combination,
+    norm,
+    orthonormalize,
+    random_unit,
+    reject,
+    squared_norm,
+)
 from thalweg.operators.symmetric import SymmetricOperator
 from thalweg.spectrum.subspace import Subspace
 
@@ -92,7 +104,7 @@ class Krylov:
         self.dimension = 0
         self.last = 0
         self.num_matvecs = 0.0
-        self.norm = 0.0
+        self.operator_norm = 0.0
         self._remainder = torch.empty(size, 0)
 
     @property
@@ -112,11 +124,11 @@ class Krylov:
         begin, end = self.dimension, self.dimension + block.shape[1]
         self.basis[begin:end] = block.T
         self.images[begin:end] = images.T
-        coefficients = self.basis[:end] @ images
-        self._remainder = images - self.basis[:end].T @ coefficients
+        coefficients = coordinates(self.basis[:end], images)
+        self._remainder = images - linear_combination(self.basis[:end], coefficients)
         columns = coefficients.double().cpu()
         # Residuals are formed late, where they are small; this tells from the second product on.
-        back = self.images[self.last : end] @ block
+        back = coordinates(self.images[self.last : end], block)
         self._require_symmetric(back, columns[self.last :], GROSS_ASYMMETRY)
         corner = columns[begin:end]
         columns[begin:end] = (corner + corner.T) / 2
@@ -134,15 +146,15 @@ class Krylov:
                 f"{_description(block)}, as its shape, dtype and device say",
             )
         # The largest norm of a product bounds that of A from below, and shows NaN and Inf as well.
-        largest = float(torch.linalg.vector_norm(images, dim=0).max())
+        largest = float(norm(images, dim=0).max())
         if not largest < float("inf"):
             raise Diverged("a product with the operator is NaN or infinite")
-        self.norm = max(self.norm, largest)
+        self.operator_norm = max(self.operator_norm, largest)
         return images
 
     def _require_symmetric(self, one_way: Tensor, other_way: Tensor, allowed: float) -> None:
         difference = float((one_way.cpu() - other_way.cpu()).abs().max())
-        asymmetry = difference / max(self.norm, torch.finfo(torch.float64).tiny)
+        asymmetry = difference / max(self.operator_norm, torch.finfo(torch.float64).tiny)
         if asymmetry > allowed:
             raise invalid(
                 "operator",
@@ -161,7 +173,7 @@ class Krylov:
         """
         width = min(block.shape[1], self.operator.shape[0] - self.dimension)
         columns: list[Tensor] = []
-        scale = self.norm
+        scale = self.operator_norm
         for column in block.T[:width]:
             found = self._outside_one(column, columns, scale)
             while found is None:
@@ -174,15 +186,15 @@ class Krylov:
         tiny = 10 * torch.finfo(column.dtype).eps
         vector = column
         for _ in range(3):
-            before = vector.norm()
-            vector = self._reject(vector)
+            before = norm(vector)
+            vector = reject(self.basis[: self.dimension], vector)
             for other in chosen:
-                vector = vector - other * (other @ vector)
-            norm = vector.norm()
-            if norm <= tiny * scale or norm == 0:
+                vector = vector - other * dot(other, vector)
+            length = norm(vector)
+            if length <= tiny * scale or length == 0:
                 return None
-            vector = vector / norm
-            if norm > 0.5 * before:
+            vector = vector / length
+            if length > 0.5 * before:
                 return vector
         return vector
 
@@ -199,10 +211,10 @@ class Krylov:
         values, vectors = self._most_wanted(k)
         # Relative to an eigenvalue near 0, as the smallest of a Gauss-Newton matrix, nothing would
         # converge: rounding is relative to the norm.
-        least = max(LEAST_SCALE * self.norm, torch.finfo(torch.float64).tiny)
+        least = max(LEAST_SCALE * self.operator_norm, torch.finfo(torch.float64).tiny)
         scale = max(float(values[0].abs()), least)
         if not exact:
-            tail = torch.linalg.vector_norm(self.remainder(), dim=0).double().cpu()
+            tail = norm(self.remainder(), dim=0).double().cpu()
             estimates = (tail[:, None] * vectors[self.last :]).norm(dim=0)
             estimate = float(estimates.max()) / scale
             if len(values) < k or estimate > tolerance:
@@ -251,7 +263,7 @@ class Krylov:
     def _most_wanted(self, k: int) -> tuple[Tensor, Tensor]:
         m = self.dimension
         values, vectors = torch.linalg.eigh(self.projected[:m, :m])
-        self.norm = max(self.norm, float(values.abs().max()))
+        self.operator_norm = max(self.operator_norm, float(values.abs().max()))
         order = WANTED[self.which](values).argsort(descending=True, stable=True)[:k]
         return values[order], vectors[:, order]
 
@@ -266,10 +278,10 @@ class Krylov:
         coefficients, factors = vectors.T.to(self.basis), values.to(self.basis)[:, None]
         for columns in column_blocks(self.basis):
             basis, images = self.basis[:m, columns], self.images[:m, columns]
-            u, image = coefficients @ basis, coefficients @ images
-            one_way += (u @ images.T).cpu()
-            other_way += (image @ basis.T).cpu()
-            squares += (image - factors * u).square().sum(dim=1).cpu()
+            u, image = combine(coefficients, basis), combine(coefficients, images)
+            one_way += gram(u, images).cpu()
+            other_way += gram(image, basis).cpu()
+            squares += squared_norm(image - factors * u).cpu()
         self._require_symmetric(one_way, other_way, asymmetry)
         return squares.sqrt()
 
@@ -279,17 +291,13 @@ class Krylov:
         return (image - value.to(vector) * vector).T
 
     def _combine(self, rows: Tensor, coefficients: Tensor) -> Tensor:
-        return coefficients.T.to(rows) @ rows[: self.dimension]
-
-    def _reject(self, vectors: Tensor) -> Tensor:
-        basis = self.basis[: self.dimension]
-        return vectors - basis.T @ (basis @ vectors)
+        return combine(coefficients.T.to(rows), rows[: self.dimension])
 
 
 def random_vector(operator: SymmetricOperator, generator: torch.Generator) -> Tensor:
     """A random unit vector (P, 1), drawn on the CPU in float64: the same on every device."""
-    vector = torch.randn(operator.shape[0], 1, generator=generator, dtype=torch.float64)
-    return (vector / vector.norm()).to(dtype=operator.dtype, device=operator.device)
+    vector = random_unit(operator.shape[0], generator)[:, None]
+    return vector.to(dtype=operator.dtype, device=operator.device)
 
 
 def _description(tensor: Tensor) -> str:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from thalweg.errors import Diverged, InvalidInput
+from thalweg.linalg import norm, reject
 from thalweg.operators.loss_operator import subsampled
 from thalweg.operators.symmetric import OperatorAround, SymmetricOperator
 from thalweg.spectrum.krylov import WANTED, Krylov, Ritz, random_vector
@@ -50,13 +51,13 @@ class Deflated(OperatorAround):
 
     def outside(self, vectors: Tensor) -> Tensor:
         """(I - P) v for (P,) or the columns of (P, b)."""
-        return vectors - self.rows.T @ (self.rows @ vectors)
+        return reject(self.rows, vectors)
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """The product with (P,) or the columns of (P, b); errors are those of A."""
         images = self.outside(self.operator @ self.outside(vectors))
         # Noise of the subspace that was taken out is no operator, and not symmetric.
-        return torch.where(images.norm(dim=0) > self.rounding, images, 0.0)
+        return torch.where(norm(images, dim=0) > self.rounding, images, 0.0)
 
 
 def rounding_of(rows: Tensor, largest: float) -> float:

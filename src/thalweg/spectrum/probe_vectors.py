@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from thalweg.errors import invalid
+from thalweg.linalg import combine, gram, norm, random_unit
 from thalweg.operators.symmetric import SymmetricOperator
 from thalweg.spectrum.subspace import Subspace
 
@@ -52,9 +53,8 @@ def probe_vectors(basis: Tensor, count: int, generator: torch.Generator) -> Tens
     rows = torch.empty(count, basis.shape[0], dtype=basis.dtype, device=basis.device)
     for row in rows:
         # In float64 and one by one: the same vectors in every dtype, without count copies of them.
-        vector = torch.randn(len(row), generator=generator, dtype=torch.float64)
-        row.copy_(vector / vector.norm())
+        row.copy_(random_unit(len(row), generator))
     for _ in range(2):
-        rows -= (rows @ basis) @ basis.T
-        rows /= rows.norm(dim=1, keepdim=True)
+        rows -= combine(gram(rows, basis.T), basis.T)
+        rows /= norm(rows)[:, None]
     return rows.T

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from thalweg.errors import invalid
-from thalweg.linalg import orthonormalize
+from thalweg.linalg import coordinates, gram, linear_combination, norm, orthonormalize
 from thalweg.operators.symmetric import CountsMatvecs
 
 Vector = TypeVar("Vector", Tensor, Sequence[Tensor], Mapping[str, Tensor])
@@ -80,7 +80,7 @@ class Subspace(CountsMatvecs):
         """
         if vector.shape[0] != self.basis.shape[0]:
             raise invalid("vector", tuple(vector.shape), f"a length of P = {self.basis.shape[0]}")
-        return self.basis.T @ vector.to(self.basis.dtype)
+        return coordinates(self.basis.T, vector.to(self.basis.dtype))
 
     def project(self, vector: Vector) -> Vector:
         """The dominant part P_k v, shaped like v.
@@ -117,7 +117,7 @@ class Subspace(CountsMatvecs):
             return float("nan")
         # Squares of tiny numbers would underflow, in the norm as well.
         flat = flat / largest
-        return _at_most_one(self.coordinates(flat).norm() / flat.norm())
+        return _at_most_one(self.coordinates(flat).norm() / norm(flat))
 
     def overlap(self, other: Subspace) -> float:
         """Mean squared cosine trace(P P') / k, in [0, 1] (Gur-Ari et al. 2018, arXiv 1812.04754).
@@ -131,7 +131,7 @@ class Subspace(CountsMatvecs):
             raise invalid(
                 "other subspace", f"P = {other.basis.shape[0]}", f"P = {self.basis.shape[0]}"
             )
-        cosines = self.basis.T @ other.basis.to(self.basis)
+        cosines = gram(self.basis.T, other.basis.to(self.basis).T)
         return _at_most_one(cosines.square().sum() / min(self.k, other.k))
 
     def to(self, device: torch.device | str) -> Subspace:
@@ -153,7 +153,7 @@ class Subspace(CountsMatvecs):
         )
 
     def _project_flat(self, flat: Tensor) -> Tensor:
-        return (self.basis @ self.coordinates(flat)).to(flat.dtype)
+        return linear_combination(self.basis.T, self.coordinates(flat)).to(flat.dtype)
 
 
 def _at_most_one(value: Tensor) -> float:

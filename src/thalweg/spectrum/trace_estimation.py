@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from thalweg.errors import Diverged, invalid
-from thalweg.linalg import orthonormalize
+from thalweg.linalg import dots, orthonormalize, reject
 from thalweg.loss.protocol import Loss
 from thalweg.operators.hessian import as_operator
 from thalweg.operators.symmetric import CountsMatvecs, SymmetricOperator
@@ -110,9 +110,10 @@ def trace(
     probes = probe_vectors(basis, products - 2 * sketch, generator)
     images = operator @ probes
     forms = _quadratic_forms(probes, images)
-    images = images - basis @ (basis.T @ images)
+    images = reject(basis.T, images)
     # norm(B v)^2 - (v^T B v)^2, as a square: a difference would be lost in rounding.
-    squares = (images - forms.to(images) * probes).square().sum(dim=0, dtype=torch.float64)
+    rest_of_each = images - forms.to(images) * probes
+    squares = dots(rest_of_each, rest_of_each, dim=0)
     rest = size - basis.shape[1]
     variance = 2 * rest**2 / (rest + 2) * float(squares.mean() + forms.var()) / len(forms)
     value = known_sum + sketch_sum + rest * float(forms.mean())
@@ -121,7 +122,7 @@ def trace(
 
 def _quadratic_forms(vectors: Tensor, images: Tensor) -> Tensor:
     """v^T A v of each column of V and A V (P, m): (m,), float64."""
-    forms = (vectors * images).sum(dim=0, dtype=torch.float64)
+    forms = dots(vectors, images, dim=0)
     if not bool(torch.isfinite(forms).all()):
         raise Diverged("a product with the operator is NaN or infinite")
     return forms
