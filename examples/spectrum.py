@@ -28,7 +28,7 @@ def main(folder: Path) -> None:
     spectrum = thalweg.spectral_density(hessian, probes=10, steps=40, known=top)
     smallest, largest = spectrum.extremes
     print(f"eigenvalues from {smallest:.3f} to {largest:.3f}")
-    by_probes = thalweg.trace(hessian, products=60, known=top)
+    by_probes = thalweg.trace(hessian, num_matvecs=60, known=top)
     mean, size = spectrum.moment(1), objective.num_parameters
     print(f"trace by Hutch++     {by_probes.value:.2f} +- {by_probes.standard_error:.2f}")
     print(f"trace by the density {size * mean.value:.2f} +- {size * mean.standard_error:.2f}")

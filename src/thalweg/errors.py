@@ -1,10 +1,19 @@
-"""The errors that Thalweg raises on purpose, and the exit status each gives the command line."""
+"""The errors that Thalweg raises on purpose, and the warnings that a name has changed.
+
+Each error class says the exit status that it gives the command line.
+"""
 
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib.util
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable
+from typing import ParamSpec, TypeVar, cast
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 
 class ThalwegError(Exception):
@@ -76,3 +85,41 @@ def unknown_name(what: str, given: str, known: Iterable[str]) -> InvalidInput:
     near = difflib.get_close_matches(given, names, n=1)
     hint = f"did you mean {near[0]!r}?" if near else ""
     return invalid(what, given, "one of " + ", ".join(names), hint)
+
+
+def warn_of_former_name(former: str, name: str) -> None:
+    """Warn that something is called otherwise now, at the line that called the caller of this."""
+    hint = f"`{former}` is called `{name}` now"
+    warnings.warn(hint, DeprecationWarning, stacklevel=3)
+
+
+def formerly(
+    **names: str,
+) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
+    """Decorator that still takes keywords by their former names, with a warning.
+
+    Args:
+        names: the present name of each former one.
+
+    Example:
+        >>> import warnings
+        >>> @formerly(dear="expensive")
+        ... def cost(expensive):
+        ...     return expensive
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore")
+        ...     cost(dear=3)
+        3
+    """
+
+    def decorated(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+        @functools.wraps(function)
+        def renamed(*args: object, **keywords: object) -> Result:
+            for former in names.keys() & keywords.keys():
+                warn_of_former_name(former, names[former])
+                keywords[names[former]] = keywords.pop(former)
+            return cast("Callable[..., Result]", function)(*args, **keywords)
+
+        return cast("Callable[Parameters, Result]", renamed)
+
+    return decorated

@@ -169,8 +169,8 @@ def test_eigenpairs_trace_and_density_take_a_loss_for_its_hessian(loss: Loss) ->
     assert torch.allclose(found.eigenvalues, values[:K], rtol=1e-10)
     assert missing(found.basis, loss.theta()) < 1e-6
     assert torch.equal(top_eigenpairs(loss, K, tolerance=1e-8).basis, found.basis)
-    assert trace(loss, products=P).value == pytest.approx(float(values.sum()))
-    estimate = trace(loss, products=18, known=found)
+    assert trace(loss, num_matvecs=P).value == pytest.approx(float(values.sum()))
+    estimate = trace(loss, num_matvecs=18, known=found)
     assert abs(estimate.value - float(values.sum())) < 5 * estimate.standard_error
     spectrum = spectral_density(loss, probes=2, steps=P)
     assert spectrum.extremes[1] == pytest.approx(float(values[0]), rel=1e-8)

@@ -113,7 +113,7 @@ def test_any_eigenpairs_agree_with_scipy_within_the_bound_of_their_residuals(
         start = torch.randn(len(matrix), width, generator=generator, dtype=torch.float64)
     # Nine different whole numbers: so many products leave a missing copy no place to hide. With the
     # usual number one in some 2,000 of these matrices loses one.
-    options: dict[str, Any] = {"tolerance": 1e-8, "max_products": 3000, "check_repeated": 10}
+    options: dict[str, Any] = {"tolerance": 1e-8, "max_matvecs": 3000, "check_repeated": 10}
     found = solve(matrix, which=which, band=band, start=start, seed=seed, **options)
     assert found.k == band[1] - band[0]
     check(matrix, found, 1e-8, which=which, first=band[0])
@@ -140,7 +140,7 @@ def test_difficult_spectra_agree_with_scipy(name: str, k: int, which: Which) -> 
     matrix = with_spectrum(SPECTRA[name], seed=k)
     if which == "smallest":
         matrix = -matrix
-    found = solve(matrix, k, which=which, tolerance=1e-7, max_products=3000, seed=k)
+    found = solve(matrix, k, which=which, tolerance=1e-7, max_matvecs=3000, seed=k)
     check(matrix, found, 1e-7, which=which)
 
 
@@ -149,18 +149,18 @@ def test_a_matrix_too_large_for_a_complete_basis_agrees_with_arpack(which: Which
     matrix = with_spectrum(np.linspace(-1, 1.1, 400) ** 3)
     code = {"largest": "LA", "smallest": "SA", "magnitude": "LM"}[which]
     arpack = scipy.sparse.linalg.eigsh(matrix.numpy(), 6, which=code, return_eigenvectors=False)
-    found = solve(matrix, 6, which=which, tolerance=1e-7, max_products=2000)
+    found = solve(matrix, 6, which=which, tolerance=1e-7, max_matvecs=2000)
     assert np.allclose(found.eigenvalues.numpy(), np.sort(arpack)[::-1], atol=1e-9)
     check(matrix, found, 1e-7, which=which)
 
 
 def test_a_band_holds_the_eigenvalues_of_its_positions() -> None:
     matrix = with_spectrum(np.linspace(10, -5, 60))
-    whole = solve(matrix, 7, tolerance=1e-9, max_products=1000)
-    band = solve(matrix, band=(4, 7), tolerance=1e-9, max_products=1000)
+    whole = solve(matrix, 7, tolerance=1e-9, max_matvecs=1000)
+    band = solve(matrix, band=(4, 7), tolerance=1e-9, max_matvecs=1000)
     assert torch.equal(band.eigenvalues, whole.eigenvalues[4:])
     check(matrix, band, 1e-9, first=4)
-    low = solve(matrix, band=(1, 3), which="smallest", tolerance=1e-9, max_products=1000)
+    low = solve(matrix, band=(1, 3), which="smallest", tolerance=1e-9, max_matvecs=1000)
     spacing = 15 / 59
     assert np.allclose(low.eigenvalues.numpy(), [-5 + 2 * spacing, -5 + spacing])
 
@@ -206,7 +206,7 @@ def test_a_top_eigenvalue_of_zero_above_negative_ones_converges() -> None:
     # The residual relative to lambda_1 = 0 has no meaning; rounding is relative to the norm.
     for dtype in (torch.float64, torch.float32):
         matrix = with_spectrum([0.0, -1, -1.5, *np.linspace(-2, -3, 97)]).to(dtype)
-        found = solve(matrix, 2, max_products=2000)
+        found = solve(matrix, 2, max_matvecs=2000)
         assert found.converged
         assert abs(float(found.eigenvalues[0])) < 1e-3
 
@@ -225,7 +225,7 @@ def test_one_or_all_eigenpairs_of_a_small_matrix_are_exact(size: int, which: Whi
 @pytest.mark.parametrize("basis_size", [8, 10, 14])
 def test_a_small_basis_restarts_and_still_converges(basis_size: int) -> None:
     matrix = with_spectrum([3.0, 2.5, 2, 1.7, *np.linspace(-1, 1.2, 196)])
-    found = solve(matrix, 4, tolerance=1e-8, basis_size=basis_size, max_products=5000)
+    found = solve(matrix, 4, tolerance=1e-8, basis_size=basis_size, max_matvecs=5000)
     assert found.num_matvecs > 2 * basis_size
     check(matrix, found, 1e-8)
 
@@ -262,8 +262,8 @@ def test_a_start_in_an_invariant_subspace_does_not_hide_the_rest() -> None:
 
 def test_too_few_products_warn_and_the_residuals_stay_true() -> None:
     matrix = with_spectrum(np.linspace(0, 1, 300))
-    with pytest.warns(NotConverged, match="20 products were not enough.*max_products"):
-        found = top_eigenpairs(DenseOperator(matrix), 5, tolerance=1e-10, max_products=20)
+    with pytest.warns(NotConverged, match="20 products were not enough.*max_matvecs"):
+        found = top_eigenpairs(DenseOperator(matrix), 5, tolerance=1e-10, max_matvecs=20)
     assert found.converged is False
     assert found.residuals is not None
     assert found.k == 5
@@ -276,7 +276,7 @@ def test_a_warning_points_to_the_line_that_asked() -> None:
     operator = DenseOperator(with_spectrum(np.linspace(0, 1, 300)))
     for ask in (top_eigenpairs, eigenpairs):
         with pytest.warns(NotConverged) as caught:
-            ask(operator, 5, tolerance=1e-10, max_products=20)
+            ask(operator, 5, tolerance=1e-10, max_matvecs=20)
         assert [warning.filename for warning in caught] == [__file__]
 
 
@@ -286,7 +286,7 @@ def test_a_band_has_not_converged_while_a_pair_before_it_has_not() -> None:
     start = matrix @ torch.ones(100, dtype=torch.float64)
     with pytest.warns(NotConverged):
         found = eigenpairs(
-            DenseOperator(matrix), band=(2, 3), start=start, tolerance=1e-9, max_products=8
+            DenseOperator(matrix), band=(2, 3), start=start, tolerance=1e-9, max_matvecs=8
         )
     assert found.converged is False
 
@@ -342,7 +342,7 @@ def test_the_global_random_state_is_left_alone() -> None:
 @pytest.mark.parametrize("name", SPECTRA)
 def test_float32_converges_to_its_own_rounding(name: str) -> None:
     matrix = with_spectrum(SPECTRA[name]).float()
-    check(matrix, solve(matrix, 3, tolerance=1e-4, max_products=3000), 1e-4, rounding=3e-6)
+    check(matrix, solve(matrix, 3, tolerance=1e-4, max_matvecs=3000), 1e-4, rounding=3e-6)
 
 
 @pytest.mark.parametrize(
@@ -351,7 +351,7 @@ def test_float32_converges_to_its_own_rounding(name: str) -> None:
         ({"k": 0}, "k: got 0.*from 1 to"),
         ({"k": 6}, "k: got 6.*the number of parameters, 5"),
         ({"k": 2, "tolerance": 0.0}, "tolerance: got 0.0"),
-        ({"k": 2, "max_products": 1}, "max_products: got 1.*>= k = 2"),
+        ({"k": 2, "max_matvecs": 1}, "max_matvecs: got 1.*>= k = 2"),
         ({"k": 2, "check_repeated": -1}, "check_repeated: got -1"),
         ({"k": 2, "start": torch.ones(4)}, r"start: got \(4,\)"),
         ({"k": 2, "start": torch.ones(5, 0)}, r"start: got \(5, 0\)"),
@@ -365,7 +365,7 @@ def test_float32_converges_to_its_own_rounding(name: str) -> None:
         ({"band": (2, 2)}, r"band: got \(2, 2\)"),
         ({"band": (-1, 2)}, r"band: got \(-1, 2\)"),
         ({"band": (3, 6)}, r"band: got \(3, 6\).*<= 5, the number of parameters"),
-        ({"band": (0, 3), "max_products": 2}, "max_products: got 2.*>= k = 3"),
+        ({"band": (0, 3), "max_matvecs": 2}, "max_matvecs: got 2.*>= k = 3"),
     ],
 )
 def test_impossible_settings_are_refused(options: dict[str, Any], message: str) -> None:
@@ -390,5 +390,5 @@ def test_the_hessian_of_a_network_agrees_with_scipy() -> None:
     case = mlp().to(torch.float64)
     loss = Objective(case.model, case.loss, case.data, chunk_size=4)
     matrix = Hessian(loss) @ torch.eye(loss.num_parameters, dtype=torch.float64)
-    found = top_eigenpairs(Hessian(loss, keep_graph=True), 4, tolerance=1e-9, max_products=500)
+    found = top_eigenpairs(Hessian(loss, keep_graph=True), 4, tolerance=1e-9, max_matvecs=500)
     check((matrix + matrix.T) / 2, found, 1e-9)

@@ -188,8 +188,8 @@ def test_trace_and_density_are_those_of_the_dense_matrix(
     matrix = dense_of("silu").matrices["Hessian"]
     hessian = Hessian(objective_of(dense_of("silu").case.on(device)), keep_graph=True)
     known = top_eigenpairs(hessian, 2, tolerance=1e-8)
-    assert trace(hessian, products=len(matrix)).value == pytest.approx(float(matrix.trace()))
-    estimate = trace(hessian, products=30, known=known)
+    assert trace(hessian, num_matvecs=len(matrix)).value == pytest.approx(float(matrix.trace()))
+    estimate = trace(hessian, num_matvecs=30, known=known)
     assert abs(estimate.value - float(matrix.trace())) < 4 * estimate.standard_error
     spectrum = spectral_density(hessian, probes=4, steps=20, known=known)
     first = spectrum.moment(1)

@@ -60,7 +60,7 @@ def solved_projection(case: Case, theta: Tensor, vector: Tensor) -> Tensor:
     """P_k v in float64, from scratch."""
     exact = copy.deepcopy(case).to(torch.float64)
     hessian = Hessian(Objective(exact.model, exact.loss, exact.data), theta.double())
-    solved = top_eigenpairs(hessian, K, tolerance=1e-6, max_products=2000)
+    solved = top_eigenpairs(hessian, K, tolerance=1e-6, max_matvecs=2000)
     return solved.project(vector.double())
 
 

@@ -127,7 +127,7 @@ def solved(case: Case) -> Subspace:
     """The subspace in float64, from scratch."""
     exact = copy.deepcopy(case).to(torch.float64)
     objective = Objective(exact.model, exact.loss, exact.data, vectorize_up_to=0)
-    return top_eigenpairs(Hessian(objective, keep_graph=True), K, tolerance=1e-6, max_products=2000)
+    return top_eigenpairs(Hessian(objective, keep_graph=True), K, tolerance=1e-6, max_matvecs=2000)
 
 
 def test_the_projection_of_the_gradient_is_followed_within_a_per_cent(trained: Case) -> None:
@@ -469,7 +469,7 @@ def test_any_operator_of_the_loss_is_tracked(trained: Case, kind: Any, k: int) -
             exact.model.load_state_dict(trained.model.state_dict())
             copied = Objective(exact.model, exact.loss, exact.data, vectorize_up_to=0)
             operator = kind(copied, keep_graph=True)
-            truth = top_eigenpairs(operator, k, tolerance=1e-6, max_products=2000)
+            truth = top_eigenpairs(operator, k, tolerance=1e-6, max_matvecs=2000)
             difference = subspace.project(gradient).double() - truth.project(gradient.double())
             errors.append(float(difference.norm() / gradient.norm()))
     assert max(errors) < 0.02

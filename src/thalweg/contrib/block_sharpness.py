@@ -101,7 +101,7 @@ def block_sharpness(
     for block, names in blocks_of(objective.layout.names, blocks).items():
         part = Restricted(whole, coordinates(objective.layout, names))
         top = top_eigenpairs(part, 1, check_repeated=0) if largest else None
-        estimate = trace(part, products=products, seed=seed, known=top)
+        estimate = trace(part, num_matvecs=products, seed=seed, known=top)
         size = part.shape[0]
         found[block] = BlockSharpness(
             names,

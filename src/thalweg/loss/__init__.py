@@ -1,4 +1,4 @@
-"""A loss as a function of theta: model, data and how a chunk of them is evaluated."""
+"""A loss as a function of theta: the protocol, a model with data, a plain function."""
 
 from __future__ import annotations
 

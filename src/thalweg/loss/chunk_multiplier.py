@@ -1,4 +1,4 @@
-"""Multiply the curvature of one chunk of samples by a block of vectors: one pass each, or one.
+"""Multiply a block of vectors by the curvature of one chunk of samples, the faster of two ways.
 
 A product is a backward pass through a kept graph. One pass a vector works for every model. One
 vectorized pass for the whole block saves overheads, which decide on small chunks (2 to 3 times

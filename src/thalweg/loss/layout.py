@@ -1,6 +1,6 @@
 """Named parameter tensors and one flat vector: which numbers make up theta, in which order.
 
-Everything in `thalweg.curvature` works on one flat vector of P numbers. A `ParameterLayout` fixes
+Operators, solvers and trackers work on one flat vector of P numbers. A `ParameterLayout` fixes
 the order once, counts tied parameters once, and leaves frozen ones out.
 
 Example:

@@ -210,7 +210,7 @@ class Objective:
         return self.value_and_gradient(theta, samples)[1]
 
     def weight(self, samples: Tensor | None = None) -> float:
-        """How much samples count in the mean: their number, or the sum of their batch weights.
+        """The weight of samples in the mean: their number, or the sum of their batch weights.
 
         The mean over a union of disjoint sets is that of their means, with these weights.
 
@@ -278,7 +278,7 @@ class Objective:
     def evaluations(
         self, theta: Tensor | None = None, samples: Tensor | None = None
     ) -> Iterator[Evaluation]:
-        """Yield outputs and loss of each chunk with their graph; drop one to free its memory.
+        """Outputs and loss of each chunk, with their graph; drop one to free its memory.
 
         What operators of a model's outputs are built on.
         """
@@ -292,7 +292,7 @@ class Objective:
     def evaluations_of_each(
         self, theta: Tensor | None = None, samples: Tensor | None = None, batch_size: int = 1
     ) -> Iterator[Evaluation]:
-        """The same with the losses of single samples, or of batches, as the outputs.
+        """Evaluations whose outputs are the losses of single samples, or of batches.
 
         Args:
             batch_size: b, a divisor of the number of samples; a batch is b samples in their order.
@@ -382,7 +382,7 @@ class Objective:
                 yield batch, count, weight / total
 
     def _own(self, samples: Tensor | None) -> Tensor | None:
-        """Those of the samples that this process holds, by their indices in it."""
+        """The samples among these that this process holds, by their indices in it."""
         count = len(self.samples)
         if samples is None or count == self.num_samples:
             return samples
@@ -409,7 +409,7 @@ class Objective:
 
 
 def require_objective(loss: Loss, name: str, needs: str) -> Objective:
-    """The loss itself, where it is an `Objective` and can be looked into.
+    """Narrow a loss to an `Objective`, whose outputs and single samples are known.
 
     Args:
         name: who needs that.

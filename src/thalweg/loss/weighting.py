@@ -25,7 +25,7 @@ def batch_weight_of(loss: object) -> Callable[[Batch], Tensor] | None:
     """The weight of a batch for the losses of torch; None where it is the number of samples.
 
     Known are the modules of `torch.nn`, the functions of `torch.nn.functional`, and
-    `functools.partial` of the latter.
+    `functools.partial` of these.
 
     Raises:
         InvalidInput: a loss with reduction "sum" or "none", which is not a mean.

@@ -28,6 +28,7 @@ from torch import Tensor
 from thalweg.errors import InvalidInput
 from thalweg.loss.chunk_multiplier import ChunkGraph, pull_back
 from thalweg.loss.evaluation import Evaluation
+from thalweg.loss.outputs import read_by
 from thalweg.loss.protocol import Loss
 from thalweg.operators.hessian import Hessian
 from thalweg.operators.loss_operator import ChunkedOperator
@@ -40,9 +41,13 @@ class GaussNewton(ChunkedOperator):
     Positive semidefinite where the loss is convex in the outputs. Arguments, attributes and errors
     are those of `LossOperator`, units, dtype and device those of `Hessian`.
 
+    Of several outputs those count that the loss reads itself, each on its own: features that the
+    logits were computed from change nothing, unless the loss reads them too.
+
     Raises:
         InvalidInput: a loss that is no `Objective`; at the first product: the model returns its
-            loss and no outputs.
+            loss and no outputs; the loss depends on the parameters by another road than the
+            outputs; the model's own loss reads two outputs of which one is computed from the other.
 
     Source: Schraudolph 2002. Example: see the module.
     """
@@ -59,8 +64,9 @@ class GaussNewton(ChunkedOperator):
                 "GaussNewton: the model returns a loss and no outputs; let it return an object with"
                 " .loss and .logits, or give the loss apart"
             )
+        read = read_by(evaluation.loss, evaluation.outputs, evaluation.leaves)
         gradient = self.objective.gradient_of(evaluation, retain_graph=True)
-        return _OutputGraph.of(evaluation, gradient)
+        return _OutputGraph.of(evaluation._replace(outputs=read), gradient)
 
 
 class ResidualHessian(CountsMatvecs):

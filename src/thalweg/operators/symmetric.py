@@ -8,13 +8,12 @@ Example:
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from thalweg.errors import invalid
+from thalweg.errors import invalid, warn_of_former_name
 from thalweg.loss.protocol import Loss
 
 
@@ -132,12 +131,6 @@ class CountsMatvecs:
         """The former name of `num_matvecs`."""
         warn_of_former_name("products", "num_matvecs")
         return self.num_matvecs
-
-
-def warn_of_former_name(former: str, name: str) -> None:
-    """Say that an attribute is called otherwise now."""
-    hint = f"`{former}` is called `{name}` now"
-    warnings.warn(hint, DeprecationWarning, stacklevel=3)
 
 
 class DenseOperator(CountsMatvecs):

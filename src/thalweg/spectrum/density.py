@@ -120,9 +120,9 @@ class SpectralDensity(CountsMatvecs):
         variance = 2 / (rest + 2) * (weights * (values - mean).square()).sum(dim=1).mean(dim=0)
         if probes > 1:
             variance = variance.maximum(samples.var(dim=0))
-        share = rest / self.num_parameters
+        fraction = rest / self.num_parameters
         known = function(self.known).sum(dim=0) / self.num_parameters
-        return Estimate(known + share * mean, share * (variance / probes).sqrt())
+        return Estimate(known + fraction * mean, fraction * (variance / probes).sqrt())
 
     def moment(self, power: int) -> Estimate:
         """(1/P) sum_i lambda_i^power; the first moment is the trace divided by P.
@@ -157,12 +157,12 @@ class SpectralDensity(CountsMatvecs):
         )
 
     def cumulative(self, points: Tensor, width: float = 0.0) -> Estimate:
-        """The share of eigenvalues that are at most x, for each x in `points` (g,).
+        """The fraction of eigenvalues that are at most x, for each x in `points` (g,).
 
         Args:
             points: in units of the operator.
             width: of the Gaussian that smooths the steps. With 0 each node is one step, and the
-                share is known no better than to the weights of the nodes around x.
+                fraction is known no better than to the weights of the nodes around x.
 
         Raises:
             InvalidInput: points that are not (g,), or a negative width.
@@ -266,7 +266,7 @@ def _lanczos(
         leaks = coordinates(basis[:, : step + 1], images)
         images -= linear_combination(basis[:, : step + 1], leaks)
         _check(alpha.cpu(), leaks.double().abs().amax(dim=1).cpu(), scale)
-        # Where a start's invariant subspace is exhausted, T goes on in a block of its own, inside
+        # Where a start's invariant subspace is exhausted, T continues with a block of its own, in
         # the spectrum and of weight zero, so that all probes have equally many nodes.
         diagonal[:, step] = torch.where(ended, diagonal[:, 0], alpha.cpu())
         norms = _norms(images)

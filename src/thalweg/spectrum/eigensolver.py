@@ -37,7 +37,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from thalweg.errors import invalid, unknown_name
+from thalweg.errors import formerly, invalid, unknown_name
 from thalweg.linalg import orthonormalize
 from thalweg.loss.guards.precision import full_precision
 from thalweg.loss.protocol import Loss
@@ -59,12 +59,13 @@ class NotConverged(UserWarning):
     """
 
 
+@formerly(max_products="max_matvecs")
 def top_eigenpairs(
     operator: SymmetricOperator | Loss,
     k: int,
     *,
     tolerance: float = 1e-3,
-    max_products: int | None = None,
+    max_matvecs: int | None = None,
     basis_size: int | None = None,
     start: Tensor | None = None,
     seed: int = 0,
@@ -85,7 +86,7 @@ def top_eigenpairs(
         k,
         None,
         tolerance=tolerance,
-        max_products=max_products,
+        max_matvecs=max_matvecs,
         basis_size=basis_size,
         start=start,
         seed=seed,
@@ -93,6 +94,7 @@ def top_eigenpairs(
     )
 
 
+@formerly(max_products="max_matvecs")
 def eigenpairs(
     operator: SymmetricOperator | Loss,
     k: int | None = None,
@@ -100,7 +102,7 @@ def eigenpairs(
     which: Which = "largest",
     band: tuple[int, int] | None = None,
     tolerance: float = 1e-3,
-    max_products: int | None = None,
+    max_matvecs: int | None = None,
     basis_size: int | None = None,
     start: Tensor | None = None,
     seed: int = 0,
@@ -121,8 +123,8 @@ def eigenpairs(
             lambda in the divisor being the first of the order: lambda_1 for "largest", lambda_P
             for "smallest", that of size norm(A) for "magnitude". Where abs(lambda) is below
             norm(A) / 100, as for the smallest of a semidefinite matrix, this takes its place.
-        max_products: give up after so many products, >= k; default max(20 k, 200). For a band,
-            here and below, k is j.
+        max_matvecs: give up after multiplying so many vectors, >= k; default max(20 k, 200). For a
+            band, here and below, k is j.
         basis_size: vectors kept before a restart, at least k + 2; default 2 k + 20, at most P.
             Memory is twice this many vectors.
         start: one vector (P,) or a block (P, b) to start from, on the operator's device; a block
@@ -156,7 +158,7 @@ def eigenpairs(
         k,
         band,
         tolerance=tolerance,
-        max_products=max_products,
+        max_matvecs=max_matvecs,
         basis_size=basis_size,
         start=start,
         seed=seed,
@@ -190,7 +192,7 @@ def _solve(
     band: tuple[int, int] | None,
     *,
     tolerance: float,
-    max_products: int | None,
+    max_matvecs: int | None,
     basis_size: int | None,
     start: Tensor | None,
     seed: int,
@@ -203,12 +205,12 @@ def _solve(
     generator = torch.Generator().manual_seed(seed)
     block = _start_block(operator, start, generator)
     least = min(size, k + block.shape[1] + 1)
-    limit = max(20 * k, 200) if max_products is None else max_products
+    limit = max(20 * k, 200) if max_matvecs is None else max_matvecs
     room = 2 * k + max(20, block.shape[1]) if basis_size is None else basis_size
     if not tolerance > 0:
         raise invalid("tolerance", tolerance, "a number > 0")
     if limit < k:
-        raise invalid("max_products", max_products, f"an integer >= k = {k}")
+        raise invalid("max_matvecs", max_matvecs, f"an integer >= k = {k}")
     if room < least:
         raise invalid("basis_size", basis_size, f"an integer >= {least}, the result and a block")
     if check_repeated < 0:
@@ -219,15 +221,13 @@ def _solve(
         subspace = krylov.subspace(found, first, converged=found.residual <= tolerance)
     if not subspace.converged:
         hint = (
-            "rounding allows no better"
-            if krylov.complete
-            else "raise max_products or the tolerance"
+            "rounding allows no better" if krylov.complete else "raise max_matvecs or the tolerance"
         )
         warnings.warn(
             f"{krylov.num_matvecs:g} products were not enough: residual {found.residual:.1e},"
             f" wanted {tolerance:.1e}; {hint}",
             NotConverged,
-            stacklevel=3,
+            stacklevel=4,
         )
     return subspace
 

@@ -28,7 +28,7 @@ from thalweg.spectrum.multiplicity import Deflated, rounding_of
 CLOSED = 0.95
 """lambda_{k+1} / lambda_k from which on a gap counts as closed."""
 TOLERANCE = 0.05
-MOST_PRODUCTS = 15
+MOST_MATVECS = 15
 
 
 class GapClosed(UserWarning):
@@ -80,7 +80,7 @@ def next_eigenpair(
             deflated,
             1,
             tolerance=TOLERANCE,
-            max_products=MOST_PRODUCTS,
+            max_matvecs=MOST_MATVECS,
             start=start,
             check_repeated=0,
         )
@@ -144,7 +144,7 @@ class GapWatch:
     def look(
         self, operator: Callable[[], SymmetricOperator], rows: Tensor, eigenvalues: Tensor
     ) -> float:
-        """Find lambda_{k+1} if that is due; returns the products spent.
+        """Find lambda_{k+1} if that is due; returns the vectors multiplied.
 
         Args:
             operator: builds the operator, if need be.
@@ -180,10 +180,10 @@ class GapWatch:
         known = torch.cat([eigenvalues, eigenvalues.new_tensor([self.value])])
         # lambda_{k+1} can have overtaken lambda_k.
         wider = widest_gap(known.sort(descending=True).values)
-        mend = f"; the gap is widest at k = {wider}" if wider != k else ""
+        hint = f"; the gap is widest at k = {wider}" if wider != k else ""
         warnings.warn(
             f"lambda_{k} = {float(eigenvalues[-1]):.4g} and lambda_{k + 1} = {self.value:.4g} close"
-            f" up: the dominant subspace of dimension {k} is ill defined{mend}",
+            f" up: the dominant subspace of dimension {k} is ill defined{hint}",
             GapClosed,
             stacklevel=7,
         )

@@ -1,4 +1,4 @@
-"""Is an eigenvalue repeated, and a copy of it missing from what was found? A cheap first look.
+"""Multiplicity check: is a copy of a repeated eigenvalue missing from what was found?
 
 One start vector sees one direction of each eigenspace: a copy stays hidden however far the
 iteration goes. Where eigenvalues of a loss repeat, it is by a symmetry of the network, which the
@@ -29,7 +29,7 @@ from thalweg.operators.symmetric import OperatorAround, SymmetricOperator
 from thalweg.spectrum.krylov import WANTED, Krylov, Ritz, random_vector
 
 FRACTION = 1 / 16
-"""Of the samples, for the first look."""
+"""The fraction of the samples for the first look."""
 
 SUSPICIOUS = 0.5
 """What the few samples see counts from this fraction of the last eigenvalue that was found."""

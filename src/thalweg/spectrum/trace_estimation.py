@@ -32,7 +32,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from thalweg.errors import Diverged, invalid
+from thalweg.errors import Diverged, formerly, invalid
 from thalweg.linalg import dots, orthonormalize, reject
 from thalweg.loss.protocol import Loss
 from thalweg.operators.hessian import as_operator
@@ -61,10 +61,11 @@ class TraceEstimate(CountsMatvecs):
     num_matvecs: int
 
 
+@formerly(products="num_matvecs")
 def trace(
     operator: SymmetricOperator | Loss,
     *,
-    products: int = 60,
+    num_matvecs: int = 60,
     seed: int = 0,
     known: Subspace | None = None,
 ) -> TraceEstimate:
@@ -73,19 +74,19 @@ def trace(
     Args:
         operator: anything with `shape`, `dtype`, `device` and `@` on a block (P, b); or a loss, for
             its Hessian at the parameters.
-        products: how many to spend, >= 4: a third each on the sketch A S, on A Q, and on probes.
-            From P - k on, P - k are spent and the result is exact up to rounding.
+        num_matvecs: vectors to multiply, >= 4: a third each for the sketch A S, for A Q, and for
+            probes. From P - k on, P - k are spent and the result is exact up to rounding.
         seed: of the sketch and of the probes.
         known: k orthonormal directions with their Rayleigh quotients as eigenvalues, such as
             `top_eigenpairs` gives, converged or not; their part costs no product. (A tracked
             subspace's eigenvalues are a step behind, which would bias the result.)
 
     Returns:
-        The estimate, with its standard error and the products spent. Memory: about
-        `products` vectors.
+        The estimate, with its standard error and the vectors multiplied. Memory: about
+        `num_matvecs` vectors.
 
     Raises:
-        InvalidInput: too few products, or a known subspace that does not fit.
+        InvalidInput: too few vectors to multiply, or a known subspace that does not fit.
         Diverged: a product is NaN or infinite.
 
     Source: Meyer et al. 2021 (arXiv 2010.09649). Example: see the module.
@@ -94,20 +95,22 @@ def trace(
     known = known_part(operator, known)
     known_sum = float(known.eigenvalues.sum(dtype=torch.float64))
     size, unknown = operator.shape[0], operator.shape[0] - known.k
-    if products < min(4, unknown):
-        raise invalid("products", products, "an integer >= 4, or all the directions not known")
-    if products >= unknown:
+    if num_matvecs < min(4, unknown):
+        raise invalid(
+            "num_matvecs", num_matvecs, "an integer >= 4, or all the directions not known"
+        )
+    if num_matvecs >= unknown:
         columns = torch.linalg.qr(known.basis, mode="complete")[0][:, known.k :]
         parts = [_quadratic_forms(block, operator @ block) for block in columns.split(BLOCK, dim=1)]
         return TraceEstimate(known_sum + float(torch.cat(parts).sum()), 0.0, unknown)
     generator = torch.Generator().manual_seed(seed)
-    sketch = products // 3
+    sketch = num_matvecs // 3
     images = operator @ probe_vectors(known.basis, sketch, generator)
     # Together with what is known, or columns that are rounding noise would lean into that.
     basis = orthonormalize(torch.cat([known.basis, images], dim=1))
     added = basis[:, known.k :]
     sketch_sum = float(_quadratic_forms(added, operator @ added).sum())
-    probes = probe_vectors(basis, products - 2 * sketch, generator)
+    probes = probe_vectors(basis, num_matvecs - 2 * sketch, generator)
     images = operator @ probes
     forms = _quadratic_forms(probes, images)
     images = reject(basis.T, images)
@@ -117,7 +120,7 @@ def trace(
     rest = size - basis.shape[1]
     variance = 2 * rest**2 / (rest + 2) * float(squares.mean() + forms.var()) / len(forms)
     value = known_sum + sketch_sum + rest * float(forms.mean())
-    return TraceEstimate(value, math.sqrt(variance), products)
+    return TraceEstimate(value, math.sqrt(variance), num_matvecs)
 
 
 def _quadratic_forms(vectors: Tensor, images: Tensor) -> Tensor:

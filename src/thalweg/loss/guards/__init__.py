@@ -1,1 +1,1 @@
-"""What would make a loss or its derivatives wrong: refused, or kept from happening."""
+"""Guards against what makes a loss or its derivatives wrong: memory, precision, randomness."""

@@ -1,7 +1,7 @@
 """Is the loss a function of theta alone? What makes it random or chunk-dependent is refused.
 
 A Hessian of a loss that changes from call to call is the Hessian of nothing. Known layers are named
-with their mend; whatever else draws random numbers is noticed by the generators' states.
+with a hint; whatever else draws random numbers is noticed by the generators' states.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def mode_dependent_layers(model: nn.Module) -> list[Layer]:
 
 
 def refuse_unfit_layers(layers: list[Layer], mode: str | None) -> None:
-    """Raise for the first layer that is in no state to be differentiated, naming the mend.
+    """Raise for the first layer that is in no state to be differentiated, with a hint.
 
     Raises:
         InvalidInput: dropout or batch norm in training mode, unless `mode` is "eval"; batch norm
@@ -39,9 +39,9 @@ def refuse_unfit_layers(layers: list[Layer], mode: str | None) -> None:
     for name, module, reason in layers:
         always = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
         if always:
-            mend = "build it with track_running_stats=True, or take nn.GroupNorm"
+            hint = "build it with track_running_stats=True, or take nn.GroupNorm"
         elif module.training and mode is None:
-            mend = (
+            hint = (
                 "pass mode='eval' to evaluate with dropout off and running statistics, or call"
                 " model.eval()"
             )
@@ -49,7 +49,7 @@ def refuse_unfit_layers(layers: list[Layer], mode: str | None) -> None:
             continue
         where = "without running statistics" if always else "in training mode"
         kind = type(module).__name__
-        raise InvalidInput(f"layer {name or 'model'!r} ({kind}) {where} {reason}; {mend}")
+        raise InvalidInput(f"layer {name or 'model'!r} ({kind}) {where} {reason}; {hint}")
 
 
 @contextmanager

@@ -28,7 +28,7 @@ class ChunkHalved(UserWarning):
 
 
 class InChunks(Protocol):
-    """What is computed chunk by chunk, such as an `Objective`."""
+    """Protocol of what is computed chunk by chunk, such as an `Objective`."""
 
     chunk_size: int | None
 
