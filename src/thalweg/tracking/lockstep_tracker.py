@@ -83,7 +83,7 @@ class LockstepTracker(Following[LockstepPowerStep, LockstepReference]):
     """
 
     # The halves of the subset are multiplied apart anyway.
-    estimate_products = 0
+    estimate_matvecs = 0
     renewal_passes = 1
 
     def __init__(
