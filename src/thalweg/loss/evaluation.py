@@ -70,6 +70,7 @@ class Evaluator:
         if forward_dtype not in (None, torch.bfloat16, torch.float16):
             raise invalid("forward_dtype", forward_dtype, "None, torch.bfloat16 or torch.float16")
         self.model = model
+        self.loss = loss
         self.layout = layout
         self.mode = mode
         self.forward_dtype = forward_dtype

@@ -19,7 +19,7 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,6 +67,40 @@ class GaussNewton(ChunkedOperator):
         read = read_by(evaluation.loss, evaluation.outputs, evaluation.leaves)
         gradient = self.objective.gradient_of(evaluation, retain_graph=True)
         return _OutputGraph.of(evaluation._replace(outputs=read), gradient)
+
+    def by_differences(
+        self, vector: Tensor, step: float, begin: Callable[[], None] = lambda: None
+    ) -> Tensor:
+        """J^T (dL/dz at theta + step v - dL/dz at theta - step v) / (2 step): see `LossOperator`.
+
+        The gradients of the loss by the outputs change by H_L J v.
+        """
+
+        def by_outputs(
+            theta: Tensor,
+        ) -> list[tuple[Evaluation, Sequence[Tensor], Sequence[Tensor]]]:
+            begin()
+            found = []
+            for evaluation in self.objective.evaluations(theta, self.samples):
+                read = read_by(evaluation.loss, evaluation.outputs, evaluation.leaves)
+                slopes = torch.autograd.grad(evaluation.loss, read, retain_graph=True)
+                found.append((evaluation, read, slopes))
+            return found
+
+        above, below = (
+            by_outputs(self.theta + step * vector),
+            by_outputs(self.theta - step * vector),
+        )
+        total = torch.zeros_like(vector)
+        there = by_outputs(self.theta)
+        for (evaluation, read, _), (_, _, up), (_, _, down) in zip(
+            there, above, below, strict=True
+        ):
+            along = [(a - b) / (2 * step) for a, b in zip(up, down, strict=True)]
+            parts = pull_back(read, evaluation.leaves, along, vectorized=False)
+            flat = torch.cat([part.reshape(-1) for part in parts])
+            total.add_(flat, alpha=evaluation.fraction)
+        return total
 
 
 class ResidualHessian(CountsMatvecs):
