@@ -236,6 +236,7 @@ def test_steps_that_are_not_due_cost_no_work(monkeypatch: pytest.MonkeyPatch) ->
 
         monkeypatch.setattr(Objective, name, counted)
     problem.watch(every=100)
+    calls.clear()
     problem.step()
     assert calls.count("value_and_gradient") == 1
     calls.clear()

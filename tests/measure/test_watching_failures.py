@@ -813,7 +813,8 @@ def grouped(others: Callable[[int], float]) -> tuple[Group, Net, Any, Watcher]:
     model, group = Net().eval(), Group(others)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     # A mean over samples: no sum of weights is closed.
-    objective = Objective(model, lambda *both: LOSS(*both), data(), mode="eval", reduction=group)
+    options: Any = {"mode": "eval", "reduction": group, "check": False}
+    objective = Objective(model, lambda *both: LOSS(*both), data(), **options)
     source = SubspaceTracker(objective, 2)
     watcher = Watcher(objective, source, optimizer, every=1, quiet=True)
     LOSS(model(data()[0]), data()[1]).backward()

@@ -38,6 +38,7 @@ from thalweg.loss.objective import Objective
 from thalweg.loss.samples import as_samples
 from thalweg.measure.sinks import Sink, reason_of, say
 from thalweg.measure.watcher import Watcher, undisturbed
+from thalweg.operators.hessian import Hessian
 from thalweg.optim.stability import stability_threshold
 from thalweg.tracking.follow_or_solve import FollowOrSolve
 from thalweg.tracking.tracker import SubspaceTracker
@@ -236,8 +237,8 @@ def _refuse_without_second_derivative(objective: Objective) -> None:
             or "take a layer in its place that can be differentiated twice, such as nn.Sigmoid for"
             " nn.Hardsigmoid",
         ):
-            linearization = objective.linearize(samples=few)
-            linearization.multiply(linearization.gradient()[None])
+            hessian = Hessian(objective, samples=few)
+            _ = hessian @ hessian.gradient
     except (Diverged, MemoryError, torch.OutOfMemoryError):
         # It may pass; where it does not, the reports say so.
         pass
