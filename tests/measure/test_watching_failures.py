@@ -753,6 +753,52 @@ def test_without_a_watch_that_looked_first_it_is_a_failed_report() -> None:
     assert "hardsigmoid" in watcher.history[0]["failure"]
 
 
+def test_the_layer_is_named() -> None:
+    model = nn.Sequential(nn.Linear(4, 5), nn.Hardsigmoid(), nn.Linear(5, 3))
+    refusal = attached(model, LOSS, data(), torch.optim.SGD(model.parameters(), lr=0.1))
+    assert isinstance(refusal, str)
+    assert "layer '1' (Hardsigmoid)" in refusal
+
+
+class Distances(nn.Module):
+    """By torch.cdist, which has no second derivative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.centers = nn.Parameter(torch.randn(3, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -torch.cdist(x, self.centers)
+
+
+def test_a_function_without_second_derivative_is_named_by_what_torch_says() -> None:
+    model = Distances()
+    refusal = attached(model, LOSS, data(), torch.optim.SGD(model.parameters(), lr=0.1))
+    assert isinstance(refusal, str)
+    assert "cdist" in refusal
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
+def test_a_compiled_step_is_the_same_and_is_reported() -> None:
+    def train_compiled(watched: bool) -> tuple[Any, list[dict[str, Any]]]:
+        with seeded():
+            torch._dynamo.reset()
+            model = Net().eval()
+            optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+            watcher = observe(model, optimizer, every=2) if watched else None
+            step = torch.compile(optimizer.step, backend="eager")
+            for _ in range(3):
+                optimizer.zero_grad()
+                LOSS(model(data()[0]), data()[1]).backward()
+                step()
+        return model.state_dict(), watcher.history if watcher else []
+
+    alone, _ = train_compiled(False)
+    found, history = train_compiled(True)
+    assert same(alone, found)
+    assert [(row["step"], row["failure"]) for row in history] == [(0, None), (2, None)]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_parameters_of_low_precision_are_refused_at_once_or_right(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
