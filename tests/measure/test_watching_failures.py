@@ -329,9 +329,7 @@ def test_a_source_that_fails_in_the_middle_begins_anew(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(SubspaceTracker, "update", update)
     watcher = watched_like_unwatched()
-    assert list(failures(watcher)) in ([2], [])
-    if not failures(watcher):
-        pytest.skip("the source was left usable")
+    assert failures(watcher) == {2: "OutOfMemoryError"}
     solved = SubspaceTracker(watcher.objective, 2, exact=True)
     expected = float(solved.update().eigenvalues[0])
     source: Any = watcher.source
@@ -518,11 +516,6 @@ def test_a_file_that_was_closed_or_a_sink_that_closes_the_watcher() -> None:
     def sink(row: Any, step: int) -> None:
         if step == 2:
             closed[0].close()
-
-    def arrange(model: Net, optimizer: Any) -> Watcher:
-        # A second one, so that the optimizer has hooks left to go through.
-        closed.append(observe(model, optimizer))
-        return observe(model, optimizer, sinks=[sink, lambda *_: closed[1].close()])
 
     alone, _ = train(lambda *_: None)
 

@@ -234,8 +234,8 @@ class Watcher:
         now = "closed" if self._closed else "ended" if self.ended else "watching"
         return f"Watcher({now}, every={self.every}, step={self.step}, reports={len(self.history)})"
 
-    # A compiled `step` breaks off for the hooks, as torch's own optimizers do for `zero_grad`: where
-    # a report is traced it fails, and the step compiled with it is another one to the last bits.
+    # A compiled `step` breaks off for the hooks, as torch's own optimizers do for `zero_grad`: a
+    # report that is traced fails, and the step compiled with it differs in the last bits.
     @_disable_dynamo
     def _before_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
