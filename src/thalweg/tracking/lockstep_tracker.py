@@ -41,6 +41,7 @@ from thalweg.errors import invalid
 from thalweg.loss.guards.precision import full_precision
 from thalweg.loss.lockstep_objective import LockstepObjective
 from thalweg.operators.hessian import PRODUCT_COST, Hessian
+from thalweg.operators.product_check import check_once
 from thalweg.spectrum.eigensolver import top_eigenpairs
 from thalweg.spectrum.subspace import Subspace
 from thalweg.tracking.error_estimate import ErrorEstimate, lockstep_errors, population_correction
@@ -83,7 +84,7 @@ class LockstepTracker(Following[LockstepPowerStep, LockstepReference]):
     """
 
     # The halves of the subset are multiplied apart anyway.
-    estimate_products = 0
+    estimate_matvecs = 0
     renewal_passes = 1
 
     def __init__(
@@ -107,6 +108,7 @@ class LockstepTracker(Following[LockstepPowerStep, LockstepReference]):
         if objective.num_samples < FEWEST_SAMPLES:
             hint = "solve for each subspace with top_eigenpairs"
             raise invalid("data", f"{objective.num_samples} samples", "at least 8", hint)
+        check_once(Hessian(objective.objective))
         self.objective = objective
         self.gap_every = gap_every
         # Where a computation is recorded once for each shape, few sizes are few recordings.
