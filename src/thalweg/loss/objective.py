@@ -464,7 +464,8 @@ class Objective:
                 tried = [Counted()]
             else:
                 tried = candidates(self._first_batch())
-            self._mean = self._of_all(agreement(self.unchecked(), tried))
+            size = self.chunk_size or len(self.samples)
+            self._mean = self._of_all(agreement(self.unchecked(), tried, size))
             if self.batch_weight is None and self._mean.fits and self._mean.fits[0]:
                 self.batch_weight = tried[self._mean.fits[0]]
         return bool(self._mean.fits) and not self._mean.ambiguous

@@ -27,6 +27,7 @@ from torch import Tensor
 from thalweg.errors import InvalidInput
 from thalweg.loss.copies import few_of
 from thalweg.loss.function_loss import FunctionLoss
+from thalweg.loss.guards.determinism import refuse_changing
 from thalweg.loss.guards.differences import Comparison, compare, random_like, scales
 from thalweg.loss.guards.generators import generators_kept
 from thalweg.loss.guards.held_constants import HeldConstants
@@ -91,7 +92,8 @@ def check_once(operator: Operator) -> None:
     A loss with `check = False` is not compared.
 
     Raises:
-        InvalidInput: they are not; it names the layer, where there is one, and the parameter.
+        InvalidInput: they are not; it names the layer, where there is one, and the parameter. Or a
+            loss that is no `Objective` changes from call to call.
     """
     loss = operator.objective
     # A loss without attributes of its own has no place for the outcome.
@@ -99,6 +101,11 @@ def check_once(operator: Operator) -> None:
     if known is None or not getattr(loss, "check", True):
         return
     outcomes = known.setdefault("_products_checked", {})
+    if not isinstance(loss, Objective) and "value" not in outcomes:
+        # An `Objective` does it before its first value.
+        evaluate = functools.partial(value_of, _unchecked(loss), operator.theta, _few(operator))
+        refuse_changing(lambda: float(evaluate()), loss.device, rough=False)
+        outcomes["value"] = ""
     name = type(operator).__name__
     if name not in outcomes:
         outcomes[name] = ""  # products inside of the comparison are not compared

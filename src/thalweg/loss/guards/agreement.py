@@ -106,13 +106,16 @@ class Agreement:
     note: str = ""
 
 
-def agreement(loss: Evaluated, candidates: Sequence[Callable[[Batch], Any]]) -> Agreement:
+def agreement(
+    loss: Evaluated, candidates: Sequence[Callable[[Batch], Any]], at_once: int
+) -> Agreement:
     """Which of some weights of batches makes the loss a mean of those of its parts.
 
     Args:
         loss: without checks of its own.
         candidates: weights of a batch, the likeliest first. Those with a method `of_each`, which
             gives the weights (n,) of a batch's samples, help to choose samples.
+        at_once: the most samples in a union; two at least.
     """
     note = ""
     with generators_kept(loss.device), warnings.catch_warnings():
@@ -121,13 +124,15 @@ def agreement(loss: Evaluated, candidates: Sequence[Callable[[Batch], Any]]) -> 
             try:
                 tried = loss.copied(torch.float64) if copied else loss
                 tried.batch_weight = tried.chunk_size = None
-                return _agreement(tried, candidates)
+                return _agreement(tried, candidates, max(2, at_once))
             except Exception as error:  # what stands in the way is no fault of the mean
                 note = f"{type(error).__name__}: {error}".splitlines()[0]
     return Agreement((0,), note=note)
 
 
-def _agreement(loss: Evaluated, candidates: Sequence[Callable[[Batch], Any]]) -> Agreement:
+def _agreement(
+    loss: Evaluated, candidates: Sequence[Callable[[Batch], Any]], at_once: int
+) -> Agreement:
     searched = _search(loss.samples, candidates)
     chosen = searched.chosen
     if len(chosen) < 2:
@@ -139,11 +144,14 @@ def _agreement(loss: Evaluated, candidates: Sequence[Callable[[Batch], Any]]) ->
         ((batch, _),) = loss.samples.chunks(indices, None)
         return _value(loss, near, indices), [float(weigh(batch)) for weigh in candidates]
 
-    whole, cuts = seen(chosen), []
-    for at in sorted({1, len(chosen) // 2 + 1} - {len(chosen)}):
-        parts = whole, seen(chosen[:at]), seen(chosen[at:])
-        weights = zip(*(weights for _, weights in parts), strict=True)
-        cuts.append(Cut(tuple(value for value, _ in parts), tuple(weights)))
+    cuts = []
+    groups = math.ceil(len(chosen) / at_once)
+    for union in (chosen[group::groups] for group in range(groups)):
+        whole = seen(union)
+        for at in sorted({1, len(union) // 2 + 1} - {len(union)}):
+            parts = whole, seen(union[:at]), seen(union[at:])
+            weights = zip(*(weights for _, weights in parts), strict=True)
+            cuts.append(Cut(tuple(value for value, _ in parts), tuple(weights)))
     tolerance, rounding = ROUGH if loss.is_rough else TOLERANCE.get(theta.dtype, ROUGH)
     apart = [max(cut.apart(i, rounding) for cut in cuts) for i in range(len(candidates))]
     fits = tuple(i for i, far in enumerate(apart) if far <= tolerance)

@@ -6,6 +6,7 @@ with a hint; whatever else draws random numbers is noticed by the generators' st
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -93,12 +94,15 @@ def refuse_changing(evaluate: Callable[[], float], device: torch.device, rough: 
     Raises:
         InvalidInput: it changes.
     """
-    with generators_kept(device):
-        states = States(device)
-        values = [evaluate(), evaluate()]
-        drawn = states.moved()
-        while drawn and len(values) < LOOKS and values[-1] == values[0]:
-            values.append(evaluate())
+    with generators_kept(device), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        states, values, drawn = States(device), [], ""
+        try:
+            while len(values) < 2 or (drawn and len(values) < LOOKS and values[-1] == values[0]):
+                values.append(evaluate())
+                drawn = states.moved()
+        except Exception:  # it will be told where the loss is evaluated as it was asked for
+            return False
     first = values[0]
     other = max(values, key=lambda value: abs(value - first))
     allowed = (ROUGHLY_SAME if rough else SAME) * max(abs(first), abs(other))
