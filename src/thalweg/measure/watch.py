@@ -137,7 +137,7 @@ def watch(
         )
         with _on_one_line(
             "the loss of the first samples cannot be evaluated",
-            "loss(model(inputs), target) must work for `data` as it is given",
+            lambda _: "loss(model(inputs), target) must work for `data` as it is given",
         ):
             classes = _number_of_classes(objective)
         _refuse_without_second_derivative(objective)
@@ -233,10 +233,7 @@ def _refuse_without_second_derivative(objective: Objective) -> None:
     known = objective.state_dict()
     try:
         with _on_one_line(
-            "products with the Hessian fail",
-            _hint(objective.model)
-            or "take a layer in its place that can be differentiated twice, such as nn.Sigmoid for"
-            " nn.Hardsigmoid",
+            "products with the Hessian fail", lambda reason: _hint(objective.model, reason)
         ):
             hessian = Hessian(objective, samples=few)
             _ = hessian @ hessian.gradient
@@ -247,20 +244,31 @@ def _refuse_without_second_derivative(objective: Objective) -> None:
         objective.load_state_dict(known)
 
 
-def _hint(model: nn.Module) -> str:
+def _hint(model: nn.Module, reason: str) -> str:
+    """What helps, by what torch says; the layer is named where its class is in that."""
+    if "torch.compile" in reason:
+        return "a part of the model is compiled: give it as it was before, its `_orig_mod`"
     for name, module in model.named_modules():
-        if getattr(module, "sparse", False) is True:
-            kind = type(module).__name__
-            return f"layer {name or 'model'!r} ({kind}) has sparse gradients: pass sparse=False"
-    return ""
+        kind = type(module).__name__
+        layer = f"layer {name or 'model'!r} ({kind})"
+        if "sparse" in reason and getattr(module, "sparse", False) is True:
+            return f"{layer} has sparse gradients: pass sparse=False"
+        of_torch = type(module).__module__.startswith("torch.nn.")
+        if of_torch and kind.lower() in reason.replace("_", "").lower():
+            return f"{layer} has no second derivative: take another, such as nn.Sigmoid"
+    return (
+        "take layers and functions that can be differentiated twice, such as nn.Sigmoid for"
+        " nn.Hardsigmoid, and parameters of one dtype"
+    )
 
 
 @contextmanager
-def _on_one_line(what: str, hint: str) -> Iterator[None]:
+def _on_one_line(what: str, hint: Callable[[str], str]) -> Iterator[None]:
     """Errors of torch or of the user's own code, in the words of a refusal."""
     try:
         yield
     except (ThalwegError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        raise InvalidInput(f"watch: {what}: {reason_of(error)}; {hint}") from error
+        reason = reason_of(error)
+        raise InvalidInput(f"watch: {what}: {reason}; {hint(reason)}") from error

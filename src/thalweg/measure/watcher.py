@@ -45,6 +45,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
@@ -233,6 +234,9 @@ class Watcher:
         now = "closed" if self._closed else "ended" if self.ended else "watching"
         return f"Watcher({now}, every={self.every}, step={self.step}, reports={len(self.history)})"
 
+    # A compiled `step` breaks off for the hooks, as torch's own optimizers do for `zero_grad`: a
+    # report that is traced fails, and the step compiled with it differs in the last bits.
+    @_disable_dynamo
     def _before_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -293,6 +297,7 @@ class Watcher:
         with contextlib.suppress(Exception):
             state.minibatch_gradient = self._minibatch_gradient()
 
+    @_disable_dynamo
     def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         self.step += 1
         state, self._state = self._state, None
