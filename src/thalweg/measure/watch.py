@@ -206,7 +206,8 @@ def _number_of_classes(objective: Objective) -> int | None:
     outputs: list[Any] = []
     hook = objective.model.register_forward_hook(lambda *call: outputs.append(call[2]))
     try:
-        objective.value(samples=torch.arange(min(SAMPLES_CHECKED, objective.num_samples)))
+        few = torch.arange(min(SAMPLES_CHECKED, objective.num_samples))
+        objective.unchecked().value(samples=few)
     finally:
         hook.remove()
     output = outputs[-1] if outputs else None

@@ -114,6 +114,8 @@ class LossOperator(CountsMatvecs, ABC):
 
     def subsampled(self, fraction: float, generator: torch.Generator) -> Self | None:
         """The same operator over a random part of its samples: see the function `subsampled`."""
+        if isinstance(self.objective, Objective) and not self.objective.is_mean():
+            return None
         count = self.objective.num_samples
         samples = torch.arange(count) if self.samples is None else self.samples
         chosen = math.ceil(fraction * len(samples))
