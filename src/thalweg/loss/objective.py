@@ -35,6 +35,7 @@ from thalweg.loss.protocol import Loss
 from thalweg.loss.reduce import Reduction
 from thalweg.loss.samples import Batch, Samples, as_samples, refuse_unfit_indices
 from thalweg.loss.weighting import batch_weight_of
+from thalweg.surroundings import shielded
 
 
 class Objective:
@@ -127,8 +128,8 @@ class Objective:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the parameters."""
-        return self.layout.parameters(self.model)[0].dtype
+        """The dtype of theta: the widest of the parameters', at least float32."""
+        return self.layout.dtype(self.model)
 
     @classmethod
     def from_batches(
@@ -175,6 +176,7 @@ class Objective:
         """The model's own parameters that make up theta, in its order."""
         return self.layout.parameters(self.model)
 
+    @shielded()
     def theta(self) -> Tensor:
         """A copy of the model's current parameters, (P,)."""
         return self.layout.read(self.model)
@@ -187,6 +189,7 @@ class Objective:
         """
         self.layout.write(self.model, theta)
 
+    @shielded()
     def value(self, theta: Tensor | None = None, samples: Tensor | None = None) -> Tensor:
         """The mean loss, a scalar tensor.
 
@@ -209,6 +212,7 @@ class Objective:
         """The gradient of the mean loss, (P,). See `value` for arguments and errors."""
         return self.value_and_gradient(theta, samples)[1]
 
+    @shielded()
     def weight(self, samples: Tensor | None = None) -> float:
         """The weight of samples in the mean: their number, or the sum of their batch weights.
 
@@ -230,6 +234,7 @@ class Objective:
             self._total_weight = total
         return total
 
+    @shielded()
     def value_and_gradient(
         self, theta: Tensor | None = None, samples: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -259,7 +264,11 @@ class Objective:
             for evaluation in self.evaluations(point, samples):
                 gradient = self.gradient_of(evaluation, create_graph=True)
                 yield GradientGraph(
-                    evaluation.fraction, evaluation.samples, evaluation.leaves, gradient
+                    evaluation.fraction,
+                    evaluation.samples,
+                    evaluation.leaves,
+                    gradient,
+                    evaluation.at,
                 )
 
         return ChunkedLinearization(self, point, graphs, keep_graph=keep_graph)
@@ -282,12 +291,11 @@ class Objective:
 
         What operators of a model's outputs are built on.
         """
+        pieces = self.evaluator.pieces(theta)
         for batch, count, fraction in self.chunks(samples):
-            with self.evaluator.settings():
-                leaves = self.evaluator.leaves(theta, requires_grad=True)
-                outputs, loss = self.evaluator.outputs_and_loss(leaves, batch)
-                require_finite(loss.detach(), "the loss")
-            yield Evaluation(fraction, count, leaves, outputs, loss)
+            outputs, loss, at = self.evaluator.evaluate(pieces, batch)
+            require_finite(loss.detach(), "the loss")
+            yield Evaluation(fraction, count, at.leaves, outputs, loss, at)
 
     def evaluations_of_each(
         self, theta: Tensor | None = None, samples: Tensor | None = None, batch_size: int = 1
@@ -304,6 +312,7 @@ class Objective:
             InvalidInput: a batch size that does not divide the number of samples.
         """
         size = None if self.chunk_size is None else max(1, self.chunk_size // batch_size)
+        pieces = self.evaluator.pieces(theta)
         for batch, count, fraction in self.chunks(samples, size and size * batch_size):
             if count % batch_size:
                 raise invalid("batch_size", batch_size, f"a divisor of {count}, the data's batch")
@@ -311,12 +320,11 @@ class Objective:
             weights = self._weights_of_each(parts, count // batch_size)
             # A batch in which every target is ignored has the mean 0/0.
             parts, weights = entries(parts, weights > 0), weights[weights > 0]
-            with self.evaluator.settings():
-                leaves = self.evaluator.leaves(theta, requires_grad=True)
-                losses = self.evaluator.losses_of_each(leaves, parts, len(weights))
+            losses, at = self.evaluator.evaluate_each(pieces, parts, len(weights))
+            with at:
                 loss = losses @ weights
-                require_finite(loss.detach(), "the loss")
-            yield Evaluation(fraction, count, leaves, (losses, weights), loss)
+            require_finite(loss.detach(), "the loss")
+            yield Evaluation(fraction, count, at.leaves, (losses, weights), loss, at)
 
     def gradient_of(
         self, evaluation: Evaluation, *, create_graph: bool = False, retain_graph: bool = False
@@ -335,23 +343,24 @@ class Objective:
         )
 
     def _value(self, theta: Tensor | None, samples: Tensor | None) -> Tensor:
-        leaves = self.evaluator.leaves(theta, requires_grad=False)
-        total = torch.zeros((), device=self.device)
-        with self.evaluator.settings(), torch.no_grad():
-            for batch, _, fraction in self.chunks(samples):
-                total = total + fraction * self.evaluator.outputs_and_loss(leaves, batch)[1]
-        return total
+        total = torch.zeros((), dtype=self.dtype, device=self.device)
+        pieces = self.evaluator.pieces(theta)
+        for batch, _, fraction in self.chunks(samples):
+            # With a graph, as for the gradient: without one torch and models may compute another
+            # function.
+            total = total + fraction * self.evaluator.evaluate(pieces, batch)[1].detach()
+        return total.to(self.dtype)
 
     def _value_and_gradient(
         self, theta: Tensor | None, samples: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        value = torch.zeros((), device=self.device)
+        value = torch.zeros((), dtype=self.dtype, device=self.device)
         gradient = torch.zeros(self.num_parameters, dtype=self.dtype, device=self.device)
         for evaluation in self.evaluations(theta, samples):
             parts = self.layout.flatten(self.evaluator.gradient(evaluation))
             gradient.add_(parts, alpha=evaluation.fraction)
             value = value + evaluation.fraction * evaluation.loss.detach()
-        return value, gradient
+        return value.to(self.dtype), gradient
 
     def _weights_of_each(self, parts: Batch, count: int) -> Tensor:
         """The fraction (n,) of each of the stacked batches in the mean of their losses."""
@@ -395,7 +404,9 @@ class Objective:
         if len(parameters) > 1:
             given = ", ".join(sorted(map(str, parameters)))
             raise invalid("model", f"parameters on {given}", "one device", "call model.to(device)")
-        batch, _ = next(iter(self.samples.chunks(torch.zeros(1, dtype=torch.int64), 1)))
+        batch, _ = next(
+            iter(self.samples.chunks(torch.zeros(1, dtype=torch.int64, device="cpu"), 1))
+        )
         for leaf in tree_leaves(batch):
             if isinstance(leaf, Tensor) and leaf.device != self.device:
                 allowed = f"on {self.device}, like the model"

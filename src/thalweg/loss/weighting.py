@@ -48,7 +48,7 @@ def batch_weight_of(loss: object) -> Callable[[Batch], Tensor] | None:
         if target.is_floating_point():
             # Class probabilities (n, classes, ...): torch divides by the number of distributions.
             classes = target.shape[1] if target.dim() > 1 else 1
-            return torch.tensor(float(target.numel() // classes))
+            return torch.tensor(float(target.numel() // classes), device="cpu")
         # Without picking targets out, so that `vmap` weighs many batches at once.
         kept = target != ignored
         if class_weights is None:

@@ -173,7 +173,9 @@ def _subset(data: object, samples: int, seed: int) -> list[Any]:
     if not 1 <= samples <= len(everything):
         raise invalid("samples", samples, f"an integer from 1 to N = {len(everything)}")
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randperm(len(everything), generator=generator)[:samples].sort().values
+    drawn = (
+        torch.randperm(len(everything), generator=generator, device="cpu")[:samples].sort().values
+    )
     return [batch for batch, _ in everything.chunks(drawn, None)]
 
 
@@ -182,7 +184,9 @@ def _number_of_classes(objective: Objective) -> int | None:
     outputs: list[Any] = []
     hook = objective.model.register_forward_hook(lambda *call: outputs.append(call[2]))
     try:
-        objective.value(samples=torch.arange(min(SAMPLES_CHECKED, objective.num_samples)))
+        objective.value(
+            samples=torch.arange(min(SAMPLES_CHECKED, objective.num_samples), device="cpu")
+        )
     finally:
         hook.remove()
     output = outputs[-1]

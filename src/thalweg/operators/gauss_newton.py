@@ -20,6 +20,7 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -141,15 +142,17 @@ class _OutputGraph:
     loss_gradient: tuple[Tensor, ...]
     dummies: tuple[Tensor, ...]
     pulled_back: tuple[Tensor, ...]
+    at: AbstractContextManager[object]
 
     @classmethod
     def of(cls, evaluation: Evaluation, gradient: tuple[Tensor, ...]) -> _OutputGraph:
-        fraction, samples, leaves, outputs, loss = evaluation
-        loss_gradient = pull_back(
-            [loss], outputs, [torch.ones_like(loss)], vectorized=False, create_graph=True
-        )
-        dummies = tuple(torch.zeros_like(z, requires_grad=True) for z in outputs)
-        pulled_back = pull_back(outputs, leaves, dummies, vectorized=False, create_graph=True)
+        fraction, samples, leaves, outputs, loss, at = evaluation
+        with at:
+            loss_gradient = pull_back(
+                [loss], outputs, [torch.ones_like(loss)], vectorized=False, create_graph=True
+            )
+            dummies = tuple(torch.zeros_like(z, requires_grad=True) for z in outputs)
+            pulled_back = pull_back(outputs, leaves, dummies, vectorized=False, create_graph=True)
         return cls(
             fraction,
             samples,
@@ -159,6 +162,7 @@ class _OutputGraph:
             tuple(loss_gradient),
             dummies,
             tuple(pulled_back),
+            at,
         )
 
     def multiply(self, vectors: Sequence[Tensor], *, vectorized: bool) -> list[Tensor]:

@@ -19,6 +19,7 @@ from thalweg.loss.linearization import ChunkedLinearization
 from thalweg.loss.objective import Objective, require_objective
 from thalweg.loss.protocol import Linearization, Loss
 from thalweg.operators.symmetric import CountsMatvecs, OperatorAround, SymmetricOperator, rows_of
+from thalweg.surroundings import shielded
 
 FEWEST = 32
 """Samples that say something about all of them."""
@@ -78,6 +79,7 @@ class LossOperator(CountsMatvecs, ABC):
         return self.theta.device
 
     @property
+    @shielded()
     def gradient(self) -> Tensor:
         """The gradient over the operator's samples at theta (P,), in units of the loss over theta.
 
@@ -89,6 +91,7 @@ class LossOperator(CountsMatvecs, ABC):
         """
         return require_finite(self._at_theta().gradient(), "the gradient")
 
+    @shielded()
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """A v for (P,), or A V for the columns of (P, k), stored column by column.
 
@@ -105,12 +108,14 @@ class LossOperator(CountsMatvecs, ABC):
     def subsampled(self, fraction: float, generator: torch.Generator) -> Self | None:
         """The same operator over a random part of its samples: see the function `subsampled`."""
         count = self.objective.num_samples
-        samples = torch.arange(count) if self.samples is None else self.samples
+        samples = torch.arange(count, device="cpu") if self.samples is None else self.samples
         chosen = math.ceil(fraction * len(samples))
         if chosen < FEWEST:
             return None
         few = copy.copy(self)
-        few.samples = samples[torch.randperm(len(samples), generator=generator)[:chosen]]
+        few.samples = samples[
+            torch.randperm(len(samples), generator=generator, device="cpu")[:chosen]
+        ]
         few.num_matvecs, few._linearization = 0, None
         return few
 
