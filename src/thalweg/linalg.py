@@ -160,7 +160,7 @@ def linear_combination(rows: Tensor, coefficients: Tensor) -> Tensor:
 
 @in_full_precision
 def combine(coefficients: Tensor, rows: Tensor) -> Tensor:
-    """C R (m, P) of coefficients (m, k) and rows (k, P): several linear combinations, as rows."""
+    """C R (..., m, P), as rows: linear combinations (..., m, k) of rows (..., k, P)."""
     return coefficients @ rows
 
 

@@ -113,7 +113,7 @@ class Settings(SpecModel):
     builder: ClassVar[str] = "build"
     """The method that every registered class of this kind must define."""
     listed: ClassVar[bool] = True
-    """Whether the name is told to whoever may choose one."""
+    """Whether the name is told to whoever may choose one: not that of a Python object."""
 
     def build(self, *args: Any, **kwargs: Any) -> Any:
         """Build the thing; every registered class defines its own."""

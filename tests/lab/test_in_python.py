@@ -22,7 +22,6 @@ from thalweg.errors import InvalidInput
 from thalweg.lab.config import parse_spec
 from thalweg.lab.config.phases import PhaseSpec, SplitSpec
 from thalweg.lab.config.spec import BranchSpec
-from thalweg.lab.in_python import holds_objects
 from thalweg.lab.study import StudyResult, resume, run
 from thalweg.problems import Problem
 
@@ -237,8 +236,8 @@ def test_a_problem_can_be_the_table_of_a_spec() -> None:
     table = {"data": "digits", "samples": 50, "model": "mlp", "loss": "mse"}
     spec = study(problem=table, phases=[lab.Phase("sgd", lr=0.1, steps=2)]).spec()
     assert spec.problem.samples == 50
-    assert not holds_objects(spec)
-    assert holds_objects(study().spec())
+    assert not spec.holds_objects
+    assert study().spec().holds_objects
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from thalweg.errors import InvalidInput, invalid
+from thalweg.measure.sinks import TEXT_COLUMNS
 from thalweg.registry import sinks
 
 # The file is rewritten when so many rows are new, and a tenth of all: a kill loses no more, and
@@ -102,10 +103,12 @@ class Parquet:
         self._written = len(self._rows)
 
     def _column(self, name: str) -> Any:
-        """int64 for steps, float64 or lists of it for the rest, whatever the first rows hold."""
+        """int64 for steps, text, else float64 or lists of it, whatever the first rows hold."""
         arrow = self._pyarrow
         values = [row.get(name) for row in self._rows]
         if name == "step":
             return arrow.array(values, arrow.int64())
+        if name in TEXT_COLUMNS or any(isinstance(value, str) for value in values):
+            return arrow.array([None if v is None else str(v) for v in values], arrow.string())
         is_list = any(isinstance(value, list | tuple) for value in values)
         return arrow.array(values, arrow.list_(arrow.float64()) if is_list else arrow.float64())

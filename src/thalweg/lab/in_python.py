@@ -186,15 +186,6 @@ class Study:
         return spec
 
 
-def holds_objects(spec: Spec) -> bool:
-    """Whether a spec has Python objects, given or missing, that its text does not hold."""
-    phases = (*spec.phases, *spec.branches.values())
-    optimizers = (phase.optimizer for phase in phases)
-    return isinstance(spec.problem.data, GivenData) or any(
-        isinstance(optimizer, GivenOptimizer) for optimizer in optimizers
-    )
-
-
 class _GivenOptimizers:
     """The functions that build optimizers, each under a line that tells it from the others."""
 

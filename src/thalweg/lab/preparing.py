@@ -18,7 +18,6 @@ from pydantic import BaseModel
 from thalweg.errors import IntegrityError
 from thalweg.lab.config import TRUNK, Spec, dump_spec, parse_spec, spec_hash
 from thalweg.lab.execution.schedule import Task, longest_first, tasks_of
-from thalweg.lab.in_python import holds_objects
 from thalweg.lab.problem_facts import ProblemFacts, examine
 from thalweg.lab.progress import Progress
 from thalweg.lab.sharing import (
@@ -264,7 +263,7 @@ def _state(study: StudyFolder, task: Task) -> str:
 
 def _examined(spec: Spec, plugins: Sequence[str], device: str, progress: Progress) -> ProblemFacts:
     progress.say("building the problem ...")
-    return examine(spec, plugins, device, inline=holds_objects(spec))
+    return examine(spec, plugins, device, inline=spec.holds_objects)
 
 
 def _is_missing(study: StudyFolder, spec: Spec, task: Task) -> bool:

@@ -21,7 +21,7 @@ from thalweg.errors import InvalidInput, invalid
 from thalweg.lab.config import Spec, SplitSpec, check_names, load_spec, load_study
 from thalweg.lab.execution.machine import default_workers, resolve_device
 from thalweg.lab.execution.schedule import Executor, Outcome, run_tasks
-from thalweg.lab.in_python import Study, holds_objects
+from thalweg.lab.in_python import Study
 from thalweg.lab.preparing import (
     Plan,
     opened,
@@ -272,7 +272,7 @@ def _run_in(path: Path, asked: Spec, means: _Means) -> StudyResult:
 
 def _run_tasks(plan: Plan, means: _Means, device: str) -> Outcome:
     """Have the runs run, and say how it goes."""
-    inline = holds_objects(plan.spec)
+    inline = plan.spec.holds_objects
     executor = means.executor or ("inline" if inline else "local")
     workers = means.workers or default_workers(plan.spec.threads, device)
     workers = 1 if executor == "inline" else min(workers, len(plan.tasks))

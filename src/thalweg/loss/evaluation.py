@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from thalweg.errors import InvalidInput, invalid, level_of_caller
 from thalweg.loss.chunk_multiplier import derivatives
@@ -32,6 +32,7 @@ from thalweg.loss.guards.memory import is_out_of_memory
 from thalweg.loss.guards.precision import has_recurrent_layers, twice_differentiable
 from thalweg.loss.guards.sparse import Dense, layers_with_sparse_gradients
 from thalweg.loss.layout import ParameterLayout
+from thalweg.loss.outputs import separated, tensors_of
 from thalweg.loss.samples import Batch
 from thalweg.loss.swapped import Overwritten, Places, Replaced, Swapped
 from thalweg.loss.weighting import is_torch_loss, target_name
@@ -45,8 +46,8 @@ class Evaluation(NamedTuple):
         fraction: the weight of the chunk in the mean over all that was asked for.
         samples: how many samples the chunk has.
         leaves: the parameters, leaves of the graph.
-        outputs: what the loss is a function of: the model's outputs. Empty where the model returns
-            nothing but its loss.
+        outputs: the model's outputs that depend on the parameters, see `outputs.py`. Empty where
+            the model returns nothing but its loss.
         loss: the mean loss of the chunk, a scalar.
         at: the model at the leaves, entered around every backward pass through the graph.
     """
@@ -93,6 +94,7 @@ class Evaluator:
         if forward_dtype not in (None, torch.bfloat16, torch.float16):
             raise invalid("forward_dtype", forward_dtype, "None, torch.bfloat16 or torch.float16")
         self.model = model
+        self.loss = loss
         self.layout = layout
         self.mode = mode
         self.forward_dtype = forward_dtype
@@ -386,40 +388,26 @@ class LossOfBatch(nn.Module):
     def forward(self, batch: Batch) -> tuple[tuple[Tensor, ...], Tensor]:
         """Outputs that depend on the parameters, and the loss."""
         output, loss = self._output_and_loss(batch)
-        return _differentiable_outputs(output, loss), loss
+        outputs = (z for z in tensors_of(output) if z.requires_grad and z is not loss)
+        return tuple(outputs), loss
 
     def _output_and_loss(self, batch: Batch) -> tuple[Any, Tensor]:
         loss = self._loss[0]
         if not isinstance(batch, Mapping):
             *inputs, target = batch if loss is not None else (*batch, None)
-            output = self.model(*inputs)
+            output = self._separated(self.model(*inputs))
             return output, _own_loss(output) if loss is None else loss(output, target)
         if loss is not None and is_torch_loss(loss):
             target = target_name(batch)
             inputs = {name: value for name, value in batch.items() if name != target}
-            output = self.model(**inputs)
+            output = self._separated(self.model(**inputs))
             return output, loss(output, batch[target])
-        output = self.model(**batch)
+        output = self._separated(self.model(**batch))
         return output, _own_loss(output) if loss is None else loss(output, batch)
 
-
-def _differentiable_outputs(output: Any, loss: Tensor) -> tuple[Tensor, ...]:
-    """The tensors among a model's outputs that depend on its parameters, but for the loss itself.
-
-    Of a model that returns its own loss: `.logits` where there is one, since the other outputs
-    (hidden states) are no last stage before the loss.
-    """
-    if isinstance(output, Mapping):
-        output = output.get("logits", output)
-    else:
-        output = getattr(output, "logits", output)
-    if not isinstance(output, (Tensor, tuple, list, Mapping)):
-        return ()
-    return tuple(
-        leaf
-        for leaf in tree_leaves(output)
-        if isinstance(leaf, Tensor) and leaf.requires_grad and leaf is not loss
-    )
+    def _separated(self, output: Any) -> Any:
+        """What the loss gets; a model that returns its own loss has read its outputs already."""
+        return output if self._loss[0] is None else separated(output)
 
 
 def _own_loss(output: Any) -> Tensor:

@@ -36,6 +36,7 @@ class FunctionLoss:
         theta: the parameters (P,), of a floating-point dtype. They are held, not copied: an
             optimizer of this very tensor moves the loss.
         num_samples: N.
+        check: compare a product with differences of gradients, once, before the first one.
 
     Raises:
         InvalidInput: a theta of another shape or dtype, no sample; when it is evaluated, indices
@@ -46,7 +47,12 @@ class FunctionLoss:
     """
 
     def __init__(
-        self, function: Callable[..., Tensor], theta: Tensor, num_samples: int = 1
+        self,
+        function: Callable[..., Tensor],
+        theta: Tensor,
+        num_samples: int = 1,
+        *,
+        check: bool = True,
     ) -> None:
         if theta.dim() != 1 or not len(theta) or not theta.is_floating_point():
             given = f"{theta.dtype} {tuple(theta.shape)}"
@@ -56,6 +62,7 @@ class FunctionLoss:
         self._function = function
         self._theta = theta
         self._num_samples = num_samples
+        self.check = check
 
     @property
     def num_parameters(self) -> int:
@@ -123,6 +130,13 @@ class FunctionLoss:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Nothing."""
+
+    def copied(
+        self, dtype: torch.dtype, around: Callable[[Callable[..., Tensor]], Callable[..., Tensor]]
+    ) -> FunctionLoss:
+        """The same function wrapped by `around`, of a copy of theta in another dtype, unchecked."""
+        theta = self.theta().to(dtype)
+        return FunctionLoss(around(self._function), theta, self._num_samples, check=False)
 
     def _leaf(self, theta: Tensor | None) -> Tensor:
         if theta is not None and theta.shape != self._theta.shape:

@@ -69,6 +69,8 @@ class Objective:
             backward pass, 0 for none; None measures. See `ChunkMultiplier`.
         reduction: closes the sums over samples where `data` are this process's alone, see
             `reduce.py`; None where they are all there are.
+        check: compare on a few samples, once, before the first result that depends on it: products
+            with differences of gradients. False to take what the model gives.
 
     Attributes:
         multiplier: how blocks are multiplied: a `ChunkMultiplier`.
@@ -95,6 +97,7 @@ class Objective:
         forward_dtype: torch.dtype | None = None,
         vectorize_up_to: int | None = None,
         reduction: Reduction | None = None,
+        check: bool = True,
     ) -> None:
         if chunk_size is not None and chunk_size != "auto" and chunk_size < 1:
             allowed = "an integer >= 1, 'auto', or None for no limit"
@@ -105,6 +108,7 @@ class Objective:
         self.chunk_size = _default_chunk(self.device) if chunk_size == "auto" else chunk_size
         self.multiplier = ChunkMultiplier(vectorize_up_to)
         self.reduction = reduction or Reduction()
+        self.check = check
         self._samples_before, self._num_samples = self.reduction.place(len(self.samples))
         self.batch_weight = batch_weight or batch_weight_of(loss)
         self._total_weight: float | None = None

@@ -1,9 +1,9 @@
 """Where measured rows go: `watch(..., sinks=[...])` and the lab hand each row to every sink.
 
 A sink has `log(row, step)` and `close()`. A row is a dict of numbers, lists of numbers and None for
-what was not measured; `step` says at which step. Built in are `Console`, `CSV`, `History`, and
-`thalweg.integrations.Parquet`; any function of (row, step) is a sink as well. One of your own that
-is registered is known by its name:
+what was not measured, and of a text where a report failed; `step` says at which step. Built in are
+`Console`, `CSV`, `History`, and `thalweg.integrations.Parquet`; any function of (row, step) is a
+sink as well. One of your own that is registered is known by its name:
 
 Example:
     >>> from thalweg.registry import register, sinks
@@ -31,15 +31,18 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from thalweg import registry
-from thalweg.errors import invalid
+from thalweg.errors import ThalwegError, invalid
 
 Row = Mapping[str, Any]
-"""Numbers, lists of numbers, or None where a column was not measured, by column."""
+"""Numbers, lists of numbers, text, or None where a column was not measured, by column."""
+
+TEXT_COLUMNS = ("failure",)
+"""The columns that hold text: why a report failed."""
 
 
 @runtime_checkable
@@ -55,6 +58,10 @@ class Sink(Protocol):
         ...
 
 
+# Of an error's message in a warning and in a cell.
+MOST_LETTERS = 300
+
+
 class WatchWarning(UserWarning):
     """A report could not be made or written; the training continues."""
 
@@ -63,8 +70,61 @@ def warn(message: str) -> None:
     """Warn without stopping the training, also where the user has turned warnings into errors."""
     try:
         warnings.warn(message, WatchWarning, stacklevel=3)
-    except WatchWarning:
-        say(f"thalweg: {message}")
+    # The class, where it is turned into an error; any other, where what shows warnings fails.
+    except Exception:
+        _say_somehow(f"thalweg: {message}")
+
+
+@contextlib.contextmanager
+def warnings_that_stop_nothing() -> Iterator[None]:
+    """Keep warnings of the block from ending it, where the user turned some into errors.
+
+    They follow after the block; those that are errors then go to standard error, each text once.
+    Where no warning is an error, nothing is touched: what Python remembers of warnings that were
+    shown already belongs to the whole process.
+
+    Example:
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("error")
+        ...     with warnings_that_stop_nothing():
+        ...         warnings.warn("no gap")
+        ...         print("the block goes on")
+        the block goes on
+    """
+    if not any(entry[0] == "error" for entry in warnings.filters):
+        yield
+        return
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            yield
+        finally:
+            kept = list(caught or ())
+    for each in kept:
+        try:
+            warnings.warn_explicit(
+                each.message, each.category, each.filename, each.lineno, registry=_shown
+            )
+        except Exception:
+            line = f"thalweg: {each.category.__name__}: {each.message}"
+            if line not in _said:
+                _said.add(line)
+                _say_somehow(line)
+
+
+_shown: dict[Any, Any] = {}
+_said: set[str] = set()
+
+
+def reason_of(error: BaseException) -> str:
+    """What went wrong, on one line that is no longer than a cell should be."""
+    try:
+        text = " ".join(str(error).split())[:MOST_LETTERS]
+    except Exception:  # a message that cannot be made
+        text = ""
+    if isinstance(error, ThalwegError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 class Sinks:
@@ -86,6 +146,8 @@ class Sinks:
     """
 
     def __init__(self, given: Iterable[Sink | str | Callable[[Any, int], Any]]) -> None:
+        if isinstance(given, str) or not isinstance(given, Iterable):
+            raise invalid("sinks", given, "a list of sinks", f"[{given!r}] for one alone")
         self.sinks = [_as_sink(sink) for sink in given]
         self._failed: set[int] = set()
 
@@ -109,9 +171,10 @@ class Sinks:
     def _report(self, sink: Sink, what: str, error: Exception) -> None:
         if id(sink) not in self._failed:
             self._failed.add(id(sink))
-            reason = f"{type(error).__name__}: {error}"
-            warn(f"{_name(sink)}: {what} ({reason}); the training continues, and further failures"
-                 " of this sink are not reported")  # fmt: skip
+            warn(
+                f"{_name(sink)}: {what} ({reason_of(error)}); the training continues, and further"
+                " failures of this sink are not reported"
+            )
 
 
 class History:
@@ -147,8 +210,8 @@ class CSV:
             last line that was cut short are dropped, since they are about to be made again.
 
     Raises:
-        InvalidInput: the file is there and neither was asked for; it has other columns; the folder
-            does not exist.
+        InvalidInput: the file is there and neither was asked for; it has other columns; it is a
+            folder, or its folder does not exist.
 
     Example:
         >>> import tempfile
@@ -172,6 +235,8 @@ class CSV:
         kept: list[list[str]] = []
         if not self.path.parent.is_dir():
             raise invalid("file", str(self.path), "a path in a folder that exists")
+        if self.path.is_dir():
+            raise invalid("file", str(self.path), "the path of a file", "this is a folder")
         if self.path.exists() and resume_at is not None:
             kept = self._rows_before(resume_at)
         elif self.path.exists() and not overwrite:
@@ -224,12 +289,16 @@ class CSV:
         rows = list(csv.reader(text[: text.rfind("\n") + 1].splitlines()))
         found = tuple(rows[0]) if rows else ()
         self.columns = self.columns or (found if found[:1] == ("step",) else None)
-        if not rows or found != self.columns:
+        columns = self.columns or ()
+        # Until 0.1 no row said why a report failed.
+        former = tuple(column for column in columns if column not in TEXT_COLUMNS)
+        if not rows or found not in (columns, former):
             given = ",".join(found) or "an empty file"
             allowed = ",".join(self.columns or ("step", "..."))
             raise invalid(f"columns of {self.path}", given, allowed, "give another file")
         whole = [row for row in rows[1:] if len(row) == len(found)]
-        return [row for row in whole if int(row[0]) < step]
+        cells = [dict(zip(found, row, strict=True)) for row in whole if int(row[0]) < step]
+        return [[row.get(column, "") for column in columns] for row in cells]
 
 
 CONSOLE_COLUMNS = {
@@ -268,6 +337,10 @@ class Console:
         """Print a row."""
         row = {"step": step, **row}
         if self.columns is None:
+            if row.get("failure") is not None:
+                # It does not tell what the rows that follow have.
+                say(f"{step:>8d}  {row['failure']}")
+                return
             self.columns = tuple(name for name in CONSOLE_COLUMNS if row.get(name) is not None)
         if self._lines % HEADING_EVERY == 0:
             say(console_heading(self.columns))
@@ -298,6 +371,12 @@ def console_line(columns: Sequence[str], row: Row) -> str:
 def say(line: str) -> None:
     """Write a line on standard error: results alone go to standard output."""
     sys.stderr.write(line + "\n")
+
+
+def _say_somehow(line: str) -> None:
+    """Say it where there is a standard error: it may be closed, or None without a console."""
+    with contextlib.suppress(Exception):
+        say(line)
 
 
 class _Function:

@@ -23,19 +23,22 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from thalweg.errors import InvalidInput, invalid
+from thalweg.errors import Diverged, InvalidInput, ThalwegError, invalid
 from thalweg.loss.layout import ParameterLayout
 from thalweg.loss.objective import Objective
 from thalweg.loss.samples import as_samples
-from thalweg.measure.sinks import Sink, say
+from thalweg.measure.sinks import Sink, reason_of, say
 from thalweg.measure.watcher import Watcher, undisturbed
+from thalweg.operators.hessian import Hessian
 from thalweg.optim.stability import stability_threshold
 from thalweg.tracking.follow_or_solve import FollowOrSolve
 from thalweg.tracking.tracker import SubspaceTracker
@@ -99,13 +102,25 @@ def watch(
 
     Raises:
         InvalidInput: no k is given and none can be inferred; the optimizer has none of the model's
-            parameters; the file is there already; whatever `Objective` and `SubspaceTracker`
-            refuse.
+            parameters; the file is there already; the loss, or one product with its Hessian, fails
+            on a few samples, as where a layer has no second derivative; whatever `Objective` and
+            `SubspaceTracker` refuse.
         Diverged: the loss is NaN or infinite from the start.
 
     Warns:
-        WatchWarning: later, where the loss diverges or a sink fails. The training is not stopped.
+        WatchWarning: later, where a report or a sink fails. The training is not stopped, whatever
+            the failure: see `Watcher`.
     """
+    numbers = {"every": every, "samples": samples, "k": k, "seed": seed, "resume_at": resume_at}
+    for name, number in numbers.items():
+        if number is not None and (isinstance(number, bool) or not isinstance(number, Integral)):
+            raise invalid(name, number, "an integer")
+    if not isinstance(model, nn.Module):
+        raise invalid("model", type(model).__name__, "an nn.Module")
+    if loss is not None and (not callable(loss) or isinstance(loss, type)):
+        given = loss.__name__ if isinstance(loss, type) else loss
+        hint = f"{given}()" if isinstance(loss, type) else ""
+        raise invalid("loss", given, "a function loss(output, target), or None", hint)
     # A compiled model cannot be differentiated twice; the one it was made from shares all tensors.
     model = getattr(model, "_orig_mod", model)
     layout = _watched_layout(model, optimizer, parameters)
@@ -120,7 +135,12 @@ def watch(
             chunk_size=chunk_size,
             mode="eval",
         )
-        classes = _number_of_classes(objective)
+        with _on_one_line(
+            "the loss of the first samples cannot be evaluated",
+            lambda _: "loss(model(inputs), target) must work for `data` as it is given",
+        ):
+            classes = _number_of_classes(objective)
+        _refuse_without_second_derivative(objective)
     k = classes if k is None else k
     if k is None:
         raise invalid(
@@ -189,7 +209,7 @@ def _number_of_classes(objective: Objective) -> int | None:
         )
     finally:
         hook.remove()
-    output = outputs[-1]
+    output = outputs[-1] if outputs else None
     if isinstance(output, Mapping):
         output = output.get("logits")
     output = getattr(output, "logits", output)
@@ -197,3 +217,61 @@ def _number_of_classes(objective: Objective) -> int | None:
         return None
     classes = output.shape[1]
     return min(classes, objective.num_parameters) if 2 <= classes <= MOST_INFERRED_CLASSES else None
+
+
+def _refuse_without_second_derivative(objective: Objective) -> None:
+    """One product over a few samples: what fails always is told here, not in the first step."""
+    kind = {"dtype": objective.dtype, "device": objective.device}
+    try:
+        torch.linalg.qr(torch.ones(2, 1, **kind))
+    except RuntimeError:
+        raise invalid(
+            "dtype of the parameters",
+            objective.dtype,
+            "torch.float32 or torch.float64",
+            "keep the parameters in float32, and train in lower precision by torch.autocast",
+        ) from None
+    few = torch.arange(min(SAMPLES_CHECKED, objective.num_samples), device="cpu")
+    # What fits these few chunks, such as the faster way to multiply, is not known of the others.
+    known = objective.state_dict()
+    try:
+        with _on_one_line(
+            "products with the Hessian fail", lambda reason: _hint(objective.model, reason)
+        ):
+            hessian = Hessian(objective, samples=few)
+            _ = hessian @ hessian.gradient
+    except (Diverged, MemoryError, torch.OutOfMemoryError):
+        # It may pass; where it does not, the reports say so.
+        pass
+    finally:
+        objective.load_state_dict(known)
+
+
+def _hint(model: nn.Module, reason: str) -> str:
+    """What helps, by what torch says; the layer is named where its class is in that."""
+    if "torch.compile" in reason:
+        return "a part of the model is compiled: give it as it was before, its `_orig_mod`"
+    for name, module in model.named_modules():
+        kind = type(module).__name__
+        layer = f"layer {name or 'model'!r} ({kind})"
+        if "sparse" in reason and getattr(module, "sparse", False) is True:
+            return f"{layer} has sparse gradients: pass sparse=False"
+        of_torch = type(module).__module__.startswith("torch.nn.")
+        if of_torch and kind.lower() in reason.replace("_", "").lower():
+            return f"{layer} has no second derivative: take another, such as nn.Sigmoid"
+    return (
+        "take layers and functions that can be differentiated twice, such as nn.Sigmoid for"
+        " nn.Hardsigmoid, and parameters of one dtype"
+    )
+
+
+@contextmanager
+def _on_one_line(what: str, hint: Callable[[str], str]) -> Iterator[None]:
+    """Errors of torch or of the user's own code, in the words of a refusal."""
+    try:
+        yield
+    except (ThalwegError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = reason_of(error)
+        raise InvalidInput(f"watch: {what}: {reason}; {hint(reason)}") from error

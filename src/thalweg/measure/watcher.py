@@ -2,8 +2,9 @@
 
 At every n-th step of an optimizer a `Watcher` reports sharpness and stability threshold, how much
 of the gradient and of the update lies in the dominant subspace, and the effective learning rate of
-either part, to the sinks that it was given. The training is bit for bit what it is without. `watch`
-builds one; with an objective and a source of one's own:
+either part, to the sinks that it was given. The training is bit for bit what it is without, also
+where a report fails: that is a row which says why. `watch` builds one; with an objective and a
+source of one's own:
 
 Example:
     >>> import torch
@@ -27,28 +28,48 @@ Example:
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import functools
+import gc
 import itertools
 import math
 import os
 import random
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
 from thalweg import registry
-from thalweg.errors import Diverged, InvalidInput, invalid
+from thalweg.errors import InvalidInput, invalid
+from thalweg.loss.guards.memory import is_out_of_memory
 from thalweg.loss.protocol import Loss
+from thalweg.measure.agreement import all_or_none
 from thalweg.measure.effective_learning_rate import effective_learning_rate
 from thalweg.measure.preconditioned_sharpness import preconditioned_sharpness
-from thalweg.measure.sinks import CONSOLE_COLUMNS, CSV, Console, History, Sink, Sinks, warn
+from thalweg.measure.sinks import (
+    CONSOLE_COLUMNS,
+    CSV,
+    Console,
+    History,
+    Sink,
+    Sinks,
+    reason_of,
+    warn,
+    warnings_that_stop_nothing,
+)
 from thalweg.measure.step_state import StepState
 from thalweg.optim.stability import stability_threshold
+from thalweg.spectrum.subspace import Subspace
 from thalweg.tracking.source import SubspaceSource
 
 MEASURED = (
@@ -77,10 +98,12 @@ COLUMNS = (
     "subspace_error",
     "subspace_gradients",
     "seconds",
+    "failure",
 )
 """The keys of a report: columns of the file, and keys of each row of `Watcher.history`.
 
-Those that are not plain: `learning_rate` is the largest of the parameter groups; `lr_sharpness` is
+Those that are not plain: `learning_rate` is the largest of the parameter groups that hold watched
+parameters; `lr_sharpness` is
 that times lambda_1; `stability_threshold` is to be compared with `sharpness`, or with
 `preconditioned_sharpness` where that is given, in the metric of the step reported;
 `alignment_*` is chi_k of the full gradient, of the gradient that the optimizer was given (clipped,
@@ -88,11 +111,16 @@ accumulated), and of the update it made; `effective_lr_*` is a ratio of sums ove
 `WINDOW` reports, whose terms are the `lr_numerator_*` and `lr_denominator_*`; `subspace_error` is
 the tracker's estimate of the error of the full gradient's dominant part, relative to the gradient;
 `subspace_gradients` is what the subspace cost, in gradients of the loss over the watched data, the
-one gradient that each report takes not included; `seconds` is what the whole report took.
+one gradient that each report takes not included; `seconds` is what the whole report took; `failure`
+is None, or a text that says why the columns that are None could not be measured.
 """
 
 # A single step's ratio is ruled by the noise of its mini-batch.
 WINDOW = 10
+
+# Failed reports in a row after which no more are made: what failed so often is not passing, and
+# each takes time.
+MOST_FAILURES = 3
 
 
 class Watcher:
@@ -102,6 +130,12 @@ class Watcher:
     theta before the step. A step without a report costs the check of a counter. Steps that are
     never made, such as those that a gradient scaler skips, are not counted. A context manager,
     closed at its end.
+
+    Nothing that goes wrong in a report reaches the training (`KeyboardInterrupt` does): it is a
+    `WatchWarning`, and a row whose `failure` says why. The next report is tried, its subspace
+    solved from scratch, and after three failures in a row reports end. Warnings of a report that
+    the user turned into errors go to standard error. Processes that share the samples skip a report
+    together, see `agreement.py`.
 
     Args:
         objective: the loss, over the data that is watched.
@@ -149,7 +183,13 @@ class Watcher:
         self.step = resume_at or 0
         history = History()
         self.history: list[dict[str, Any]] = history.rows
-        self._parameters = objective.parameters()
+        self._parameters = list(objective.parameters())
+        self._held = _held_by(optimizer)
+        self._kind = objective.device, objective.dtype
+        self._fresh = _fresh_state(source)
+        self._failures = 0
+        self._closed = False
+        self._recent: deque[dict[str, Any]] = deque(maxlen=WINDOW)
         self._state: StepState | None = None
         self._seconds = 0.0
         self._direction: Tensor | None = None
@@ -168,12 +208,20 @@ class Watcher:
             optimizer.register_step_post_hook(self._after_step),
         ]
 
+    @property
+    def ended(self) -> bool:
+        """Whether reports have ended, since `MOST_FAILURES` failed in a row."""
+        return self._failures >= MOST_FAILURES
+
     def close(self) -> None:
         """Stop watching and close the sinks; `history` stays. To close twice does nothing."""
-        while self._hooks:
-            self._hooks.pop().remove()
+        self._closed = True
         self._state = None
-        with undisturbed(self.objective.device):
+        # A sink may close a watcher: the optimizer is going through its hooks at that moment, and
+        # those of a closed one do nothing.
+        while self._hooks and not _hooks_at_work:
+            self._hooks.pop().remove()
+        with undisturbed(self._device()):
             self._sinks.close()
 
     def __enter__(self) -> Watcher:
@@ -183,36 +231,43 @@ class Watcher:
         self.close()
 
     def __repr__(self) -> str:
-        now = "watching" if self._hooks else "closed"
+        now = "closed" if self._closed else "ended" if self.ended else "watching"
         return f"Watcher({now}, every={self.every}, step={self.step}, reports={len(self.history)})"
 
+    # A compiled `step` breaks off for the hooks, as torch's own optimizers do for `zero_grad`: a
+    # report that is traced fails, and the step compiled with it differs in the last bits.
+    @_disable_dynamo
     def _before_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if self.step % self.every:
+        self._state = None
+        if self._closed or self.ended or self.step % self.every:
             return None
         begin = time.perf_counter()
-        with undisturbed(self.objective.device):
+        row: dict[str, Any] = {"step": self.step}
+        states: list[StepState] = []
+
+        def measure() -> None:
+            row["learning_rate"] = self._learning_rate(optimizer)
+            self._refuse_other_parameters(optimizer)
+            self._begin_anew_elsewhere()
             state = StepState(
                 step=self.step,
                 theta=self.objective.theta(),
                 objective=self.objective,
                 source=self.source,
-                learning_rate=max(
-                    float(group.get("lr", math.nan)) for group in optimizer.param_groups
-                ),
+                learning_rate=row["learning_rate"],
             )
-            try:
-                # The gradient first: the subspace's error is measured by it.
-                _ = state.gradient, state.subspace
-            except Diverged as error:
-                self._state = None
-                self._report({"step": self.step, "learning_rate": state.learning_rate})
-                warn(f"step {self.step}: {error}; this report is empty")
-                return None
-        self._state = state
+            # The gradient first: the subspace's error is measured by it.
+            _ = state.gradient, state.subspace
+            states.append(state)
+
+        if reason := self._failure_of(measure, row, "empty"):
+            self._report(row | {"failure": reason})
+            return None
+        self._state = states.pop()
         self._seconds = time.perf_counter() - begin
-        return self._observe_gradient(state, args, kwargs)
+        return self._observe_gradient(self._state, args, kwargs)
 
     def _observe_gradient(
         self, state: StepState, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -220,63 +275,173 @@ class Watcher:
         """Note the mini-batch gradient: it is there already, or after a closure's first call."""
         optimizer, *rest = args
         closure = kwargs.get("closure", rest[0] if rest else None)
-        if closure is None:
-            state.minibatch_gradient = self._minibatch_gradient()
+        # Some optimizers are given other things, such as a loss or a model.
+        if not callable(closure) or isinstance(closure, (type, torch.nn.Module)):
+            self._note_minibatch_gradient(state)
             return None
         calls = itertools.count()
 
-        def observed() -> Any:
-            result = closure()
+        @functools.wraps(closure)
+        def observed(*arguments: Any, **keywords: Any) -> Any:
+            result = closure(*arguments, **keywords)
             if next(calls) == 0:
-                state.minibatch_gradient = self._minibatch_gradient()
+                self._note_minibatch_gradient(state)
             return result
 
-        if rest:
-            return (optimizer, observed, *rest[1:]), kwargs
-        return args, kwargs | {"closure": observed}
+        if "closure" in kwargs:
+            return args, kwargs | {"closure": observed}
+        return (optimizer, observed, *rest[1:]), kwargs
 
+    def _note_minibatch_gradient(self, state: StepState) -> None:
+        """Keep it with the state; one that cannot be read counts as none."""
+        with contextlib.suppress(Exception):
+            state.minibatch_gradient = self._minibatch_gradient()
+
+    @_disable_dynamo
     def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         self.step += 1
         state, self._state = self._state, None
-        if state is None:
+        if state is None or self._closed:
             return
         begin = time.perf_counter()
-        with undisturbed(self.objective.device):
+        row: dict[str, Any] = {"step": state.step, "learning_rate": state.learning_rate}
+
+        def measure() -> None:
             state.update = state.proposed = self.objective.theta() - state.theta
-            row: dict[str, Any] = {"step": state.step, "learning_rate": state.learning_rate}
             for name in MEASURED:
                 row.update(registry.probes[name].measure(state))
             threshold = stability_threshold(optimizer, self._parameters)
             row["stability_threshold"] = threshold.value
-            if threshold.preconditioned:
-                row["preconditioned_sharpness"] = self._preconditioned_sharpness(state)
-        row["seconds"] = self._seconds + time.perf_counter() - begin
-        self._report(row)
+            row["preconditioned_sharpness"] = threshold.preconditioned or None
 
-    def _preconditioned_sharpness(self, state: StepState) -> float | None:
-        try:
-            found = preconditioned_sharpness(
-                self.objective, self.optimizer, state.theta, start=self._direction
-            )
-        except (InvalidInput, Diverged) as error:
-            warn(f"no preconditioned sharpness: {error}")
+        reason = self._failure_of(measure, row, "not complete")
+        if reason is None:
+            self._failures = 0
+        if row.pop("preconditioned_sharpness", None):
+            # Without it the report is one still.
+            row |= self._preconditioned_sharpness(state)
+        row["seconds"] = self._seconds + time.perf_counter() - begin
+        self._report(row | {"failure": reason} if reason else row)
+
+    def _failure_of(
+        self, measure: Callable[[], None], row: Mapping[str, Any], left: str
+    ) -> str | None:
+        """Do a part of a report; where it fails, say why, and count it."""
+        reason = self._attempt(measure)
+        if reason is None:
             return None
-        self._direction = found.basis[:, 0]
-        return float(found.eigenvalues[0])
+        self._failures += 1
+        self._begin_anew()
+        warn(f"step {row['step']}: {reason}; this report is {left}")
+        if self.ended:
+            warn(
+                f"{MOST_FAILURES} reports in a row failed: no more are made; the training continues"
+            )
+        return reason
+
+    def _attempt(self, measure: Callable[[], None]) -> str | None:
+        """Run it so that neither an error nor a random number of it reaches the training."""
+        try:
+            _refuse_capture()
+            with (
+                undisturbed(self.objective.device),
+                warnings_that_stop_nothing(),
+                all_or_none(self.objective),
+            ):
+                measure()
+            return None
+        except Exception as error:
+            reason, memory = reason_of(error), False
+            with contextlib.suppress(Exception):  # a message that cannot be made
+                memory = is_out_of_memory(error)
+        except BaseException:
+            # An interrupt ends the step, and may have come in the middle of an update.
+            self._begin_anew()
+            raise
+        if memory:
+            # Outside of the handler: the traceback kept the graph alive.
+            with contextlib.suppress(Exception):
+                gc.collect()
+                torch.cuda.empty_cache()
+        return reason
+
+    def _preconditioned_sharpness(self, state: StepState) -> dict[str, Any]:
+        found: list[Subspace] = []
+
+        def measure() -> None:
+            found.append(
+                preconditioned_sharpness(
+                    self.objective, self.optimizer, state.theta, start=self._direction
+                )
+            )
+
+        if reason := self._attempt(measure):
+            self._direction = None
+            failure = f"no preconditioned sharpness: {reason}"
+            warn(failure)
+            return {"failure": failure}
+        self._direction = found[0].basis[:, 0]
+        return {"preconditioned_sharpness": float(found[0].eigenvalues[0])}
 
     def _report(self, measured: Mapping[str, Any]) -> None:
         row: dict[str, Any] = {column: measured.get(column) for column in COLUMNS}
-        recent = [*self.history[1 - WINDOW :], row]
+        # Not those of `history`, which belong to the user.
+        self._recent.append(row.copy())
         for part in ("dominant", "bulk"):
             numerators, denominators = (
-                [report[f"lr_{side}_{part}"] for report in recent]
+                [report[f"lr_{side}_{part}"] for report in self._recent]
                 for side in ("numerator", "denominator")
             )
             rate = effective_learning_rate(numerators, denominators)
             row[f"effective_lr_{part}"] = rate if math.isfinite(rate) else None
         # Sinks may draw random numbers too, as for the name of a run.
-        with undisturbed(self.objective.device):
+        with undisturbed(self._device()), warnings_that_stop_nothing(), _among_hooks():
             self._sinks.log(row, measured["step"])
+
+    def _begin_anew(self) -> None:
+        """Forget the subspace, where the source can: it may have been left half updated."""
+        self._state = self._direction = None
+        if self._fresh is None:
+            return
+        with contextlib.suppress(Exception):
+            # What memory allowed was no fault of the subspace.
+            known = self.objective.state_dict()
+            self.source.load_state_dict(copy.deepcopy(self._fresh))
+            self.objective.load_state_dict(known)
+
+    def _begin_anew_elsewhere(self) -> None:
+        """A subspace of another device or dtype, before the model was moved, is of no use."""
+        kind = self.objective.device, self.objective.dtype
+        if kind != self._kind:
+            self._kind = kind
+            self._begin_anew()
+
+    def _refuse_other_parameters(self, optimizer: Optimizer) -> None:
+        """Raise where the model has parameters now in the place of those that were optimized."""
+        present = list(self.objective.parameters())
+        held = _held_by(optimizer)
+        if len(present) != len(self._parameters):
+            raise invalid("parameters of theta", len(present), f"{len(self._parameters)} as before")
+        for number, (now, before) in enumerate(zip(present, self._parameters, strict=True)):
+            if now is not before and id(before) in self._held and id(now) not in held:
+                raise InvalidInput(
+                    f"parameter {number} of theta, {tuple(now.shape)}, is another object than the"
+                    " optimizer updates: it was replaced; build optimizer and watcher anew"
+                )
+        self._parameters, self._held = present, held
+
+    def _learning_rate(self, optimizer: Optimizer) -> float:
+        """The largest of the groups that hold watched parameters; NaN without any."""
+        watched = {id(parameter) for parameter in self._parameters}
+        own = [g for g in optimizer.param_groups if any(id(p) in watched for p in g["params"])]
+        rates = [group.get("lr") for group in own or optimizer.param_groups]
+        return max((float(rate) for rate in rates if rate is not None), default=math.nan)
+
+    def _device(self) -> torch.device:
+        """Where the parameters live, or did when they were last found."""
+        with contextlib.suppress(Exception):
+            return self.objective.device
+        return self._kind[0]
 
     def _minibatch_gradient(self) -> Tensor | None:
         """The gradient that the optimizer is about to use, (P,); None where there is none."""
@@ -288,6 +453,45 @@ class Watcher:
             for p, g in zip(self._parameters, gradients, strict=True)
         ]
         return torch.cat([part.reshape(-1) for part in dense])
+
+
+def _held_by(optimizer: Optimizer) -> set[int]:
+    return {id(p) for group in optimizer.param_groups for p in group["params"]}
+
+
+def _fresh_state(source: SubspaceSource) -> dict[str, Any] | None:
+    """The state of a source that has no subspace yet; None where it has, or cannot say."""
+    try:
+        state = source.state_dict()
+        tensors = [leaf for leaf in tree_leaves(state) if isinstance(leaf, Tensor)]
+        return None if any(leaf.is_floating_point() for leaf in tensors) else copy.deepcopy(state)
+    except Exception:
+        return None
+
+
+_hooks_at_work: list[None] = []
+
+
+@contextmanager
+def _among_hooks() -> Iterator[None]:
+    """Note that an optimizer is going through its hooks, none of which may be removed meanwhile."""
+    _hooks_at_work.append(None)
+    try:
+        yield
+    finally:
+        _hooks_at_work.pop()
+
+
+def _capturing() -> bool:
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
+def _refuse_capture() -> None:
+    if _capturing():
+        raise InvalidInput(
+            "the step is being captured in a CUDA graph, which a report would break; capture"
+            " before you watch, or with `every` such that no report falls on it"
+        )
 
 
 @contextmanager
@@ -310,7 +514,7 @@ def undisturbed(device: torch.device) -> Iterator[None]:
     # The engine needs torch alone: where NumPy was never imported nobody has drawn from it.
     numpy = sys.modules.get("numpy")
     numpy_state = None if numpy is None else numpy.random.get_state()
-    devices = [device] if device.type == "cuda" else []
+    devices = [device] if device.type == "cuda" and not _capturing() else []
     try:
         with torch.random.fork_rng(devices), torch.autocast(device.type, enabled=False):
             yield

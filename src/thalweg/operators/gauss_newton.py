@@ -19,7 +19,7 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -29,6 +29,7 @@ from torch import Tensor
 from thalweg.errors import InvalidInput
 from thalweg.loss.chunk_multiplier import ChunkGraph, pull_back
 from thalweg.loss.evaluation import Evaluation
+from thalweg.loss.outputs import read_by
 from thalweg.loss.protocol import Loss
 from thalweg.operators.hessian import Hessian
 from thalweg.operators.loss_operator import ChunkedOperator
@@ -41,9 +42,13 @@ class GaussNewton(ChunkedOperator):
     Positive semidefinite where the loss is convex in the outputs. Arguments, attributes and errors
     are those of `LossOperator`, units, dtype and device those of `Hessian`.
 
+    Of several outputs those count that the loss reads itself, each on its own: features that the
+    logits were computed from change nothing, unless the loss reads them too.
+
     Raises:
         InvalidInput: a loss that is no `Objective`; at the first product: the model returns its
-            loss and no outputs.
+            loss and no outputs; the loss depends on the parameters by another road than the
+            outputs; the model's own loss reads two outputs of which one is computed from the other.
 
     Source: Schraudolph 2002. Example: see the module.
     """
@@ -60,8 +65,46 @@ class GaussNewton(ChunkedOperator):
                 "GaussNewton: the model returns a loss and no outputs; let it return an object with"
                 " .loss and .logits, or give the loss apart"
             )
+        read = read_by(evaluation.loss, evaluation.outputs, evaluation.leaves)
         gradient = self.objective.gradient_of(evaluation, retain_graph=True)
-        return _OutputGraph.of(evaluation, gradient)
+        return _OutputGraph.of(evaluation._replace(outputs=read), gradient)
+
+    def by_differences(
+        self, vector: Tensor, step: float, begin: Callable[[], None] = lambda: None
+    ) -> Tensor:
+        """J^T (dL/dz at theta + step v - dL/dz at theta - step v) / (2 step): see `LossOperator`.
+
+        The gradients of the loss by the outputs change by H_L J v.
+        """
+
+        def by_outputs(
+            theta: Tensor,
+        ) -> list[tuple[Evaluation, Sequence[Tensor], Sequence[Tensor]]]:
+            begin()
+            found = []
+            for evaluation in self.objective.evaluations(theta, self.samples):
+                read = read_by(evaluation.loss, evaluation.outputs, evaluation.leaves)
+                one = torch.ones_like(evaluation.loss)
+                with evaluation.at:
+                    slopes = pull_back([evaluation.loss], read, [one], vectorized=False)
+                found.append((evaluation, read, slopes))
+            return found
+
+        above, below = (
+            by_outputs(self.theta + step * vector),
+            by_outputs(self.theta - step * vector),
+        )
+        total = torch.zeros_like(vector)
+        there = by_outputs(self.theta)
+        for (evaluation, read, _), (_, _, up), (_, _, down) in zip(
+            there, above, below, strict=True
+        ):
+            along = [(a - b) / (2 * step) for a, b in zip(up, down, strict=True)]
+            with evaluation.at:
+                parts = pull_back(read, evaluation.leaves, along, vectorized=False)
+            flat = torch.cat([part.reshape(-1) for part in parts])
+            total.add_(flat, alpha=evaluation.fraction)
+        return total
 
 
 class ResidualHessian(CountsMatvecs):

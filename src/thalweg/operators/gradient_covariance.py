@@ -15,7 +15,7 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Self
@@ -87,6 +87,25 @@ class GradientCovariance(ChunkedOperator):
         """The losses of the chunk as a function of the parameters: the Jacobian has rows g_i."""
         gradient = self.objective.gradient_of(evaluation, retain_graph=True)
         return _LossesGraph.of(evaluation, gradient)
+
+    def by_differences(
+        self, vector: Tensor, step: float, begin: Callable[[], None] = lambda: None
+    ) -> Tensor | None:
+        """The sum over the samples' own gradients, each by one backward pass: no step is needed."""
+        if self.batch_size != 1:
+            return None
+        count = self.objective.num_samples
+        chosen = torch.arange(count, device="cpu") if self.samples is None else self.samples
+        gradients, weights = [], []
+        for sample in chosen.split(1):
+            begin()
+            weights.append(self.objective.weight(sample))
+            gradients.append(self.objective.gradient(self.theta, sample))
+        rows = torch.stack(gradients)
+        fractions = torch.tensor(weights, dtype=rows.dtype, device=rows.device) / sum(weights)
+        if self.centered:
+            rows = rows - fractions @ rows
+        return rows.T @ (fractions * (rows @ vector))
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """C v for (P,), or C V for the columns of (P, k). See `LossOperator`."""

@@ -14,7 +14,10 @@ Example:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
+
+from torch import Tensor
 
 from thalweg.loss.protocol import Linearization, Loss
 from thalweg.operators.loss_operator import LossOperator
@@ -37,6 +40,16 @@ class Hessian(LossOperator):
 
     def _linearize(self) -> Linearization:
         return self.objective.linearize(self.theta, self.samples, keep_graph=self.keep_graph)
+
+    def by_differences(
+        self, vector: Tensor, step: float, begin: Callable[[], None] = lambda: None
+    ) -> Tensor:
+        """(g(theta + step v) - g(theta - step v)) / (2 step): see `LossOperator`."""
+        ends = []
+        for moved in (self.theta + step * vector, self.theta - step * vector):
+            begin()
+            ends.append(self.objective.value_and_gradient(moved, self.samples)[1])
+        return (ends[0] - ends[1]) / (2 * step)
 
 
 def as_operator(given: SymmetricOperator | Loss) -> SymmetricOperator:

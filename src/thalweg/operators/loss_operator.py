@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Self
 
 import torch
@@ -18,6 +18,7 @@ from thalweg.loss.evaluation import Evaluation
 from thalweg.loss.linearization import ChunkedLinearization
 from thalweg.loss.objective import Objective, require_objective
 from thalweg.loss.protocol import Linearization, Loss
+from thalweg.operators.product_check import check_once
 from thalweg.operators.symmetric import CountsMatvecs, OperatorAround, SymmetricOperator, rows_of
 from thalweg.surroundings import shielded
 
@@ -38,8 +39,12 @@ class LossOperator(CountsMatvecs, ABC):
     Attributes:
         num_matvecs: how many vectors were multiplied.
 
+    Before the first product of a class of operators of a loss, one product is compared with
+    differences of gradients, see `product_check.py`, unless the loss has `check = False`.
+
     Raises:
-        InvalidInput: theta has another length than P, or is on another device than the loss.
+        InvalidInput: theta has another length than P, or is on another device than the loss; at the
+            first product: the products are not those of the first derivatives.
     """
 
     def __init__(
@@ -100,6 +105,7 @@ class LossOperator(CountsMatvecs, ABC):
             Diverged: the loss or the product is NaN or infinite.
         """
         rows = rows_of(vectors, self)
+        check_once(self)
         result = self._at_theta().multiply(rows)
         self.num_matvecs += rows.shape[0]
         require_finite(result, f"a product with the {type(self).__name__}")
@@ -112,12 +118,26 @@ class LossOperator(CountsMatvecs, ABC):
         chosen = math.ceil(fraction * len(samples))
         if chosen < FEWEST:
             return None
-        few = copy.copy(self)
-        few.samples = samples[
-            torch.randperm(len(samples), generator=generator, device="cpu")[:chosen]
-        ]
-        few.num_matvecs, few._linearization = 0, None
-        return few
+        some = samples[torch.randperm(len(samples), generator=generator, device="cpu")[:chosen]]
+        return self.over(self.objective, self.theta, some)
+
+    def over(self, objective: Loss, theta: Tensor, samples: Tensor | None) -> Self:
+        """The same operator of another loss, or elsewhere."""
+        other = copy.copy(self)
+        other.objective, other.theta, other.samples = objective, theta, samples
+        other.num_matvecs, other._linearization = 0, None
+        return other
+
+    def by_differences(
+        self, vector: Tensor, step: float, begin: Callable[[], None] = lambda: None
+    ) -> Tensor | None:
+        """The product with (P,) by first derivatives alone, (P,); None where there is no such way.
+
+        Args:
+            step: how far to go along the vector, to either side.
+            begin: called before each evaluation of the loss.
+        """
+        return None
 
     @abstractmethod
     def _linearize(self) -> Linearization:

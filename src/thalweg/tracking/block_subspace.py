@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from thalweg.errors import invalid
-from thalweg.linalg import coordinates, flat_product, project
+from thalweg.linalg import combine, coordinates, flat_product, project
 from thalweg.spectrum.subspace import Subspace
 
 # Below this part of a block's largest singular value a direction is rounding: the Gram matrix of
@@ -141,7 +141,7 @@ def _directions(vectors: Tensor, squares: Tensor, mixing: Tensor, k: int) -> tup
     first = float(squares[0])
     kept = int((squares > LEAST_SINGULAR_VALUE**2 * first).sum()) if first > 0 else 0
     squares, mixing = squares[:kept], mixing[:, :kept]
-    rows = (mixing / squares.sqrt()).T.to(vectors.dtype) @ vectors
+    rows = combine((mixing / squares.sqrt()).T.to(vectors.dtype), vectors)
     # The directions of the least squares are orthogonal up to rounding over their small size.
     rows = torch.linalg.qr(rows.T)[0].T if kept else rows
     return rows.contiguous(), (squares / len(vectors)).to(vectors.dtype)

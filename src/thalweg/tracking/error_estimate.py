@@ -22,6 +22,8 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -100,10 +102,7 @@ class ErrorEstimate:
         return products
 
     def overtaken(self, eigenvalue: float, tolerance: float) -> bool:
-        """Whether an eigenvector of the bulk has overtaken the last one of S_k, of lambda_k.
-
-        No power step brings it in.
-        """
+        """Whether lambda_{k+1} was seen above lambda_k: S_k has lost an eigenvector to the bulk."""
         return self.gap.value > eigenvalue * (1 + tolerance)
 
     def state_dict(self) -> dict[str, Any]:
@@ -114,6 +113,38 @@ class ErrorEstimate:
         """Restore what `state_dict` gave."""
         self.damping = state["damping"]
         self.gap.load_state_dict(state["gap"])
+
+
+@dataclass
+class SeenError:
+    """What a power step and its subset show of the error of one run's P_k v.
+
+    Attributes:
+        step: the power step.
+        vector: v (P,).
+        reference: what the step began from; None where all samples were used, and `half` as well.
+        half: the operator over the first half of the subset, at the point of the step.
+        correction: see `population_correction`.
+    """
+
+    step: PowerStep
+    vector: Tensor
+    reference: Reference | None
+    half: SymmetricOperator | None
+    correction: float
+
+    @cached_property
+    def moved(self) -> float:
+        """How far the step moved the projection."""
+        return movement(self.step, self.vector)
+
+    @cached_property
+    def sampling(self) -> float:
+        """The estimated sampling error; costs two products with the half, once."""
+        if self.reference is None or self.half is None:
+            return 0.0
+        error = sampling_error(self.reference, self.half, self.step, self.vector)
+        return error * self.correction
 
 
 def total(sampling: float, bias: float) -> float:

@@ -33,14 +33,14 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from thalweg.errors import InvalidInput, invalid
+from thalweg.errors import InvalidInput
 from thalweg.operators.hessian import PRODUCT_COST
 from thalweg.operators.symmetric import SymmetricOperator
 from thalweg.tracking.error_estimate import ErrorEstimate, relative, total
 from thalweg.tracking.power_step import LockstepPowerStep, PowerStep
 from thalweg.tracking.reference import LockstepReference, Reference
 from thalweg.tracking.refresh_policy import RefreshPolicy
-from thalweg.tracking.source import TrackerReport, check_dimension
+from thalweg.tracking.source import TrackerReport, check_dimension, check_target
 
 FEWEST_SAMPLES = 8
 """Of fewer samples no subset is followed."""
@@ -70,8 +70,8 @@ class Following(ABC, Generic[AnyStep, AnyReference]):
         InvalidInput: k < 1 or k > P, a target that is not positive.
     """
 
-    estimate_products: float
-    """Products with the whole subset that an error estimate takes."""
+    estimate_matvecs: float
+    """Products with the whole subset, of one vector, that an error estimate takes."""
     renewal_passes: float
     """Products with the whole subset that a renewal takes for each vector of a basis."""
 
@@ -96,7 +96,7 @@ class Following(ABC, Generic[AnyStep, AnyReference]):
         self._estimates: list[ErrorEstimate] = []
         self._step: AnyStep | None = None
 
-    # What the arithmetic of one run and that of many do each in their own way:
+    # What one run and many in one computation do each in their own way:
 
     @property
     @abstractmethod
@@ -147,8 +147,8 @@ class Following(ABC, Generic[AnyStep, AnyReference]):
         typical = math.sqrt(sum(error**2 for error in sampling) / len(sampling))
         self.policy.record(typical, max(biases))
         subset, age = self.policy.subset, self.policy.age
-        products = passes * self.k + self.estimate_products
-        costs = [PRODUCT_COST * products * subset / self.num_samples] * len(errors)
+        matvecs = passes * self.k + self.estimate_matvecs
+        costs = [PRODUCT_COST * matvecs * subset / self.num_samples] * len(errors)
         if not self.policy.due(max(errors)):
             self._report(errors, costs, subset=subset, age=age)
             return
@@ -168,33 +168,25 @@ class Following(ABC, Generic[AnyStep, AnyReference]):
         """
         self._take_reference(self._current().rows)
         passes = 1 + self.renewal_passes * self.policy.subset / self.num_samples
-        costs = _sums(
-            [[PRODUCT_COST * self.k * passes] * len(self._estimates), self._look_at_gaps()]
-        )
-        overtaken = [] if solved else self._overtaken()
-        if not overtaken:
+        looks, overtaken = self._look_at_gaps()
+        costs = [PRODUCT_COST * self.k * passes + look for look in looks]
+        if solved or not overtaken:
             return costs
+        # An eigenvector of the bulk has overtaken one of S_k: no power step brings it in.
         for run in overtaken:
             self._estimates[run].gap.forget()
         return _sums([costs, _sums([self._solve(overtaken), self._renew(solved=True)])])
 
-    def _look_at_gaps(self) -> list[float]:
-        """Find lambda_{k+1} of each run where that is due; the cost by run."""
-        costs = []
+    def _look_at_gaps(self) -> tuple[list[float], list[int]]:
+        """Find lambda_{k+1} where that is due; the cost by run, and runs where it is above S_k."""
+        costs, overtaken = [], []
         pairs = self._current().eigenpairs_by_run()
         for run, (estimate, (values, rows)) in enumerate(zip(self._estimates, pairs, strict=True)):
             matvecs = estimate.look_at_gap(lambda run=run: self._operator(run), rows, values)
             costs.append(PRODUCT_COST * matvecs)
-        return costs
-
-    def _overtaken(self) -> list[int]:
-        """Runs whose S_k has lost an eigenvector to the bulk."""
-        pairs = self._current().eigenpairs_by_run()
-        return [
-            run
-            for run, (estimate, (values, _)) in enumerate(zip(self._estimates, pairs, strict=True))
-            if estimate.overtaken(float(values[-1]), self.tolerance)
-        ]
+            if estimate.overtaken(float(values[-1]), self.tolerance):
+                overtaken.append(run)
+        return costs, overtaken
 
     def _biases(self, vector: Tensor) -> list[float]:
         """What the last power step is estimated to have left, relative to norm(v)."""
@@ -239,16 +231,6 @@ class Following(ABC, Generic[AnyStep, AnyReference]):
         self.reports = [TrackerReport.from_state(report) for report in state["reports"]]
         for estimate, saved in zip(self._estimates, state["estimates"], strict=True):
             estimate.load_state_dict(saved)
-
-
-def check_target(error: float) -> None:
-    """Refuse a target error that is none.
-
-    Raises:
-        InvalidInput: not > 0.
-    """
-    if not error > 0:
-        raise invalid("error", error, "a number > 0")
 
 
 def _sums(costs: Iterable[Sequence[float]]) -> list[float]:

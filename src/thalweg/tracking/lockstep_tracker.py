@@ -40,6 +40,7 @@ from torch import Tensor
 from thalweg.errors import invalid
 from thalweg.loss.lockstep_objective import LockstepObjective
 from thalweg.operators.hessian import PRODUCT_COST, Hessian
+from thalweg.operators.product_check import check_once
 from thalweg.spectrum.eigensolver import top_eigenpairs
 from thalweg.spectrum.subspace import Subspace
 from thalweg.surroundings import shielded
@@ -83,7 +84,7 @@ class LockstepTracker(Following[LockstepPowerStep, LockstepReference]):
     """
 
     # The halves of the subset are multiplied apart anyway.
-    estimate_products = 0
+    estimate_matvecs = 0
     renewal_passes = 1
 
     def __init__(
@@ -107,6 +108,7 @@ class LockstepTracker(Following[LockstepPowerStep, LockstepReference]):
         if objective.num_samples < FEWEST_SAMPLES:
             hint = "solve for each subspace with top_eigenpairs"
             raise invalid("data", f"{objective.num_samples} samples", "at least 8", hint)
+        check_once(Hessian(objective.objective))
         self.objective = objective
         self.gap_every = gap_every
         # Where a computation is recorded once for each shape, few sizes are few recordings.

@@ -33,6 +33,7 @@ from torch import Tensor
 from thalweg.errors import Diverged
 from thalweg.linalg import (
     CPU,
+    combine,
     combined,
     coordinates,
     flat_product,
@@ -127,12 +128,12 @@ def power_step(rows: Tensor, images: Tensor, k: int) -> PowerStep:
     ritz, rotation = torch.linalg.eigh(factor.T @ torch.diag(values) @ factor)
     ritz, rotation = ritz.flip(0), rotation.flip(1)
     to_basis = torch.linalg.solve_triangular(factor.T, rotation, upper=True)
-    return PowerStep(to_basis.T.to(scaled) @ scaled, ritz, combination @ to_basis, rows)
+    return PowerStep(combine(to_basis.T.to(scaled), scaled), ritz, combination @ to_basis, rows)
 
 
 def _power_step_by_qr(rows: Tensor, images: Tensor, values: Tensor, vectors: Tensor) -> PowerStep:
     """The same where a top eigenvalue is not positive, or directions fall together."""
-    scaled = (vectors.T.to(images) @ images).T
+    scaled = combine(vectors.T.to(images), images).T
     basis = orthonormalize(scaled)
     triangle = flat_product(basis.T, scaled.T).double().cpu()
     combination = vectors @ torch.linalg.pinv(triangle)
@@ -167,7 +168,7 @@ class LockstepPowerStep:
     def eigenpairs(self) -> tuple[Tensor, Tensor]:
         """Ritz values (R, k), descending, and Ritz vectors as rows (R, k, P), of all runs."""
         values, vectors = torch.linalg.eigh(self.ritz)
-        rotated = vectors.flip(-1).mT.to(self.rows) @ self.rows
+        rotated = combine(vectors.flip(-1).mT.to(self.rows), self.rows)
         return values.flip(-1).to(self.rows), rotated
 
     def eigenpairs_by_run(self) -> list[tuple[Tensor, Tensor]]:
@@ -201,7 +202,7 @@ def lockstep_power_step(
     turn = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
     ritz = factor.mT @ projected @ factor
     sound = (singular == 0) & (failed == 0) & ritz.sum((1, 2)).isfinite()
-    moved = turn.to(scaled) @ scaled
+    moved = combine(turn.to(scaled), scaled)
     return LockstepPowerStep(
         moved, ritz, inverse @ turn.mT, rows, sound.to(rows.device), difference
     )
@@ -219,7 +220,7 @@ def lockstep_power_step_by_qr(
     projected = inner_products(rows, images, _device_of_small(rows))
     values, vectors = torch.linalg.eigh((projected + projected.mT) / 2)
     values, vectors = values.flip(-1), vectors.flip(-1)
-    basis, triangle = torch.linalg.qr((vectors.mT.to(images) @ images).mT)
+    basis, triangle = torch.linalg.qr(combine(vectors.mT.to(images), images).mT)
     combination = vectors @ torch.linalg.pinv(triangle.to(vectors))
     # A step behind: the Ritz values of U.
     ritz = torch.diag_embed(values)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thalweg.linalg import inner_products
+from thalweg.linalg import combine, inner_products
 from thalweg.loss.lockstep_objective import LockstepObjective
 from thalweg.operators.symmetric import SymmetricOperator
 
@@ -80,7 +80,8 @@ class Reference:
         """
         first, second = draw_halves(num_samples, size, generator)
         subset = torch.cat([first, second])
-        whole, sampled, half = ((curvature(part) @ rows.T).T for part in (None, subset, first))
+        operators = map(curvature, (None, subset, first))
+        whole, sampled, half = ((operator @ rows.T).T for operator in operators)
         return cls(rows, whole - sampled, whole - half, subset), whole
 
     def images(self, curvature: Curvature) -> tuple[Tensor, Tensor | None]:
@@ -92,7 +93,8 @@ class Reference:
     def turned(self, rows: Tensor) -> Reference:
         """The same reference seen from another basis near U, as rows: see `turn`."""
         rotation = turn(rows, self.rows)
-        return Reference(rows, rotation @ self.offset, rotation @ self.offset_first, self.subset)
+        offset, first = (combine(rotation, each) for each in (self.offset, self.offset_first))
+        return Reference(rows, offset, first, self.subset)
 
     @property
     def first_half(self) -> Tensor:
@@ -160,7 +162,7 @@ class LockstepReference:
     def turned(self, rows: Tensor) -> LockstepReference:
         """The same reference seen from other bases near U (R, k, P): see `turn`."""
         rotation = turn(rows, self.rows)
-        return LockstepReference(rows, rotation.unsqueeze(1) @ self.offset, self.halves)
+        return LockstepReference(rows, combine(rotation.unsqueeze(1), self.offset), self.halves)
 
     def state_dict(self) -> dict[str, Any]:
         """The tensors, by name."""

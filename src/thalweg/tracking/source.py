@@ -158,6 +158,16 @@ def check_dimension(k: int, num_parameters: int) -> None:
         raise invalid("k", k, f"an integer from 1 to P = {num_parameters}")
 
 
+def check_target(error: float) -> None:
+    """Refuse a target error that is none.
+
+    Raises:
+        InvalidInput: not > 0.
+    """
+    if not error > 0:
+        raise invalid("error", error, "a number > 0")
+
+
 def check_every(every: int) -> None:
     """Refuse a period in updates that is none.
 

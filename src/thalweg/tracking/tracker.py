@@ -39,17 +39,16 @@ from thalweg.surroundings import shielded
 from thalweg.tracking.anchor import Anchors
 from thalweg.tracking.error_estimate import (
     ErrorEstimate,
-    movement,
+    SeenError,
     population_correction,
     relative,
-    sampling_error,
     total,
 )
-from thalweg.tracking.following import FEWEST_SAMPLES, Following, check_target
+from thalweg.tracking.following import FEWEST_SAMPLES, Following
 from thalweg.tracking.power_step import PowerStep, power_step
 from thalweg.tracking.reference import Reference
 from thalweg.tracking.refresh_policy import RefreshPolicy
-from thalweg.tracking.source import Split, TrackerReport, check_every
+from thalweg.tracking.source import Split, TrackerReport, check_every, check_target
 
 
 class SubspaceTracker(Following[PowerStep, Reference]):
@@ -89,7 +88,7 @@ class SubspaceTracker(Following[PowerStep, Reference]):
     """
 
     # Of the subset: two products with half of it; itself and its first half.
-    estimate_products = 1
+    estimate_matvecs = 1
     renewal_passes = 1.5
 
     def __init__(
@@ -133,8 +132,7 @@ class SubspaceTracker(Following[PowerStep, Reference]):
         # reference that the last power step began from.
         self._half: SymmetricOperator | None = None
         self._seen_from: Reference | None = None
-        # The step and the vector that the sampling error was last estimated for.
-        self._sampled: tuple[PowerStep, Tensor, float] | None = None
+        self._last_seen: SeenError | None = None
 
     @property
     def report(self) -> TrackerReport:
@@ -194,11 +192,12 @@ class SubspaceTracker(Following[PowerStep, Reference]):
             self._report([math.nan], [0.0], age=self.report.age + 1)
             return self.subspace
         self._theta = self.objective.theta() if theta is None else theta.detach()
+        self._last_seen = None
         if self._linearized is not None and not torch.equal(self._linearized[0], self._theta):
             self._linearized = None
         with shielded():
             if self.exact:
-                cost = self._solve([0])[0] + self._look_at_gaps()[0]
+                cost = self._solve([0])[0] + self._look_at_gaps()[0][0]
                 self._report([self.tolerance], [cost], renewed=True)
             elif self._step is None:
                 self._begin(1)
@@ -286,20 +285,19 @@ class SubspaceTracker(Following[PowerStep, Reference]):
         return self.objective.value_and_gradient(self._theta)[1] if gradient is None else gradient
 
     def _movements(self, vector: Tensor) -> list[float]:
-        return [movement(self._current(), vector)]
+        return [self._seen(vector).moved]
 
     def _sampling_errors(self, vector: Tensor) -> list[float]:
-        step = self._current()
-        if self._half is None:
-            return [0.0]
-        # The same vector is often asked about twice in a step: by the tracker and by the split.
-        known = self._sampled
-        if known is None or known[0] is not step or known[1] is not vector:
-            assert self._seen_from is not None
-            error = sampling_error(self._seen_from, self._half, step, vector)
-            error *= population_correction(self.policy.subset, self.num_samples)
-            self._sampled = known = step, vector, error
-        return [known[2]]
+        return [self._seen(vector).sampling]
+
+    def _seen(self, vector: Tensor) -> SeenError:
+        step, seen = self._current(), self._last_seen
+        # The same vector is often asked about more than once: by the tracker and by the split.
+        if seen is None or seen.step is not step or seen.vector is not vector:
+            correction = population_correction(self.policy.subset, self.num_samples)
+            seen = SeenError(step, vector, self._seen_from, self._half, correction)
+            self._last_seen = seen
+        return seen
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue bit for bit: bases as rows, so that their layout stays."""
@@ -326,7 +324,7 @@ class SubspaceTracker(Following[PowerStep, Reference]):
         self._theta = state["theta"]
         self._step = None if state["step"] is None else PowerStep(**state["step"])
         self._anchors.load_state_dict(state["anchors"])
-        self._half = self._seen_from = self._linearized = self._sampled = None
+        self._half = self._seen_from = self._linearized = self._last_seen = None
         if state["sampled"]:
             turned = state["turned"]
             self._seen_from = self._anchors.reference if turned is None else Reference(**turned)

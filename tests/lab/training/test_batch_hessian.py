@@ -144,7 +144,7 @@ def test_a_spec_with_it_is_read_back_exactly() -> None:
             r"phases.0.split.metric: got 'optimizer', allowed: 'euclidean' with",
         ),
         (
-            {"subspace": OWN, "phases.0.local": {"workers": 2, "period": 3}},
+            {"subspace": OWN, "phases.0.local": {"workers": 2, "period": 3}, "branches": {}},
             "each worker has a mini-batch of its own",
         ),
     ],

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from thalweg.analysis.claims.claim import Claim, ClaimUse, Rule
+from thalweg.analysis.claims.claim import Claim, ClaimUse, Measurement, Rule
 from thalweg.analysis.claims.judgement import DEFAULT_ROLES, Verdict, judge, judge_all
 from thalweg.analysis.claims.verdicts import render_verdicts, verdicts_to_json
 
@@ -19,6 +19,7 @@ __all__ = [
     "DEFAULT_ROLES",
     "Claim",
     "ClaimUse",
+    "Measurement",
     "Rule",
     "Verdict",
     "judge",

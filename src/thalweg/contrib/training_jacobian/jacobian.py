@@ -40,6 +40,8 @@ from thalweg.errors import Diverged, invalid
 from thalweg.linalg import all_finite
 from thalweg.loss.lockstep_objective import LockstepObjective
 from thalweg.loss.objective import Objective
+from thalweg.operators.hessian import Hessian
+from thalweg.operators.product_check import check_once
 from thalweg.spectrum.subspace import random_subspace
 
 CHUNK_ON_CPU, CHUNK_ELSEWHERE = 256, 8192
@@ -98,6 +100,7 @@ def training_jacobian(
         chunk_size = CHUNK_ON_CPU if run.objective.device.type == "cpu" else CHUNK_ELSEWHERE
     if chunk_size < 1:
         raise invalid("chunk_size", chunk_size, "an integer >= 1, or None")
+    check_once(Hessian(run.objective))
     block = _directions(run.objective, directions, seed)
     # One run in lockstep is the fastest way to multiply many vectors by one batch's Hessian.
     one = LockstepObjective(run.objective)

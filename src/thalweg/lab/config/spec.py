@@ -170,6 +170,12 @@ class Spec(SpecModel):
         """The claims, each as a table."""
         return tuple(ClaimSpec(name=c) if isinstance(c, str) else c for c in self.claims)
 
+    @property
+    def holds_objects(self) -> bool:
+        """Whether it has Python objects, at hand or missing, that its text does not hold."""
+        phases = (*self.phases, *self.branches.values())
+        return not all(one.listed for one in (self.problem.data, *(p.optimizer for p in phases)))
+
     def of_branch(self, name: str) -> Spec:
         """The spec as a branch (or the trunk) computes with it: its own subspace and probes."""
         branch = self.branches.get(name)

@@ -1,0 +1,123 @@
+"""Does a product with a derivative agree with differences? Told apart from kinks and rounding.
+
+At kinks (ReLU, max pooling) a central difference disagrees until its step is tiny, and where it is
+too small rounding decides. So a disagreement is a fault only where differences at several steps
+agree with one another, and not with the product. Each parameter is compared on its own scale, so
+that a small one is not hidden by large ones.
+
+Example:
+    >>> import torch
+    >>> theta, along = torch.ones(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    >>> gradient = lambda theta: theta**3
+    >>> def difference(step):
+    ...     return (gradient(theta + step * along) - gradient(theta - step * along)) / (2 * step)
+    >>> compare(3 * along, gradient(theta), difference, [3]).agrees
+    True
+    >>> compare(2 * along, gradient(theta), difference, [3]).agrees
+    False
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Relative to the scale of each parameter. Most are settled at the first.
+STEPS = {torch.float64: (1e-5, 1e-6, 1e-7, 1e-4, 1e-3), torch.float32: (1e-2, 3e-3, 1e-3)}
+TOLERANCE = {torch.float64: 1e-3, torch.float32: 5e-2}
+# How far differences at two steps may be apart, relative to what they say is wrong.
+SPREAD = {torch.float64: 0.01, torch.float32: 0.2}
+# A difference below so many roundings of the largest part of the gradient says nothing.
+ROUNDINGS = 100
+SMALLEST_SCALE = 1e-2
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What came out of comparing a product with differences.
+
+    Attributes:
+        agrees: True or False; None where nothing can be said.
+        worst: the largest disagreement of a parameter, relative to its part of the product.
+        parameter: the number of that parameter.
+        dtype: in which it was compared.
+        note: why nothing can be said, if so.
+    """
+
+    agrees: bool | None
+    worst: float = 0.0
+    parameter: int = 0
+    dtype: torch.dtype | None = None
+    note: str = ""
+
+
+def compare(
+    product: Tensor,
+    gradient: Tensor,
+    difference: Callable[[float], Tensor],
+    sizes: Sequence[int],
+) -> Comparison:
+    """Compare a product (P,) with differences at some steps, parameter by parameter.
+
+    Args:
+        product: along a vector on the scale of the parameters.
+        gradient: what the difference is of (P,): its size tells what rounding does.
+        difference: the central difference (P,) along the same vector, at a step.
+        sizes: of the parameters, which make up P.
+    """
+    dtype = product.dtype
+    if dtype not in STEPS:
+        return Comparison(None, dtype=dtype, note=f"{dtype} is too coarse for differences")
+    if not bool(torch.isfinite(product).all()):
+        return Comparison(None, dtype=dtype, note="the product is not finite")
+    sizes = list(sizes)
+    parts = product.split(sizes)
+    largest = max(float(part.norm()) / part.numel() ** 0.5 for part in gradient.split(sizes))
+    rounding = ROUNDINGS * torch.finfo(dtype).eps * largest
+    unsettled = dict.fromkeys(range(len(sizes)), 0.0)
+    before: dict[int, Tensor] = {}
+    settled: dict[int, list[bool]] = {}
+    worst = (0.0, 0)
+    for step in STEPS[dtype]:
+        moved = difference(step)
+        for i, other in enumerate(moved.split(sizes)):
+            if i not in unsettled:
+                continue
+            apart = float((parts[i] - other).norm())
+            size = max(float(parts[i].norm()), float(other.norm()))
+            if apart <= TOLERANCE[dtype] * size + rounding / step * sizes[i] ** 0.5:
+                del unsettled[i]
+                worst = max(worst, (apart / size if size else 0.0, i))
+                continue
+            if i in before:
+                spread = float((other - before[i]).norm())
+                settled.setdefault(i, []).append(spread <= SPREAD[dtype] * apart)
+            before[i], unsettled[i] = other, apart / size
+        if not unsettled:
+            return Comparison(True, *worst, dtype)
+    # In float32 one step says too little.
+    enough = any if dtype == torch.float64 else all
+    faulty = [(unsettled[i], i) for i, steps in settled.items() if i in unsettled and enough(steps)]
+    if faulty:
+        return Comparison(False, *max(faulty), dtype)
+    worst = max((relative, i) for i, relative in unsettled.items())
+    note = "differences do not settle as their step shrinks (kinks, or rounding)"
+    return Comparison(None, *worst, dtype, note)
+
+
+def scales(theta: Tensor, sizes: Sequence[int]) -> Tensor:
+    """How far each of P numbers is moved: the root mean square of its parameter, (P,)."""
+    parts = theta.split(list(sizes))
+    each = [max(float(p.norm()) / max(p.numel(), 1) ** 0.5, SMALLEST_SCALE) for p in parts]
+    return torch.cat([torch.full_like(p, s) for p, s in zip(parts, each, strict=True)])
+
+
+def random_like(tensor: Tensor, seed: int) -> Tensor:
+    """Normal random numbers from a generator of their own, the same on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(tensor.shape, generator=generator, dtype=torch.float64, device="cpu").to(
+        tensor
+    )

@@ -1,0 +1,231 @@
+"""Is a product that of the first derivatives? Compared once, before an operator's first product.
+
+A few kernels of torch, and custom functions whose backward pass cannot be differentiated, have a
+right gradient and a wrong second derivative, without an error. So one product, over four samples
+and near theta, is compared with central differences of gradients (or of whatever the operator is
+made of), in a float64 copy of the model where there can be one. `differences.py` says how kinks and
+rounding are told from a fault. What a forward pass takes out of the graph (`detach`, `no_grad`) is
+held, see `held_constants.py`. A disagreement has to show twice, along two directions.
+
+Not seen: a fault elsewhere than near theta, or with other samples only; what lies below a
+thousandth of a parameter's part of the product (in float32, 5 hundredths); and any fault where
+kinks and float32 together leave no step at which a difference says something.
+
+The price is a product and two gradients over four samples; with kinks or a fault, up to ten.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor
+
+from thalweg.errors import InvalidInput
+from thalweg.loss.few_samples import copied, few_of, unchecked
+from thalweg.loss.function_loss import FunctionLoss
+from thalweg.loss.guards.differences import Comparison, compare, random_like, scales
+from thalweg.loss.guards.generators import generators_kept
+from thalweg.loss.guards.held_constants import HeldConstants
+from thalweg.loss.guards.layer_search import LayerFault, first_faulty_layer
+from thalweg.loss.objective import Objective
+from thalweg.loss.protocol import Loss, value_of
+
+# Off theta by this much: zeros (biases, a last layer) hide a fault, and ties are kinks.
+NEARBY = 0.01
+# How far a copy's loss may be from the model's, relative: else it is another function. The second
+# where the forward pass is in lower precision.
+SAME, ROUGHLY_SAME = 1e-3, 5e-2
+
+WEIGHT_NORM = (
+    "the second derivative of torch's weight_norm is wrong; write the weight as"
+    " v * (g / v.norm(dim=1, keepdim=True)) in a parametrization of your own, take it away by"
+    " torch.nn.utils.parametrize.remove_parametrizations, or use"
+    " torch.nn.utils.parametrizations.spectral_norm or orthogonal"
+)
+CUSTOM = (
+    "write its backward pass of operations of torch on saved tensors, so that it can be"
+    " differentiated, or the layer without it"
+)
+OTHER = "write it of other operations of torch"
+
+
+class Operator(Protocol):
+    """What is compared: a `LossOperator`."""
+
+    objective: Loss
+    theta: Tensor
+    samples: Tensor | None
+
+    @property
+    def gradient(self) -> Tensor:
+        """The gradient (P,)."""
+        ...
+
+    def over(self, objective: Loss, theta: Tensor, samples: Tensor | None) -> Self:
+        """The same operator of another loss."""
+        ...
+
+    def by_differences(
+        self, vector: Tensor, step: float, begin: Callable[[], None]
+    ) -> Tensor | None:
+        """A product by first derivatives alone; None where there is no such way.
+
+        Args:
+            begin: to be called before each evaluation of the loss.
+        """
+        ...
+
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        """The product."""
+        ...
+
+
+def check_once(operator: Operator) -> None:
+    """Refuse an operator whose products are not those of the first derivatives.
+
+    Compared at the first call for each class of operators of a loss; later ones repeat the outcome.
+    A loss with `check = False` is not compared.
+
+    Raises:
+        InvalidInput: they are not; it names the layer, where there is one, and the parameter.
+    """
+    loss = operator.objective
+    # A loss without attributes of its own has no place for the outcome.
+    known = getattr(loss, "__dict__", None)
+    if known is None or not getattr(loss, "check", True):
+        return
+    outcomes = known.setdefault("_products_checked", {})
+    name = type(operator).__name__
+    if name not in outcomes:
+        outcomes[name] = ""  # products inside of the comparison are not compared
+        outcomes[name] = compared(operator)[1]
+    if outcomes[name]:
+        raise InvalidInput(outcomes[name])
+
+
+def compared(operator: Operator) -> tuple[Comparison, str]:
+    """What a comparison says, and the message of the error that it calls for, or ""."""
+    loss, fault = operator.objective, None
+    with generators_kept(loss.device), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            found, fault = _compared(operator)
+        except Exception as error:  # whatever stands in the way of a comparison is no fault
+            found = Comparison(None, note=_said(error))
+    failed = float(found.agrees is False)
+    if isinstance(loss, Objective):
+        failed = loss.reduction.total(failed)  # all processes go the same way
+    return found, _message(operator, found, fault) if failed else ""
+
+
+def _compared(operator: Operator) -> tuple[Comparison, LayerFault | None]:
+    """Compare; where that finds a fault, again with constants held, and look for the layer."""
+    loss = operator.objective
+    samples = _few(operator)
+    found = Comparison(None)
+    for dtype in dict.fromkeys((torch.float64, loss.dtype)):
+        try:
+            if dtype == loss.dtype:
+                there = operator.over(unchecked(loss), _near(operator, dtype), samples)
+            else:
+                few = copied(loss, samples, dtype)
+                _require_same(loss, few, operator.theta, samples)
+                there = operator.over(few, _near(operator, dtype), None)
+            found = _along(there, 0)
+        except Exception as error:
+            found = Comparison(None, dtype=dtype, note=_said(error))
+            continue
+        if found.agrees is False:
+            return _confirmed(operator, samples, found)
+        if found.agrees:
+            break
+    return found, None
+
+
+def _confirmed(
+    operator: Operator, samples: Tensor, found: Comparison
+) -> tuple[Comparison, LayerFault | None]:
+    """Compare along another direction, with constants held, in a copy where there can be one."""
+    loss, held = operator.objective, HeldConstants()
+    assert found.dtype is not None
+    theta = _near(operator, found.dtype)
+    if not isinstance(loss, (Objective, FunctionLoss)):
+        return _along(operator.over(loss, theta, samples), 1), None
+    few = copied(loss, samples, found.dtype, held)
+    again = _along(operator.over(few, theta, None), 1, held)
+    if again.agrees is not False:
+        return again, None
+    if not held.aligned:
+        return Comparison(None, note="constants of the forward pass cannot be held"), None
+    if not isinstance(few, Objective):
+        return again, None
+    few.write(theta)
+    held.record()
+    return again, first_faulty_layer(few.model, few.value, few.evaluator.settings)
+
+
+def _along(operator: Operator, seed: int, held: HeldConstants | None = None) -> Comparison:
+    """Compare one product along a random direction with differences."""
+    sizes = [parameter.numel() for parameter in operator.objective.parameters()]
+    vector = scales(operator.theta, sizes) * random_like(operator.theta, seed)
+    begin = (lambda: None) if held is None else held.replay
+    product = operator @ vector
+
+    def difference(step: float) -> Tensor:
+        found = operator.by_differences(vector, step, begin)
+        if found is None:
+            raise InvalidInput("there is no way by first derivatives")
+        return found
+
+    return compare(product, operator.gradient, difference, sizes)
+
+
+def _few(operator: Operator) -> Tensor:
+    """The indices of a few of the operator's samples."""
+    if isinstance(operator.objective, Objective) and operator.samples is None:
+        # Of this process, where there are many.
+        return few_of(len(operator.objective.samples))
+    samples = operator.samples
+    if samples is None:
+        return few_of(operator.objective.num_samples)
+    return samples[few_of(len(samples)).to(samples.device)]
+
+
+def _near(operator: Operator, dtype: torch.dtype) -> Tensor:
+    """A point near theta where nothing is zero or tied by chance."""
+    theta = operator.theta.detach().to(dtype)
+    sizes = [parameter.numel() for parameter in operator.objective.parameters()]
+    return theta + NEARBY * scales(theta, sizes) * random_like(theta, 3)
+
+
+def _require_same(loss: Loss, few: Loss, theta: Tensor, samples: Tensor) -> None:
+    """Raise where a copy is another function, such as one that holds tensors of the model."""
+    original = float(value_of(unchecked(loss), theta, samples))
+    value = float(value_of(few, theta.to(few.dtype)))
+    lowered = isinstance(loss, Objective) and loss.evaluator.forward_dtype is not None
+    allowed = (ROUGHLY_SAME if lowered else SAME) * max(1.0, abs(original))
+    if not abs(value - original) <= allowed:
+        raise InvalidInput("a copy of the model in float64 has another loss")
+
+
+def _message(operator: Operator, found: Comparison, fault: LayerFault | None) -> str:
+    loss, name = operator.objective, type(operator).__name__
+    if found.agrees is not False:
+        return f"{name}: another process found its products wrong; its error says where"
+    layout = getattr(loss, "layout", None)
+    parameter = repr(layout.names[found.parameter]) if layout else f"number {found.parameter}"
+    functions = () if fault is None else fault.functions
+    hint = WEIGHT_NORM if "weight_norm" in functions else CUSTOM if functions else OTHER
+    where = "the second derivative is wrong" if fault is None else f"{fault} is at fault"
+    return (
+        f"{name}: a product is not that of differences of gradients, off by {found.worst:.1%} in"
+        f" parameter {parameter}: {where}, though the first derivative may be right; {hint}; or"
+        " pass check=False to take products as they are"
+    )
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
