@@ -81,6 +81,7 @@ def copied(
         batch_weight=loss.batch_weight,
         chunk_size=loss.chunk_size,
         mode="eval" if evaluator.mode == "eval" else None,
+        group=None,
         check=False,
     )
 

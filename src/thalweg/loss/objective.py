@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -29,21 +29,27 @@ from thalweg.linalg import require_finite
 from thalweg.loss.chunk_multiplier import ChunkMultiplier
 from thalweg.loss.evaluation import Evaluation, Evaluator, entries, mapped
 from thalweg.loss.guards.memory import within_memory
+from thalweg.loss.guards.wrapped import patterns_inside, unwrapped
 from thalweg.loss.layout import ParameterLayout
 from thalweg.loss.linearization import ChunkedLinearization, GradientGraph
 from thalweg.loss.protocol import Loss
-from thalweg.loss.reduce import Reduction
+from thalweg.loss.reduce import Reduction, reduction_of
 from thalweg.loss.samples import Batch, Samples, as_samples, refuse_unfit_indices
 from thalweg.loss.weighting import batch_weight_of
 from thalweg.surroundings import shielded
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class Objective:
     """The loss of a model over a fixed data set, as a function of theta (P,); a `Loss`.
 
     Args:
-        model: any module. It is never changed: buffers, gradients and random state stay as they
-            are.
+        model: any module. It is never changed: parameters, buffers, other attributes, gradients
+            and random state stay as they are, and so do the data. Out of `torch.compile` and
+            `DistributedDataParallel` the model inside is taken. In bfloat16 or float16 it is
+            evaluated in float32, and theta is in the widest dtype of its parameters.
         loss: `loss(output, target) -> scalar`, the mean over the batch; or None for a model that
             returns the loss itself or an object with a `.loss`.
         data: a tuple `(inputs..., target)` or dict of tensors, a `Dataset`, a `DataLoader`, or a
@@ -67,8 +73,10 @@ class Objective:
             parameters. Loss, gradient and products stay in that of the parameters.
         vectorize_up_to: samples in the largest chunk whose block of products is one vectorized
             backward pass, 0 for none; None measures. See `ChunkMultiplier`.
-        reduction: closes the sums over samples where `data` are this process's alone, see
-            `reduce.py`; None where they are all there are.
+        group: the processes of `torch.distributed` that share the loss: `data` are this process's
+            samples, the loss is the mean over those of all, and all ask the same in the same order.
+            None for this process alone; to be said where there are several.
+        reduction: closes the sums over samples in another way, see `reduce.py`; None for `group`'s.
         check: compare on a few samples, once, before the first result that depends on it: products
             with differences of gradients. False to take what the model gives.
 
@@ -77,11 +85,13 @@ class Objective:
 
     Raises:
         InvalidInput: a dropout or batch-norm layer in training mode, here or when the loss is
-            evaluated; empty data, no trainable parameter, model and data on two devices, an
-            impossible chunk size, mode or dtype.
+            evaluated; several processes and no `group`; a parameter in complex numbers or 8 bits;
+            empty data, no trainable parameter, model and data on two devices, an impossible chunk
+            size, mode or dtype. At the first evaluation: a forward pass that changes parameters, a
+            tensor that was computed from one before, checkpoints with `use_reentrant=True`.
 
-    Values are in units of the loss, derivatives in those over theta; on the device and in the
-    dtype of the parameters. Example: see the module.
+    Values are in units of the loss, derivatives in those over theta; on the device of the
+    parameters and in the dtype of theta. Example: see the module.
     """
 
     def __init__(
@@ -96,18 +106,21 @@ class Objective:
         mode: Literal["eval"] | None = None,
         forward_dtype: torch.dtype | None = None,
         vectorize_up_to: int | None = None,
+        group: ProcessGroup | Literal["ask"] | None = "ask",
         reduction: Reduction | None = None,
         check: bool = True,
     ) -> None:
         if chunk_size is not None and chunk_size != "auto" and chunk_size < 1:
             allowed = "an integer >= 1, 'auto', or None for no limit"
             raise invalid("chunk_size", chunk_size, allowed)
+        self.reduction = reduction_of(group) if reduction is None else reduction
+        if (inside := unwrapped(model)) is not model:
+            model, parameters = inside, patterns_inside(parameters)
         self.model = model
         self.samples: Samples = as_samples(data)
         self.layout = ParameterLayout.from_model(model, parameters)
         self.chunk_size = _default_chunk(self.device) if chunk_size == "auto" else chunk_size
         self.multiplier = ChunkMultiplier(vectorize_up_to)
-        self.reduction = reduction or Reduction()
         self.check = check
         self._samples_before, self._num_samples = self.reduction.place(len(self.samples))
         self.batch_weight = batch_weight or batch_weight_of(loss)

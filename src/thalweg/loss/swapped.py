@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.loss.guards.dtypes import is_low, raised, run_dtype
+from thalweg.loss.guards.wrapped import unwrapped
 
 # What a module holds in these can grow during a pass.
 CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
@@ -193,9 +194,12 @@ class Swapped:
             self._entered.__exit__(None, None, None)
 
     def _copy_the_rest(self) -> None:
-        """Copies of buffers, which layers update in place; and frozen parameters in their dtype."""
+        """Modules out of their wrappers, copies of buffers, frozen parameters in their dtype."""
         copies: dict[int, Tensor] = {}
         for module in self._modules:
+            for name, child in module._modules.items():
+                if child is not None and (inside := unwrapped(child)) is not child:
+                    module._modules[name] = inside
             for name, buffer in module._buffers.items():
                 if buffer is None:
                     continue

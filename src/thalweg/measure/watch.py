@@ -26,13 +26,14 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from thalweg.errors import Diverged, InvalidInput, ThalwegError, invalid
+from thalweg.loss.guards.wrapped import patterns_inside, unwrapped
 from thalweg.loss.layout import ParameterLayout
 from thalweg.loss.objective import Objective
 from thalweg.loss.samples import as_samples
@@ -42,6 +43,9 @@ from thalweg.operators.hessian import Hessian
 from thalweg.optim.stability import stability_threshold
 from thalweg.tracking.follow_or_solve import FollowOrSolve
 from thalweg.tracking.tracker import SubspaceTracker
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 MOST_INFERRED_CLASSES = 100
 # Enough for a mean, few enough to cost nothing.
@@ -62,6 +66,7 @@ def watch(
     parameters: Sequence[str] | str | None = None,
     batch_weight: Callable[[Any], Tensor | float] | None = None,
     chunk_size: int | Literal["auto"] | None = "auto",
+    group: ProcessGroup | Literal["ask"] | None = "ask",
     error: float = 0.01,
     exact: bool = False,
     seed: int = 0,
@@ -84,7 +89,7 @@ def watch(
     the preconditioned sharpness.
 
     Args:
-        model, loss, data, batch_weight, chunk_size: as for `Objective`; `data` is what the
+        model, loss, data, batch_weight, chunk_size, group: as for `Objective`; `data` is what the
             curvature is measured over, usually the training set without augmentation.
         optimizer: any optimizer of torch; those of its parameters that belong to the model and
             require a gradient make up theta.
@@ -121,8 +126,8 @@ def watch(
         given = loss.__name__ if isinstance(loss, type) else loss
         hint = f"{given}()" if isinstance(loss, type) else ""
         raise invalid("loss", given, "a function loss(output, target), or None", hint)
-    # A compiled model cannot be differentiated twice; the one it was made from shares all tensors.
-    model = getattr(model, "_orig_mod", model)
+    if (inside := unwrapped(model)) is not model:
+        model, parameters = inside, patterns_inside(parameters)
     layout = _watched_layout(model, optimizer, parameters)
     watched = layout.parameters(model)
     with undisturbed(watched[0].device):
@@ -134,6 +139,7 @@ def watch(
             batch_weight=batch_weight,
             chunk_size=chunk_size,
             mode="eval",
+            group=group,
         )
         with _on_one_line(
             "the loss of the first samples cannot be evaluated",
