@@ -68,7 +68,7 @@ def _tuples(value: Any) -> Any:
 
 
 def bad_value(
-    field: str, given: object, allowed: str, mend: str = "", *, within: tuple[str | int, ...] = ()
+    field: str, given: object, allowed: str, hint: str = "", *, within: tuple[str | int, ...] = ()
 ) -> ValidationError:
     """The error for a value that its type allows and another field rules out.
 
@@ -81,7 +81,7 @@ def bad_value(
         `raise bad_value("nesterov", True, "false without momentum", "set momentum")`
     """
     error = PydanticCustomError(
-        "bad_value", "allowed: {allowed}", {"allowed": allowed, "mend": mend, "given": given}
+        "bad_value", "allowed: {allowed}", {"allowed": allowed, "hint": hint, "given": given}
     )
     detail = InitErrorDetails(type=error, loc=(*within, field), input=given)
     return ValidationError.from_exception_data("spec", [detail])

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import math
+
 import pytest
+import torch
 
 from thalweg.contrib.averaging_period import AveragingPeriod, ConstantPeriod, QuadraticRule, Rounds
 from thalweg.errors import InvalidInput
@@ -39,6 +42,27 @@ def test_the_quadratic_rule_is_that_of_the_paper(lr: float, expected: int) -> No
 @pytest.mark.parametrize(("power", "expected"), [(1.0, 8), (2.0, 64), (3.0, 512)])
 def test_other_powers_are_those_that_the_paper_compares_with(power: float, expected: int) -> None:
     assert QuadraticRule(alpha=1.0, minimum=2, power=power).period(0.125, 0) == expected
+
+
+@pytest.mark.parametrize(
+    ("alpha", "lr", "power", "expected"),
+    [
+        # Quotients of decimals that are whole numbers, or just below one after rounding.
+        (0.3, 0.1, 2.0, 9),
+        (0.7, 0.1, 2.0, 49),
+        (0.3, 0.1, 3.0, 27),
+        (0.6, 0.2, 1.0, 3),
+        (0.3, float(torch.tensor(0.1)), 2.0, 9),
+        (2.999, 1.0, 2.0, 8),
+        (2.99999, 1.0, 2.0, 8),
+        # Large periods are rounded down as before.
+        (math.sqrt(1_000_000.99), 1.0, 2.0, 1_000_000),
+    ],
+)
+def test_rounding_does_not_decide_over_a_period(
+    alpha: float, lr: float, power: float, expected: int
+) -> None:
+    assert QuadraticRule(alpha, 1, power).period(lr, 0) == expected
 
 
 def test_a_round_is_as_long_as_the_learning_rate_of_its_first_step_says() -> None:

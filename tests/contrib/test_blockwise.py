@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 
-from thalweg.contrib.blockwise import PAPER_RATES, blockwise_groups
+from thalweg.contrib.blockwise import PAPER_RATES, OutsideOfBlocks, blockwise_groups
 from thalweg.errors import InvalidInput
 
 
@@ -132,3 +132,31 @@ def test_impossible_rates_are_refused(rates: dict[str, float], message: str) -> 
 def test_a_model_that_is_no_transformer_is_refused() -> None:
     with pytest.raises(InvalidInput, match="none of norm, position"):
         blockwise_groups(nn.Sequential(nn.Linear(2, 2)), 0.1)
+
+
+def test_torchs_own_transformer_has_its_rates_and_what_is_in_no_block_is_named() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    net = nn.ModuleDict({"encoder": nn.TransformerEncoder(layer, 1), "embed": nn.Embedding(9, 8)})
+    message = r"in_proj_bias, encoder\.layers\.0\.self_attn\.in_proj_weight: in no block.*in one"
+    with pytest.warns(OutsideOfBlocks, match=message) as said:
+        groups = blockwise_groups(net, lr=1.0)
+    assert len(said) == 1
+    found = {name: group["block"] for group in groups for name, _ in group["params"]}
+    start = "encoder.layers.0."
+    for name, block in (
+        ("linear1.weight", "feed_forward"),
+        ("linear2.bias", "feed_forward"),
+        ("self_attn.out_proj.weight", "value_output"),
+        ("self_attn.in_proj_weight", "other"),
+        ("norm1.weight", "norm"),
+    ):
+        assert found[start + name] == block
+    assert found["embed.weight"] == "embedding"
+
+
+def test_patterns_of_ones_own_say_nothing_of_the_rest() -> None:
+    net = nn.ModuleDict({"embed": nn.Embedding(2, 2), "strange": nn.Linear(2, 2)})
+    groups = blockwise_groups(net, 1.0, {"table": 2.0}, blocks={"table": ["embed.*"]})
+    assert [group["block"] for group in groups] == ["table", "other"]
+    with pytest.warns(OutsideOfBlocks, match=r"strange\.bias, strange\.weight: in no block"):
+        blockwise_groups(net, 1.0)

@@ -366,3 +366,76 @@ def test_two_processes_step_as_one_does_with_the_averaged_gradient(tmp_path: Pat
     assert torch.equal(thetas[0], thetas[1])
     assert torch.equal(thetas[0], flat(model))
     assert not torch.equal(flat(model), flat(network()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(32, 32), (8, 8), (32, 64)])
+@pytest.mark.parametrize("dead", ["row", "column", "three rows"])
+@pytest.mark.parametrize("falls", ["at once", "slowly"])
+def test_all_true_directions_stay_when_gradients_fall_beside_dead_units(
+    shape: tuple[int, int], dead: str, falls: str, dtype: torch.dtype
+) -> None:
+    weight = nn.Parameter(torch.zeros(shape, dtype=dtype))
+    optimizer = Dion([weight], lr=1.0, weight_decay=0.0)
+    rows = {"row": 1, "column": 0, "three rows": 3}[dead]
+    true = min(shape[0] - rows, shape[1] - (dead == "column"))
+    for step, gradient in enumerate(gradients(shape, 160)):
+        gradient[:rows] = 0
+        if dead == "column":
+            gradient[:, 0] = 0
+        passed = float(step > 40) if falls == "at once" else min(max((step - 40) / 60, 0), 1)
+        weight.grad = (gradient * 1e-5**passed).to(dtype)
+        before = weight.detach().clone()
+        optimizer.step()
+        update = (weight.detach() - before) / (shape[0] / shape[1]) ** 0.5
+        # The eps of the unit columns: 1e-8 beside momenta of about 1e-4.
+        assert float(update.square().sum()) == pytest.approx(true, rel=2e-3), step
+
+
+def test_what_has_no_gradients_any_more_fades_out_while_the_others_fall() -> None:
+    generator = torch.Generator().manual_seed(0)
+    U, V = (torch.linalg.qr(torch.randn(32, 32, generator=generator))[0][:, :5] for _ in "UV")
+    weight = nn.Parameter(torch.zeros(32, 32))
+    optimizer = Dion([weight], lr=1.0, weight_decay=0.0)
+    for step in range(900):
+        inside = torch.randn(5, 5, generator=generator) + 2 * torch.eye(5)
+        if step > 300:
+            inside[3:], inside[:, 3:] = 0, 0
+        weight.grad = U @ inside @ V.T * 1e-5 ** min(step / 600, 1)
+        before = weight.detach().clone()
+        optimizer.step()
+    assert float((weight.detach() - before).square().sum()) == pytest.approx(3, rel=1e-3)
+
+
+def test_a_state_of_one_number_a_matrix_can_still_be_loaded() -> None:
+    weight = nn.Parameter(torch.zeros(4, 3))
+    optimizer, _ = started(weight)
+    state = optimizer.state_dict()
+    state["state"][0]["held"] = torch.tensor(0.0)
+    optimizer.load_state_dict(state)
+    weight.grad = torch.eye(4, 3)
+    optimizer.step()
+    assert optimizer.state[weight]["held"].shape == (3,)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "side", "rank"), [(0.07, 100, 7), (0.14, 50, 7), (0.3, 10, 3)]
+)
+def test_rounding_does_not_raise_the_rank(fraction: float, side: int, rank: int) -> None:
+    _, Q = started(nn.Parameter(torch.zeros(side, side)), rank_fraction=fraction)
+    assert Q.shape == (side, rank)
+
+
+def test_a_sparse_gradient_moves_as_its_dense_one() -> None:
+    ends = []
+    for sparse in (False, True):
+        table = nn.Embedding(5, 3, sparse=sparse)
+        with torch.no_grad():
+            table.weight.copy_(torch.arange(15).reshape(5, 3).sin())
+        optimizer = Dion(table.parameters(), lr=0.1)
+        for _ in range(2):
+            optimizer.zero_grad()
+            table(torch.tensor([1, 3, 3])).square().sum().backward()
+            optimizer.step()
+        ends.append(table.weight.detach().clone())
+    assert torch.equal(*ends)

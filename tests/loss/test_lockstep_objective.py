@@ -169,7 +169,7 @@ def test_all_runs_go_through_the_model_at_once() -> None:
 
     case = Case(Counting(4, 3), nn.MSELoss(), mlp().data)
     runs = lockstep(case)
-    runs.values_and_gradients(points(case))
+    runs.values_and_gradients(points(case))  # which looks at a few samples first
     before = Counting.calls
     runs.values_and_gradients(points(case))
     assert Counting.calls == before + 1

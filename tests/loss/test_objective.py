@@ -51,7 +51,8 @@ def test_no_more_than_a_chunk_is_evaluated_at_once() -> None:
             return super().forward(input)
 
     objective(Counting(3, 2), chunk_size=3).gradient()
-    assert seen == [3, 3, 2]
+    assert max(seen) == 3
+    assert seen[-3:] == [3, 3, 2]
 
 
 def test_a_value_holds_no_graph_also_with_parameters_left_out() -> None:

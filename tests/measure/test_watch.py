@@ -14,16 +14,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from tests.optim.wrapping_of_others import Delegating, Prepared
 from thalweg.errors import Diverged, InvalidInput
 from thalweg.loss.objective import Objective
 from thalweg.measure.sinks import History, WatchWarning
 from thalweg.measure.watch import watch
 from thalweg.measure.watcher import COLUMNS, Watcher
 from thalweg.operators.hessian import Hessian
+from thalweg.optim.combined import Combined
+from thalweg.optim.sam import SAM
 from thalweg.optim.split import SplitUpdate
 from thalweg.spectrum import gap
+from thalweg.spectrum.subspace import random_subspace
 from thalweg.tracking.preconditioner import preconditioner
+from thalweg.tracking.source import FixedSubspace
 from thalweg.tracking.tracker import SubspaceTracker
+from thalweg.tracking.wrapping import needs_closure
 
 LEARNING_RATE = 0.05
 
@@ -669,3 +675,146 @@ def test_a_compiled_model_is_watched_through_the_one_it_was_made_from() -> None:
     problem.model = torch.compile(own, backend="eager")  # type: ignore[assignment]
     assert problem.model is not own
     assert problem.watch().objective.model is own
+
+
+def classifier() -> tuple[nn.Linear, tuple[Tensor, Tensor]]:
+    torch.manual_seed(0)
+    return nn.Linear(4, 3).double(), (torch.randn(24, 4).double(), torch.randint(0, 3, (24,)))
+
+
+def one_step(model: nn.Module, data: tuple[Tensor, Tensor], optimizer: Any) -> None:
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(data[0]), data[1])
+        loss.backward()
+        return loss.detach()
+
+    if needs_closure(optimizer):
+        optimizer.step(closure)
+    else:
+        closure()
+        optimizer.step()
+
+
+def watched_step(watched: Any, stepped: Any, model: nn.Module, data: Any) -> dict[str, Any]:
+    loss = nn.CrossEntropyLoss()
+    with watch(model, loss, data, watched, every=1, k=2, exact=True, quiet=True) as watcher:
+        one_step(model, data, stepped)
+        one_step(model, data, stepped)
+    assert [row["step"] for row in watcher.history] == [0, 1]
+    return watcher.history[0]
+
+
+@pytest.mark.parametrize("watched", ["base", "wrapper", "prepared", "delegating"])
+@pytest.mark.parametrize("built", ["before", "after"])
+def test_whichever_is_given_the_update_that_is_made_is_reported(watched: str, built: str) -> None:
+    model, data = classifier()
+    loss = nn.CrossEntropyLoss()
+    base = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def wrapped() -> SplitUpdate:
+        source = SubspaceTracker(Objective(model, loss, data), 2, exact=True, tolerance=1e-8)
+        return SplitUpdate(base, source, dominant=0.0)
+
+    split = wrapped() if built == "before" else None
+    given: Any = {
+        "base": base,
+        "wrapper": split,
+        "prepared": Prepared(split or base),
+        "delegating": Delegating(split or base),
+    }[watched]
+    if given is None:
+        return
+    with watch(model, loss, data, given, every=1, k=2, exact=True, quiet=True) as watcher:
+        split = split or wrapped()
+        for _ in range(2):
+            one_step(model, data, split)
+    assert [row["step"] for row in watcher.history] == [0, 1]
+    for row in watcher.history:
+        assert row["effective_lr_dominant"] == pytest.approx(0, abs=0.001)
+        assert row["effective_lr_bulk"] == pytest.approx(0.1, rel=0.01)
+    for optimizer in (base, split):
+        assert not optimizer._optimizer_step_pre_hooks
+        assert not optimizer._optimizer_step_post_hooks
+
+
+def test_a_step_of_the_inner_one_alone_is_reported_too_also_after_one_that_failed() -> None:
+    model, data = classifier()
+    base = torch.optim.SGD(model.parameters(), lr=0.1)
+    source = FixedSubspace(random_subspace(15, 2, 0, dtype=torch.float64))
+    split = SplitUpdate(base, source, 0.0, parameters=list(model.parameters()))
+    loss = nn.CrossEntropyLoss()
+    with watch(model, loss, data, base, every=1, k=2, exact=True, quiet=True) as watcher:
+        one_step(model, data, base)
+        source.split = lambda _: 1 / 0  # type: ignore[assignment, method-assign]
+        with pytest.raises(ZeroDivisionError):
+            one_step(model, data, split)
+        # Its first step may still be that of a wrapper; the second can not.
+        for _ in range(3):
+            one_step(model, data, base)
+    assert [row["step"] for row in watcher.history][:2] == [0, 1]
+    rates = [row["effective_lr_bulk"] for row in watcher.history]
+    assert rates == pytest.approx([0.1] * len(rates), rel=0.01)
+
+
+@pytest.mark.parametrize("around", ["split", "sam", "prepared", "combined"])
+def test_the_metric_of_adam_is_found_inside_of_every_wrapper(around: str) -> None:
+    model, data = classifier()
+    base = torch.optim.Adam(model.parameters(), lr=0.01)
+    source = FixedSubspace(random_subspace(15, 2, 0, dtype=torch.float64))
+    optimizer: Any = {
+        "split": lambda: SplitUpdate(base, source, parameters=list(model.parameters())),
+        "sam": lambda: SAM(base),
+        "prepared": lambda: Prepared(SAM(base)),
+        "combined": lambda: SAM(Combined([base])),
+    }[around]()
+    hessian = Hessian(Objective(model, nn.CrossEntropyLoss(), data)) @ torch.eye(15).double()
+    loss = nn.CrossEntropyLoss()
+    with watch(model, loss, data, optimizer, every=1, k=2, exact=True, quiet=True) as watcher:
+        one_step(model, data, optimizer)
+    row = watcher.history[0]
+    if around == "combined":
+        assert row["preconditioned_sharpness"] is None
+        return
+    root = preconditioner(base, model.parameters()).sqrt()
+    dense = hessian / root / root.unsqueeze(1)
+    expected = float(torch.linalg.eigvalsh(dense)[-1])
+    assert row["preconditioned_sharpness"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_threshold_reported_for_sam_is_that_of_the_step() -> None:
+    model, data = classifier()
+    loss = nn.CrossEntropyLoss()
+    size = float(Objective(model, loss, data).gradient().norm())
+    row = watched_step(
+        optimizer := SAM(torch.optim.SGD(model.parameters(), lr=0.1)), optimizer, model, data
+    )
+    # lambda at which lr lambda (1 + rho lambda / norm(g)) = 2.
+    value = row["stability_threshold"]
+    assert 0.1 * value * (1 + 0.05 * value / size) == pytest.approx(2)
+
+
+def test_sam_by_hand_is_watched() -> None:
+    model, data = classifier()
+    loss = nn.CrossEntropyLoss()
+    theta = Objective(model, loss, data).theta()
+    optimizer = SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.5)
+    for given in (optimizer, optimizer.base_optimizer):
+        with watch(model, loss, data, given, every=1, k=2, exact=True, quiet=True) as watcher:
+            expected = float(loss(model(data[0]), data[1]).detach())
+            optimizer.zero_grad()
+            loss(model(data[0]), data[1]).backward()
+            optimizer.first_step(zero_grad=True)
+            loss(model(data[0]), data[1]).backward()
+            optimizer.second_step()
+        (row,) = watcher.history
+        assert row["loss"] == pytest.approx(expected)
+    assert not torch.equal(theta, Objective(model, loss, data).theta())
+
+
+def test_what_is_no_optimizer_is_refused_by_name() -> None:
+    model, data = classifier()
+    with pytest.raises(
+        InvalidInput, match=r"optimizer: got 'the class SGD', allowed: an optimizer"
+    ):
+        watch(model, nn.CrossEntropyLoss(), data, torch.optim.SGD)  # type: ignore[arg-type]

@@ -308,7 +308,8 @@ def test_it_costs_a_few_evaluations_of_a_few_samples() -> None:
     model = around(lambda x: seen.append(len(x)) or torch.tanh(x))
     loss = objective(model)
     _ = Hessian(loss) @ torch.ones(loss.num_parameters)
-    # The value of both, a product and two gradients; then the product that was asked for.
-    assert seen == [4] * 5 + [24]
+    # The value of both, a product and two gradients; then, of the product that was asked for, the
+    # loss twice.
+    assert seen == [4] * 7 + [24]
     _ = Hessian(loss) @ torch.ones(loss.num_parameters)
-    assert seen[6:] == [24]
+    assert seen[8:] == [24]

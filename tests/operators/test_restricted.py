@@ -58,6 +58,46 @@ NAMED = {
 }
 
 
+NAMED["BERT"] |= {
+    "bert.pooler.dense.weight": "head",
+    "cls.predictions.decoder.weight": "head",
+    "cls.predictions.transform.dense.weight": "head",
+    "cls.predictions.transform.LayerNorm.weight": "norm",
+    "cls.seq_relationship.bias": "head",
+    "decoder.weight": "head",
+    "classifier.weight": "head",
+}
+NAMED["DistilBERT"] = {
+    "distilbert.transformer.layer.0.attention.q_lin.weight": "query_key",
+    "distilbert.transformer.layer.0.attention.v_lin.bias": "value_output",
+    "distilbert.transformer.layer.0.attention.out_lin.weight": "value_output",
+    "distilbert.transformer.layer.0.ffn.lin1.weight": "feed_forward",
+    "pre_classifier.weight": "head",
+}
+NAMED["T5"] = {
+    "shared.weight": "embedding",
+    "decoder.block.0.layer.0.SelfAttention.q.weight": "query_key",
+    "decoder.block.0.layer.1.EncDecAttention.o.weight": "value_output",
+    "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight": "position",
+    "encoder.block.0.layer.1.DenseReluDense.wo.weight": "feed_forward",
+    "encoder.final_layer_norm.weight": "norm",
+}
+NAMED["GPT-2 and GPT-NeoX"] = {
+    "transformer.h.0.attn.c_proj.weight": "value_output",
+    "transformer.h.0.mlp.c_fc.weight": "feed_forward",
+    "gpt_neox.layers.0.attention.dense.weight": "value_output",
+    "gpt_neox.layers.0.mlp.dense_h_to_4h.weight": "feed_forward",
+}
+NAMED["torch"] = {
+    "encoder.layers.0.linear1.weight": "feed_forward",
+    "decoder.layers.0.linear2.bias": "feed_forward",
+    "decoder.layers.0.multihead_attn.out_proj.weight": "value_output",
+    "decoder.layers.0.norm3.weight": "norm",
+    "attn.bias_k": "query_key",
+    "attn.v_proj_weight": "value_output",
+}
+
+
 @pytest.mark.parametrize("library", NAMED)
 def test_the_names_of_common_libraries_are_known(library: str) -> None:
     names = NAMED[library]
@@ -65,7 +105,16 @@ def test_the_names_of_common_libraries_are_known(library: str) -> None:
     assert found == names
 
 
-@pytest.mark.parametrize("name", ["h.0.attn.c_attn.weight", "layers.0.self_attn.in_proj_weight"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "h.0.attn.c_attn.weight",
+        "layers.0.self_attn.in_proj_weight",
+        "layers.0.self_attn.qkv_proj.weight",
+        "blocks.0.attn.qkv.weight",
+        "layers.0.attention.query_key_value.weight",
+    ],
+)
 def test_a_map_of_query_key_and_value_is_in_no_block(name: str) -> None:
     assert blocks_of([name, "norm.weight"]) == {"norm": ("norm.weight",)}
 

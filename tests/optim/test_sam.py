@@ -195,6 +195,182 @@ def test_what_cannot_be_used_is_refused() -> None:
             SAM(other)
 
 
+def lengths_and_cosines(model: nn.Linear, optimizer: SAM, **clearing: bool) -> list[float]:
+    """Of the perturbation with the gradient of its own batch, at each step of a training.
+
+    It is trained by step(closure) alone, on another batch each time.
+    """
+    found: list[float] = []
+    for step in range(4):
+        rows = (torch.arange(8) * 5 + 3 * step) % 40
+        before = model.weight.detach().clone()
+        loss = nn.functional.mse_loss(model(INPUTS[rows]), TARGETS[rows])
+        (gradient,) = torch.autograd.grad(loss, model.weight)
+        moved: list[Tensor] = []
+
+        def closure(rows: Tensor = rows, moved: list[Tensor] = moved) -> Tensor:
+            moved.append(model.weight.detach().clone())
+            optimizer.zero_grad(**clearing)
+            loss = nn.functional.mse_loss(model(INPUTS[rows]), TARGETS[rows])
+            loss.backward()
+            return loss.detach()
+
+        optimizer.step(closure)
+        assert torch.equal(moved[0], before)
+        assert len(moved) == 2
+        e = (moved[1] - before).flatten()
+        found += [float(e.norm()), float(torch.cosine_similarity(e, gradient.flatten(), 0))]
+    return found
+
+
+@pytest.mark.parametrize("clearing", [{}, {"set_to_none": False}])
+@pytest.mark.parametrize("touched", ["left alone", "cleared", "zeroed", "clipped"])
+def test_a_closure_alone_is_evaluated_at_theta_first(
+    clearing: dict[str, bool], touched: str
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2, bias=False)
+    optimizer = SAM(SGD(model.parameters(), lr=0.1), rho=0.5)
+    between = {
+        "left alone": lambda: None,
+        "cleared": optimizer.zero_grad,
+        "zeroed": lambda: optimizer.zero_grad(set_to_none=False),
+        "clipped": lambda: nn.utils.clip_grad_norm_(model.parameters(), 1e-3),
+    }[touched]
+    optimizer.register_step_post_hook(lambda *_: between() and None)
+    found = lengths_and_cosines(model, optimizer, **clearing)
+    assert found == pytest.approx([0.5, 1.0] * 4, rel=1e-5)
+
+
+def test_backward_before_is_used_and_the_closure_called_once() -> None:
+    for set_to_none in (True, False):
+        model = Quadratic()
+        optimizer, calls = SAM(SGD(model.parameters(), lr=0.1)), []
+
+        def closure(
+            model: Quadratic = model,
+            optimizer: SAM = optimizer,
+            calls: list[int] = calls,
+            none: bool = set_to_none,
+        ) -> None:
+            calls.append(1)
+            optimizer.zero_grad(none)
+            model(torch.ones(1).double()).backward()
+
+        for _ in range(3):
+            closure()
+            calls.clear()
+            optimizer.step(closure)
+            assert len(calls) == 1
+
+
+def test_a_closure_that_leaves_no_gradient_is_refused_and_a_frozen_model_is_not() -> None:
+    model = Quadratic()
+    optimizer = SAM(SGD(model.parameters(), lr=0.1))
+    with pytest.raises(InvalidInput, match="left no gradient; it must compute the loss and call"):
+        optimizer.step(lambda: 1.0)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    assert optimizer.step(lambda: 1.0) == 1.0
+    assert torch.equal(model.theta(), START)
+
+
+def test_by_hand_a_gradient_is_asked_for_and_hooks_and_schedulers_see_one_step() -> None:
+    model, seen = Quadratic(), []
+    base = SGD(model.parameters(), lr=0.1)
+    optimizer = SAM(base, rho=0.3)
+    optimizer.register_step_pre_hook(lambda *_: seen.append(model.theta()))  # type: ignore[arg-type]
+    optimizer.register_step_post_hook(lambda *_: seen.append(model.theta()))
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.1)
+    with pytest.raises(InvalidInput, match=r"call loss.backward\(\) first"):
+        optimizer.first_step()
+    closure = closure_of(model, optimizer)
+    closure()
+    optimizer.first_step()
+    closure()
+    optimizer.second_step()
+    with pytest.raises(InvalidInput, match=r"call loss.backward\(\) first"):
+        optimizer.first_step()
+    # Warns of a wrong order where it knows of no step.
+    scheduler.step()
+    assert base.param_groups[0]["lr"] == pytest.approx(0.01)
+    assert len(seen) == 2
+    assert torch.equal(seen[0], START)
+    assert torch.allclose(seen[1], sam_step(START, 0.1, 0.3), rtol=1e-12)
+
+
+class OldScaler(torch.amp.GradScaler):
+    """Has a `scale` of its own, as those of sharded training."""
+
+    def scale(self, outputs: Tensor) -> Tensor:  # type: ignore[override]
+        return super().scale(outputs)
+
+
+@pytest.mark.parametrize("kind", [torch.amp.GradScaler, OldScaler])
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_scaler_does_not_change_the_length_of_a_step(
+    kind: type[torch.amp.GradScaler], scaled: bool, alone: bool
+) -> None:
+    model = Quadratic()
+    optimizer = SAM(SGD(model.parameters(), lr=0.1), rho=0.3)
+    scaler, expected = kind("cpu", init_scale=1024.0), START
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = model(torch.ones(1).double())
+        (scaler.scale(loss) if scaled else loss).backward()
+        return loss.detach()
+
+    for _ in range(3):
+        if alone:
+            optimizer.step(closure)
+        else:
+            optimizer.zero_grad()
+            scaler.scale(model(torch.ones(1).double())).backward()
+            scaler.step(optimizer, closure)
+        if scaled or not alone:
+            scaler.update()
+        expected = sam_step(expected, 0.1, 0.3)
+        assert torch.allclose(model.theta(), expected, rtol=1e-12)
+    assert torch.amp.GradScaler.scale.__qualname__ == "GradScaler.scale"
+
+
+def test_an_infinite_gradient_at_the_perturbed_point_is_left_out_and_the_scaler_told() -> None:
+    model = Quadratic()
+    optimizer = SAM(SGD(model.parameters(), lr=0.1), rho=0.3)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+
+    def closure() -> None:
+        optimizer.zero_grad()
+        scaler.scale(model(torch.full((1,), float("inf")).double())).backward()
+
+    scaler.scale(model(torch.ones(1).double())).backward()
+    scaler.step(optimizer, closure)
+    scaler.update()
+    assert torch.equal(model.theta(), START)
+    assert scaler.get_scale() == 512
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_sparse_gradients_perturb_as_dense_ones(adaptive: bool) -> None:
+    ends = []
+    for sparse in (False, True):
+        table = nn.Embedding(5, 2, sparse=sparse).double()
+        with torch.no_grad():
+            table.weight.copy_(torch.arange(10).reshape(5, 2).sin())
+        optimizer = SAM(SGD(table.parameters(), lr=0.1), rho=0.5, adaptive=adaptive)
+
+        def closure(table: nn.Embedding = table, optimizer: SAM = optimizer) -> None:
+            optimizer.zero_grad()
+            table(torch.tensor([1, 3, 3])).square().sum().backward()
+
+        for _ in range(2):
+            optimizer.step(closure)
+        ends.append(table.weight.detach().clone())
+    assert torch.allclose(*ends, rtol=1e-12)
+
+
 def network() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))

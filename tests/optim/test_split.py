@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Muon, Optimizer
 
 from tests.optim.resuming import save_and_restore
-from thalweg.errors import InvalidInput
+from thalweg.errors import InvalidInput, ThalwegError
 from thalweg.loss.objective import Objective
 from thalweg.optim.split import SplitUpdate
 from thalweg.spectrum.subspace import Subspace, random_subspace
-from thalweg.tracking.source import FixedSubspace
+from thalweg.tracking.source import FixedSubspace, Split
 from thalweg.tracking.tracker import SubspaceTracker
 
 INPUTS = torch.linspace(-1, 1, 120).reshape(40, 3).sin()
@@ -218,17 +218,114 @@ def test_an_optimizer_of_other_parameters_is_refused() -> None:
         SplitUpdate(SGD(network().parameters(), lr=0.1), tracker(network()))
 
 
-def test_a_source_that_fails_leaves_other_parameters_where_the_step_put_them() -> None:
-    class Failing(FixedSubspace):
-        def update(self, theta: Any = None, vector: Any = None) -> Subspace:
-            raise RuntimeError("no subspace today")
+@pytest.mark.parametrize("fails", ["update", "split", "inside"])
+@pytest.mark.parametrize("name", ["Adam", "SGD with momentum"])
+def test_a_step_that_fails_leaves_parameters_and_state_as_they_were(name: str, fails: str) -> None:
+    class Stopping(FixedSubspace):
+        now = False
 
+        def update(self, theta: Any = None, vector: Any = None) -> Subspace:
+            if self.now and fails == "update":
+                raise KeyboardInterrupt("no step today")
+            return super().update(theta, vector)
+
+        def split(self, vector: Tensor) -> Split:
+            if self.now and fails == "split":
+                raise KeyboardInterrupt("no step today")
+            return super().split(vector)
+
+    def build() -> tuple[nn.Sequential, SplitUpdate]:
+        model = network()
+        source = Stopping(random_subspace(16, 2, 0))
+        base = BASES[name](list(model.parameters()))
+        if fails == "inside":
+            base.register_step_post_hook(lambda *_: 1 / (not source.now) and None)
+        return model, SplitUpdate(base, source, 0.0, 1.0, parameters=list(model[0].parameters()))
+
+    (model, split), (twin, undisturbed) = build(), build()
+    for step in range(3):
+        for net, optimizer in ((model, split), (twin, undisturbed)):
+            backward(net, step)
+            optimizer.step()
+        before = flat(model)
+        backward(model, step + 1)
+        split.source.now = True  # type: ignore[attr-defined]
+        with pytest.raises((KeyboardInterrupt, ZeroDivisionError)):
+            split.step()
+        split.source.now = False  # type: ignore[attr-defined]
+        assert torch.equal(flat(model), before)
+        for one, other in zip(model.parameters(), twin.parameters(), strict=True):
+            assert split.state[one].keys() == undisturbed.state[other].keys()
+            for key, value in split.state[one].items():
+                assert torch.equal(value, undisturbed.state[other][key]), key
+
+
+def test_a_failing_first_step_leaves_no_state() -> None:
     model = network()
-    source = Failing(random_subspace(16, 2, 0))
-    parameters = list(model[0].parameters())
-    split = SplitUpdate(SGD(model.parameters(), lr=0.1), source, 0.0, 1.0, parameters=parameters)
-    before = model[2].weight.detach().clone()
+    split = SplitUpdate(Adam(model.parameters()), tracker(model), 0.0, 1.0)
+    split.source.update = lambda *_: 1 / 0  # type: ignore[method-assign]
     backward(model, 0)
-    with pytest.raises(RuntimeError, match="no subspace today"):
+    with pytest.raises(ZeroDivisionError):
         split.step()
-    assert not torch.equal(model[2].weight, before)
+    assert not split.state
+    assert torch.equal(flat(model), flat(network()))
+
+
+def test_a_nan_in_the_watched_data_moves_nothing() -> None:
+    model = network()
+    watched = INPUTS.clone()
+    watched[0, 0] = float("nan")
+    source = SubspaceTracker(Objective(model, nn.MSELoss(), (watched, TARGETS)), 2)
+    split = SplitUpdate(SGD(model.parameters(), lr=0.1), source, 0.0, 1.0)
+    backward(model, 0)
+    with pytest.raises(ThalwegError):
+        split.step()
+    assert torch.equal(flat(model), flat(network()))
+
+
+@pytest.mark.parametrize("through", ["the wrapper", "the wrapped"])
+def test_an_added_group_moves_whole_and_the_subspace_is_that_of_the_point_before(
+    through: str,
+) -> None:
+    model = network().double()
+    loss = Objective(model, nn.MSELoss(), (INPUTS.double(), TARGETS.double()), parameters="0.*")
+    source = SubspaceTracker(loss, 2, exact=True)
+    base = SGD(model[0].parameters(), lr=0.1)
+    split = SplitUpdate(base, source, 0.0, 1.0)
+    nn.functional.mse_loss(model(INPUTS.double()), TARGETS.double()).backward()
+    size = loss.num_parameters
+    dense = torch.autograd.functional.hessian(lambda theta: _value_at(model, theta), loss.theta())
+    expected = torch.linalg.eigvalsh(dense)[size - 2 :].flip(0)
+    group = {"params": list(model[2].parameters()), "lr": 50.0}
+    (split if through == "the wrapper" else base).add_param_group(group)
+    before = [p.detach().clone() for p in model[2].parameters()]
+    split.step()
+    assert torch.allclose(source.subspace.eigenvalues, expected, rtol=1e-5)
+    for p, value in zip(model[2].parameters(), before, strict=True):
+        assert p.grad is not None
+        assert torch.equal(p.detach(), value - 50 * p.grad)
+
+
+def _value_at(model: nn.Sequential, theta: Tensor) -> Tensor:
+    weight, bias = theta[:12].reshape(4, 3), theta[12:]
+    hidden = torch.tanh(nn.functional.linear(INPUTS.double(), weight, bias))
+    return nn.functional.mse_loss(model[2](hidden), TARGETS.double())
+
+
+def test_a_group_that_the_loss_knows_nothing_of_is_refused() -> None:
+    model, other = network(), nn.Linear(3, 3)
+    split = SplitUpdate(SGD(model.parameters(), lr=0.1), tracker(model), 0.0, 1.0)
+    with pytest.raises(InvalidInput, match=r"shape \(3, 3\)', allowed: parameters of the model"):
+        split.add_param_group({"params": list(other.parameters())})
+    assert len(split.param_groups) == 1
+    bare = SGD(model.parameters(), lr=0.1)
+    source = FixedSubspace(random_subspace(26, 3, 0))
+    split = SplitUpdate(bare, source, 0.0, 1.0)
+    with pytest.raises(InvalidInput, match="add_param_group"):
+        split.add_param_group({"params": other.weight})
+    bare.add_param_group({"params": [other.weight]})
+    before = flat(model)
+    backward(model, 0)
+    with pytest.raises(InvalidInput, match=r"\(3, 3\) that the subspace knows nothing of"):
+        split.step()
+    assert torch.equal(flat(model), before)

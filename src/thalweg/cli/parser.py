@@ -140,9 +140,7 @@ def _add_studying(verbs: Verbs) -> None:
     _execution_options(run)
     _dry_run(run)
 
-    resume = verbs.add(
-        "resume", studying.resume, "Go on with a study.", "thalweg resume main-digits"
-    )
+    resume = verbs.add("resume", studying.resume, "Continue a study.", "thalweg resume main-digits")
     _study(resume)
     _execution_options(resume)
 

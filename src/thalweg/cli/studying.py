@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def resume(options: argparse.Namespace) -> int:
-    """Go on with a study."""
+    """Continue a study."""
     from thalweg.lab.study import resume as resume_study
 
     _check_workers(options)

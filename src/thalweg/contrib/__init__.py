@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from thalweg.contrib.averaging_period import ConstantPeriod, QuadraticRule
 from thalweg.contrib.block_sharpness import BlockSharpness, block_sharpness
-from thalweg.contrib.blockwise import PAPER_RATES, blockwise_groups
+from thalweg.contrib.blockwise import PAPER_RATES, OutsideOfBlocks, blockwise_groups
 from thalweg.contrib.dion import Dion
 from thalweg.contrib.grad_power import GradPower
 from thalweg.contrib.local_sgd import LocalSGD
@@ -36,6 +36,7 @@ __all__ = [
     "Dion",
     "GradPower",
     "LocalSGD",
+    "OutsideOfBlocks",
     "PerturbationResponses",
     "QuadraticRule",
     "SimulatedWorkers",

@@ -95,14 +95,18 @@ class QuadraticRule:
         return True
 
     def period(self, learning_rate: float, step: int) -> float:
-        """max(H_base, floor((alpha / lr)^power)); infinite at learning rate 0."""
+        """max(H_base, floor((alpha / lr)^power)); infinite at learning rate 0.
+
+        What is below a whole number by no more than rounding, of float32 learning rates too, is
+        that number: (0.3 / 0.1)^2 is 9.
+        """
         if step < self.warmup_steps:
             return self.minimum
         try:
             grown = (self.alpha / learning_rate) ** self.power
         except (OverflowError, ZeroDivisionError):
             return math.inf
-        return grown if math.isinf(grown) else max(self.minimum, math.floor(grown))
+        return grown if math.isinf(grown) else max(self.minimum, _floor(grown))
 
 
 class Rounds:
@@ -160,6 +164,11 @@ class Rounds:
         """Restore what `state_dict` gave; None begins anew."""
         state = state or {"steps": 0, "period": 0, "done": 0}
         self.steps, self.period, self.done = state["steps"], state["period"], state["done"]
+
+
+def _floor(value: float) -> int:
+    """The floor, or the next whole number where that is nearer than 1e-6 of it, and than 1e-3."""
+    return math.floor(value + min(1e-6 * value, 1e-3))
 
 
 def _require_count(name: str, value: int) -> None:

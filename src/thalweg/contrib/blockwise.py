@@ -26,6 +26,7 @@ Example:
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -40,8 +41,15 @@ PAPER_RATES: Mapping[str, float] = MappingProxyType(
 )
 """Multiples of the base rate by block, for AdamW (Wang et al. 2025)."""
 
+QUERY_KEY_VALUE = ("c_attn", "in_proj_", "qkv", "query_key_value")
+"""Parts of the names of query, key and value in one map."""
+
 OTHER = "other"
 """What `block` is in the group of the parameters that have the default rate."""
+
+
+class OutsideOfBlocks(UserWarning):
+    """Parameters have the default rate since no pattern of a block matches their names."""
 
 
 def blockwise_groups(
@@ -71,6 +79,10 @@ def blockwise_groups(
         InvalidInput: a rate of a block that `blocks` does not have, or that is not above 0; no
             parameter in any block.
 
+    Warns:
+        OutsideOfBlocks: with the patterns of `TRANSFORMER_BLOCKS`, where some of them match no
+            name, once a call, with their names. Query, key and value in one map are among them.
+
     Source and example: see the module.
     """
     for block, rate in {**rates, "default": default}.items():
@@ -81,6 +93,8 @@ def blockwise_groups(
     given = parameters.named_parameters() if isinstance(parameters, nn.Module) else parameters
     named = {name: tensor for name, tensor in given if tensor.requires_grad}
     found = blocks_of(named, blocks)
+    if blocks is TRANSFORMER_BLOCKS:
+        _say_which_are_outside(set(named).difference(*found.values()), default)
     chosen = {block: names for block, names in found.items() if block in rates}
     taken = {name for names in chosen.values() for name in names}
     rest = tuple(name for name in named if name not in taken)
@@ -95,3 +109,18 @@ def blockwise_groups(
         }
         for block, names in chosen.items()
     ]
+
+
+def _say_which_are_outside(names: set[str], default: float) -> None:
+    if not names:
+        return
+    fused = sorted(name for name in names if any(part in name for part in QUERY_KEY_VALUE))
+    hint = "give patterns that match them, by blocks="
+    if fused:
+        hint += f"; {fused[0]} is query, key and value in one, for which no rate was published"
+    warnings.warn(
+        f"blockwise_groups: {', '.join(sorted(names))}: in no block, and so at {default:g} times"
+        f" the base rate; {hint}",
+        OutsideOfBlocks,
+        stacklevel=3,
+    )

@@ -29,7 +29,7 @@ from torch.optim import Optimizer
 
 from thalweg.errors import invalid
 from thalweg.optim.wrapper import Wrapper
-from thalweg.tracking.wrapping import needs_closure
+from thalweg.tracking.wrapping import needs_closure, require_optimizer
 
 
 class GradPower(Wrapper):
@@ -59,6 +59,7 @@ class GradPower(Wrapper):
             raise invalid("power", power, "a number > 0", "1 is the bare optimizer")
         if not (eps >= 0 and eps < float("inf")):
             raise invalid("eps", eps, "a number >= 0")
+        require_optimizer("optimizer", optimizer)
         if needs_closure(optimizer):
             name = type(optimizer).__name__
             raise invalid(
@@ -67,10 +68,10 @@ class GradPower(Wrapper):
                 "an optimizer whose step needs no closure",
                 "wrap SAM around GradPower instead" if name == "SAM" else "",
             )
+        super().__init__(optimizer)
         self.wrapped = optimizer
         self.power = power
         self.eps = eps
-        super().__init__(optimizer)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -86,7 +87,7 @@ class GradPower(Wrapper):
         if self.power == 1:
             self.wrapped.step()
             return loss
-        own = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        own = [p for p in self._parameters() if p.grad is not None]
         before = [p.grad for p in own if p.grad is not None]
         try:
             for parameter, gradient in zip(own, self._powers(before), strict=True):

@@ -59,7 +59,12 @@ class LocalSGD(Wrapper):
 
     Raises:
         InvalidInput: `torch.distributed` is not initialized; no total_steps with `QuadraticRule`.
+
+    `state_dict` has the counters beside the wrapped optimizer's state; one of a bare optimizer
+    begins a first round. A copy averages over the same group of processes.
     """
+
+    kept_in_copies = frozenset({"group"})
 
     def __init__(
         self,
@@ -75,10 +80,10 @@ class LocalSGD(Wrapper):
                 " torch.distributed.init_process_group first, or hold all workers in one process"
                 " with SimulatedWorkers"
             )
+        super().__init__(optimizer)
         self.optimizer = optimizer
         self.group = group
         self.rounds = Rounds(schedule, total_steps)
-        super().__init__(optimizer)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -89,8 +94,13 @@ class LocalSGD(Wrapper):
         """
         if self.rounds.steps == 0:
             self._require_same_start()
+        begun = self.rounds.state_dict()
         self.rounds.begin_step(float(self.param_groups[0]["lr"]))
-        loss = self.optimizer.step(closure)  # type: ignore[arg-type]
+        try:
+            loss = self.optimizer.step(closure)  # type: ignore[arg-type]
+        except BaseException:
+            self.rounds.load_state_dict(begun)
+            raise
         if self.rounds.end_step():
             self.average()
         return loss
@@ -102,29 +112,40 @@ class LocalSGD(Wrapper):
         It ends the current round. Half-precision parameters are summed in float32.
         """
         workers = dist.get_world_size(self.group)
+        means: list[tuple[list[Tensor], Tensor]] = []
         for tensors in alike(self._parameters()):
             flat = flattened(tensors)
             dist.all_reduce(flat, group=self.group)
             flat /= workers
+            means.append((tensors, flat))
+        # All of them or none, where a message fails.
+        for tensors, flat in means:
             for tensor, part in zip(tensors, unflattened(flat, tensors), strict=True):
                 tensor.copy_(part)
         self.rounds.done = 0
 
-    def state_dict(self) -> dict[str, Any]:
-        """The wrapped optimizer's state, and the counters under "rounds".
+    def state_snapshot(self) -> Callable[[], None]:
+        """Copy the wrapped optimizer's state and the counters; returns a way back."""
+        undo, rounds = super().state_snapshot(), self.rounds.state_dict()
+
+        def both() -> None:
+            undo()
+            self.rounds.load_state_dict(rounds)
+
+        return both
+
+    def _saved(self) -> dict[str, Any]:
+        """With the counters under "rounds".
 
         Each worker has its own: save it with the worker's own parameters.
         """
-        return {**super().state_dict(), COUNTERS: self.rounds.state_dict()}
+        return {**super()._saved(), COUNTERS: self.rounds.state_dict()}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave; that of a bare optimizer begins a first round."""
+    def _load(self, state_dict: dict[str, Any]) -> None:
+        """That of a bare optimizer begins a first round."""
         wrapped = {key: value for key, value in state_dict.items() if key != COUNTERS}
-        super().load_state_dict(wrapped)
+        super()._load(wrapped)
         self.rounds.load_state_dict(state_dict.get(COUNTERS))
-
-    def _parameters(self) -> list[Tensor]:
-        return [p for group in self.param_groups for p in group["params"]]
 
     def _require_same_start(self) -> None:
         """Compare with the first worker; all raise where one differs, so that none is left waiting.

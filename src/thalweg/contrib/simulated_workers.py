@@ -28,7 +28,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,13 +36,15 @@ from torch.optim import Optimizer
 
 from thalweg.contrib.averaging_period import AveragingPeriod, Rounds
 from thalweg.errors import InvalidInput, invalid
-from thalweg.tracking.wrapping import needs_closure
+from thalweg.optim.copying import state_snapshot
+from thalweg.optim.wrapper import Wrapper
+from thalweg.tracking.wrapping import needs_closure, require_optimizer
 
 #: Key of what a state_dict has beyond that of the first worker's optimizer.
 WORKERS = "workers"
 
 
-class SimulatedWorkers(Optimizer):
+class SimulatedWorkers(Wrapper):
     """Local SGD of K workers over the parameters of one model, as one `torch.optim.Optimizer`.
 
     Between two steps the model holds the mean of the workers' parameters, so that it can be
@@ -66,8 +68,6 @@ class SimulatedWorkers(Optimizer):
             `QuadraticRule`.
     """
 
-    needs_closure: ClassVar[bool] = True
-
     def __init__(
         self,
         optimizers: Sequence[Optimizer],
@@ -76,6 +76,8 @@ class SimulatedWorkers(Optimizer):
     ) -> None:
         if not optimizers:
             raise invalid("optimizers", [], "at least one optimizer")
+        for optimizer in optimizers:
+            require_optimizer("optimizers", optimizer)
         self.optimizers: tuple[Optimizer, ...] = tuple(optimizers)
         places = [[id(p) for p in _parameters(optimizer)] for optimizer in self.optimizers]
         if any(place != places[0] for place in places):
@@ -88,9 +90,12 @@ class SimulatedWorkers(Optimizer):
         # first step, where all are at the model's parameters.
         self._thetas: list[list[Tensor]] = []
         self._mean: list[Tensor] = []
-        first = self.optimizers[0]
-        super().__init__(first.param_groups, first.defaults)
-        self._share()
+        super().__init__(self.optimizers[0])
+
+    @property
+    def needs_closure(self) -> bool:
+        """True."""
+        return True
 
     @property
     def optimizer(self) -> Optimizer:
@@ -117,9 +122,18 @@ class SimulatedWorkers(Optimizer):
                 "SimulatedWorkers.step: no closure; give a function that takes the number of a"
                 " worker, computes its loss and calls backward"
             )
+        undo, own = self.state_snapshot(), self._parameters()
+        before = [p.clone() for p in own]
+        try:
+            return self._steps(closure, own)
+        except BaseException:
+            _copy(own, before)
+            undo()
+            raise
+
+    def _steps(self, closure: Callable[[int], Any], own: list[Tensor]) -> list[Any]:
         self.rounds.begin_step(float(self.param_groups[0]["lr"]))
         self._take_over_settings()
-        own = _parameters(self.optimizer)
         self._move_along(own)
         losses = []
         for worker, (optimizer, theta) in enumerate(
@@ -135,11 +149,34 @@ class SimulatedWorkers(Optimizer):
                 _copy(theta, own)
         return losses
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients of the parameters."""
-        self.optimizer.zero_grad(set_to_none)
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the optimizer of every worker; they begin at the present values."""
+        known = {id(p) for p in self._parameters()}
+        listed = param_group["params"]
+        listed = [listed] if isinstance(listed, Tensor) else list(listed)
+        for optimizer in self.optimizers:
+            optimizer.add_param_group({**param_group, "params": list(listed)})
+        added = [p.detach() for p in self._parameters() if id(p) not in known]
+        if self._mean:
+            self._mean += [p.clone() for p in added]
+            for theta in self._thetas:
+                theta += [p.clone() for p in added]
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_snapshot(self) -> Callable[[], None]:
+        """Copy the states and parameters of all workers; returns a way back."""
+        undo = [state_snapshot(optimizer) for optimizer in self.optimizers]
+        thetas = [[p.clone() for p in theta] for theta in self._thetas]
+        mean, rounds = self._mean, self.rounds.state_dict()
+
+        def all_of_them() -> None:
+            for each in undo:
+                each()
+            self._thetas, self._mean = thetas, mean
+            self.rounds.load_state_dict(rounds)
+
+        return all_of_them
+
+    def _saved(self) -> dict[str, Any]:
         """The state of the first worker's optimizer, and under "workers" the rest.
 
         The rest: the other optimizers' states, every worker's parameters, and the counters.
@@ -152,7 +189,7 @@ class SimulatedWorkers(Optimizer):
         }
         return {**self.optimizer.state_dict(), WORKERS: own}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def _load(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` gave.
 
         That of a bare optimizer begins a first round at the model's parameters, with that state for
@@ -174,12 +211,9 @@ class SimulatedWorkers(Optimizer):
         self._thetas = [] if own is None else copy.deepcopy(own["thetas"])
         self._mean = [] if own is None else copy.deepcopy(own["mean"])
         self.rounds.load_state_dict(None if own is None else own["rounds"])
-        self._share()
 
-    def _share(self) -> None:
-        """Groups and state are those of the first worker, so that schedulers act on it."""
-        self.param_groups = self.optimizer.param_groups
-        self.state = self.optimizer.state
+    def _inner_optimizers(self) -> Sequence[Optimizer]:
+        return self.optimizers
 
     def _move_along(self, own: list[Tensor]) -> None:
         """Begin the step at the model's parameters, or where the workers are, relative to them."""

@@ -43,9 +43,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from thalweg.errors import InvalidInput, invalid
+from thalweg.optim.copying import Copyable
 from thalweg.spectrum.subspace import Subspace
 
 
@@ -74,7 +74,7 @@ BlocksAt = Callable[[Tensor], Blocks]
 """Gives the blocks at x (P,): A varies along the chain."""
 
 
-class SubspaceLangevin(Optimizer):
+class SubspaceLangevin(Copyable):
     """Samples from exp(-V / temperature); after `V.backward()` each `step` is one of the chain.
 
     V is a negative log density: of a posterior, the *sum* of the losses over all samples minus the
@@ -116,14 +116,22 @@ class SubspaceLangevin(Optimizer):
         if not temperature >= 0:
             raise invalid("temperature", temperature, "a number >= 0")
         super().__init__(params, {"lr": lr, "temperature": temperature})
-        if len(self.param_groups) > 1:
-            given = f"{len(self.param_groups)} groups of parameters"
-            raise invalid("params", given, "one", "A weighs parameters against each other")
         size = sum(p.numel() for p in self._parameters)
         self._blocks = coordinate_blocks(size, size) if blocks is None else blocks
         self._bounds = [] if callable(self._blocks) else _upper_bounds(self._blocks)
         self._generator = torch.Generator().manual_seed(seed)
         self.drawn: int | None = None
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refused once there is one, which the constructor adds.
+
+        Raises:
+            InvalidInput: always, but for the first group.
+        """
+        if self.param_groups:
+            given = f"{len(self.param_groups) + 1} groups of parameters"
+            raise invalid("params", given, "one", "A weighs parameters against each other")
+        super().add_param_group(param_group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -178,7 +186,8 @@ class SubspaceLangevin(Optimizer):
                 " must depend on all of them"
             )
         x = torch.cat([p.reshape(-1) for p in self._parameters])
-        return x, torch.cat([p.grad.reshape(-1) for p in self._parameters if p.grad is not None])
+        gradients = [p.grad.to_dense() for p in self._parameters if p.grad is not None]
+        return x, torch.cat([gradient.reshape(-1) for gradient in gradients])
 
     def _draw(self, x: Tensor) -> Block:
         blocks, bounds = self._blocks, self._bounds

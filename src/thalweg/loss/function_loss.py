@@ -132,11 +132,15 @@ class FunctionLoss:
         """Nothing."""
 
     def copied(
-        self, dtype: torch.dtype, around: Callable[[Callable[..., Tensor]], Callable[..., Tensor]]
+        self, dtype: torch.dtype, around: Callable[[Any], Any] = lambda function: function
     ) -> FunctionLoss:
         """The same function wrapped by `around`, of a copy of theta in another dtype, unchecked."""
         theta = self.theta().to(dtype)
         return FunctionLoss(around(self._function), theta, self._num_samples, check=False)
+
+    def unchecked(self) -> FunctionLoss:
+        """The same function of the same theta, without checks."""
+        return FunctionLoss(self._function, self._theta, self._num_samples, check=False)
 
     def _leaf(self, theta: Tensor | None) -> Tensor:
         if theta is not None and theta.shape != self._theta.shape:

@@ -265,6 +265,7 @@ class LockstepObjective:
         if samples.device.type == "cpu":
             # Indices on a device are the caller's: to look at them is to wait for it.
             refuse_unfit_indices(samples.flatten(), self.num_samples)
+        self.objective.require_mean()
         pieces = samples.split(size or samples.shape[1], dim=1)
         totals = None
         weigh = self.objective.batch_weight

@@ -16,26 +16,34 @@ Example:
 
 from __future__ import annotations
 
+import copy
+import glob
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from thalweg.errors import invalid
+from thalweg.errors import InvalidInput, invalid
 from thalweg.linalg import require_finite
 from thalweg.loss.chunk_multiplier import ChunkMultiplier
+from thalweg.loss.copies import SamplesInDtype, few_of, in_dtype
 from thalweg.loss.evaluation import Evaluation, Evaluator, entries, mapped
+from thalweg.loss.guards.agreement import Agreement, agreement
+from thalweg.loss.guards.determinism import refuse_changing
+from thalweg.loss.guards.generators import generators_kept
 from thalweg.loss.guards.memory import within_memory
 from thalweg.loss.guards.wrapped import patterns_inside, unwrapped
 from thalweg.loss.layout import ParameterLayout
 from thalweg.loss.linearization import ChunkedLinearization, GradientGraph
 from thalweg.loss.protocol import Loss
 from thalweg.loss.reduce import Reduction, reduction_of
-from thalweg.loss.samples import Batch, Samples, as_samples, refuse_unfit_indices
-from thalweg.loss.weighting import batch_weight_of
+from thalweg.loss.samples import Batch, BatchSamples, Samples, as_samples, refuse_unfit_indices
+from thalweg.loss.weighting import Counted, batch_weight_of, candidates, is_torch_loss
 from thalweg.surroundings import shielded
 
 if TYPE_CHECKING:
@@ -61,7 +69,8 @@ class Objective:
         batch_weight: `batch_weight(batch) -> weight` of a batch in the mean, where the loss does
             not average over samples: `lambda b: (b["labels"] != -100).sum()` for tokens. Known by
             itself for `nn.CrossEntropyLoss` and `nn.NLLLoss` with class weights, ignored targets,
-            or several targets a sample.
+            or several targets a sample; found by trying, where another loss averages over the
+            targets that are not ignored (-100), or over a mask.
         chunk_size: the most samples evaluated at once; bounds memory, changes only the rounding.
             "auto" is 1,024 on a CPU, and 8,192 elsewhere: a GPU spends a chunk's time on starting
             its operations.
@@ -78,7 +87,8 @@ class Objective:
             None for this process alone; to be said where there are several.
         reduction: closes the sums over samples in another way, see `reduce.py`; None for `group`'s.
         check: compare on a few samples, once, before the first result that depends on it: products
-            with differences of gradients. False to take what the model gives.
+            with differences of gradients; where samples are evaluated in parts, the loss of a few
+            with that of two parts of them. False to take what model and loss give.
 
     Attributes:
         multiplier: how blocks are multiplied: a `ChunkMultiplier`.
@@ -123,7 +133,12 @@ class Objective:
         self.multiplier = ChunkMultiplier(vectorize_up_to)
         self.check = check
         self._samples_before, self._num_samples = self.reduction.place(len(self.samples))
+        # None where nobody has said, and samples are counted unless they turn out not to count.
         self.batch_weight = batch_weight or batch_weight_of(loss)
+        self._given_weight = batch_weight is not None
+        self._mean: Agreement | None = None
+        # Whether that was tried; and whether an evaluation draws random numbers, to no effect.
+        self._repeatable = self._draws = False
         self._total_weight: float | None = None
         self.evaluator = Evaluator(model, loss, self.layout, mode, forward_dtype)
         self._refuse_other_devices()
@@ -238,6 +253,8 @@ class Objective:
         Raises:
             InvalidInput: the batch weights have no positive sum.
         """
+        if samples is not None:
+            self.require_mean()
         if self.batch_weight is None:
             return float(self.num_samples if samples is None else len(samples))
         if samples is None and self._total_weight is not None:
@@ -290,6 +307,43 @@ class Objective:
 
         return ChunkedLinearization(self, point, graphs, keep_graph=keep_graph)
 
+    def copied(
+        self, dtype: torch.dtype, around: Callable[[Any], Any] = lambda function: function
+    ) -> Self:
+        """The same loss of a copy of the model in another dtype, unchecked and in one chunk.
+
+        Args:
+            around: wraps the forward pass and a loss that is none of torch's.
+
+        Raises:
+            InvalidInput: a large model, see `copies.py`.
+            Exception: whatever a model raises that cannot be copied.
+        """
+        model, loss = in_dtype(self.model, dtype), in_dtype(self.evaluator.loss, dtype)
+        model.forward = around(model.forward)
+        return type(self)(
+            model,
+            loss if loss is None or is_torch_loss(loss) else around(loss),
+            SamplesInDtype(self.samples, dtype),
+            parameters=[glob.escape(name) for name in self.layout.names],
+            batch_weight=self.batch_weight,
+            chunk_size=None,
+            mode="eval" if self.evaluator.mode == "eval" else None,
+            group=None,
+            check=False,
+        )
+
+    def unchecked(self) -> Self:
+        """The same loss of the same model, without checks, and of this process alone."""
+        plain = copy.copy(self)
+        plain.check, plain.reduction = False, Reduction()
+        # Of what it warns it shall warn again.
+        plain.evaluator = copy.copy(self.evaluator)
+        plain.evaluator._unused = set(self.evaluator._unused)
+        plain._samples_before, plain._num_samples = 0, len(self.samples)
+        plain._total_weight = None
+        return plain
+
     def state_dict(self) -> dict[str, Any]:
         """The chunk size and the way to multiply, as far as they were found while running."""
         return {"multiplier": self.multiplier.state_dict(), "chunk_size": self.chunk_size}
@@ -328,6 +382,7 @@ class Objective:
         Raises:
             InvalidInput: a batch size that does not divide the number of samples.
         """
+        self.require_mean()
         size = None if self.chunk_size is None else max(1, self.chunk_size // batch_size)
         pieces = self.evaluator.pieces(theta)
         for batch, count, fraction in self.chunks(samples, size and size * batch_size):
@@ -399,13 +454,91 @@ class Objective:
         """
         if samples is not None:
             refuse_unfit_indices(samples, self.num_samples)
+        self._require_repeatable()
+        if samples is not None or self._in_parts(size or self.chunk_size):
+            self.require_mean()
         # Where batches are weighed, the data is read twice rather than held in memory.
         total = self.weight(samples)
-        for batch, count in self.samples.chunks(self._own(samples), size or self.chunk_size):
-            weight = count if self.batch_weight is None else float(self.batch_weight(batch))
-            # A chunk in which every target is ignored has the mean 0/0.
-            if weight:
-                yield batch, count, weight / total
+        with generators_kept(self.device) if self._draws else nullcontext():
+            for batch, count in self.samples.chunks(self._own(samples), size or self.chunk_size):
+                weight = count if self.batch_weight is None else float(self.batch_weight(batch))
+                # A chunk in which every target is ignored has the mean 0/0.
+                if weight:
+                    yield batch, count, weight / total
+
+    @property
+    def is_rough(self) -> bool:
+        """Whether the forward pass is in lower precision than the parameters."""
+        return self.evaluator.forward_dtype is not None
+
+    def is_mean(self) -> bool:
+        """Whether the loss of samples is the mean of those of their parts, as far as was looked.
+
+        Looked once, on a few samples, see `guards/agreement.py`. Where nobody has said what the
+        loss averages over, `batch_weight` becomes what it turns out to be. True without `check`.
+        """
+        if not self.check:
+            return True
+        if self._mean is None:
+            tried: Sequence[Callable[[Batch], Any]]
+            if self.batch_weight is not None:
+                tried = [self.batch_weight]
+            elif is_torch_loss(self.evaluator.loss):
+                tried = [Counted()]
+            else:
+                tried = candidates(self._first_batch())
+            size = self.chunk_size or len(self.samples)
+            self._mean = self._of_all(agreement(self.unchecked(), tried, size))
+            if self.batch_weight is None and self._mean.fits and self._mean.fits[0]:
+                self.batch_weight = tried[self._mean.fits[0]]
+        return bool(self._mean.fits) and not self._mean.ambiguous
+
+    def _require_repeatable(self) -> None:
+        """Once: refuse a loss that changes from call to call, whatever the source of chance."""
+        if self._repeatable or not self.check:
+            return
+        self._repeatable = True
+        plain, few = self.unchecked(), few_of(len(self.samples))
+        rough = self.is_rough or self.dtype not in (torch.float32, torch.float64)
+        try:
+            self._draws = refuse_changing(
+                lambda: float(plain.value(samples=few)), self.device, rough
+            )
+        except InvalidInput:
+            self._repeatable = False
+            raise
+
+    def _of_all(self, found: Agreement) -> Agreement:
+        """The agreement of all processes, which may hold different samples."""
+        total = self.reduction.total
+        processes, fit = total(1.0), found.fits[0] if found.fits else -1
+        failed, numbers, squares = total(float(fit < 0)), total(fit), total(fit**2)
+        if failed or processes * squares != numbers**2:
+            return replace(found, fits=())
+        return found if processes == 1 else replace(found, ambiguous=bool(total(found.ambiguous)))
+
+    def require_mean(self) -> None:
+        """Refuse a loss that is no mean over samples, nor over anything that was found.
+
+        Raises:
+            InvalidInput: it is not, see `is_mean`.
+        """
+        if self.is_mean():
+            return
+        assert self._mean is not None
+        raise InvalidInput(_no_mean(self._mean, self._given_weight))
+
+    def _in_parts(self, size: int | None) -> bool:
+        """Whether all samples make more than one chunk."""
+        count = len(self.samples)
+        if count != self.num_samples or (size is not None and size < count):
+            return True
+        return isinstance(self.samples, BatchSamples) and len(self.samples.batches) > 1
+
+    def _first_batch(self) -> Batch:
+        return next(iter(self.samples.chunks(torch.zeros(1, dtype=torch.int64, device="cpu"), 1)))[
+            0
+        ]
 
     def _own(self, samples: Tensor | None) -> Tensor | None:
         """The samples among these that this process holds, by their indices in it."""
@@ -421,10 +554,7 @@ class Objective:
         if len(parameters) > 1:
             given = ", ".join(sorted(map(str, parameters)))
             raise invalid("model", f"parameters on {given}", "one device", "call model.to(device)")
-        batch, _ = next(
-            iter(self.samples.chunks(torch.zeros(1, dtype=torch.int64, device="cpu"), 1))
-        )
-        for leaf in tree_leaves(batch):
+        for leaf in tree_leaves(self._first_batch()):
             if isinstance(leaf, Tensor) and leaf.device != self.device:
                 allowed = f"on {self.device}, like the model"
                 raise invalid("data", f"on {leaf.device}", allowed, "move one of them")
@@ -434,6 +564,34 @@ class Objective:
             f"Objective(P={self.num_parameters}, N={self.num_samples},"
             f" chunk_size={self.chunk_size})"
         )
+
+
+def _no_mean(found: Agreement, given: bool) -> str:
+    """The message of the error, and the hint."""
+    if found.ambiguous:
+        return (
+            "loss: it may average over samples or over targets, and batches differ in how many"
+            " targets a sample has; pass batch_weight=lambda batch: ..., what the loss of a batch"
+            " divides by: (batch['labels'] != -100).sum(), or the number of samples"
+        )
+    message = (
+        f"loss: of {found.samples} samples it is {found.apart:.2%} off the mean of the losses of"
+        " two parts of them, so results would depend on chunk_size"
+    )
+    if found.is_sum:
+        hint = "it is a sum: divide it by the number of samples (reduction='mean')"
+    elif given:
+        hint = "batch_weight is to give what the loss of a batch divides by"
+    else:
+        hint = (
+            "pass batch_weight=, what the loss of a batch divides by (with weights w of classes:"
+            " lambda batch: w[batch[-1]].sum(); with ignored targets: lambda batch:"
+            " (batch[-1] != -100).sum())"
+        )
+    return (
+        f"{message}; {hint}; where samples of a batch see one another in the model, there is no"
+        " such weight: evaluate all in one chunk (chunk_size=None, without trackers)"
+    )
 
 
 def require_objective(loss: Loss, name: str, needs: str) -> Objective:

@@ -8,7 +8,7 @@ of samples, and batches of any subset of them in a fixed order.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -146,8 +146,12 @@ def as_samples(data: object) -> Samples:
         InvalidInput: empty data, unequal numbers of samples, random augmentation, no order, or a
             sampler that leaves samples out.
     """
-    if isinstance(data, (TensorSamples, DatasetSamples, BatchSamples)):
-        return data
+    if (
+        hasattr(data, "chunks")
+        and hasattr(data, "__len__")
+        and not isinstance(data, (Tensor, Mapping))
+    ):
+        return cast("Samples", data)
     if isinstance(data, DataLoader):
         return _from_loader(data)
     if isinstance(data, Dataset):

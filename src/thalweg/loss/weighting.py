@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._pytree import tree_leaves
 
 from thalweg.errors import invalid
 from thalweg.loss.samples import Batch
@@ -57,6 +59,68 @@ def batch_weight_of(loss: object) -> Callable[[Batch], Tensor] | None:
         return torch.where(kept, weights, 0).sum()
 
     return weight
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A weight of a batch: how many entries of one of its tensors count, such as kept targets.
+
+    Attributes:
+        entry: the name of the tensor in a dict batch, or its place in a tuple; None counts samples.
+        ignored: the value of entries that do not count; None where non-zero ones count.
+        shifted: leave out each sample's first entry: a causal language model predicts the next.
+    """
+
+    entry: str | int | None = None
+    ignored: int | None = None
+    shifted: bool = False
+
+    def of_each(self, batch: Batch) -> Tensor:
+        """The weight of each of a batch's samples, int64 (n,)."""
+        if self.entry is None:
+            first = next(leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor))
+            return torch.ones(len(first), dtype=torch.int64, device="cpu")
+        tensor = batch[self.entry]
+        counts = tensor != (0 if self.ignored is None else self.ignored)
+        counts = counts.reshape(len(tensor), -1)
+        return (counts[:, 1:] if self.shifted else counts).sum(1)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """The weight of a batch, a number."""
+        return self.of_each(batch).sum()
+
+    def __str__(self) -> str:
+        if self.entry is None:
+            return "samples"
+        what = f"{self.entry!r} that are not {self.ignored or 0}"
+        return f"{what}, the first of each sample left out" if self.shifted else what
+
+
+# What libraries take for a target that does not count, the usual one first.
+IGNORED = (-100, -1, 0)
+MASK_NAMES = ("attention_mask", "loss_mask", "mask")
+
+
+def candidates(batch: Batch) -> list[Counted]:
+    """What a loss of the user's may divide by, likeliest first: to be tried on the data.
+
+    Samples; the targets that are not ignored, where targets are integers; the same without each
+    sample's first; the entries of a mask.
+    """
+    found = [Counted()]
+    named = isinstance(batch, Mapping)
+    place = next((n for n in TARGET_NAMES if n in batch), None) if named else len(batch) - 1
+    places: list[tuple[Any, tuple[int | None, ...]]] = [(place, IGNORED)]
+    places += [(name, (None,)) for name in MASK_NAMES if named and name in batch]
+    for entry, values in places:
+        tensor = None if entry is None else batch[entry]
+        if not isinstance(tensor, Tensor) or tensor.is_floating_point() or tensor.dim() < 1:
+            continue
+        for value in values:
+            found.append(Counted(entry, value))
+            if tensor.dim() > 1:
+                found.append(Counted(entry, value, shifted=True))
+    return found
 
 
 def is_torch_loss(loss: object) -> bool:

@@ -19,11 +19,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
+
+from torch.optim import Optimizer
 
 from thalweg.measure.probes import Value, probe
 from thalweg.measure.step_state import StepState
 from thalweg.optim.stability import StabilityThreshold, sam_threshold, stability_threshold
-from thalweg.tracking.wrapping import Unwrapped, unwrapped
+from thalweg.tracking.wrapping import unwrapped
 
 
 @probe("stability", ["stability_threshold", "preconditioned_sharpness", "stability_ratio"])
@@ -44,10 +47,8 @@ def stability(state: StepState) -> Mapping[str, Value]:
     """
     if state.optimizer is None:
         return {}
-    found = unwrapped(state.optimizer)
-    parameters = state.objective.parameters()
-    threshold = stability_threshold(found.base, parameters, lr=state.learning_rate)
-    value = _with_sam(threshold, found, state)
+    threshold = threshold_at(state, state.optimizer, lr=state.learning_rate)
+    value = threshold.value
     metric = state.metric_subspace
     preconditioned = None if metric is None else float(metric.scaled.eigenvalues[0])
     # In a metric lambda_1 says nothing.
@@ -87,11 +88,25 @@ def alignment_own_metric(state: StepState) -> Mapping[str, Value]:
     }
 
 
-def _with_sam(threshold: StabilityThreshold, found: Unwrapped, state: StepState) -> float | None:
-    """The threshold where the gradient is that of the point perturbed by SAM."""
+def threshold_at(
+    state: StepState, optimizer: Optimizer, lr: float | None = None
+) -> StabilityThreshold:
+    """The stability threshold of an optimizer at a step, that of SAM by the step's gradient.
+
+    Args:
+        state: the step, whose full gradient SAM's threshold depends on.
+        optimizer, lr: as for `stability_threshold`.
+
+    Raises:
+        InvalidInput: the optimizer updates none of the parameters.
+    """
+    found = unwrapped(optimizer)
+    threshold = stability_threshold(found.base, state.objective.parameters(), lr=lr)
     value = threshold.value
     if value is None or found.rho == 0 or math.isinf(value):
-        return value
+        return threshold
     if found.adaptive or threshold.preconditioned or value <= 0:
-        return None
-    return sam_threshold(float(state.gradient.norm()), 2 / value, found.rho)
+        return replace(threshold, value=None)
+    return replace(
+        threshold, value=sam_threshold(float(state.gradient.norm()), 2 / value, found.rho)
+    )

@@ -43,6 +43,7 @@ from thalweg.operators.hessian import Hessian
 from thalweg.optim.stability import stability_threshold
 from thalweg.tracking.follow_or_solve import FollowOrSolve
 from thalweg.tracking.tracker import SubspaceTracker
+from thalweg.tracking.wrapping import require_optimizer, stepping
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -92,7 +93,8 @@ def watch(
         model, loss, data, batch_weight, chunk_size, group: as for `Objective`; `data` is what the
             curvature is measured over, usually the training set without augmentation.
         optimizer: any optimizer of torch; those of its parameters that belong to the model and
-            require a gradient make up theta.
+            require a gradient make up theta. Thalweg's own, Accelerate's and Lightning's wrappers
+            are looked through, in both directions: the report is about the update that is made.
         every, file, sinks, quiet, overwrite, resume_at: as for `Watcher`. Every row goes to the
             console, to a CSV `file` and to all `sinks`: objects with log(row, step) and close(),
             functions of (row, step), or names such as "parquet:rows.parquet".
@@ -128,6 +130,7 @@ def watch(
         raise invalid("loss", given, "a function loss(output, target), or None", hint)
     if (inside := unwrapped(model)) is not model:
         model, parameters = inside, patterns_inside(parameters)
+    require_optimizer("optimizer", optimizer)
     layout = _watched_layout(model, optimizer, parameters)
     watched = layout.parameters(model)
     with undisturbed(watched[0].device):
@@ -161,7 +164,8 @@ def watch(
         if exact
         else FollowOrSolve(objective, k, error=error, seed=seed)
     )
-    note = stability_threshold(optimizer, watched).note
+    # Of the outermost that is known around it.
+    note = stability_threshold(stepping(optimizer)[-1], watched).note
     if note and not quiet:
         say(f"thalweg.watch: {note}")
     return Watcher(
@@ -210,9 +214,8 @@ def _number_of_classes(objective: Objective) -> int | None:
     outputs: list[Any] = []
     hook = objective.model.register_forward_hook(lambda *call: outputs.append(call[2]))
     try:
-        objective.value(
-            samples=torch.arange(min(SAMPLES_CHECKED, objective.num_samples), device="cpu")
-        )
+        few = torch.arange(min(SAMPLES_CHECKED, objective.num_samples), device="cpu")
+        objective.unchecked().value(samples=few)
     finally:
         hook.remove()
     output = outputs[-1] if outputs else None

@@ -42,12 +42,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
 from thalweg import registry
 from thalweg.errors import InvalidInput, invalid
@@ -67,10 +69,12 @@ from thalweg.measure.sinks import (
     warn,
     warnings_that_stop_nothing,
 )
+from thalweg.measure.stability_probes import threshold_at
 from thalweg.measure.step_state import StepState
 from thalweg.optim.stability import stability_threshold
 from thalweg.spectrum.subspace import Subspace
 from thalweg.tracking.source import SubspaceSource
+from thalweg.tracking.wrapping import stepping
 
 MEASURED = (
     "loss",
@@ -131,6 +135,11 @@ class Watcher:
     never made, such as those that a gradient scaler skips, are not counted. A context manager,
     closed at its end.
 
+    What is reported is what happens to the parameters: where one of Thalweg's optimizers wraps the
+    given one, now or later, the step is that of the wrapper if that is called, from its beginning
+    to its end. Wrappers of other libraries are looked through inwards (Accelerate's, Lightning's);
+    of those around the given optimizer, hand over the outermost.
+
     Nothing that goes wrong in a report reaches the training (`KeyboardInterrupt` does): it is a
     `WatchWarning`, and a row whose `failure` says why. The next report is tried, its subspace
     solved from scratch, and after three failures in a row reports end. Warnings of a report that
@@ -140,7 +149,7 @@ class Watcher:
     Args:
         objective: the loss, over the data that is watched.
         source: gives the dominant subspace; usually a `SubspaceTracker` of the objective.
-        optimizer: whose steps are watched.
+        optimizer: whose steps are watched, or a wrapper.
         every: report at steps 0, every, 2 every, ...
         file: CSV file for the rows, one a report; None for `history` alone.
         sinks: where else the rows go, see `Sinks`; closed with the watcher.
@@ -155,7 +164,7 @@ class Watcher:
 
     Raises:
         InvalidInput: a number out of its range; the file is there already, or has other columns;
-            something that is no sink.
+            something that is no sink; an optimizer whose steps cannot be seen.
     """
 
     def __init__(
@@ -193,7 +202,10 @@ class Watcher:
         self._state: StepState | None = None
         self._seconds = 0.0
         self._direction: Tensor | None = None
-        preconditioned = stability_threshold(optimizer, self._parameters).preconditioned
+        watched = stepping(optimizer)
+        preconditioned = any(
+            stability_threshold(each, self._parameters).preconditioned for each in watched
+        )
         hidden = set() if preconditioned else {"preconditioned_sharpness"}
         # The file last, so that none is made where something else is refused.
         self._sinks = Sinks(sinks)
@@ -203,7 +215,25 @@ class Watcher:
         if file is not None:
             own.append(CSV(file, COLUMNS, overwrite=overwrite, resume_at=resume_at))
         self._sinks.sinks[:0] = own
-        self._hooks = [
+        # Of a wrapped optimizer's step and that of what is in it, the first to begin counts.
+        self._stepping: Optimizer | None = None
+        self._inside: WeakSet[Optimizer] = WeakSet()
+        self._followed: WeakSet[Optimizer] = WeakSet()
+        self._hooks: list[RemovableHandle] = []
+        for each in watched:
+            self._hook(each)
+
+    def follow(self, optimizer: Optimizer) -> None:
+        """Watch the steps of another optimizer too, one that wraps the watched one.
+
+        Wrappers of Thalweg call this when they are built.
+        """
+        if not self._closed and optimizer not in self._followed:
+            self._hook(optimizer)
+
+    def _hook(self, optimizer: Optimizer) -> None:
+        self._followed.add(optimizer)
+        self._hooks += [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         ]
@@ -240,6 +270,12 @@ class Watcher:
     def _before_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        # One that begins within another's step again: that of the other has failed.
+        if self._stepping not in (None, optimizer) and optimizer not in self._inside:
+            self._inside.add(optimizer)
+            return None
+        self._stepping = optimizer
+        self._inside.clear()
         self._state = None
         if self._closed or self.ended or self.step % self.every:
             return None
@@ -299,6 +335,9 @@ class Watcher:
 
     @_disable_dynamo
     def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
+        if self._stepping is not optimizer:
+            return
+        self._stepping = None
         self.step += 1
         state, self._state = self._state, None
         if state is None or self._closed:
@@ -310,7 +349,7 @@ class Watcher:
             state.update = state.proposed = self.objective.theta() - state.theta
             for name in MEASURED:
                 row.update(registry.probes[name].measure(state))
-            threshold = stability_threshold(optimizer, self._parameters)
+            threshold = threshold_at(state, optimizer)
             row["stability_threshold"] = threshold.value
             row["preconditioned_sharpness"] = threshold.preconditioned or None
 

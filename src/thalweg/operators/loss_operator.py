@@ -6,7 +6,7 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -68,6 +68,10 @@ class LossOperator(CountsMatvecs, ABC):
         self.num_matvecs = 0
         self._linearization: Linearization | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the graphs, which cannot be copied: a copy builds them when it multiplies."""
+        return {**vars(self), "_linearization": None}
+
     @property
     def shape(self) -> tuple[int, int]:
         """(P, P)."""
@@ -113,6 +117,8 @@ class LossOperator(CountsMatvecs, ABC):
 
     def subsampled(self, fraction: float, generator: torch.Generator) -> Self | None:
         """The same operator over a random part of its samples: see the function `subsampled`."""
+        if isinstance(self.objective, Objective) and not self.objective.is_mean():
+            return None
         count = self.objective.num_samples
         samples = torch.arange(count, device="cpu") if self.samples is None else self.samples
         chosen = math.ceil(fraction * len(samples))

@@ -16,6 +16,7 @@ The price is a product and two gradients over four samples; with kinks or a faul
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Protocol, Self
@@ -24,8 +25,9 @@ import torch
 from torch import Tensor
 
 from thalweg.errors import InvalidInput
-from thalweg.loss.few_samples import copied, few_of, unchecked
+from thalweg.loss.copies import few_of
 from thalweg.loss.function_loss import FunctionLoss
+from thalweg.loss.guards.determinism import refuse_changing
 from thalweg.loss.guards.differences import Comparison, compare, random_like, scales
 from thalweg.loss.guards.generators import generators_kept
 from thalweg.loss.guards.held_constants import HeldConstants
@@ -90,7 +92,8 @@ def check_once(operator: Operator) -> None:
     A loss with `check = False` is not compared.
 
     Raises:
-        InvalidInput: they are not; it names the layer, where there is one, and the parameter.
+        InvalidInput: they are not; it names the layer, where there is one, and the parameter. Or a
+            loss that is no `Objective` changes from call to call.
     """
     loss = operator.objective
     # A loss without attributes of its own has no place for the outcome.
@@ -98,6 +101,11 @@ def check_once(operator: Operator) -> None:
     if known is None or not getattr(loss, "check", True):
         return
     outcomes = known.setdefault("_products_checked", {})
+    if not isinstance(loss, Objective) and "value" not in outcomes:
+        # An `Objective` does it before its first value.
+        evaluate = functools.partial(value_of, _unchecked(loss), operator.theta, _few(operator))
+        refuse_changing(lambda: float(evaluate()), loss.device, rough=False)
+        outcomes["value"] = ""
     name = type(operator).__name__
     if name not in outcomes:
         outcomes[name] = ""  # products inside of the comparison are not compared
@@ -128,13 +136,11 @@ def _compared(operator: Operator) -> tuple[Comparison, LayerFault | None]:
     found = Comparison(None)
     for dtype in dict.fromkeys((torch.float64, loss.dtype)):
         try:
-            if dtype == loss.dtype:
-                there = operator.over(unchecked(loss), _near(operator, dtype), samples)
-            else:
-                few = copied(loss, samples, dtype)
-                _require_same(loss, few, operator.theta, samples)
-                there = operator.over(few, _near(operator, dtype), None)
-            found = _along(there, 0)
+            other = _unchecked(loss)
+            if dtype != loss.dtype:
+                other = _copied(loss, dtype)
+                _require_same(loss, other, operator.theta, samples)
+            found = _along(operator.over(other, _near(operator, dtype), samples), 0)
         except Exception as error:
             found = Comparison(None, dtype=dtype, note=_said(error))
             continue
@@ -154,17 +160,18 @@ def _confirmed(
     theta = _near(operator, found.dtype)
     if not isinstance(loss, (Objective, FunctionLoss)):
         return _along(operator.over(loss, theta, samples), 1), None
-    few = copied(loss, samples, found.dtype, held)
-    again = _along(operator.over(few, theta, None), 1, held)
+    other = loss.copied(found.dtype, held.around)
+    again = _along(operator.over(other, theta, samples), 1, held)
     if again.agrees is not False:
         return again, None
     if not held.aligned:
         return Comparison(None, note="constants of the forward pass cannot be held"), None
-    if not isinstance(few, Objective):
+    if not isinstance(other, Objective):
         return again, None
-    few.write(theta)
+    other.write(theta)
     held.record()
-    return again, first_faulty_layer(few.model, few.value, few.evaluator.settings)
+    evaluate = functools.partial(other.value, samples=samples)
+    return again, first_faulty_layer(other.model, evaluate, other.evaluator.settings)
 
 
 def _along(operator: Operator, seed: int, held: HeldConstants | None = None) -> Comparison:
@@ -183,14 +190,24 @@ def _along(operator: Operator, seed: int, held: HeldConstants | None = None) -> 
     return compare(product, operator.gradient, difference, sizes)
 
 
+def _unchecked(loss: Loss) -> Loss:
+    """The same loss without checks; one of the user's own as it is."""
+    return loss.unchecked() if isinstance(loss, (Objective, FunctionLoss)) else loss
+
+
+def _copied(loss: Loss, dtype: torch.dtype) -> Loss:
+    if isinstance(loss, (Objective, FunctionLoss)):
+        return loss.copied(dtype)
+    raise InvalidInput(f"{type(loss).__name__} cannot be copied")
+
+
 def _few(operator: Operator) -> Tensor:
-    """The indices of a few of the operator's samples."""
-    if isinstance(operator.objective, Objective) and operator.samples is None:
-        # Of this process, where there are many.
-        return few_of(len(operator.objective.samples))
-    samples = operator.samples
+    """The indices of a few of the operator's samples; of this process's, where there are many."""
+    loss, samples = operator.objective, operator.samples
+    if isinstance(loss, Objective) and len(loss.samples) != loss.num_samples:
+        return few_of(len(loss.samples))
     if samples is None:
-        return few_of(operator.objective.num_samples)
+        return few_of(loss.num_samples)
     return samples[few_of(len(samples)).to(samples.device)]
 
 
@@ -201,10 +218,10 @@ def _near(operator: Operator, dtype: torch.dtype) -> Tensor:
     return theta + NEARBY * scales(theta, sizes) * random_like(theta, 3)
 
 
-def _require_same(loss: Loss, few: Loss, theta: Tensor, samples: Tensor) -> None:
+def _require_same(loss: Loss, other: Loss, theta: Tensor, samples: Tensor) -> None:
     """Raise where a copy is another function, such as one that holds tensors of the model."""
-    original = float(value_of(unchecked(loss), theta, samples))
-    value = float(value_of(few, theta.to(few.dtype)))
+    original = float(value_of(_unchecked(loss), theta, samples))
+    value = float(value_of(other, theta.to(other.dtype), samples))
     lowered = isinstance(loss, Objective) and loss.evaluator.forward_dtype is not None
     allowed = (ROUGHLY_SAME if lowered else SAME) * max(1.0, abs(original))
     if not abs(value - original) <= allowed:

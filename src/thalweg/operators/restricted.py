@@ -28,28 +28,79 @@ from thalweg.operators.symmetric import OperatorAround, SymmetricOperator, rows_
 # In the order in which they are tried: what is norm or position by its name is that everywhere.
 _PATTERNS: Mapping[str, tuple[str, ...]] = {
     "norm": ("*norm*", "*ln_*", "*.ln?.*"),
-    "position": ("*position*", "*wpe*", "*pos_emb*"),
-    "head": ("head.*", "*.head.*", "*lm_head*", "*embed_out*"),
-    "embedding": ("*embed*", "*wte*"),
-    "query_key": ("*.query.*", "*.key.*", "*q_proj*", "*k_proj*", "*q_attn*", "*k_attn*"),
+    "position": ("*position*", "*wpe*", "*pos_emb*", "*relative_attention_bias*"),
+    "head": (
+        "head.*",
+        "*.head.*",
+        "*lm_head*",
+        "*embed_out*",
+        "*pooler*",
+        "*classifier*",
+        "cls.*",
+        "*.cls.*",
+        "score.*",
+        "*.score.*",
+        "*qa_outputs*",
+        # The last layer of BERT's head, not the decoder of a sequence-to-sequence model.
+        "decoder.weight",
+        "decoder.bias",
+        "*.decoder.weight",
+        "*.decoder.bias",
+    ),
+    "embedding": ("*embed*", "*wte*", "*tok_emb*", "shared.*", "*.shared.*"),
+    "query_key": (
+        "*.query.*",
+        "*.key.*",
+        "*q_proj*",
+        "*k_proj*",
+        "*q_attn*",
+        "*k_attn*",
+        "*q_lin*",
+        "*k_lin*",
+        "*attention.q.*",
+        "*attention.k.*",
+        "*.bias_k",
+    ),
     "value_output": (
         "*.value.*",
-        "*v_proj*",
+        # Not `qkv_proj`, which is all three in one.
+        "v_proj*",
+        "*[!k]v_proj*",
         "*v_attn*",
+        "*v_lin*",
+        "*attention.v.*",
+        "*.bias_v",
         "*attention.output.*",
+        "*attention.dense*",
+        "*attn.dense*",
+        "*attention.o.*",
         "*attn.c_proj*",
+        "*attn.proj.*",
         "*o_proj*",
         "*out_proj*",
+        "*out_lin*",
     ),
-    "feed_forward": ("*feed_forward*", "*mlp*", "*ffn*", "*.fc?.*", "*intermediate*", "*.output.*"),
+    "feed_forward": (
+        "*feed_forward*",
+        "*mlp*",
+        "*ffn*",
+        "*.fc?.*",
+        "*.linear1.*",
+        "*.linear2.*",
+        "*densereludense*",
+        "*intermediate*",
+        "*.output.*",
+    ),
 }
 
 TRANSFORMER_BLOCKS: Mapping[str, tuple[str, ...]] = MappingProxyType(_PATTERNS)
 """Patterns of the blocks of a Transformer, after the names in common libraries.
 
-Norms, position embeddings, output head, token embedding, query and key, value and attention's
-output, feed-forward. A head tied to the embedding is the embedding. Query, key and value in one map
-(`c_attn`, `in_proj_weight`) belong to several blocks, and so to none.
+Norms, position embeddings, output head (BERT's pooler and what stands on it too), token embedding,
+query and key, value and attention's output, feed-forward. The names are those of torch's
+`nn.Transformer` and of GPT-2, LLaMA, BERT, T5 and their relatives in transformers. A head tied to
+the embedding is the embedding. Query, key and value in one map (`c_attn`, `in_proj_weight`,
+`qkv_proj`, `query_key_value`) belong to several blocks, and so to none.
 """
 
 

@@ -17,15 +17,15 @@ Example:
     ...     loss = loss_function(model(inputs), targets)
     ...     loss.backward()
     ...     return loss
-    >>> loss = closure()
     >>> loss_at_the_perturbed_point = optimizer.step(closure)
-    >>> bool(loss_at_the_perturbed_point > loss)
-    True
+    >>> bool(loss_at_the_perturbed_point < closure())
+    False
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -33,16 +33,27 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from thalweg.errors import InvalidInput, invalid
+from thalweg.optim.scaled_closure import evaluate
 from thalweg.optim.wrapper import Wrapper
-from thalweg.tracking.wrapping import needs_closure
+from thalweg.tracking.wrapping import needs_closure, require_optimizer
 
 
 class SAM(Wrapper):
     """Wraps an optimizer; each step uses the gradient at the perturbed point.
 
-    The loss is evaluated twice a step: `loss.backward()` at theta, then `step(closure)`. Norms are
-    over all parameters that have a gradient, whatever their group. Weight decay belongs to the
-    wrapped optimizer: it acts at theta and has no part in the perturbation.
+    Either `step(closure)` alone, as for every optimizer of torch with a closure, which is then
+    called twice: at theta and at theta + e. Or `loss.backward()` at theta first, then
+    `step(closure)`, where it is called once; gradients that the last step left behind do not count
+    as such. Or by hand: `backward`, `first_step`, `backward`, `second_step`. Norms are over all
+    parameters that have a gradient, whatever their group. Weight decay belongs to the wrapped
+    optimizer: it acts at theta and has no part in the perturbation. Where a group maximizes, e
+    points the other way.
+
+    Under a `GradScaler` the closure may scale its loss or not: `scaler.step(optimizer, closure)`
+    after a scaled `backward` at theta, or `step(closure)`. A step whose scaled gradients are
+    infinite is left out, and the scaler told. Closures that scale by hand are not seen.
+
+    A closure that fails leaves the parameters as they were, to the last bit.
 
     Args:
         base_optimizer: any `torch.optim.Optimizer`, already built, that needs no closure itself.
@@ -69,15 +80,17 @@ class SAM(Wrapper):
             raise invalid("rho", rho, "a number >= 0")
         if not eps > 0:
             raise invalid("eps", eps, "a number > 0")
+        require_optimizer("base_optimizer", base_optimizer)
         if needs_closure(base_optimizer):
             name = type(base_optimizer).__name__
             raise invalid("base_optimizer", name, "an optimizer whose step needs no closure")
+        super().__init__(base_optimizer)
         self.base_optimizer = base_optimizer
         self.rho = rho
         self.adaptive = adaptive
         self.eps = eps
-        super().__init__(base_optimizer)
         self._before: list[tuple[Tensor, Tensor]] = []
+        self._left = LeftGradients()
 
     @property
     def needs_closure(self) -> bool:
@@ -86,50 +99,68 @@ class SAM(Wrapper):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """Make one step from the gradients at theta.
+        """Make one step.
 
         Args:
-            closure: clears the gradients, computes the loss and calls `backward`; called once, at
-                the perturbed point.
+            closure: clears the gradients, computes the loss and calls `backward`; called at theta,
+                unless there are gradients that no step has used yet, and at the perturbed point.
 
         Returns:
-            What `closure` returned: the loss at the perturbed point.
+            What `closure` returned at the perturbed point.
 
         Raises:
-            InvalidInput: no closure.
+            InvalidInput: no closure, or one that leaves no gradient.
         """
         if closure is None:
             raise InvalidInput(
-                "SAM.step: no closure; call loss.backward(), then step(closure) with a function"
-                " that clears the gradients, computes the loss and calls backward again"
+                "SAM.step: no closure; call loss.backward(), then step(closure), or step(closure)"
+                " alone, with a function that clears the gradients, computes the loss and calls"
+                " backward"
             )
-        self.first_step()
+        self._require_not_perturbed()
         try:
-            with torch.enable_grad():
-                loss = closure()
-        except BaseException:
+            return self._step(closure, self._parameters())
+        finally:
+            self._left.note(self._parameters())
+
+    def _step(self, closure: Callable[[], Any], parameters: list[Tensor]) -> Any:
+        if self._left.are_all_there_is(parameters):
+            loss, finite = evaluate(closure, parameters)
+            if not finite:
+                return loss
+            if all(p.grad is None for p in parameters) and any(p.requires_grad for p in parameters):
+                raise InvalidInput(
+                    "SAM.step: the closure left no gradient; it must compute the loss and call"
+                    " backward"
+                )
+        self._perturb()
+        try:
+            loss, finite = evaluate(closure, parameters)
+        finally:
             self._go_back()
-            raise
-        self.second_step()
+        if finite:
+            self.base_optimizer.step()
         return loss
 
     @torch.no_grad()
     def first_step(self, zero_grad: bool = False) -> None:
         """Move from theta to theta + e; `zero_grad` clears the gradients after that.
 
+        With `second_step` it is one step, also to hooks and schedulers.
+
         Raises:
-            InvalidInput: the parameters are at a perturbed point already.
+            InvalidInput: the parameters are at a perturbed point already; there is no gradient, or
+                that of the last step.
         """
-        if self._before:
-            raise InvalidInput("SAM.first_step: already perturbed; call second_step() first")
-        own = [p for group in self.param_groups for p in group["params"]]
-        moved = [(p, p.grad) for p in own if p.grad is not None]
-        if moved:
-            scale = self.rho / (self._norm(moved) + self.eps)
-            self._before = [(p, p.clone()) for p, _ in moved]
-            for p, gradient in moved:
-                direction = p.square() * gradient if self.adaptive else gradient
-                p.add_(direction * scale.to(p))
+        self._require_not_perturbed()
+        if self._left.are_all_there_is(self._parameters(), sure=True):
+            raise InvalidInput(
+                "SAM.first_step: there is no gradient that the last step has not used; call"
+                " loss.backward() first"
+            )
+        for hook in self._optimizer_step_pre_hooks.values():
+            hook(self, (self,), {})
+        self._perturb()
         if zero_grad:
             self.zero_grad()
 
@@ -139,10 +170,33 @@ class SAM(Wrapper):
 
         `zero_grad` clears the gradients after that.
         """
+        # Schedulers ask whether a step was made, of the method that they have wrapped.
+        self._opt_called = True
         self._go_back()
         self.base_optimizer.step()
+        self._left.note(self._parameters())
+        for hook in self._optimizer_step_post_hooks.values():
+            hook(self, (self,), {})
         if zero_grad:
             self.zero_grad()
+
+    def _perturb(self) -> None:
+        moved = list(self._gradients())
+        if not moved:
+            return
+        scale = self.rho / (self._norm([(p, g) for p, g, _ in moved]) + self.eps)
+        self._before = [(p, p.clone()) for p, _, _ in moved]
+        for p, gradient, maximize in moved:
+            direction = p.square() * gradient if self.adaptive else gradient
+            p.add_(direction * scale.to(p), alpha=-1 if maximize else 1)
+
+    def _gradients(self) -> Iterator[tuple[Tensor, Tensor, bool]]:
+        """Parameter, dense gradient, and whether its group maximizes."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    dense = p.grad if p.grad.layout == torch.strided else p.grad.to_dense()
+                    yield p, dense, bool(group.get("maximize", False))
 
     def _norm(self, moved: list[tuple[Tensor, Tensor]]) -> Tensor:
         """norm(g), or norm(abs(theta) g), a scalar, from pairs of parameter and gradient."""
@@ -151,7 +205,64 @@ class SAM(Wrapper):
         norms = [torch.linalg.vector_norm(part).to(device) for part in scaled]
         return torch.linalg.vector_norm(torch.stack(norms))
 
+    def _require_not_perturbed(self) -> None:
+        if self._before:
+            raise InvalidInput("SAM: already perturbed by first_step; call second_step() first")
+
     def _go_back(self) -> None:
         for parameter, value in self._before:
             parameter.copy_(value)
         self._before = []
+
+
+class LeftGradients:
+    """Record of the gradients that a step has used and left in place: they are of no later batch.
+
+    A gradient is known again as the same tensor, unchanged; as the same tensor changed in place it
+    is the old one where the change is a factor, such as that of a scaler or of clipping, or zero.
+    """
+
+    def __init__(self) -> None:
+        self._used: list[tuple[weakref.ref[Tensor], int]] = []
+        self._sample: Tensor | None = None
+
+    def note(self, parameters: list[Tensor]) -> None:
+        """Remember the gradients that are there now."""
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        self._used = [(weakref.ref(g), g._version) for g in gradients]
+        self._sample = _sample(gradients)
+
+    def are_all_there_is(self, parameters: list[Tensor], *, sure: bool = False) -> bool:
+        """Whether no parameter has a gradient that came later.
+
+        Args:
+            sure: False where a gradient was changed in place; otherwise that depends on whether it
+                is a multiple of what it was.
+        """
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        used = {id(g): version for held, version in self._used if (g := held()) is not None}
+        if any(id(g) not in used for g in gradients):
+            return False
+        if all(used[id(g)] == g._version for g in gradients):
+            return True
+        if sure:
+            return False
+        now = _sample(gradients)
+        if self._sample is None or now is None or now.shape != self._sample.shape:
+            return False
+        before = self._sample
+        across = torch.outer(now, before) - torch.outer(before, now)
+        return bool(across.abs().max() <= 1e-5 * now.norm() * before.norm())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy begins without: copies of parameters have no gradient."""
+        return {"_used": [], "_sample": None}
+
+
+def _sample(gradients: list[Tensor]) -> Tensor | None:
+    """A few entries of some gradients, to know them by after a change in place."""
+    dense = [g.detach() for g in gradients if g.layout == torch.strided and g.numel()][:4]
+    if not dense:
+        return None
+    rows = [g[(0,) * (g.dim() - 1)] if g.dim() else g.reshape(1) for g in dense]
+    return torch.cat([row[:8].to(dense[0].device, torch.float32) for row in rows])

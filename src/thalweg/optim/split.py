@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from thalweg.errors import InvalidInput
+from thalweg.errors import InvalidInput, invalid
 from thalweg.optim.wrapper import Wrapper
 from thalweg.tracking.source import Split, SubspaceSource
 
@@ -39,7 +39,10 @@ from thalweg.tracking.source import Split, SubspaceSource
 class SplitUpdate(Wrapper):
     """Wraps an optimizer and scales the two parts of each update it proposes.
 
-    `state_dict` is that of the wrapped optimizer; the state of the source is saved apart.
+    `state_dict` is that of the wrapped optimizer; the state of the source is saved apart. A step
+    that fails, such as on a watched loss that is NaN, leaves the parameters and the wrapped
+    optimizer's state as they were (not the source, which may have moved on, nor gradients): for
+    that the state is copied for the time of a step, 2 P numbers around Adam, none around SGD.
 
     Args:
         optimizer: any `torch.optim.Optimizer`, already built.
@@ -71,57 +74,109 @@ class SplitUpdate(Wrapper):
         *,
         parameters: list[nn.Parameter] | None = None,
     ) -> None:
+        super().__init__(optimizer)
         self.optimizer = optimizer
         self.source = source
         self.dominant = dominant
         self.bulk = bulk
-        super().__init__(optimizer)
-        own = [p for group in optimizer.param_groups for p in group["params"]]
         objective = getattr(source, "objective", None)
-        if parameters is None and objective is not None:
-            parameters = list(objective.parameters())
-        self.parameters: list[nn.Parameter] = own if parameters is None else parameters
-        if not {id(p) for p in self.parameters} & {id(p) for p in own}:
+        # Then it cannot grow: the subspace has its length.
+        self._theta_is_all = parameters is None and objective is None
+        if parameters is None:
+            own: Any = self._parameters() if objective is None else objective.parameters()
+            parameters = list(own)
+        self.parameters: list[nn.Parameter] = parameters
+        if not {id(p) for p in self.parameters} & {id(p) for p in self._parameters()}:
             raise InvalidInput(
                 "SplitUpdate: the optimizer updates none of the parameters of the subspace; build"
                 " both from one model"
             )
-        theta = {id(p) for p in self.parameters}
-        self._others: list[nn.Parameter] = [p for p in own if id(p) not in theta]
         self.proposed: Tensor | None = None
         self.split: Split | None = None
         self.source_is_here = False
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """Make one step; returns the loss of `closure`, if one is given."""
+        """Make one step; returns the loss of `closure`, if one is given.
+
+        Raises:
+            InvalidInput: the optimizer was given parameters that the subspace knows nothing of.
+            Diverged: by the source; whatever is raised, nothing has moved.
+        """
+        others = self._others()
         is_here, self.source_is_here = self.source_is_here, False
+        self.proposed = self.split = None
         before = self._flat()
-        others_before = [p.clone() for p in self._others]
-        loss = self.optimizer.step(closure)  # type: ignore[arg-type]
-        self.proposed = self._flat() - before
-        self.split = None
-        if (self.dominant, self.bulk) != (1.0, 1.0):
-            others_after = [p.clone() for p in self._others]
+        if (self.dominant, self.bulk) == (1.0, 1.0):
+            loss = self.optimizer.step(closure)  # type: ignore[arg-type]
+            self.proposed = self._flat() - before
+            return loss
+        others_before = [p.clone() for p in others]
+        undo = self.state_snapshot()
+        try:
+            loss = self.optimizer.step(closure)  # type: ignore[arg-type]
+            self.proposed = self._flat() - before
+            others_after = [p.clone() for p in others]
             # The subspace is that of the point before the step in all parameters.
-            self._copy(others_before)
-            try:
-                if not is_here:
-                    self.source.update(before, self.proposed)
-                self.split = self.source.split(self.proposed)
-            finally:
-                self._copy(others_after)
-            self._write(before + self.dominant * self.split.dominant + self.bulk * self.split.bulk)
+            _copy(others, others_before)
+            if not is_here:
+                self.source.update(before, self.proposed)
+            self.split = self.source.split(self.proposed)
+            moved = before + self.dominant * self.split.dominant + self.bulk * self.split.bulk
+        except BaseException:
+            self._write(before)
+            _copy(others, others_before)
+            undo()
+            raise
+        _copy(others, others_after)
+        self._write(moved)
         return loss
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the wrapped optimizer: of theta it is split, elsewhere it moves whole.
+
+        Raises:
+            InvalidInput: it holds parameters that the model of the source's loss does not have, or
+                theta is all of the optimizer's parameters, which the subspace was made for.
+        """
+        given = param_group.get("params", ())
+        listed = [given] if isinstance(given, Tensor) else list(given)
+        own = [entry[1] if isinstance(entry, tuple) else entry for entry in listed]
+        known = {id(p) for p in self.parameters}
+        model = getattr(getattr(self.source, "objective", None), "model", None)
+        if isinstance(model, nn.Module):
+            known |= {id(p) for p in model.parameters()}
+        unknown = [tuple(p.shape) for p in own if id(p) not in known]
+        if unknown and (self._theta_is_all or model is not None):
+            raise invalid(
+                "SplitUpdate.add_param_group",
+                f"a parameter of shape {unknown[0]}",
+                "parameters of the model whose loss gives the subspace",
+                "build a source for the larger model, and SplitUpdate anew around the optimizer",
+            )
+        super().add_param_group({**param_group, "params": listed})
+
+    def _others(self) -> list[Tensor]:
+        """The optimizer's parameters outside of theta, also those that it was given since."""
+        theta = {id(p) for p in self.parameters}
+        others = [p for p in self._parameters() if id(p) not in theta]
+        if others and self._theta_is_all:
+            raise InvalidInput(
+                f"SplitUpdate: the optimizer was given a parameter of shape"
+                f" {tuple(others[0].shape)} that the subspace knows nothing of; build both anew, or"
+                " name those of the subspace by parameters="
+            )
+        return others
 
     def _flat(self) -> Tensor:
         return torch.cat([p.detach().reshape(-1) for p in self.parameters])
-
-    def _copy(self, values: list[Tensor]) -> None:
-        for parameter, value in zip(self._others, values, strict=True):
-            parameter.copy_(value)
 
     def _write(self, theta: Tensor) -> None:
         parts = theta.split([p.numel() for p in self.parameters])
         for parameter, part in zip(self.parameters, parts, strict=True):
             parameter.copy_(part.reshape(parameter.shape))
+
+
+def _copy(into: list[Tensor], values: list[Tensor]) -> None:
+    for parameter, value in zip(into, values, strict=True):
+        parameter.copy_(value)

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -91,10 +91,12 @@ def stability_threshold(
         InvalidInput: no group holds any of `parameters`.
     """
     found = unwrapped(optimizer)
-    if found.rho:
+    threshold = _threshold_of(found.base, parameters, lr)
+    if found.rho and threshold.value is not None:
         note = "SAM's threshold depends on the gradient: `sam_threshold`, or probe 'stability'"
-        return StabilityThreshold(None, note=note)
-    return _threshold_of(found.base, parameters, lr)
+        # Whatever the threshold, the metric is that of the optimizer inside.
+        return replace(threshold, value=None, note=note)
+    return threshold
 
 
 def _threshold_of(

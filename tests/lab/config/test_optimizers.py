@@ -11,7 +11,15 @@ from thalweg import contrib
 from thalweg.contrib.grad_power import GradPower
 from thalweg.errors import InvalidInput
 from thalweg.lab.config import parse_spec
-from thalweg.lab.config.optimizers import RELATIVE_LR, SAM, SGD, AdamW, Dion, Muon, TransformerBlock
+from thalweg.lab.config.optimizers import (
+    RELATIVE_LR,
+    SGD,
+    AdamW,
+    DionSettings,
+    Muon,
+    SAMSettings,
+    TransformerBlock,
+)
 from thalweg.lab.training.building import can_carry_state
 from thalweg.operators.restricted import TRANSFORMER_BLOCKS
 from thalweg.optim.combined import Combined
@@ -126,9 +134,9 @@ def test_muon_of_matrices_alone_has_no_use_for_its_companion():
         settings.build([("bias", BIAS)])
 
 
-@pytest.mark.parametrize("kind", [Muon, Dion])
+@pytest.mark.parametrize("kind", [Muon, DionSettings])
 @pytest.mark.parametrize("name", ["muon", "dion", "sam"])
-def test_a_companion_that_cannot_serve_is_refused(kind: type[Muon | Dion], name: str):
+def test_a_companion_that_cannot_serve_is_refused(kind: type[Muon | DionSettings], name: str):
     with pytest.raises(ValidationError) as caught:
         kind.model_validate({"lr": 0.02, "companion": {"name": name, "lr": 0.01}})
     assert [error["loc"] for error in caught.value.errors()] == [("companion",)]
@@ -154,7 +162,7 @@ def test_sams_step_is_that_of_sgd_with_the_gradient_at_the_perturbed_point():
     start = torch.tensor([3.0, -1.0], dtype=torch.float64)
     curvatures = torch.tensor([2.0, 0.5], dtype=torch.float64)
     theta = torch.nn.Parameter(start.clone())
-    optimizer = SAM(lr=0.1, rho=0.2, weight_decay=0.3).build([("theta", theta)])
+    optimizer = SAMSettings(lr=0.1, rho=0.2, weight_decay=0.3).build([("theta", theta)])
 
     def closure() -> float:
         optimizer.zero_grad()
@@ -168,14 +176,14 @@ def test_sams_step_is_that_of_sgd_with_the_gradient_at_the_perturbed_point():
     perturbed = start + 0.2 * gradient / gradient.norm()
     expected = start - 0.1 * (curvatures * perturbed + 0.3 * start)
     assert torch.allclose(theta, expected, rtol=1e-12)
-    assert SAM(lr=0.1, adaptive=True).build([theta]).adaptive  # type: ignore[attr-defined]
+    assert SAMSettings(lr=0.1, adaptive=True).build([theta]).adaptive  # type: ignore[attr-defined]
 
 
 def test_dion_gives_what_is_no_matrix_to_its_companion():
     built = torch.nn.Parameter(WEIGHT.clone()), torch.nn.Parameter(BIAS.clone())
     alone = torch.nn.Parameter(WEIGHT.clone()), torch.nn.Parameter(BIAS.clone())
     own = {"rank": 1, "mu": 0.5, "weight_decay": 0.2, "transpose_wide": False, "seed": 3}
-    settings = Dion.model_validate({"lr": 0.02, "companion": COMPANION, **own})
+    settings = DionSettings.model_validate({"lr": 0.02, "companion": COMPANION, **own})
     combined = settings.build(zip(("weight", "bias"), built, strict=True))
     separate = (
         contrib.Dion([alone[0]], lr=0.02, **own),
@@ -191,7 +199,7 @@ def test_dion_gives_what_is_no_matrix_to_its_companion():
     assert torch.equal(built[1], alone[1])
     assert combined.param_groups[1]["relative_lr"] == 0.5
     with pytest.raises(InvalidInput, match=r"optimizer dion: parameter bias has shape \(3,\)"):
-        Dion(lr=0.1).build([("weight", WEIGHT), ("bias", BIAS)])
+        DionSettings(lr=0.1).build([("weight", WEIGHT), ("bias", BIAS)])
 
 
 @pytest.mark.parametrize("name", NAMES)

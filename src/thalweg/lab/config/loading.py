@@ -22,7 +22,6 @@ from typing import Any
 from pydantic import ValidationError
 
 from thalweg.errors import InvalidInput, unknown_name
-from thalweg.lab.config.errors import explain, nearest, shown
 from thalweg.lab.config.former_keys import FORMAT, present_path, with_former_keys, with_present_keys
 from thalweg.lab.config.layering import (
     OF_A_BRANCH_ALONE,
@@ -35,6 +34,7 @@ from thalweg.lab.config.layering import (
     with_full_branches,
 )
 from thalweg.lab.config.learning_rates import Constant
+from thalweg.lab.config.messages import explain, nearest, shown
 from thalweg.lab.config.overrides import apply_overrides, parse_overrides
 from thalweg.lab.config.phases import NoiseSpec, PhaseSpec, SplitSpec
 from thalweg.lab.config.spec import BranchSpec, CheckpointSpec, ClaimSpec, Spec, SubspaceSpec

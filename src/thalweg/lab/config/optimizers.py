@@ -138,7 +138,7 @@ class SGD(OptimizerSettings):
 
 
 @optimizers.register("sam")
-class SAM(SGD):
+class SAMSettings(SGD):
     """Sharpness-aware minimization (Foret et al. 2021) around SGD: two gradients a step."""
 
     not_torchs = frozenset({"rho", "adaptive"})
@@ -247,7 +247,7 @@ class MatrixSettings(OptimizerSettings):
 
     @model_validator(mode="after")
     def _companion_takes_all_and_steps_alone(self) -> Self:
-        if isinstance(self.companion, MatrixSettings | SAM):
+        if isinstance(self.companion, MatrixSettings | SAMSettings):
             given = self.companion.registered_name
             allowed = "an optimizer other than muon, dion and sam"
             raise bad_value("companion", given, allowed, "use adamw")
@@ -305,7 +305,7 @@ class Muon(MatrixSettings):
 
 
 @optimizers.register("dion")
-class Dion(MatrixSettings):
+class DionSettings(MatrixSettings):
     """Dion (Ahn et al. 2025): orthonormal updates of low rank with error feedback; matrices only.
 
     All matrices, as for `muon`.

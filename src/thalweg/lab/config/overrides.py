@@ -15,8 +15,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from thalweg.errors import InvalidInput
-from thalweg.lab.config.errors import nearest
 from thalweg.lab.config.fields import Location, Place, dotted, value_at, walk
+from thalweg.lab.config.messages import nearest
 
 SHORT_FORMS: dict[str, str] = {
     "lr": "phases.*.optimizer.lr",

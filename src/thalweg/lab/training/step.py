@@ -250,14 +250,18 @@ def _add_to_gradients(setup: Setup, vector: Tensor) -> None:
     layout = setup.objective.layout
     parameters = layout.parameters(setup.problem.model)
     for parameter, part in zip(parameters, layout.unflatten(vector), strict=True):
-        parameter.grad = part.clone() if parameter.grad is None else parameter.grad + part
+        before = parameter.grad
+        parameter.grad = part.clone() if before is None else before.to_dense() + part
 
 
 def _gradient(setup: Setup) -> Tensor:
     """The `grad` of the parameters as one vector (P,), a copy."""
     parameters = setup.objective.layout.parameters(setup.problem.model)
     return torch.cat(
-        [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters]
+        [
+            (torch.zeros_like(p) if p.grad is None else p.grad.to_dense()).reshape(-1)
+            for p in parameters
+        ]
     )
 
 

@@ -6,13 +6,15 @@ with a hint; whatever else draws random numbers is noticed by the generators' st
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from thalweg.errors import InvalidInput
+from thalweg.loss.guards.generators import States, generators_kept
 
 Layer = tuple[str, nn.Module, str]
 """A layer's name, the layer, and what it does to the loss."""
@@ -66,6 +68,53 @@ def no_random_numbers(device: torch.device) -> Iterator[None]:
         "the loss draws random numbers (dropout inside attention, or by function?); pass"
         " mode='eval', call model.eval(), or remove them"
     )
+
+
+# Where a generator is seen to be used: so many values must be the same. One that is used at one
+# call in five shows in 14 of them with a probability of 0.96.
+LOOKS = 14
+# What may differ where sums are made in any order (on a GPU), relative; with 8 bits or 11.
+SAME, ROUGHLY_SAME = 1e-5, 1e-2
+
+
+def refuse_changing(evaluate: Callable[[], float], device: torch.device, rough: bool) -> bool:
+    """Raise where a value changes from call to call, whatever the source of chance or memory.
+
+    Two calls, or `LOOKS` where a generator of Python or NumPy has been used meanwhile. Generators
+    are put back.
+
+    Args:
+        evaluate: the loss of a few samples, at one point.
+        device: whose generator it may use.
+        rough: whether it computes in lower precision than float32.
+
+    Returns:
+        Whether it draws random numbers, to no effect on the value.
+
+    Raises:
+        InvalidInput: it changes.
+    """
+    with generators_kept(device), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        states, values, drawn = States(device), [], ""
+        try:
+            while len(values) < 2 or (drawn and len(values) < LOOKS and values[-1] == values[0]):
+                values.append(evaluate())
+                drawn = states.moved()
+        except Exception:  # it will be told where the loss is evaluated as it was asked for
+            return False
+    first = values[0]
+    other = max(values, key=lambda value: abs(value - first))
+    allowed = (ROUGHLY_SAME if rough else SAME) * max(abs(first), abs(other))
+    # At most the allowed; NaN is none of this check's business.
+    if abs(other - first) > allowed:
+        source = f"random numbers of {drawn}" if drawn else "memory of former calls, or chance"
+        raise InvalidInput(
+            f"the loss changes from call to call: {first:.6g}, then {other:.6g} for the same"
+            f" samples and parameters ({source}); curvature needs a fixed loss: pass mode='eval',"
+            " call model.eval(), or draw the numbers once, outside of model and loss"
+        )
+    return bool(drawn)
 
 
 def _random_states(device: torch.device) -> list[Tensor]:

@@ -58,16 +58,17 @@ class States:
         if numpy is not None and self.numpy is not None:
             numpy.random.set_state(self.numpy)
 
-    def moved(self) -> bool:
-        """Whether a generator has given numbers since."""
+    def moved(self) -> str:
+        """Whose generator has given numbers since: "torch", "Python's random", "NumPy"; or ""."""
         now = States(self.device)
-        if not torch.equal(self.torch, now.torch) or self.python != now.python:
-            return True
+        if not torch.equal(self.torch, now.torch):
+            return "torch"
         if self.cuda is not None and now.cuda is not None and not torch.equal(self.cuda, now.cuda):
-            return True
-        if self.numpy is None or now.numpy is None:
-            return False
-        return _plain(self.numpy) != _plain(now.numpy)
+            return "torch"
+        if self.python != now.python:
+            return "Python's random"
+        both = self.numpy is not None and now.numpy is not None
+        return "NumPy" if both and _plain(self.numpy) != _plain(now.numpy) else ""
 
 
 def _plain(state: Any) -> tuple[Any, ...]:

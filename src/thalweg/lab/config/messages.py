@@ -86,9 +86,9 @@ def _line(item: Any, model: type[BaseModel], raw: Any) -> tuple[Location, str]:
         return location, _unknown_key(model, place, location, raw)
     key = dotted(location)
     if kind == "bad_value":
-        mend = f"; {context['mend']}" if context["mend"] else ""
+        hint = f"; {context['hint']}" if context["hint"] else ""
         given = "missing" if context["given"] is None else f"got {shown(context['given'])}"
-        return location, f"{key}: {given}, allowed: {context['allowed']}{mend}"
+        return location, f"{key}: {given}, allowed: {context['allowed']}{hint}"
     if kind in ("missing", "choice_missing"):
         return location, f"{key}: missing, allowed: {place.allowed()}"
     given = value_at(raw, location) if location else raw
