@@ -244,7 +244,7 @@ def load_plugin(module: str) -> None:
     Raises:
         InvalidInput: no such module, or it fails on import; the message says where and why.
     """
-    importlib.import_module("thalweg.problems")  # the built-in names are taken first
+    datasets.load_built_in()  # their names, and those of models and losses, are taken first
     try:
         if module.endswith(".py"):
             _import_file(Path(module))
