@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from thalweg.errors import invalid
-from thalweg.linalg import coordinates, require_finite
+from thalweg.linalg import coordinates, linear_combination, require_finite
 from thalweg.loss.chunk_multiplier import ChunkGraph, pull_back
 from thalweg.loss.evaluation import Evaluation
 from thalweg.loss.protocol import Loss
@@ -103,8 +103,8 @@ class GradientCovariance(ChunkedOperator):
         rows = torch.stack(gradients)
         fractions = torch.tensor(weights, dtype=rows.dtype, device=rows.device) / sum(weights)
         if self.centered:
-            rows = rows - fractions @ rows
-        return rows.T @ (fractions * (rows @ vector))
+            rows = rows - linear_combination(rows, fractions)
+        return linear_combination(rows, fractions * coordinates(rows, vector))
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """C v for (P,), or C V for the columns of (P, k). See `LossOperator`."""
