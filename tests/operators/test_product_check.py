@@ -125,6 +125,18 @@ def test_weight_norm_of_a_convolution_is_refused_however_it_is_applied(build: An
         _ = Hessian(objective(model)) @ torch.ones(sum(p.numel() for p in model.parameters()))
 
 
+class Tied(nn.Module):
+    """An Embedding with padding, whose weight is that of the head too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.inner = nn.Embedding(5, 4, padding_idx=0), nn.Linear(4, 4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        indices = (inputs.abs() * 3).long() % 5
+        return torch.tanh(self.inner(self.embed(indices).sum(1))) @ self.embed.weight.T
+
+
 class _nothing:  # noqa: N801
     def __enter__(self) -> None: ...
     def __exit__(self, *error: object) -> None: ...
@@ -263,6 +275,7 @@ RIGHT: dict[str, Callable[[], nn.Module]] = {
     "without graph": lambda: around(lambda x: x * _without_graph(x)),
     "a number": lambda: around(lambda x: x * float(x.sum())),
     "straight through": lambda: around(lambda x: x + (x.round() - x).detach()),
+    "an embedding with padding": Tied,
     "a function of one's own": lambda: around(RightSquare.apply),
 }
 

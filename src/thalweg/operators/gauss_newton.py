@@ -69,7 +69,7 @@ class GaussNewton(ChunkedOperator):
         return _OutputGraph.of(evaluation._replace(outputs=read), gradient)
 
     def by_differences(
-        self, vector: Tensor, step: float, begin: Callable[[], None] = lambda: None
+        self, vector: Tensor, step: float, begin: Callable[[], object] = lambda: None
     ) -> Tensor:
         """J^T (dL/dz at theta + step v - dL/dz at theta - step v) / (2 step): see `LossOperator`.
 

@@ -88,7 +88,7 @@ class GradientCovariance(ChunkedOperator):
         return _LossesGraph.of(evaluation, gradient)
 
     def by_differences(
-        self, vector: Tensor, step: float, begin: Callable[[], None] = lambda: None
+        self, vector: Tensor, step: float, begin: Callable[[], object] = lambda: None
     ) -> Tensor | None:
         """The sum over the samples' own gradients, each by one backward pass: no step is needed."""
         if self.batch_size != 1:

@@ -42,7 +42,7 @@ class Hessian(LossOperator):
         return self.objective.linearize(self.theta, self.samples, keep_graph=self.keep_graph)
 
     def by_differences(
-        self, vector: Tensor, step: float, begin: Callable[[], None] = lambda: None
+        self, vector: Tensor, step: float, begin: Callable[[], object] = lambda: None
     ) -> Tensor:
         """(g(theta + step v) - g(theta - step v)) / (2 step): see `LossOperator`."""
         ends = []

@@ -132,7 +132,7 @@ class LossOperator(CountsMatvecs, ABC):
         return other
 
     def by_differences(
-        self, vector: Tensor, step: float, begin: Callable[[], None] = lambda: None
+        self, vector: Tensor, step: float, begin: Callable[[], object] = lambda: None
     ) -> Tensor | None:
         """The product with (P,) by first derivatives alone, (P,); None where there is no such way.
 

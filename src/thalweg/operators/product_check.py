@@ -71,7 +71,7 @@ class Operator(Protocol):
         ...
 
     def by_differences(
-        self, vector: Tensor, step: float, begin: Callable[[], None]
+        self, vector: Tensor, step: float, begin: Callable[[], object]
     ) -> Tensor | None:
         """A product by first derivatives alone; None where there is no such way.
 
@@ -178,7 +178,7 @@ def _along(operator: Operator, seed: int, held: HeldConstants | None = None) -> 
     """Compare one product along a random direction with differences."""
     sizes = [parameter.numel() for parameter in operator.objective.parameters()]
     vector = scales(operator.theta, sizes) * random_like(operator.theta, seed)
-    begin = (lambda: None) if held is None else held.replay
+    begin: Callable[[], object] = (lambda: None) if held is None else held.replay
     product = operator @ vector
 
     def difference(step: float) -> Tensor:

@@ -1,8 +1,9 @@
 """Values that a forward pass takes out of the graph, held while the parameters move.
 
-A forward pass may use a value of its own as a constant: by `detach()`, `.data`, `.item()` or under
-`no_grad`. Its derivatives are those of the loss with that value held. A difference of gradients is
-to be compared with them only if the value is held there as well.
+A forward pass may use a value of its own as a constant: by `detach()`, `.data`, `.item()`, under
+`no_grad`, or as the vector of an Embedding at its `padding_idx`. Its derivatives are those of the
+loss with that value held. A difference of gradients is to be compared with them only if the value
+is held there as well.
 
 Example:
     >>> import torch
@@ -23,6 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -89,6 +91,8 @@ class _Mode(TorchFunctionMode):
         if name == "_set_grad_enabled":
             # Not so inside of a `torch.autograd.Function`, which has a backward pass of its own.
             self._without_graph = not args[0]
+        if func is functional.embedding:
+            return self._embedded(func(*args, **kwargs), *args, **kwargs)
         if not name.endswith("_") or name.endswith("__"):
             recording = torch.is_grad_enabled()
             data = name == "__get__" and getattr(func, "__self__", None) is Tensor.data
@@ -99,6 +103,21 @@ class _Mode(TorchFunctionMode):
             ):
                 return self.held.taken(lambda: func(*args, **kwargs))
         return func(*args, **kwargs)
+
+    def _embedded(
+        self,
+        output: Tensor,
+        input: Tensor,
+        weight: Tensor,
+        padding_idx: int | None = None,
+        *_: Any,
+        **__: Any,
+    ) -> Tensor:
+        """Vectors of an embedding, of which those at the padding have no derivative by torch."""
+        if padding_idx is None or not output.requires_grad:
+            return output
+        constant = self.held.taken(lambda: output)
+        return torch.where((input == padding_idx % len(weight)).unsqueeze(-1), constant, output)
 
 
 def _copied(leaf: Any) -> Any:
