@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from thalweg.errors import InvalidInput, invalid
+from thalweg.loss.batches import PerSample, mapped_leaves
 from thalweg.loss.guards.determinism import (
     mode_dependent_layers,
     no_random_numbers,
@@ -238,14 +239,42 @@ def mapped(function: Callable[..., Tensor], count: int, *stacked: Batch) -> Tens
 
     At once by `torch.vmap`; one by one where a layer does not have it.
     """
-    try:
-        return torch.vmap(function)(*stacked)
-    except (RuntimeError, NotImplementedError, ValueError) as error:
-        if is_out_of_memory(error):
-            raise
-        return torch.stack([function(*(entries(s, i) for s in stacked)) for i in range(count)])
+    leaves, structure = tree_flatten(stacked)
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+
+    def of_tensors(*tensors: Tensor) -> Tensor:
+        parts = list(leaves)
+        for i, tensor in zip(places, tensors, strict=True):
+            parts[i] = tensor
+        return function(*tree_unflatten(parts, structure))
+
+    if not any(isinstance(leaf, PerSample) for leaf in leaves):
+        try:
+            return torch.vmap(of_tensors)(*(leaves[i] for i in places))
+        except (RuntimeError, NotImplementedError, ValueError) as error:
+            if is_out_of_memory(error):
+                raise
+    return torch.stack([function(*(entries(s, i) for s in stacked)) for i in range(count)])
 
 
 def entries(batch: Batch, chosen: int | Tensor) -> Batch:
     """Some entries of batches that are stacked along the first dimension."""
-    return tree_map(lambda tensor: tensor[chosen], batch)
+
+    def of_list(values: PerSample) -> Any:
+        if isinstance(chosen, int):
+            return values[chosen]
+        some = torch.arange(len(values))[chosen.cpu()].tolist()
+        return PerSample(values[i] for i in some)
+
+    return tree_map(mapped_leaves(lambda tensor: tensor[chosen], of_list), batch)
+
+
+def in_groups(batch: Batch, size: int) -> Batch:
+    """A batch as stacked batches of so many samples each."""
+
+    def of_list(values: PerSample) -> PerSample:
+        starts = range(0, len(values), size)
+        return PerSample(PerSample(values[i : i + size]) for i in starts)
+
+    unflatten = mapped_leaves(lambda tensor: tensor.unflatten(0, (-1, size)), of_list)
+    return tree_map(unflatten, batch)
