@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -381,3 +382,27 @@ def test_on_a_bayesian_logistic_regression_mean_and_covariance_are_the_posterior
     assert float((whiten @ (points.mean(0) - mean)).abs().max()) < 0.16
     found = whiten @ torch.cov(points.T) @ whiten.T
     assert float((found - ONE).abs().max()) < 0.25
+
+
+def test_a_copy_continues_the_chain_and_another_group_is_refused() -> None:
+    x = nn.Parameter(torch.ones(3).double())
+    sampler = SubspaceLangevin([x], lr=0.1, blocks=coordinate_blocks(3))
+    chain(x, sampler, 3)
+    twin, copied = copy.deepcopy((x, sampler))
+    assert torch.equal(chain(x, sampler, 5), chain(twin, copied, 5))
+    assert torch.equal(x, twin)
+    refused(lambda: sampler.add_param_group({"params": [nn.Parameter(x.detach())]}), "2 groups")
+    assert len(sampler.param_groups) == 1
+
+
+def test_a_split_step_that_fails_draws_nothing() -> None:
+    x = nn.Parameter(torch.ones(3).double())
+    sampler = SubspaceLangevin([x], lr=0.1, blocks=coordinate_blocks(3))
+    chain(x, sampler, 3)
+    source = FixedSubspace(random_subspace(3, 1, 0, dtype=torch.float64))
+    split = SplitUpdate(sampler, source, 0.0, 1.0, parameters=[x])
+    twin, copied = copy.deepcopy((x, sampler))
+    source.split = lambda _: 1 / 0  # type: ignore[assignment, method-assign]
+    with pytest.raises(ZeroDivisionError):
+        split.step()
+    assert torch.equal(chain(x, sampler, 5), chain(twin, copied, 5))

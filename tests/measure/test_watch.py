@@ -766,17 +766,28 @@ def test_the_metric_of_adam_is_found_inside_of_every_wrapper(around: str) -> Non
         "split": lambda: SplitUpdate(base, source, parameters=list(model.parameters())),
         "sam": lambda: SAM(base),
         "prepared": lambda: Prepared(SAM(base)),
-        "combined": lambda: SAM(Combined([base])),
+        "combined": lambda: SplitUpdate(
+            Combined(
+                [
+                    torch.optim.Adam([model.weight], lr=0.01),
+                    torch.optim.AdamW([model.bias], lr=0.02),
+                ]
+            ),
+            source,
+            parameters=list(model.parameters()),
+        ),
     }[around]()
     hessian = Hessian(Objective(model, nn.CrossEntropyLoss(), data)) @ torch.eye(15).double()
     loss = nn.CrossEntropyLoss()
     with watch(model, loss, data, optimizer, every=1, k=2, exact=True, quiet=True) as watcher:
         one_step(model, data, optimizer)
     row = watcher.history[0]
+    root = preconditioner(base if around != "combined" else optimizer, model.parameters()).sqrt()
     if around == "combined":
-        assert row["preconditioned_sharpness"] is None
-        return
-    root = preconditioner(base, model.parameters()).sqrt()
+        # The bias and the weight each with the second moment of its own optimizer, after a step.
+        moments = [optimizer.state[p]["exp_avg_sq"].flatten() for p in model.parameters()]
+        assert torch.allclose(root**2, 0.1 * ((torch.cat(moments) / 0.001).sqrt() + 1e-8))
+        assert row["stability_threshold"] == pytest.approx((2 - 0.02 * 0.01) * 1.9 / 0.1 / 0.02)
     dense = hessian / root / root.unsqueeze(1)
     expected = float(torch.linalg.eigvalsh(dense)[-1])
     assert row["preconditioned_sharpness"] == pytest.approx(expected, rel=1e-3)

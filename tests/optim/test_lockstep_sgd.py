@@ -116,3 +116,24 @@ def test_numbers_that_are_not_one_for_each_run_are_refused(trained: Case) -> Non
         LockstepSGD(tracker, thetas, 0.1, dominant=[1.0] * 4)
     with pytest.raises(InvalidInput, match="thetas"):
         LockstepSGD(tracker, thetas[0], 0.1)
+
+
+def test_a_copy_goes_on_alike_and_a_step_that_fails_moves_no_run(trained: Case) -> None:
+    sgd = lockstep(trained)
+    for step in range(2):
+        sgd.step(batch(step))
+    copied = copy.deepcopy(sgd)
+    before, gradients = sgd.thetas.clone(), sgd.gradients
+    for step in range(2, 4):
+        copied.step(batch(step))
+    assert torch.equal(sgd.thetas, before)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sgd.tracker, "project", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            copy.copy(sgd).step(batch(2))
+    assert torch.equal(sgd.thetas, before)
+    assert sgd.gradients is gradients
+    sgd = lockstep(trained)
+    for step in range(4):
+        sgd.step(batch(step))
+    assert torch.equal(sgd.thetas, copied.thetas)

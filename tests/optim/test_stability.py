@@ -200,3 +200,23 @@ def test_a_wrapped_optimizer_has_the_threshold_of_the_one_inside_and_sam_none() 
     assert sam.value is None
     assert "sam_threshold" in sam.note
     assert stability_threshold(SAM(base, rho=0.0)).value == 20
+
+
+def test_the_parts_of_a_combined_count_as_its_groups() -> None:
+    from thalweg.optim.combined import Combined
+
+    weight, bias = nn.Linear(2, 2).parameters()
+    groups = [{"params": [weight], "lr": 0.1}, {"params": [bias], "lr": 0.05, "weight_decay": 1.0}]
+    whole = stability_threshold(SGD(groups, lr=1.0, momentum=0.9))
+    parts = [
+        SGD([weight], lr=0.1, momentum=0.9),
+        SGD([bias], lr=0.05, momentum=0.9, weight_decay=1.0),
+    ]
+    assert stability_threshold(Combined(parts)) == whole
+    assert stability_threshold(Combined(parts), [bias]).value == 75
+    mixed = Combined([parts[0], Adam([bias])])
+    assert "metric of its own" in stability_threshold(mixed).note
+    assert stability_threshold(mixed, [bias]).preconditioned
+    differ = Combined([Adam([weight], betas=(0.9, 0.99)), RMSprop([bias], momentum=0.9)])
+    assert stability_threshold(differ).value is None
+    assert "Muon" in stability_threshold(Combined([Muon([weight]), parts[1]])).note

@@ -174,6 +174,16 @@ class SubspaceLangevin(Copyable):
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "generator"})
         self._generator.set_state(state_dict["generator"].cpu())
 
+    def state_snapshot(self) -> Callable[[], None]:
+        """Note where the generator is; returns a function that puts it back."""
+        generator, drawn = self._generator.get_state(), self.drawn
+
+        def undo() -> None:
+            self._generator.set_state(generator)
+            self.drawn = drawn
+
+        return undo
+
     @property
     def _parameters(self) -> list[Tensor]:
         return self.param_groups[0]["params"]

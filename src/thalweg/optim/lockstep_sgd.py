@@ -89,11 +89,12 @@ class LockstepSGD:
             Diverged: a gradient or product of some run is NaN or infinite.
         """
         objective = self.tracker.objective
-        losses, self.gradients = objective.values_and_gradients(self.thetas, samples)
-        self.tracker.update(self.thetas, self.gradients)
-        dominant = self.tracker.project(self.gradients)
-        moved = torch.addcmul(self.thetas, self._on_gradient, self.gradients)
-        self.thetas = moved.addcmul_(self._on_dominant, dominant)
+        losses, gradients = objective.values_and_gradients(self.thetas, samples)
+        self.tracker.update(self.thetas, gradients)
+        dominant = self.tracker.project(gradients)
+        moved = torch.addcmul(self.thetas, self._on_gradient, gradients)
+        # Last, so that a step that fails leaves the runs where they were.
+        self.gradients, self.thetas = gradients, moved.addcmul_(self._on_dominant, dominant)
         return losses
 
     def _column(self, name: str, given: PerRun) -> Tensor:

@@ -261,8 +261,8 @@ class LeftGradients:
 
 def _sample(gradients: list[Tensor]) -> Tensor | None:
     """A few entries of some gradients, to know them by after a change in place."""
-    dense = [g.detach() for g in gradients if g.layout == torch.strided and g.numel()][:4]
+    dense = [g.detach() for g in gradients if g.layout == torch.strided and g.numel()][:2]
     if not dense:
         return None
     rows = [g[(0,) * (g.dim() - 1)] if g.dim() else g.reshape(1) for g in dense]
-    return torch.cat([row[:8].to(dense[0].device, torch.float32) for row in rows])
+    return torch.cat([row[:16].to(dense[0].device, torch.float32) for row in rows])

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer, RMSprop
 
 from thalweg.errors import InvalidInput, invalid
-from thalweg.tracking.wrapping import unwrapped
+from thalweg.tracking.wrapping import parts_of, unwrapped
 
 NO_THRESHOLD = {
     "Muon": "it makes updates of one size whatever the size of the gradient",
@@ -78,7 +78,8 @@ def stability_threshold(
     oscillation that makes training unstable.
 
     Args:
-        optimizer: any optimizer; of one that wraps another (`SplitUpdate`) the inner one counts.
+        optimizer: any optimizer; of one that wraps another (`SplitUpdate`) the inner one counts, of
+            a `Combined` its parts, as if each were a group.
         parameters: only parameter groups with one of these count; None for all.
         lr: learning rate to take in place of each group's own.
 
@@ -102,17 +103,29 @@ def stability_threshold(
 def _threshold_of(
     optimizer: Optimizer, parameters: Iterable[Tensor] | None, lr: float | None
 ) -> StabilityThreshold:
-    formula = next((f for kind, f in _FORMULAS.items() if isinstance(optimizer, kind)), None)
-    if formula is None:
-        name = type(optimizer).__name__
-        reason = NO_THRESHOLD.get(name, "none is known to Thalweg")
-        return StabilityThreshold(None, note=f"{name} has no stability threshold: {reason}")
-    groups = _groups(optimizer, parameters)
-    if lr is not None:
-        groups = [{**group, "lr": lr} for group in groups]
-    if any(group["maximize"] for group in groups):
-        return StabilityThreshold(None, note="the optimizer maximizes: its Hessian is that of -L")
-    found = [formula(group) for group in groups]
+    wanted = None if parameters is None else {id(p) for p in parameters}
+    found: list[_Limit] = []
+    for part in parts_of(optimizer):
+        groups = [g for g in part.param_groups if wanted is None or _holds(g, wanted)]
+        if not groups:
+            continue
+        formula = next((f for kind, f in _FORMULAS.items() if isinstance(part, kind)), None)
+        if formula is None:
+            name = type(part).__name__
+            reason = NO_THRESHOLD.get(name, "none is known to Thalweg")
+            return StabilityThreshold(None, note=f"{name} has no stability threshold: {reason}")
+        if lr is not None:
+            groups = [{**group, "lr": lr} for group in groups]
+        if any(group["maximize"] for group in groups):
+            note = "the optimizer maximizes: its Hessian is that of -L"
+            return StabilityThreshold(None, note=note)
+        found += [formula(group) for group in groups]
+    if not found:
+        raise InvalidInput("the optimizer updates none of the parameters; build both of one model")
+    if len({limit.preconditioned for limit in found}) > 1:
+        return StabilityThreshold(
+            None, note="only a part of the parameters has a metric of its own"
+        )
     if any(limit.value is None for limit in found):
         return StabilityThreshold(None, note="momentum >= 1 or dampening > 1 is never stable")
     if len({limit.recurrence for limit in found}) > 1:
@@ -187,7 +200,7 @@ def _adam_limit(group: Mapping[str, Any]) -> _Limit:
     beta, lr, decay = (float(x) for x in (group["betas"][0], group["lr"], group["weight_decay"]))
     decoupled = bool(group.get("decoupled_weight_decay", False))
     factor = (2 - lr * decay if decoupled else 2) * (1 + beta) / (1 - beta)
-    return _Limit(_per_lr(factor, lr), (beta,), True, 0.0 if decoupled else decay)
+    return _Limit(_per_lr(factor, lr), ("Adam", beta), True, 0.0 if decoupled else decay)
 
 
 def _rmsprop_limit(group: Mapping[str, Any]) -> _Limit:
@@ -195,7 +208,7 @@ def _rmsprop_limit(group: Mapping[str, Any]) -> _Limit:
     if momentum >= 1:
         return _Limit(None, ())
     value = _per_lr(2 + 2 * momentum, float(group["lr"]))
-    return _Limit(value, (momentum,), True, float(group["weight_decay"]))
+    return _Limit(value, ("RMSprop", momentum), True, float(group["weight_decay"]))
 
 
 _FORMULAS: dict[type[Optimizer], Callable[[Mapping[str, Any]], _Limit]] = {
@@ -210,11 +223,5 @@ def _per_lr(factor: float, lr: float) -> float:
     return factor / lr if lr else math.inf
 
 
-def _groups(optimizer: Optimizer, parameters: Iterable[Tensor] | None) -> list[dict[str, Any]]:
-    if parameters is None:
-        return optimizer.param_groups
-    wanted = {id(p) for p in parameters}
-    groups = [g for g in optimizer.param_groups if any(id(p) in wanted for p in g["params"])]
-    if not groups:
-        raise InvalidInput("the optimizer updates none of the parameters; build both of one model")
-    return groups
+def _holds(group: Mapping[str, Any], wanted: set[int]) -> bool:
+    return any(id(p) in wanted for p in group["params"])

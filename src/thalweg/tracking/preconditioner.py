@@ -14,7 +14,7 @@ from torch.optim import Adam, Optimizer, RMSprop
 
 from thalweg.errors import InvalidInput, invalid
 from thalweg.loss.protocol import Loss
-from thalweg.tracking.wrapping import unwrapped
+from thalweg.tracking.wrapping import parts_of
 
 
 def preconditioner(optimizer: Optimizer, parameters: Iterable[Tensor] | None = None) -> Tensor:
@@ -27,7 +27,7 @@ def preconditioner(optimizer: Optimizer, parameters: Iterable[Tensor] | None = N
     it is centered.
 
     Args:
-        optimizer: one that has made a step, or that wraps such a one.
+        optimizer: one that has made a step, or that wraps such a one; a `Combined` of them.
         parameters: in the order of theta, such as `objective.parameters()`; None for
             all of the optimizer's.
 
@@ -40,29 +40,34 @@ def preconditioner(optimizer: Optimizer, parameters: Iterable[Tensor] | None = N
     Source: Cohen et al. 2022 (arXiv 2207.14484).
     """
     require_preconditioner(optimizer)
-    optimizer = unwrapped(optimizer).base
-    diagonal = _adam_diagonal if isinstance(optimizer, Adam) else _rmsprop_diagonal
-    group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    held_by = {
+        id(p): (part, group)
+        for part in parts_of(optimizer)
+        for group in part.param_groups
+        for p in group["params"]
+    }
     if parameters is None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
     parts: list[Tensor] = []
     for number, parameter in enumerate(parameters):
         shape = tuple(parameter.shape)
-        if id(parameter) not in group_of:
+        if id(parameter) not in held_by:
             raise invalid(f"parameter {number}", shape, "one that the optimizer updates")
-        state = optimizer.state.get(parameter)
+        part, group = held_by[id(parameter)]
+        state = part.state.get(parameter)
         if not state:
             raise InvalidInput(
                 f"parameter {number}, {shape}: the optimizer has no second moment of it yet; make"
                 " a step in which it has a gradient"
             )
-        parts.append(diagonal(state, group_of[id(parameter)]).detach().reshape(-1))
+        diagonal = _adam_diagonal if isinstance(part, Adam) else _rmsprop_diagonal
+        parts.append(diagonal(state, group).detach().reshape(-1))
     return torch.cat(parts)
 
 
 def has_preconditioner(optimizer: Optimizer) -> bool:
     """Whether `preconditioner` knows the diagonal of this kind of optimizer, wrapped or not."""
-    return isinstance(unwrapped(optimizer).base, (Adam, RMSprop))
+    return all(isinstance(part, (Adam, RMSprop)) for part in parts_of(optimizer))
 
 
 def require_preconditioner(optimizer: Optimizer) -> None:
@@ -72,7 +77,8 @@ def require_preconditioner(optimizer: Optimizer) -> None:
         InvalidInput: it is neither Adam, AdamW nor RMSprop, nor wraps one of them.
     """
     if not has_preconditioner(optimizer):
-        name = type(unwrapped(optimizer).base).__name__
+        unknown = (part for part in parts_of(optimizer) if not has_preconditioner(part))
+        name = type(next(unknown)).__name__
         raise invalid("optimizer", name, "Adam, AdamW or RMSprop")
 
 

@@ -65,6 +65,15 @@ def unwrapped(optimizer: Optimizer) -> Unwrapped:
     return Unwrapped(optimizer, rho, adaptive, bool(needs))
 
 
+def parts_of(optimizer: Optimizer) -> tuple[Optimizer, ...]:
+    """The bases that step together as one: those of a `Combined`, or the base alone."""
+    base = unwrapped(optimizer).base
+    held = getattr(base, "optimizers", None)
+    if not isinstance(held, tuple) or not all(isinstance(each, Optimizer) for each in held):
+        return (base,)
+    return tuple(unwrapped(each).base for each in held)
+
+
 def needs_closure(optimizer: Optimizer) -> bool:
     """Whether `step` must be given a closure that evaluates the loss again, as by SAM and LBFGS.
 
