@@ -21,6 +21,7 @@ ROOMS = (
     "environment",
     "registry",
     "settings",
+    "surroundings",
     "linalg",
     "loss",
     "operators",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib.util
+import sys
 import warnings
 from collections.abc import Callable, Iterable
 from typing import ParamSpec, TypeVar, cast
@@ -48,6 +49,16 @@ class Interrupted(ThalwegError):
     """A run stopped on request after saving a checkpoint; it can be resumed."""
 
     exit_code = 75
+
+
+def level_of_caller() -> int:
+    """The `stacklevel` at which a warning names the line outside of Thalweg that led to it."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and (
+        frame.f_globals.get("__name__", "").partition(".")[0] in ("thalweg", "contextlib")
+    ):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def invalid(what: str, given: object, allowed: str, hint: str = "") -> InvalidInput:

@@ -1,6 +1,7 @@
 """Linear algebra of long vectors: the only place that contracts over the P parameters.
 
 A basis is stored as contiguous rows (k, P), or as columns (P, k) that are views of such rows.
+Products are in the dtype of the vectors, also inside of the user's `torch.autocast`.
 
 Example:
     >>> import torch
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from thalweg.errors import Diverged
+from thalweg.surroundings import in_full_precision
 
 # Columns of a block of rows that fit a core's cache.
 CACHED_COLUMNS = 8192
@@ -39,6 +41,7 @@ def column_blocks(rows: Tensor) -> Iterator[slice]:
         yield slice(begin, begin + width)
 
 
+@in_full_precision
 def inner_products(first: Tensor, second: Tensor, device: torch.device = CPU) -> Tensor:
     """A B^T of rows (..., k, P) and (..., b, P), summed over column blocks in float64 (..., k, b).
 
@@ -54,6 +57,7 @@ def inner_products(first: Tensor, second: Tensor, device: torch.device = CPU) ->
     return total
 
 
+@in_full_precision
 def flat_product(first: Tensor, second: Tensor) -> Tensor:
     """A B^T of rows (..., k, P) and (..., b, P): few rows and many columns; (..., k, b).
 
@@ -77,6 +81,7 @@ def _in_blocks(first: Tensor, second: Tensor, blocks: int) -> Tensor:
     return (one @ other.mT).sum(-3, dtype=torch.float64) + rest
 
 
+@in_full_precision
 def combined(combination: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
     """Z^T Y (..., k, P), and its Gram matrix in float64 where Z is, from one pass over Y."""
     transposed = combination.mT.to(images)
@@ -109,6 +114,7 @@ def require_finite(tensor: Tensor, what: str) -> Tensor:
     return tensor
 
 
+@in_full_precision
 def orthonormalize(block: Tensor) -> Tensor:
     """An orthonormal basis of the columns of `block` (P, m), m <= P, stored column by column.
 
@@ -125,15 +131,17 @@ def orthonormalize(block: Tensor) -> Tensor:
 
 def random_unit(size: int, generator: torch.Generator) -> Tensor:
     """A random unit vector (P,), uniform on the sphere; float64 on the CPU: the same anywhere."""
-    vector = torch.randn(size, generator=generator, dtype=torch.float64)
+    vector = torch.randn(size, generator=generator, dtype=torch.float64, device="cpu")
     return vector / vector.norm()
 
 
+@in_full_precision
 def gram(first: Tensor, second: Tensor) -> Tensor:
     """A B^T (k, b) of rows (k, P) and (b, P), in their dtype and at once: see `inner_products`."""
     return first @ second.mT
 
 
+@in_full_precision
 def coordinates(rows: Tensor, vectors: Tensor) -> Tensor:
     """U^T v (..., k) of vectors (..., P), for bases as rows (..., k, P); one basis takes (P, m)."""
     if rows.dim() == 2:
@@ -142,6 +150,7 @@ def coordinates(rows: Tensor, vectors: Tensor) -> Tensor:
     return (vectors.unsqueeze(-2) @ rows.mT).squeeze(-2)
 
 
+@in_full_precision
 def linear_combination(rows: Tensor, coefficients: Tensor) -> Tensor:
     """U c (..., P) of rows (..., k, P) with coefficients (..., k); one basis takes (k, m)."""
     if rows.dim() == 2:
@@ -149,6 +158,7 @@ def linear_combination(rows: Tensor, coefficients: Tensor) -> Tensor:
     return (coefficients.unsqueeze(-2) @ rows).squeeze(-2)
 
 
+@in_full_precision
 def combine(coefficients: Tensor, rows: Tensor) -> Tensor:
     """C R (..., m, P), as rows: linear combinations (..., m, k) of rows (..., k, P)."""
     return coefficients @ rows
@@ -164,6 +174,7 @@ def reject(rows: Tensor, vectors: Tensor) -> Tensor:
     return vectors - project(rows, vectors)
 
 
+@in_full_precision
 def dot(first: Tensor, second: Tensor) -> Tensor:
     """<a, b> of two vectors (P,), in their dtype."""
     return first @ second

@@ -15,14 +15,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 from thalweg.errors import invalid
 from thalweg.loss.guards.memory import is_out_of_memory
-from thalweg.loss.guards.precision import full_precision
 
 EVERY_SIZE = 2**31
 """More samples than any chunk has."""
@@ -46,6 +47,11 @@ class ChunkGraph(Protocol):
     @property
     def gradient(self) -> tuple[Tensor, ...]:
         """The gradient of the chunk's mean loss, shaped like the parameters."""
+        ...
+
+    @property
+    def at(self) -> AbstractContextManager[object]:
+        """Entered around every product."""
         ...
 
     def multiply(self, vectors: Sequence[Tensor], *, vectorized: bool) -> list[Tensor]:
@@ -163,6 +169,33 @@ class ChunkMultiplier:
         return f"ChunkMultiplier(vectorize_up_to={self._up_to if self._given else None})"
 
 
+def derivatives(
+    outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    along: Sequence[Tensor],
+    *,
+    retain_graph: bool,
+    create_graph: bool = False,
+) -> tuple[Tensor | None, ...]:
+    """J^T v by a backward pass; None for an input that the outputs do not depend on.
+
+    Function modes (`TorchFunctionMode`) are in force in what the pass evaluates again, such as
+    checkpoints: `torch.autograd.grad` puts them aside where it is given tensors.
+    """
+    ends: Sequence[Any] = outputs
+    starts: Sequence[Any] = inputs
+    if torch._C._is_torch_function_mode_enabled():
+        ends, starts = ([get_gradient_edge(t) for t in tensors] for tensors in (outputs, inputs))
+    return torch.autograd.grad(
+        ends,
+        starts,
+        along,
+        retain_graph=retain_graph,
+        create_graph=create_graph,
+        allow_unused=True,
+    )
+
+
 def pull_back(
     outputs: Sequence[Tensor],
     inputs: Sequence[Tensor],
@@ -172,6 +205,9 @@ def pull_back(
     create_graph: bool = False,
 ) -> list[Tensor]:
     """J^T v for the Jacobian of outputs with respect to inputs; the graph is kept.
+
+    Of a model: inside of the `at` of its `Evaluation`, since a backward pass may evaluate parts of
+    it again. Of whatever else: inside of `shielded`.
 
     Args:
         vectors: shaped like the outputs; with a first dimension of k where `vectorized`.
@@ -183,27 +219,20 @@ def pull_back(
     def pulled(*along: Tensor) -> tuple[Tensor, ...]:
         parts: Sequence[Tensor | None] = [None] * len(inputs)
         if active:
-            parts = torch.autograd.grad(
-                [outputs[i] for i in active],
-                inputs,
-                along,
-                retain_graph=True,
-                create_graph=create_graph,
-                allow_unused=True,
-            )
+            chosen = [outputs[i] for i in active]
+            parts = derivatives(chosen, inputs, along, retain_graph=True, create_graph=create_graph)
         return tuple(
             torch.zeros_like(x) if part is None else part
             for part, x in zip(parts, inputs, strict=True)
         )
 
     chosen = [vectors[i] for i in active]
-    with full_precision():
-        if not vectorized:
-            return list(pulled(*chosen))
-        # Not `is_grads_batched`: it goes through tanh, GELU and log-softmax vector by vector. The
-        # numbers of the vectors are there for outputs of which none is active.
-        numbers = torch.arange(len(vectors[0]), device=vectors[0].device)
-        return list(torch.vmap(lambda _, *along: pulled(*along))(numbers, *chosen))
+    if not vectorized:
+        return list(pulled(*chosen))
+    # Not `is_grads_batched`: it goes through tanh, GELU and log-softmax vector by vector. The
+    # numbers of the vectors are there for outputs of which none is active.
+    numbers = torch.arange(len(vectors[0]), device=vectors[0].device)
+    return list(torch.vmap(lambda _, *along: pulled(*along))(numbers, *chosen))
 
 
 def _one_by_one(graph: ChunkGraph, vectors: Sequence[Tensor]) -> Tensor:

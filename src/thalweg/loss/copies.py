@@ -30,7 +30,7 @@ MOST_COPIED = 2**25
 
 def few_of(count: int, few: int = FEW) -> Tensor:
     """The indices of a few of so many samples, spread evenly, int64."""
-    return torch.linspace(0, count - 1, min(few, count)).round().long()
+    return torch.linspace(0, count - 1, min(few, count), device="cpu").round().long()
 
 
 def in_dtype(value: Any, dtype: torch.dtype) -> Any:

@@ -18,14 +18,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from thalweg.errors import invalid
 from thalweg.linalg import require_finite
 from thalweg.loss.chunk_multiplier import pull_back
 from thalweg.loss.evaluation import refuse_constant
-from thalweg.loss.guards.precision import full_precision
 from thalweg.loss.samples import refuse_unfit_indices
+from thalweg.surroundings import one_path, shielded
 
 
 class FunctionLoss:
@@ -108,7 +107,8 @@ class FunctionLoss:
         """The loss at theta, a scalar tensor, and its gradient (P,)."""
         leaf = self._leaf(theta)
         value = self._value(leaf, samples)
-        (gradient,) = torch.autograd.grad(value, leaf)
+        with shielded(), one_path():
+            (gradient,) = torch.autograd.grad(value, leaf)
         return require_finite(value.detach(), "the loss"), require_finite(gradient, "the gradient")
 
     def linearize(
@@ -145,13 +145,13 @@ class FunctionLoss:
     def _leaf(self, theta: Tensor | None) -> Tensor:
         if theta is not None and theta.shape != self._theta.shape:
             raise invalid("theta", tuple(theta.shape), f"({self.num_parameters},)")
-        return (self._theta if theta is None else theta).detach().clone().requires_grad_()
+        with shielded():
+            return (self._theta if theta is None else theta).detach().clone().requires_grad_()
 
     def _value(self, leaf: Tensor, samples: Tensor | None) -> Tensor:
         if samples is not None:
             refuse_unfit_indices(samples, self.num_samples)
-        # Fused attention kernels have no second derivative.
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), full_precision():
+        with shielded(), one_path():
             one = self._num_samples == 1
             value = self._function(leaf) if one else self._function(leaf, samples)
             if not isinstance(value, Tensor) or value.numel() != 1:
@@ -179,7 +179,7 @@ class DoubleBackward:
 
     def __init__(self, value: Tensor, theta: Tensor) -> None:
         self._theta = theta
-        with full_precision():
+        with shielded(), one_path():
             (self._gradient,) = torch.autograd.grad(value, theta, create_graph=True)
 
     def gradient(self) -> Tensor:
@@ -188,7 +188,9 @@ class DoubleBackward:
 
     def multiply(self, rows: Tensor) -> Tensor:
         """H times each row of (k, P), as rows."""
-        parts = [
-            pull_back([self._gradient], [self._theta], [row], vectorized=False)[0] for row in rows
-        ]
+        with shielded(), one_path():
+            parts = [
+                pull_back([self._gradient], [self._theta], [row], vectorized=False)[0]
+                for row in rows
+            ]
         return torch.stack(parts)

@@ -13,15 +13,17 @@ Example:
 from __future__ import annotations
 
 import fnmatch
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from thalweg.errors import InvalidInput, invalid
+from thalweg.loss.guards.dtypes import refuse_unfit_dtypes, widest
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class ParameterLayout:
                 match something. The order is that of the model, not of the patterns.
 
         Raises:
-            InvalidInput: a pattern matches no trainable parameter, or none is trainable.
+            InvalidInput: a pattern matches no trainable parameter, or none is trainable; one of
+                them is complex, or in a dtype of 8 bits.
 
         Example:
             >>> ParameterLayout.from_model(torch.nn.Linear(3, 2), "b*").names
@@ -64,6 +67,7 @@ class ParameterLayout:
         if isinstance(patterns, str):
             patterns = [patterns]
         chosen = trainable if patterns is None else _matching(trainable, patterns)
+        refuse_unfit_dtypes(chosen)
         return cls(tuple(chosen), tuple(p.shape for p in chosen.values()))
 
     @property
@@ -80,13 +84,29 @@ class ParameterLayout:
         """The model's own parameter objects, in the order of this layout.
 
         Raises:
-            AttributeError: the model has no parameter of such a name.
+            InvalidInput: the model has no parameter of such a name.
         """
-        return [model.get_parameter(name) for name in self.names]
+        found = []
+        for name in self.names:
+            try:
+                # Unlike `get_parameter` also of a TorchScript module.
+                parameter: Any = functools.reduce(getattr, name.split("."), model)
+            except AttributeError:
+                parameter = None
+            if not isinstance(parameter, nn.Parameter):
+                found_instead = type(parameter).__name__
+                hint = "the model was changed since the objective was built: build it anew"
+                raise invalid(f"parameter {name!r}", found_instead, "a parameter", hint)
+            found.append(parameter)
+        return found
 
     def read(self, model: nn.Module) -> Tensor:
-        """Copy the model's current parameters into a flat vector (P,)."""
-        return self.flatten([p.detach() for p in self.parameters(model)])
+        """Copy the model's current parameters into a flat vector (P,), in the widest of dtypes."""
+        return self.flatten([p.detach() for p in self.parameters(model)]).to(self.dtype(model))
+
+    def dtype(self, model: nn.Module) -> torch.dtype:
+        """The dtype of theta: the widest of the parameters', at least float32."""
+        return widest(p.dtype for p in self.parameters(model))
 
     def write(self, model: nn.Module, theta: Tensor) -> None:
         """Set the model's parameters to the flat vector `theta` (P,).

@@ -7,12 +7,14 @@ where many products follow one another, the graphs too.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from thalweg.errors import InvalidInput
 from thalweg.loss.chunk_multiplier import ChunkGraph, ChunkMultiplier, pull_back
 from thalweg.loss.guards.memory import InChunks, within_memory
 from thalweg.loss.layout import ParameterLayout
@@ -82,7 +84,15 @@ class ChunkedLinearization:
         self._kept, kept = None, []
         for chunk in chunks:
             if shaped is not None:
-                part = objective.multiplier.multiply(chunk, shaped)
+                with chunk.at:
+                    try:
+                        part = objective.multiplier.multiply(chunk, shaped)
+                    except (RuntimeError, InvalidInput) as error:
+                        if "divisible by 2" not in str(error):
+                            raise
+                        # Seen as complex numbers, which have to begin at an even place.
+                        shaped = [vectors.clone() for vectors in shaped]
+                        part = objective.multiplier.multiply(chunk, shaped)
                 # In place: on small chunks the passes over (k, P) cost more than the arithmetic.
                 if chunk.fraction != 1:
                     part.mul_(chunk.fraction)
@@ -106,6 +116,7 @@ class GradientGraph:
     samples: int
     leaves: tuple[Tensor, ...]
     gradient: tuple[Tensor, ...]
+    at: AbstractContextManager[object]
 
     def multiply(self, vectors: Sequence[Tensor], *, vectorized: bool) -> list[Tensor]:
         """See `ChunkGraph`."""

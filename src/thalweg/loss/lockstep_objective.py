@@ -35,6 +35,8 @@ from thalweg.loss.objective import Objective
 from thalweg.loss.replay import Replay
 from thalweg.loss.samples import Batch, refuse_unfit_indices
 
+FEW_SAMPLES = 2
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -75,8 +77,11 @@ class LockstepObjective:
         multiplier: how blocks are multiplied: a `ChunkMultiplier`.
 
     Raises:
-        InvalidInput: as for `Objective`; thetas that are not (R, P); indices that are neither
-            int64 (n,) nor (R, n); `replay` with a model that looks at values.
+        InvalidInput: as for `Objective`; a model with activation checkpointing, one that has a
+            parameter at hand beside the module's attribute, or that writes into its parameters or
+            sees them as complex numbers: these are looked for once, on two samples; thetas that are
+            not (R, P); indices that are neither int64 (n,) nor (R, n); `replay` with a model that
+            looks at values.
 
     Results are in units of the loss, over theta for derivatives; on the device and in the dtype of
     thetas. NaN and infinite values stay in their run's row; nobody looks for them here, since that
@@ -96,6 +101,7 @@ class LockstepObjective:
         self.objective = objective
         self.multiplier = ChunkMultiplier(vectorize_up_to)
         self._replay = Replay() if replay else None
+        self._looked = False
 
     @property
     def num_parameters(self) -> int:
@@ -118,6 +124,7 @@ class LockstepObjective:
                 each run its own (a mini-batch); None for all samples.
         """
         self._refuse_shape(thetas)
+        self._look()
         values, gradients = within_memory(
             self.objective, lambda: self._values_and_gradients(thetas, samples)
         )
@@ -138,6 +145,7 @@ class LockstepObjective:
         if rows.dim() != 3 or (rows.shape[0], rows.shape[2]) != tuple(thetas.shape):
             allowed = f"(R, k, P) = ({thetas.shape[0]}, k, {self.num_parameters})"
             raise invalid("rows", tuple(rows.shape), allowed)
+        self._look()
         product = within_memory(self.objective, lambda: self._products(thetas, rows, samples))
         return self.objective.reduction.sum(product)
 
@@ -280,6 +288,14 @@ class LockstepObjective:
             )
         return tree_map(lambda leaf: leaf.unflatten(0, tuple(samples.shape)), batches[0])
 
+    def _look(self) -> None:
+        """Refuse, once and by a few samples, a model that runs cannot share."""
+        if not self._looked:
+            # Those of this process, whatever they weigh: no sum over all is closed here.
+            batch, _ = next(self.objective.samples.chunks(None, FEW_SAMPLES))
+            self.objective.evaluator.refuse_sharing(batch)
+            self._looked = True
+
     def _refuse_shape(self, thetas: Tensor) -> None:
         if thetas.dim() != 2 or thetas.shape[1] != self.num_parameters or not len(thetas):
             allowed = f"(R, P), R >= 1, with P = {self.num_parameters}"
@@ -292,7 +308,7 @@ class LockstepObjective:
 def _weights(weigh: Callable[[Batch], Tensor | float], batch: Batch, runs: int) -> Tensor:
     """The batch weights (R,) of stacked batches, in float64 on the CPU."""
     each = [float(weigh(entries(batch, run))) for run in range(runs)]
-    weights = torch.tensor(each, dtype=torch.float64)
+    weights = torch.tensor(each, dtype=torch.float64, device="cpu")
     if not bool((weights > 0).all()):
         raise invalid(
             "batch_weight",

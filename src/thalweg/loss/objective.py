@@ -22,7 +22,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -37,20 +37,27 @@ from thalweg.loss.guards.agreement import Agreement, agreement
 from thalweg.loss.guards.determinism import refuse_changing
 from thalweg.loss.guards.generators import generators_kept
 from thalweg.loss.guards.memory import within_memory
+from thalweg.loss.guards.wrapped import patterns_inside, unwrapped
 from thalweg.loss.layout import ParameterLayout
 from thalweg.loss.linearization import ChunkedLinearization, GradientGraph
 from thalweg.loss.protocol import Loss
-from thalweg.loss.reduce import Reduction
+from thalweg.loss.reduce import Reduction, reduction_of
 from thalweg.loss.samples import Batch, BatchSamples, Samples, as_samples, refuse_unfit_indices
 from thalweg.loss.weighting import Counted, batch_weight_of, candidates, is_torch_loss
+from thalweg.surroundings import shielded
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class Objective:
     """The loss of a model over a fixed data set, as a function of theta (P,); a `Loss`.
 
     Args:
-        model: any module. It is never changed: buffers, gradients and random state stay as they
-            are.
+        model: any module. It is never changed: parameters, buffers, other attributes, gradients
+            and random state stay as they are, and so do the data. Out of `torch.compile` and
+            `DistributedDataParallel` the model inside is taken. In bfloat16 or float16 it is
+            evaluated in float32, and theta is in the widest dtype of its parameters.
         loss: `loss(output, target) -> scalar`, the mean over the batch; or None for a model that
             returns the loss itself or an object with a `.loss`.
         data: a tuple `(inputs..., target)` or dict of tensors, a `Dataset`, a `DataLoader`, or a
@@ -75,8 +82,10 @@ class Objective:
             parameters. Loss, gradient and products stay in that of the parameters.
         vectorize_up_to: samples in the largest chunk whose block of products is one vectorized
             backward pass, 0 for none; None measures. See `ChunkMultiplier`.
-        reduction: closes the sums over samples where `data` are this process's alone, see
-            `reduce.py`; None where they are all there are.
+        group: the processes of `torch.distributed` that share the loss: `data` are this process's
+            samples, the loss is the mean over those of all, and all ask the same in the same order.
+            None for this process alone; to be said where there are several.
+        reduction: closes the sums over samples in another way, see `reduce.py`; None for `group`'s.
         check: compare on a few samples, once, before the first result that depends on it: products
             with differences of gradients; where samples are evaluated in parts, the loss of a few
             with that of two parts of them. False to take what model and loss give.
@@ -86,11 +95,13 @@ class Objective:
 
     Raises:
         InvalidInput: a dropout or batch-norm layer in training mode, here or when the loss is
-            evaluated; empty data, no trainable parameter, model and data on two devices, an
-            impossible chunk size, mode or dtype.
+            evaluated; several processes and no `group`; a parameter in complex numbers or 8 bits;
+            empty data, no trainable parameter, model and data on two devices, an impossible chunk
+            size, mode or dtype. At the first evaluation: a forward pass that changes parameters, a
+            tensor that was computed from one before, checkpoints with `use_reentrant=True`.
 
-    Values are in units of the loss, derivatives in those over theta; on the device and in the
-    dtype of the parameters. Example: see the module.
+    Values are in units of the loss, derivatives in those over theta; on the device of the
+    parameters and in the dtype of theta. Example: see the module.
     """
 
     def __init__(
@@ -105,18 +116,21 @@ class Objective:
         mode: Literal["eval"] | None = None,
         forward_dtype: torch.dtype | None = None,
         vectorize_up_to: int | None = None,
+        group: ProcessGroup | Literal["ask"] | None = "ask",
         reduction: Reduction | None = None,
         check: bool = True,
     ) -> None:
         if chunk_size is not None and chunk_size != "auto" and chunk_size < 1:
             allowed = "an integer >= 1, 'auto', or None for no limit"
             raise invalid("chunk_size", chunk_size, allowed)
+        self.reduction = reduction_of(group) if reduction is None else reduction
+        if (inside := unwrapped(model)) is not model:
+            model, parameters = inside, patterns_inside(parameters)
         self.model = model
         self.samples: Samples = as_samples(data)
         self.layout = ParameterLayout.from_model(model, parameters)
         self.chunk_size = _default_chunk(self.device) if chunk_size == "auto" else chunk_size
         self.multiplier = ChunkMultiplier(vectorize_up_to)
-        self.reduction = reduction or Reduction()
         self.check = check
         self._samples_before, self._num_samples = self.reduction.place(len(self.samples))
         # None where nobody has said, and samples are counted unless they turn out not to count.
@@ -146,8 +160,8 @@ class Objective:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the parameters."""
-        return self.layout.parameters(self.model)[0].dtype
+        """The dtype of theta: the widest of the parameters', at least float32."""
+        return self.layout.dtype(self.model)
 
     @classmethod
     def from_batches(
@@ -194,6 +208,7 @@ class Objective:
         """The model's own parameters that make up theta, in its order."""
         return self.layout.parameters(self.model)
 
+    @shielded()
     def theta(self) -> Tensor:
         """A copy of the model's current parameters, (P,)."""
         return self.layout.read(self.model)
@@ -206,6 +221,7 @@ class Objective:
         """
         self.layout.write(self.model, theta)
 
+    @shielded()
     def value(self, theta: Tensor | None = None, samples: Tensor | None = None) -> Tensor:
         """The mean loss, a scalar tensor.
 
@@ -228,6 +244,7 @@ class Objective:
         """The gradient of the mean loss, (P,). See `value` for arguments and errors."""
         return self.value_and_gradient(theta, samples)[1]
 
+    @shielded()
     def weight(self, samples: Tensor | None = None) -> float:
         """The weight of samples in the mean: their number, or the sum of their batch weights.
 
@@ -251,6 +268,7 @@ class Objective:
             self._total_weight = total
         return total
 
+    @shielded()
     def value_and_gradient(
         self, theta: Tensor | None = None, samples: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -280,7 +298,11 @@ class Objective:
             for evaluation in self.evaluations(point, samples):
                 gradient = self.gradient_of(evaluation, create_graph=True)
                 yield GradientGraph(
-                    evaluation.fraction, evaluation.samples, evaluation.leaves, gradient
+                    evaluation.fraction,
+                    evaluation.samples,
+                    evaluation.leaves,
+                    gradient,
+                    evaluation.at,
                 )
 
         return ChunkedLinearization(self, point, graphs, keep_graph=keep_graph)
@@ -307,6 +329,7 @@ class Objective:
             batch_weight=self.batch_weight,
             chunk_size=None,
             mode="eval" if self.evaluator.mode == "eval" else None,
+            group=None,
             check=False,
         )
 
@@ -339,12 +362,11 @@ class Objective:
 
         What operators of a model's outputs are built on.
         """
+        pieces = self.evaluator.pieces(theta)
         for batch, count, fraction in self.chunks(samples):
-            with self.evaluator.settings():
-                leaves = self.evaluator.leaves(theta, requires_grad=True)
-                outputs, loss = self.evaluator.outputs_and_loss(leaves, batch)
-                require_finite(loss.detach(), "the loss")
-            yield Evaluation(fraction, count, leaves, outputs, loss)
+            outputs, loss, at = self.evaluator.evaluate(pieces, batch)
+            require_finite(loss.detach(), "the loss")
+            yield Evaluation(fraction, count, at.leaves, outputs, loss, at)
 
     def evaluations_of_each(
         self, theta: Tensor | None = None, samples: Tensor | None = None, batch_size: int = 1
@@ -362,6 +384,7 @@ class Objective:
         """
         self.require_mean()
         size = None if self.chunk_size is None else max(1, self.chunk_size // batch_size)
+        pieces = self.evaluator.pieces(theta)
         for batch, count, fraction in self.chunks(samples, size and size * batch_size):
             if count % batch_size:
                 raise invalid("batch_size", batch_size, f"a divisor of {count}, the data's batch")
@@ -369,12 +392,11 @@ class Objective:
             weights = self._weights_of_each(parts, count // batch_size)
             # A batch in which every target is ignored has the mean 0/0.
             parts, weights = entries(parts, weights > 0), weights[weights > 0]
-            with self.evaluator.settings():
-                leaves = self.evaluator.leaves(theta, requires_grad=True)
-                losses = self.evaluator.losses_of_each(leaves, parts, len(weights))
+            losses, at = self.evaluator.evaluate_each(pieces, parts, len(weights))
+            with at:
                 loss = losses @ weights
-                require_finite(loss.detach(), "the loss")
-            yield Evaluation(fraction, count, leaves, (losses, weights), loss)
+            require_finite(loss.detach(), "the loss")
+            yield Evaluation(fraction, count, at.leaves, (losses, weights), loss, at)
 
     def gradient_of(
         self, evaluation: Evaluation, *, create_graph: bool = False, retain_graph: bool = False
@@ -393,23 +415,24 @@ class Objective:
         )
 
     def _value(self, theta: Tensor | None, samples: Tensor | None) -> Tensor:
-        leaves = self.evaluator.leaves(theta, requires_grad=False)
-        total = torch.zeros((), device=self.device)
-        with self.evaluator.settings(), torch.no_grad():
-            for batch, _, fraction in self.chunks(samples):
-                total = total + fraction * self.evaluator.outputs_and_loss(leaves, batch)[1]
-        return total
+        total = torch.zeros((), dtype=self.dtype, device=self.device)
+        pieces = self.evaluator.pieces(theta)
+        for batch, _, fraction in self.chunks(samples):
+            # With a graph, as for the gradient: without one torch and models may compute another
+            # function.
+            total = total + fraction * self.evaluator.evaluate(pieces, batch)[1].detach()
+        return total.to(self.dtype)
 
     def _value_and_gradient(
         self, theta: Tensor | None, samples: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        value = torch.zeros((), device=self.device)
+        value = torch.zeros((), dtype=self.dtype, device=self.device)
         gradient = torch.zeros(self.num_parameters, dtype=self.dtype, device=self.device)
         for evaluation in self.evaluations(theta, samples):
             parts = self.layout.flatten(self.evaluator.gradient(evaluation))
             gradient.add_(parts, alpha=evaluation.fraction)
             value = value + evaluation.fraction * evaluation.loss.detach()
-        return value, gradient
+        return value.to(self.dtype), gradient
 
     def _weights_of_each(self, parts: Batch, count: int) -> Tensor:
         """The fraction (n,) of each of the stacked batches in the mean of their losses."""
@@ -513,7 +536,9 @@ class Objective:
         return isinstance(self.samples, BatchSamples) and len(self.samples.batches) > 1
 
     def _first_batch(self) -> Batch:
-        return next(iter(self.samples.chunks(torch.zeros(1, dtype=torch.int64), 1)))[0]
+        return next(iter(self.samples.chunks(torch.zeros(1, dtype=torch.int64, device="cpu"), 1)))[
+            0
+        ]
 
     def _own(self, samples: Tensor | None) -> Tensor | None:
         """The samples among these that this process holds, by their indices in it."""

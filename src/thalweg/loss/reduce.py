@@ -14,7 +14,16 @@ Example:
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.distributed as dist
 from torch import Tensor
+
+from thalweg.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class Reduction:
@@ -39,3 +48,55 @@ class Reduction:
             through all processes.
         """
         return 0, count
+
+
+class AcrossProcesses(Reduction):
+    """Closes sums over the processes of a `torch.distributed` group, each with its own samples.
+
+    Args:
+        group: the processes. All ask the same of their losses, in the same order.
+    """
+
+    def __init__(self, group: ProcessGroup) -> None:
+        self.group = group
+
+    def sum(self, partial: Tensor) -> Tensor:
+        """See `Reduction`."""
+        whole = partial.contiguous()
+        dist.all_reduce(whole, group=self.group)
+        return whole
+
+    def total(self, partial: float) -> float:
+        """See `Reduction`."""
+        return float(self.sum(self._number(partial, torch.float64)))
+
+    def place(self, count: int) -> tuple[int, int]:
+        """See `Reduction`."""
+        own = self._number(count, torch.int64)
+        counts = [torch.zeros_like(own) for _ in range(dist.get_world_size(self.group))]
+        dist.all_gather(counts, own, group=self.group)
+        before = counts[: dist.get_rank(self.group)]
+        return int(sum(map(int, before))), int(sum(map(int, counts)))
+
+    def _number(self, value: float, dtype: torch.dtype) -> Tensor:
+        on_gpu = dist.get_backend(self.group) == "nccl"
+        return torch.tensor(value, dtype=dtype, device="cuda" if on_gpu else "cpu")
+
+
+def reduction_of(group: ProcessGroup | Literal["ask"] | None) -> Reduction:
+    """How sums are closed over a group; None for this process alone.
+
+    Raises:
+        InvalidInput: "ask", where `torch.distributed` runs with several processes: is the loss that
+            of this process's samples, or of all?
+    """
+    if group == "ask":
+        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        if several:
+            raise InvalidInput(
+                f"group: torch.distributed runs with {dist.get_world_size()} processes; give"
+                " group=torch.distributed.group.WORLD for the loss over the samples of all, or"
+                " group=None for that of this process's samples alone"
+            )
+        return Reduction()
+    return Reduction() if group is None else AcrossProcesses(group)

@@ -50,7 +50,7 @@ def batch_weight_of(loss: object) -> Callable[[Batch], Tensor] | None:
         if target.is_floating_point():
             # Class probabilities (n, classes, ...): torch divides by the number of distributions.
             classes = target.shape[1] if target.dim() > 1 else 1
-            return torch.tensor(float(target.numel() // classes))
+            return torch.tensor(float(target.numel() // classes), device="cpu")
         # Without picking targets out, so that `vmap` weighs many batches at once.
         kept = target != ignored
         if class_weights is None:
@@ -79,7 +79,7 @@ class Counted:
         """The weight of each of a batch's samples, int64 (n,)."""
         if self.entry is None:
             first = next(leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor))
-            return torch.ones(len(first), dtype=torch.int64)
+            return torch.ones(len(first), dtype=torch.int64, device="cpu")
         tensor = batch[self.entry]
         counts = tensor != (0 if self.ignored is None else self.ignored)
         counts = counts.reshape(len(tensor), -1)

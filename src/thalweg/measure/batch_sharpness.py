@@ -87,10 +87,12 @@ def batch_sharpness(
         raise invalid("batches", batches, "an integer >= 1")
     theta = objective.theta() if theta is None else theta
     generator = torch.Generator().manual_seed(seed)
-    curvatures = torch.empty(batches, dtype=torch.float64)
-    squares = torch.empty(batches, dtype=torch.float64)
+    curvatures = torch.empty(batches, dtype=torch.float64, device="cpu")
+    squares = torch.empty(batches, dtype=torch.float64, device="cpu")
     for number in range(batches):
-        drawn = torch.randperm(objective.num_samples, generator=generator)[:batch_size]
+        drawn = torch.randperm(objective.num_samples, generator=generator, device="cpu")[
+            :batch_size
+        ]
         # In ascending order the data is read forwards.
         samples = drawn.sort().values
         _, gradient = objective.value_and_gradient(theta, samples)

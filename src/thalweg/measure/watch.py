@@ -26,13 +26,14 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from thalweg.errors import Diverged, InvalidInput, ThalwegError, invalid
+from thalweg.loss.guards.wrapped import patterns_inside, unwrapped
 from thalweg.loss.layout import ParameterLayout
 from thalweg.loss.objective import Objective
 from thalweg.loss.samples import as_samples
@@ -43,6 +44,9 @@ from thalweg.optim.stability import stability_threshold
 from thalweg.tracking.follow_or_solve import FollowOrSolve
 from thalweg.tracking.tracker import SubspaceTracker
 from thalweg.tracking.wrapping import require_optimizer, stepping
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 MOST_INFERRED_CLASSES = 100
 # Enough for a mean, few enough to cost nothing.
@@ -63,6 +67,7 @@ def watch(
     parameters: Sequence[str] | str | None = None,
     batch_weight: Callable[[Any], Tensor | float] | None = None,
     chunk_size: int | Literal["auto"] | None = "auto",
+    group: ProcessGroup | Literal["ask"] | None = "ask",
     error: float = 0.01,
     exact: bool = False,
     seed: int = 0,
@@ -85,7 +90,7 @@ def watch(
     the preconditioned sharpness.
 
     Args:
-        model, loss, data, batch_weight, chunk_size: as for `Objective`; `data` is what the
+        model, loss, data, batch_weight, chunk_size, group: as for `Objective`; `data` is what the
             curvature is measured over, usually the training set without augmentation.
         optimizer: any optimizer of torch; those of its parameters that belong to the model and
             require a gradient make up theta. Thalweg's own, Accelerate's and Lightning's wrappers
@@ -123,8 +128,8 @@ def watch(
         given = loss.__name__ if isinstance(loss, type) else loss
         hint = f"{given}()" if isinstance(loss, type) else ""
         raise invalid("loss", given, "a function loss(output, target), or None", hint)
-    # A compiled model cannot be differentiated twice; the one it was made from shares all tensors.
-    model = getattr(model, "_orig_mod", model)
+    if (inside := unwrapped(model)) is not model:
+        model, parameters = inside, patterns_inside(parameters)
     require_optimizer("optimizer", optimizer)
     layout = _watched_layout(model, optimizer, parameters)
     watched = layout.parameters(model)
@@ -137,6 +142,7 @@ def watch(
             batch_weight=batch_weight,
             chunk_size=chunk_size,
             mode="eval",
+            group=group,
         )
         with _on_one_line(
             "the loss of the first samples cannot be evaluated",
@@ -197,7 +203,9 @@ def _subset(data: object, samples: int, seed: int) -> list[Any]:
     if not 1 <= samples <= len(everything):
         raise invalid("samples", samples, f"an integer from 1 to N = {len(everything)}")
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randperm(len(everything), generator=generator)[:samples].sort().values
+    drawn = (
+        torch.randperm(len(everything), generator=generator, device="cpu")[:samples].sort().values
+    )
     return [batch for batch, _ in everything.chunks(drawn, None)]
 
 
@@ -206,7 +214,7 @@ def _number_of_classes(objective: Objective) -> int | None:
     outputs: list[Any] = []
     hook = objective.model.register_forward_hook(lambda *call: outputs.append(call[2]))
     try:
-        few = torch.arange(min(SAMPLES_CHECKED, objective.num_samples))
+        few = torch.arange(min(SAMPLES_CHECKED, objective.num_samples), device="cpu")
         objective.unchecked().value(samples=few)
     finally:
         hook.remove()
@@ -232,7 +240,7 @@ def _refuse_without_second_derivative(objective: Objective) -> None:
             "torch.float32 or torch.float64",
             "keep the parameters in float32, and train in lower precision by torch.autocast",
         ) from None
-    few = torch.arange(min(SAMPLES_CHECKED, objective.num_samples))
+    few = torch.arange(min(SAMPLES_CHECKED, objective.num_samples), device="cpu")
     # What fits these few chunks, such as the faster way to multiply, is not known of the others.
     known = objective.state_dict()
     try:

@@ -20,6 +20,7 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -83,7 +84,9 @@ class GaussNewton(ChunkedOperator):
             found = []
             for evaluation in self.objective.evaluations(theta, self.samples):
                 read = read_by(evaluation.loss, evaluation.outputs, evaluation.leaves)
-                slopes = torch.autograd.grad(evaluation.loss, read, retain_graph=True)
+                one = torch.ones_like(evaluation.loss)
+                with evaluation.at:
+                    slopes = pull_back([evaluation.loss], read, [one], vectorized=False)
                 found.append((evaluation, read, slopes))
             return found
 
@@ -97,7 +100,8 @@ class GaussNewton(ChunkedOperator):
             there, above, below, strict=True
         ):
             along = [(a - b) / (2 * step) for a, b in zip(up, down, strict=True)]
-            parts = pull_back(read, evaluation.leaves, along, vectorized=False)
+            with evaluation.at:
+                parts = pull_back(read, evaluation.leaves, along, vectorized=False)
             flat = torch.cat([part.reshape(-1) for part in parts])
             total.add_(flat, alpha=evaluation.fraction)
         return total
@@ -181,15 +185,17 @@ class _OutputGraph:
     loss_gradient: tuple[Tensor, ...]
     dummies: tuple[Tensor, ...]
     pulled_back: tuple[Tensor, ...]
+    at: AbstractContextManager[object]
 
     @classmethod
     def of(cls, evaluation: Evaluation, gradient: tuple[Tensor, ...]) -> _OutputGraph:
-        fraction, samples, leaves, outputs, loss = evaluation
-        loss_gradient = pull_back(
-            [loss], outputs, [torch.ones_like(loss)], vectorized=False, create_graph=True
-        )
-        dummies = tuple(torch.zeros_like(z, requires_grad=True) for z in outputs)
-        pulled_back = pull_back(outputs, leaves, dummies, vectorized=False, create_graph=True)
+        fraction, samples, leaves, outputs, loss, at = evaluation
+        with at:
+            loss_gradient = pull_back(
+                [loss], outputs, [torch.ones_like(loss)], vectorized=False, create_graph=True
+            )
+            dummies = tuple(torch.zeros_like(z, requires_grad=True) for z in outputs)
+            pulled_back = pull_back(outputs, leaves, dummies, vectorized=False, create_graph=True)
         return cls(
             fraction,
             samples,
@@ -199,6 +205,7 @@ class _OutputGraph:
             tuple(loss_gradient),
             dummies,
             tuple(pulled_back),
+            at,
         )
 
     def multiply(self, vectors: Sequence[Tensor], *, vectorized: bool) -> list[Tensor]:

@@ -16,6 +16,7 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Self
 
@@ -94,7 +95,7 @@ class GradientCovariance(ChunkedOperator):
         if self.batch_size != 1:
             return None
         count = self.objective.num_samples
-        chosen = torch.arange(count) if self.samples is None else self.samples
+        chosen = torch.arange(count, device="cpu") if self.samples is None else self.samples
         gradients, weights = [], []
         for sample in chosen.split(1):
             begin()
@@ -129,13 +130,17 @@ class _LossesGraph:
     weights: Tensor
     dummy: Tensor
     pulled_back: tuple[Tensor, ...]
+    at: AbstractContextManager[object]
 
     @classmethod
     def of(cls, evaluation: Evaluation, gradient: tuple[Tensor, ...]) -> _LossesGraph:
-        fraction, samples, leaves, (losses, weights), _ = evaluation
-        dummy = torch.zeros_like(losses, requires_grad=True)
-        pulled_back = pull_back([losses], leaves, [dummy], vectorized=False, create_graph=True)
-        return cls(fraction, samples, leaves, gradient, losses, weights, dummy, tuple(pulled_back))
+        fraction, samples, leaves, (losses, weights), _, at = evaluation
+        with at:
+            dummy = torch.zeros_like(losses, requires_grad=True)
+            pulled_back = pull_back([losses], leaves, [dummy], vectorized=False, create_graph=True)
+        return cls(
+            fraction, samples, leaves, gradient, losses, weights, dummy, tuple(pulled_back), at
+        )
 
     def multiply(self, vectors: Sequence[Tensor], *, vectorized: bool) -> list[Tensor]:
         (along,) = pull_back(self.pulled_back, [self.dummy], vectors, vectorized=vectorized)

@@ -20,6 +20,7 @@ from thalweg.loss.objective import Objective, require_objective
 from thalweg.loss.protocol import Linearization, Loss
 from thalweg.operators.product_check import check_once
 from thalweg.operators.symmetric import CountsMatvecs, OperatorAround, SymmetricOperator, rows_of
+from thalweg.surroundings import shielded
 
 FEWEST = 32
 """Samples that say something about all of them."""
@@ -87,6 +88,7 @@ class LossOperator(CountsMatvecs, ABC):
         return self.theta.device
 
     @property
+    @shielded()
     def gradient(self) -> Tensor:
         """The gradient over the operator's samples at theta (P,), in units of the loss over theta.
 
@@ -98,6 +100,7 @@ class LossOperator(CountsMatvecs, ABC):
         """
         return require_finite(self._at_theta().gradient(), "the gradient")
 
+    @shielded()
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """A v for (P,), or A V for the columns of (P, k), stored column by column.
 
@@ -117,11 +120,11 @@ class LossOperator(CountsMatvecs, ABC):
         if isinstance(self.objective, Objective) and not self.objective.is_mean():
             return None
         count = self.objective.num_samples
-        samples = torch.arange(count) if self.samples is None else self.samples
+        samples = torch.arange(count, device="cpu") if self.samples is None else self.samples
         chosen = math.ceil(fraction * len(samples))
         if chosen < FEWEST:
             return None
-        some = samples[torch.randperm(len(samples), generator=generator)[:chosen]]
+        some = samples[torch.randperm(len(samples), generator=generator, device="cpu")[:chosen]]
         return self.over(self.objective, self.theta, some)
 
     def over(self, objective: Loss, theta: Tensor, samples: Tensor | None) -> Self:

@@ -156,7 +156,7 @@ def coordinates(layout: ParameterLayout, names: Iterable[str]) -> Tensor:
         raise invalid(
             "names", sorted(unknown), "names of parameters in theta: " + ", ".join(layout.names)
         )
-    ranges = torch.arange(layout.num_parameters).split(layout.sizes)
+    ranges = torch.arange(layout.num_parameters, device="cpu").split(layout.sizes)
     kept = [part for name, part in zip(layout.names, ranges, strict=True) if name in wanted]
     return torch.cat(kept)
 

@@ -220,7 +220,7 @@ def spectral_density(
     known = known_part(operator, known)
     generator = torch.Generator().manual_seed(seed)
     steps, made, num_matvecs = min(steps, operator.shape[0] - known.k), 0, 0
-    diagonal = torch.zeros(probes, steps, dtype=torch.float64)
+    diagonal = torch.zeros(probes, steps, dtype=torch.float64, device="cpu")
     off_diagonal = torch.zeros_like(diagonal)
     for begin in range(0, probes, block):
         part = slice(begin, min(begin + block, probes))
@@ -253,8 +253,8 @@ def _lanczos(
     rows, steps = starts.T, diagonal.shape[1]
     basis = rows.new_empty(len(rows), steps, rows.shape[1])
     before, beta = torch.zeros_like(rows), rows.new_zeros(len(rows), 1)
-    ended = torch.zeros(len(rows), dtype=torch.bool)
-    scale = torch.zeros(len(rows), dtype=torch.float64)
+    ended = torch.zeros(len(rows), dtype=torch.bool, device="cpu")
+    scale = torch.zeros(len(rows), dtype=torch.float64, device="cpu")
     rounding = 10 * torch.finfo(operator.dtype).eps
     for step in range(steps):
         basis[:, step] = rows

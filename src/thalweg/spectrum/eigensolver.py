@@ -39,13 +39,13 @@ from torch import Tensor
 
 from thalweg.errors import formerly, invalid, unknown_name
 from thalweg.linalg import orthonormalize
-from thalweg.loss.guards.precision import full_precision
 from thalweg.loss.protocol import Loss
 from thalweg.operators.hessian import as_operator
 from thalweg.operators.symmetric import SymmetricOperator
 from thalweg.spectrum.krylov import WANTED, Krylov, Ritz, Which, random_vector
 from thalweg.spectrum.multiplicity import few_samples_see_none
 from thalweg.spectrum.subspace import Subspace
+from thalweg.surroundings import shielded
 
 
 class NotConverged(UserWarning):
@@ -215,8 +215,8 @@ def _solve(
         raise invalid("basis_size", basis_size, f"an integer >= {least}, the result and a block")
     if check_repeated < 0:
         raise invalid("check_repeated", check_repeated, "an integer >= 0")
-    krylov = Krylov(operator, min(size, room), which)
-    with full_precision():
+    with shielded():
+        krylov = Krylov(operator, min(size, room), which)
         found = _iterate(krylov, block, k, tolerance, limit, check_repeated, generator)
         subspace = krylov.subspace(found, first, converged=found.residual <= tolerance)
     if not subspace.converged:

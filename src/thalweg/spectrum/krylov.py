@@ -100,12 +100,12 @@ class Krylov:
         self.which: Which = which
         self.basis = torch.empty(room, size, dtype=operator.dtype, device=operator.device)
         self.images = torch.empty_like(self.basis)
-        self.projected = torch.zeros(room, room, dtype=torch.float64)
+        self.projected = torch.zeros(room, room, dtype=torch.float64, device="cpu")
         self.dimension = 0
         self.last = 0
         self.num_matvecs = 0.0
         self.operator_norm = 0.0
-        self._remainder = torch.empty(size, 0)
+        self._remainder = torch.empty(size, 0, device="cpu")
 
     @property
     def complete(self) -> bool:
@@ -273,7 +273,7 @@ class Krylov:
         In blocks of columns: the k vectors and their images, whole, would double the memory.
         """
         m, squares = self.dimension, torch.zeros_like(values)
-        one_way = torch.zeros(len(values), m, dtype=torch.float64)
+        one_way = torch.zeros(len(values), m, dtype=torch.float64, device="cpu")
         other_way = torch.zeros_like(one_way)
         coefficients, factors = vectors.T.to(self.basis), values.to(self.basis)[:, None]
         for columns in column_blocks(self.basis):

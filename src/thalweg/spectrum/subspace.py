@@ -191,8 +191,10 @@ def random_subspace(
     if not 1 <= k <= num_parameters:
         raise invalid("k", k, f"an integer from 1 to P = {num_parameters}")
     generator = torch.Generator().manual_seed(seed)
-    block = torch.randn(num_parameters, k, generator=generator, dtype=torch.float64)
-    return Subspace(orthonormalize(block).to(dtype), torch.full((k,), float("nan"), dtype=dtype))
+    block = torch.randn(num_parameters, k, generator=generator, dtype=torch.float64, device="cpu")
+    return Subspace(
+        orthonormalize(block).to(dtype), torch.full((k,), float("nan"), dtype=dtype, device="cpu")
+    )
 
 
 def _flat(vector: Tensor | Sequence[Tensor] | Mapping[str, Tensor]) -> Tensor:

@@ -239,7 +239,9 @@ class GradientSubspace(_Renewed):
         renewed = self._calls % self.every == 0
         self._calls += 1
         if renewed:
-            chosen = torch.randperm(self.objective.num_samples, generator=self._generator)
+            chosen = torch.randperm(
+                self.objective.num_samples, generator=self._generator, device="cpu"
+            )
             self._take(self._gradients(theta, chosen[: self.samples].sort().values))
         cost = self.samples / self.objective.num_samples if renewed else 0.0
         age = 0 if renewed else self.report.age + 1
@@ -254,12 +256,12 @@ class GradientSubspace(_Renewed):
         """The gradient of each sample's loss at theta, (samples, P)."""
         found: list[Tensor] = []
         chosen = chosen.to(self.objective.device)
-        with torch.enable_grad():
-            for evaluation in self.objective.evaluations_of_each(theta, chosen):
-                losses = evaluation.outputs[0]
-                each = torch.eye(len(losses), dtype=losses.dtype, device=losses.device)
+        for evaluation in self.objective.evaluations_of_each(theta, chosen):
+            losses = evaluation.outputs[0]
+            each = torch.eye(len(losses), dtype=losses.dtype, device=losses.device)
+            with evaluation.at:
                 parts = pull_back([losses], evaluation.leaves, [each], vectorized=True)
-                found.append(torch.cat([part.reshape(len(losses), -1) for part in parts], dim=1))
+            found.append(torch.cat([part.reshape(len(losses), -1) for part in parts], dim=1))
         return torch.cat(found)
 
     def state_dict(self) -> dict[str, Any]:

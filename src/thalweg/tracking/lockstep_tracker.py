@@ -38,12 +38,12 @@ import torch
 from torch import Tensor
 
 from thalweg.errors import invalid
-from thalweg.loss.guards.precision import full_precision
 from thalweg.loss.lockstep_objective import LockstepObjective
 from thalweg.operators.hessian import PRODUCT_COST, Hessian
 from thalweg.operators.product_check import check_once
 from thalweg.spectrum.eigensolver import top_eigenpairs
 from thalweg.spectrum.subspace import Subspace
+from thalweg.surroundings import shielded
 from thalweg.tracking.error_estimate import ErrorEstimate, lockstep_errors, population_correction
 from thalweg.tracking.following import FEWEST_SAMPLES, Following
 from thalweg.tracking.power_step import (
@@ -140,7 +140,7 @@ class LockstepTracker(Following[LockstepPowerStep, LockstepReference]):
             given = f"{tuple(thetas.shape)} and {tuple(vectors.shape)}"
             raise invalid("thetas and vectors", given, f"(R, P) = {expected} both")
         self._thetas = thetas.detach()
-        with full_precision():
+        with shielded():
             if self._reference is None:
                 self._estimates = [ErrorEstimate(self.gap_every) for _ in range(runs)]
                 self._begin(runs)

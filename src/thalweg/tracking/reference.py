@@ -30,7 +30,7 @@ Curvature = Callable[[Tensor | None], SymmetricOperator]
 
 def draw_halves(num_samples: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Two disjoint random halves of a subset of `size` samples, int64, each in ascending order."""
-    order = torch.randperm(num_samples, generator=generator)
+    order = torch.randperm(num_samples, generator=generator, device="cpu")
     # In ascending order each half reads the data forwards.
     first, second = (part.sort().values for part in order[:size].tensor_split(2))
     return first, second

@@ -29,13 +29,13 @@ import torch
 from torch import Tensor
 
 from thalweg.linalg import norm
-from thalweg.loss.guards.precision import full_precision
 from thalweg.loss.protocol import Loss
 from thalweg.operators.hessian import PRODUCT_COST, Hessian
 from thalweg.operators.loss_operator import LossOperator
 from thalweg.operators.symmetric import OperatorAt, SymmetricOperator
 from thalweg.spectrum.eigensolver import top_eigenpairs
 from thalweg.spectrum.subspace import Subspace
+from thalweg.surroundings import shielded
 from thalweg.tracking.anchor import Anchors
 from thalweg.tracking.error_estimate import (
     ErrorEstimate,
@@ -167,7 +167,7 @@ class SubspaceTracker(Following[PowerStep, Reference]):
         # Given up first: two graphs would take twice the memory.
         self._linearized = None
         theta = self.objective.theta()
-        with full_precision():
+        with shielded():
             operator = self.operator(self.objective, theta, keep_graph=True)
             # Another one's may be in a metric of its own, as that of `Preconditioned` is.
             if not isinstance(operator, LossOperator):
@@ -195,7 +195,7 @@ class SubspaceTracker(Following[PowerStep, Reference]):
         self._last_seen = None
         if self._linearized is not None and not torch.equal(self._linearized[0], self._theta):
             self._linearized = None
-        with full_precision():
+        with shielded():
             if self.exact:
                 cost = self._solve([0])[0] + self._look_at_gaps()[0][0]
                 self._report([self.tolerance], [cost], renewed=True)

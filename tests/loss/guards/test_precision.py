@@ -7,13 +7,17 @@ from torch import Tensor, nn
 from tests import dense
 from tests.networks import Case
 from thalweg.loss.chunk_multiplier import EVERY_SIZE
-from thalweg.loss.guards.precision import FULL, LOWERED, full_precision, has_recurrent_layers
+from thalweg.loss.guards.precision import has_recurrent_layers
 from thalweg.loss.objective import Objective
 from thalweg.operators.gauss_newton import GaussNewton
 from thalweg.operators.gradient_covariance import GradientCovariance
 from thalweg.operators.hessian import Hessian
 from thalweg.operators.loss_operator import LossOperator
 from thalweg.spectrum.eigensolver import top_eigenpairs
+from thalweg.surroundings import FULL, full_precision
+
+LOWERED = "tf32"
+SEEN: list[str] = []
 
 
 def convolution() -> str:
@@ -23,15 +27,11 @@ def convolution() -> str:
 class Noting(nn.Module):
     """An identity that notes in which precision it is evaluated and differentiated."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-
     def forward(self, inputs: Tensor) -> Tensor:
-        self.seen.append(convolution())
+        SEEN.append(convolution())
         outputs = inputs * inputs.exp()
         if outputs.requires_grad:
-            outputs.register_hook(lambda gradient: self.seen.append(convolution()))
+            outputs.register_hook(lambda gradient: SEEN.append(convolution()))
         return outputs
 
 
@@ -58,16 +58,16 @@ def _as_if_a_gpu_were_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_losses_and_products_are_in_full_precision_and_the_users_setting_stays(
     operator: type[LossOperator], vectorize_up_to: int
 ) -> None:
-    noting = Noting()
-    model = nn.Sequential(nn.Linear(3, 4), noting, nn.Linear(4, 2))
+    SEEN.clear()
+    model = nn.Sequential(nn.Linear(3, 4), Noting(), nn.Linear(4, 2))
     data = (torch.randn(6, 3), torch.randn(6, 2))
     objective = Objective(model, nn.MSELoss(), data, vectorize_up_to=vectorize_up_to)
     assert convolution() == LOWERED
     objective.value_and_gradient()
     _ = operator(objective) @ torch.randn(objective.num_parameters, 3)
     # Evaluated twice; inside of `vmap` a backward pass is not seen.
-    assert len(noting.seen) >= 3
-    assert set(noting.seen) == {FULL}
+    assert len(SEEN) >= 3
+    assert set(SEEN) == {FULL}
     assert convolution() == LOWERED
 
 

@@ -85,6 +85,7 @@ def make_objective(spec: Spec, problem: Problem, samples: Tensor | None = None) 
         # The model trains as it is; curvature is that of the function it stands for.
         mode="eval",
         vectorize_up_to=spec.problem.vectorize_up_to,
+        group=None,  # a run is one process's
     )
 
 

@@ -189,13 +189,18 @@ def _search(samples: Samples, candidates: Sequence[Callable[[Batch], Any]]) -> _
     counted = [i for i, weigh in enumerate(candidates) if hasattr(weigh, "of_each")]
     in_memory = isinstance(getattr(samples, "samples", samples), (TensorSamples, BatchSamples))
     searched = (
-        torch.arange(count) if in_memory else few_of(count, SEARCHED if counted else COMPARED)
+        torch.arange(count, device="cpu")
+        if in_memory
+        else few_of(count, SEARCHED if counted else COMPARED)
     )
     groups, at = [], 0
     for batch, size in samples.chunks(None if in_memory else searched, None):
-        each = [candidates[i].of_each(batch).double().cpu() for i in counted]  # type: ignore[attr-defined]
+        each = [candidates[i].of_each(batch).double().cpu() for i in counted]  # type: ignore
         groups.append(
-            (searched[at : at + size], torch.stack(each) if each else torch.empty(0, size))
+            (
+                searched[at : at + size],
+                torch.stack(each) if each else torch.empty(0, size, device="cpu"),
+            )
         )
         at += size
     spreads = [weights.amax(1) > weights.amin(1) for _, weights in groups]
@@ -204,7 +209,7 @@ def _search(samples: Samples, candidates: Sequence[Callable[[Batch], Any]]) -> _
     picked = set(few_of(len(indices), COMPARED).tolist())
     for row in weights:
         picked |= {int(row.argmin()), int(row.argmax())}
-    order = weights.sum(0) if len(weights) else torch.zeros(len(indices))
+    order = weights.sum(0) if len(weights) else torch.zeros(len(indices), device="cpu")
     lightest_first = sorted(picked, key=lambda i: (float(order[i]), i))
     otherwise = (
         number
@@ -212,4 +217,4 @@ def _search(samples: Samples, candidates: Sequence[Callable[[Batch], Any]]) -> _
         if not any(bool(spread[row]) for spread in spreads)
         and len({float(weights[row, 0]) for _, weights in groups}) > 1
     )
-    return _Search(indices[torch.tensor(lightest_first)], frozenset(otherwise))
+    return _Search(indices[torch.tensor(lightest_first, device="cpu")], frozenset(otherwise))

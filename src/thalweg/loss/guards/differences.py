@@ -118,4 +118,6 @@ def scales(theta: Tensor, sizes: Sequence[int]) -> Tensor:
 def random_like(tensor: Tensor, seed: int) -> Tensor:
     """Normal random numbers from a generator of their own, the same on every device."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
+    return torch.randn(tensor.shape, generator=generator, dtype=torch.float64, device="cpu").to(
+        tensor
+    )

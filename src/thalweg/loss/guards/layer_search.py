@@ -113,7 +113,7 @@ class _Layer:
         self.sizes = [value.numel() for value in values]
         self.functions: tuple[str, ...] = ()
         flat = [value.reshape(-1) for value in values]
-        self.start = torch.cat(flat) if flat else torch.empty(0)
+        self.start = torch.cat(flat) if flat else torch.empty(0, device="cpu")
 
     def gradient(self, vector: Tensor, *, create_graph: bool = False) -> Tensor:
         parts = zip(vector.split(self.sizes), self.shapes, strict=True)

@@ -12,6 +12,8 @@ from typing import Protocol, TypeVar
 
 import torch
 
+from thalweg.errors import level_of_caller
+
 Result = TypeVar("Result")
 
 # What a CPU says, and what libraries on a GPU say that ask for memory themselves.
@@ -67,7 +69,7 @@ def within_memory(chunked: InChunks, compute: Callable[[], Result]) -> Result:
         warnings.warn(
             f"out of memory with chunks of {size} samples: {chunked.chunk_size} from now on",
             ChunkHalved,
-            stacklevel=3,
+            stacklevel=level_of_caller(),
         )
 
 

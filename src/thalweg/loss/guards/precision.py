@@ -1,46 +1,18 @@
-"""Second derivatives on a GPU in the precision of their tensors.
-
-On NVIDIA GPUs torch multiplies float32 convolutions in TF32, with 10 bits of mantissa, unless it is
-told otherwise, and matrices after `torch.set_float32_matmul_precision("high")`. Products with a
-Hessian would be off by a thousandth, and bases no longer orthonormal. So while Thalweg
-differentiates, both are off; the user's own training keeps what it has.
-
-cuDNN's recurrent layers have no second derivative: `twice_differentiable` takes torch's own there.
+"""Recurrent layers on a GPU: cuDNN's have no second derivative, torch's own do.
 
 Example:
-    >>> with full_precision():
-    ...     torch.backends.cudnn.conv.fp32_precision in ("ieee", "tf32")  # "ieee" on a GPU
-    True
+    >>> import torch
+    >>> has_recurrent_layers(torch.nn.GRU(2, 3)), has_recurrent_layers(torch.nn.Linear(2, 3))
+    (True, False)
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
-
-FULL, LOWERED = "ieee", "tf32"
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Convolutions and matrix products of float32 in float32, where a GPU is in use.
-
-    Two may be nested. Source: "CUDA semantics" in the documentation of torch, on TF32.
-    """
-    backends: Any = torch.backends  # the type stubs lack the settings by operation
-    places = (backends.cudnn.conv, backends.cuda.matmul) if torch.cuda.is_initialized() else ()
-    lowered = [place for place in places if place.fp32_precision == LOWERED]
-    for place in lowered:
-        place.fp32_precision = FULL
-    try:
-        yield
-    finally:
-        for place in lowered:
-            place.fp32_precision = LOWERED
 
 
 def has_recurrent_layers(model: nn.Module) -> bool:

@@ -1,0 +1,179 @@
+"""What the graph of a loss tells about the model, after its first evaluation.
+
+Other tensors than the model's own parameters are differentiated by. A forward pass that reaches a
+parameter by another road than the module's attribute (a closure, a list) shows by the parameter in
+the graph of the loss. So does what would fail later: a tensor that was computed from a parameter
+before, checkpoints that can only be differentiated by `backward()`, sparse gradients.
+
+Example:
+    >>> import torch
+    >>> weight = torch.nn.Parameter(torch.ones(2))
+    >>> facts_of((2 * weight).sum(), {"weight": weight}, begin=0).reached
+    ('weight',)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from thalweg.errors import InvalidInput
+
+# Of torch's names for the backward passes of operations whose result shares its memory.
+VIEWS = (
+    "Alias",
+    "AsStrided",
+    "Diagonal",
+    "Expand",
+    "Permute",
+    "ReshapeAlias",
+    "Select",
+    "Slice",
+    "Split",
+    "SplitWithSizes",
+    "Squeeze",
+    "T",
+    "Transpose",
+    "Unbind",
+    "Unflatten",
+    "Unfold",
+    "Unsqueeze",
+    "UnsafeView",
+    "View",
+    "ViewAsComplex",
+    "ViewAsReal",
+)
+
+
+@dataclass(frozen=True)
+class GraphFacts:
+    """What is in the graph of a loss.
+
+    Attributes:
+        reached: names of the model's own parameters in it.
+        computed_before: those of them from which something was computed before the evaluation
+            that is no view of them, so that it cannot follow.
+        sparse: whether an operation has a sparse gradient.
+        reentrant: whether a part is checkpointed with `use_reentrant=True`.
+    """
+
+    reached: tuple[str, ...]
+    computed_before: tuple[str, ...]
+    sparse: bool
+    reentrant: bool
+
+
+class ReadsOf(TorchFunctionMode):
+    """Notes whether some tensors are used by a function while it is entered.
+
+    Attributes:
+        any: whether a function was called at all.
+        tensors: whether one was called with one of the tensors.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        super().__init__()
+        self._ids = set(map(id, tensors))
+        self.any = self.tensors = False
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """See `TorchFunctionMode`."""
+        named = kwargs or {}
+        given = (*args, *named.values())
+        self.any |= func is not torch.autograd.grad
+        self.tensors |= any(id(argument) in self._ids for argument in given)
+        return func(*args, **named)
+
+
+def place_in_time() -> int:
+    """The number of the next operation that autograd records in this thread."""
+    with torch.enable_grad():
+        node = torch.zeros((), requires_grad=True, device="cpu").clone().grad_fn
+    return _number(node)
+
+
+def facts_of(loss: Tensor, parameters: Mapping[str, Tensor], begin: int) -> GraphFacts:
+    """Look through the graph of a loss; 1 to 2 us for each of its operations.
+
+    Args:
+        parameters: the model's own, by name.
+        begin: `place_in_time` before the evaluation.
+    """
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    reached: dict[str, None] = {}
+    before: dict[str, None] = {}
+    sparse = reentrant = False
+    for node, stale in _nodes(loss.grad_fn, begin):
+        variable = getattr(node, "variable", None)
+        if isinstance(variable, Tensor) and id(variable) in names:
+            reached[names[id(variable)]] = None
+            if stale:
+                before[names[id(variable)]] = None
+        sparse |= bool(
+            getattr(node, "_saved_sparse", False) or getattr(node, "_saved_sparse_grad", False)
+        )
+        reentrant |= node.name() == "CheckpointFunctionBackward"
+    return GraphFacts(tuple(reached), tuple(before), sparse, reentrant)
+
+
+def refuse_reentrant(facts: GraphFacts) -> None:
+    """Raise where a checkpoint can't be differentiated but by `backward()`.
+
+    Raises:
+        InvalidInput: a part of the model is checkpointed with `use_reentrant=True`.
+    """
+    if facts.reentrant:
+        raise InvalidInput(
+            "model: a part of it is checkpointed by torch.utils.checkpoint with use_reentrant=True,"
+            " which has no second derivative; pass use_reentrant=False (of Hugging Face:"
+            " model.gradient_checkpointing_enable({'use_reentrant': False}))"
+        )
+
+
+def refuse_computed_before(facts: GraphFacts) -> None:
+    """Raise where something in the loss cannot follow the parameter that it was computed from.
+
+    Raises:
+        InvalidInput: a tensor was computed from a parameter before the loss was evaluated.
+    """
+    if facts.computed_before:
+        raise InvalidInput(
+            f"parameter {facts.computed_before[0]!r}: the loss uses a tensor that was computed from"
+            " it before, and does not follow when the parameter changes; compute it inside of"
+            " forward, or detach it where it is a constant"
+        )
+
+
+def _nodes(root: Any, begin: int) -> Iterator[tuple[Any, bool]]:
+    """Each node of a graph, and whether it is reached through a result made before that copies."""
+    # Held until the end: a node's Python object is made anew where none is held.
+    seen: dict[Any, bool] = {}
+    waiting = [(root, False)]
+    while waiting:
+        node, stale = waiting.pop()
+        if node is None or seen.get(node) in (stale, True):
+            continue
+        number = _number(node)
+        stale = stale or (number < begin and not _is_view(node))
+        seen[node] = stale
+        yield node, stale
+        waiting.extend((child, stale) for child, _ in node.next_functions)
+
+
+def _number(node: Any) -> int:
+    return node._sequence_nr()
+
+
+def _is_view(node: Any) -> bool:
+    return node.name().rstrip("0123456789").removesuffix("Backward") in VIEWS
