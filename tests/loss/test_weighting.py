@@ -153,6 +153,5 @@ def test_a_sum_is_refused(loss: Callable[..., torch.Tensor]) -> None:
 
 def test_a_dict_batch_without_a_target_is_refused() -> None:
     inputs, target = label_data()
-    objective = Objective(classifier(False), nn.CrossEntropyLoss(), {"input": inputs, "y": target})
     with pytest.raises(InvalidInput, match="'labels' or 'target'"):
-        objective.value()
+        Objective(classifier(False), nn.CrossEntropyLoss(), {"input": inputs, "y": target})

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from thalweg.errors import InvalidInput, invalid, level_of_caller
+from thalweg.loss.batches import PerSample, mapped_leaves
 from thalweg.loss.chunk_multiplier import derivatives
 from thalweg.loss.guards.determinism import (
     mode_dependent_layers,
@@ -453,8 +454,19 @@ def mapped(function: Callable[..., Tensor], count: int, *stacked: Batch) -> Tens
 
     At once by `torch.vmap`; one by one where a layer does not have it.
     """
+    leaves, structure = tree_flatten(stacked)
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+
+    def of_tensors(*tensors: Tensor) -> Tensor:
+        parts = list(leaves)
+        for i, tensor in zip(places, tensors, strict=True):
+            parts[i] = tensor
+        return function(*tree_unflatten(parts, structure))
+
+    if any(isinstance(leaf, PerSample) for leaf in leaves):
+        return one_by_one(function, count, *stacked)
     try:
-        return torch.vmap(function)(*stacked)
+        return torch.vmap(of_tensors)(*(leaves[i] for i in places))
     except (RuntimeError, NotImplementedError, ValueError) as error:
         if is_out_of_memory(error):
             raise
@@ -468,4 +480,22 @@ def one_by_one(function: Callable[..., Tensor], count: int, *stacked: Batch) -> 
 
 def entries(batch: Batch, chosen: int | Tensor) -> Batch:
     """Some entries of batches that are stacked along the first dimension."""
-    return tree_map(lambda tensor: tensor[chosen], batch)
+
+    def of_list(values: PerSample) -> Any:
+        if isinstance(chosen, int):
+            return values[chosen]
+        some = torch.arange(len(values), device="cpu")[chosen.cpu()].tolist()
+        return PerSample(values[i] for i in some)
+
+    return tree_map(mapped_leaves(lambda tensor: tensor[chosen], of_list), batch)
+
+
+def in_groups(batch: Batch, size: int) -> Batch:
+    """A batch as stacked batches of so many samples each."""
+
+    def of_list(values: PerSample) -> PerSample:
+        starts = range(0, len(values), size)
+        return PerSample(PerSample(values[i : i + size]) for i in starts)
+
+    unflatten = mapped_leaves(lambda tensor: tensor.unflatten(0, (-1, size)), of_list)
+    return tree_map(unflatten, batch)

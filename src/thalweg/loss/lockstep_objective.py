@@ -25,11 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import grad, grad_and_value, vjp, vmap
-from torch.utils._pytree import tree_map
 
 from thalweg.errors import invalid
 from thalweg.loss.chunk_multiplier import ChunkMultiplier, pull_back
-from thalweg.loss.evaluation import entries, mapped, refuse_constant
+from thalweg.loss.evaluation import entries, in_groups, mapped, refuse_constant
 from thalweg.loss.guards.memory import within_memory
 from thalweg.loss.objective import Objective
 from thalweg.loss.replay import Replay
@@ -286,7 +285,7 @@ class LockstepObjective:
                 "batches that cannot be joined, such as texts padded to different lengths",
                 "tensors or a Dataset, where each run has its own samples",
             )
-        return tree_map(lambda leaf: leaf.unflatten(0, tuple(samples.shape)), batches[0])
+        return in_groups(batches[0], samples.shape[1])
 
     def _look(self) -> None:
         """Refuse, once and by a few samples, a model that runs cannot share."""

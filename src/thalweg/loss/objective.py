@@ -30,9 +30,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from thalweg.errors import InvalidInput, invalid
 from thalweg.linalg import require_finite
+from thalweg.loss.batches import plain, refuse_rows
 from thalweg.loss.chunk_multiplier import ChunkMultiplier
 from thalweg.loss.copies import SamplesInDtype, few_of, in_dtype
-from thalweg.loss.evaluation import Evaluation, Evaluator, entries, mapped
+from thalweg.loss.evaluation import Evaluation, Evaluator, entries, in_groups, mapped
 from thalweg.loss.guards.agreement import Agreement, agreement
 from thalweg.loss.guards.determinism import refuse_changing
 from thalweg.loss.guards.generators import generators_kept
@@ -42,8 +43,21 @@ from thalweg.loss.layout import ParameterLayout
 from thalweg.loss.linearization import ChunkedLinearization, GradientGraph
 from thalweg.loss.protocol import Loss
 from thalweg.loss.reduce import Reduction, reduction_of
-from thalweg.loss.samples import Batch, BatchSamples, Samples, as_samples, refuse_unfit_indices
-from thalweg.loss.weighting import Counted, batch_weight_of, candidates, is_torch_loss
+from thalweg.loss.samples import (
+    Batch,
+    BatchSamples,
+    Samples,
+    as_samples,
+    generators_of,
+    refuse_unfit_indices,
+)
+from thalweg.loss.weighting import (
+    Counted,
+    batch_weight_of,
+    candidates,
+    is_torch_loss,
+    refuse_unfit_batch,
+)
 from thalweg.surroundings import shielded
 
 if TYPE_CHECKING:
@@ -127,8 +141,8 @@ class Objective:
         if (inside := unwrapped(model)) is not model:
             model, parameters = inside, patterns_inside(parameters)
         self.model = model
-        self.samples: Samples = as_samples(data)
         self.layout = ParameterLayout.from_model(model, parameters)
+        self.samples: Samples = as_samples(data, self.layout.parameters(model)[0])
         self.chunk_size = _default_chunk(self.device) if chunk_size == "auto" else chunk_size
         self.multiplier = ChunkMultiplier(vectorize_up_to)
         self.check = check
@@ -180,7 +194,7 @@ class Objective:
         Args:
             model, loss: as for `Objective`.
             batches: gives tuples `(inputs..., target)` or dicts of tensors. What it draws from
-                torch's random numbers on the CPU is put back.
+                shared random numbers, or from the generator of a `DataLoader`, is put back.
             n: how many to take, >= 1; fewer where it ends before.
             options: the keywords of `Objective`.
 
@@ -196,12 +210,15 @@ class Objective:
             raise invalid("n", n, "an integer >= 1")
         if not isinstance(batches, Iterable):
             raise invalid("batches", type(batches).__name__, "a DataLoader or a stream of batches")
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        with torch.random.fork_rng(devices=[]):
+        like = next(model.parameters(), torch.empty(0, device="cpu"))
+        device = like.device
+        with generators_kept(device, generators_of(batches)):
             taken = list(itertools.islice(batches, n))
-        # torch takes a mapping class it does not know, such as a tokenizer's, for one value.
-        plain = [dict(batch) if isinstance(batch, Mapping) else batch for batch in taken]
-        there = [tree_map(lambda leaf: _on(leaf, device), batch) for batch in plain]
+        for batch in taken:
+            refuse_rows(batch)
+        there = [
+            tree_map(lambda leaf: _on(leaf, device), plain(batch, like=like)) for batch in taken
+        ]
         return cls(model, loss, there, **options)
 
     def parameters(self) -> list[nn.Parameter]:
@@ -335,14 +352,14 @@ class Objective:
 
     def unchecked(self) -> Self:
         """The same loss of the same model, without checks, and of this process alone."""
-        plain = copy.copy(self)
-        plain.check, plain.reduction = False, Reduction()
+        alone = copy.copy(self)
+        alone.check, alone.reduction = False, Reduction()
         # Of what it warns it shall warn again.
-        plain.evaluator = copy.copy(self.evaluator)
-        plain.evaluator._unused = set(self.evaluator._unused)
-        plain._samples_before, plain._num_samples = 0, len(self.samples)
-        plain._total_weight = None
-        return plain
+        alone.evaluator = copy.copy(self.evaluator)
+        alone.evaluator._unused = set(self.evaluator._unused)
+        alone._samples_before, alone._num_samples = 0, len(self.samples)
+        alone._total_weight = None
+        return alone
 
     def state_dict(self) -> dict[str, Any]:
         """The chunk size and the way to multiply, as far as they were found while running."""
@@ -388,7 +405,7 @@ class Objective:
         for batch, count, fraction in self.chunks(samples, size and size * batch_size):
             if count % batch_size:
                 raise invalid("batch_size", batch_size, f"a divisor of {count}, the data's batch")
-            parts = tree_map(lambda tensor: tensor.unflatten(0, (-1, batch_size)), batch)
+            parts = in_groups(batch, batch_size)
             weights = self._weights_of_each(parts, count // batch_size)
             # A batch in which every target is ignored has the mean 0/0.
             parts, weights = entries(parts, weights > 0), weights[weights > 0]
@@ -498,11 +515,11 @@ class Objective:
         if self._repeatable or not self.check:
             return
         self._repeatable = True
-        plain, few = self.unchecked(), few_of(len(self.samples))
+        alone, few = self.unchecked(), few_of(len(self.samples))
         rough = self.is_rough or self.dtype not in (torch.float32, torch.float64)
         try:
             self._draws = refuse_changing(
-                lambda: float(plain.value(samples=few)), self.device, rough
+                lambda: float(alone.value(samples=few)), self.device, rough
             )
         except InvalidInput:
             self._repeatable = False
@@ -554,7 +571,9 @@ class Objective:
         if len(parameters) > 1:
             given = ", ".join(sorted(map(str, parameters)))
             raise invalid("model", f"parameters on {given}", "one device", "call model.to(device)")
-        for leaf in tree_leaves(self._first_batch()):
+        batch = self._first_batch()
+        refuse_unfit_batch(batch, self.model, self.evaluator.loss)
+        for leaf in tree_leaves(batch):
             if isinstance(leaf, Tensor) and leaf.device != self.device:
                 allowed = f"on {self.device}, like the model"
                 raise invalid("data", f"on {leaf.device}", allowed, "move one of them")

@@ -8,6 +8,7 @@ of samples, and batches of any subset of them in a fixed order.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol, cast
 
 import torch
@@ -23,12 +24,20 @@ from torch.utils.data import (
 )
 
 from thalweg.errors import InvalidInput, invalid
+from thalweg.loss.batches import PerSample, collate_rows, mapped_leaves, plain, refuse_rows, sizes
+from thalweg.loss.guards.generators import States, generators_kept
 
 Batch = Any
-"""A tuple (inputs..., target) or a dict of tensors whose first dimension counts samples."""
+"""A tuple (inputs..., target) or a dict of tensors whose first dimension counts samples.
+
+What else it may hold: see `batches.py`.
+"""
 
 # An augmentation that acts on half the samples escapes with probability 2^-8.
 SAMPLES_READ_TWICE = 8
+# A random order of four is the same twice with probability 1/24: seen where numbers are drawn.
+SAMPLES_MIXED, LOOKS_AT_DRAWN = 4, 8
+CPU = torch.device("cpu")
 
 
 class Samples(Protocol):
@@ -49,16 +58,23 @@ class Samples(Protocol):
 
 
 class TensorSamples:
-    """Samples held as a tuple, list or dict of tensors with a common first dimension."""
+    """Samples held as a tuple, list or dict of tensors with a common first dimension.
 
-    def __init__(self, tensors: Batch) -> None:
-        # torch takes a mapping class it does not know, such as a tokenizer's, for one value.
-        self.tensors = dict(tensors) if isinstance(tensors, Mapping) else tensors
-        tensors = self.tensors
-        sizes = {_first_dimension(t) for t in tree_leaves(tensors) if isinstance(t, Tensor)}
-        if len(sizes) != 1:
-            raise invalid("data", f"tensors of {sorted(sizes)} samples", "one number of samples")
-        self._size = sizes.pop()
+    Args:
+        tensors: a batch of all samples, see `batches.py`.
+        like: a parameter, see `plain`.
+    """
+
+    def __init__(self, tensors: Batch, like: Tensor | None = None) -> None:
+        self.tensors = plain(tensors, like=like)
+        found = sizes(self.tensors)
+        if len(set(found.values())) != 1:
+            each = ", ".join(f"{size} in {place}" for place, size in found.items())
+            counts = sorted(set(found.values()))
+            given = f"tensors of {counts} samples" + (f" ({each})" if each else "")
+            hint = "" if found else _hint_without_tensors(tensors)
+            raise invalid("data", given, "one number of samples", hint)
+        self._size = next(iter(found.values()))
         if self._size == 0:
             raise InvalidInput("data: it holds no sample; give at least one")
 
@@ -72,10 +88,29 @@ class TensorSamples:
             yield tree_map(_select(chosen), self.tensors), end - begin
 
 
-class DatasetSamples:
-    """Samples read from a map-style `Dataset` when they are needed."""
+def _hint_without_tensors(data: Any) -> str:
+    """What helps where there is no tensor in what is to be a batch."""
+    kinds = {type(part).__name__ for part in data.values()} if isinstance(data, Mapping) else set()
+    if any("Dataset" in kind for kind in kinds):
+        return f"give one of them: data[{next(iter(data))!r}]"
+    return "give tensors, arrays, or a Dataset"
 
-    def __init__(self, dataset: Dataset, collate: Callable[[list], Batch] = default_collate):
+
+class DatasetSamples:
+    """Samples read from a map-style data set when they are needed.
+
+    Args:
+        dataset: has a length and gives a row for an index.
+        collate: makes a batch of a list of rows.
+        like: a parameter, see `plain`.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        collate: Callable[[list], Batch] = default_collate,
+        like: Tensor | None = None,
+    ) -> None:
         if isinstance(dataset, IterableDataset):
             raise InvalidInput(
                 "data: an IterableDataset has no fixed order; give a list of its batches, or take"
@@ -83,6 +118,9 @@ class DatasetSamples:
             )
         self.dataset: Any = dataset
         self.collate = collate
+        self._like = like
+        # Whether reading draws random numbers, to no effect.
+        self._draws = False
         if not hasattr(dataset, "__len__"):
             raise invalid("data", type(dataset).__name__, "a Dataset with a length")
         if len(self) == 0:
@@ -95,28 +133,57 @@ class DatasetSamples:
     def chunks(self, indices: Tensor | None, size: int | None) -> Iterator[tuple[Batch, int]]:
         order = range(len(self)) if indices is None else indices.tolist()
         for begin, end in _ranges(len(order), size):
-            yield self._batch(order[begin:end]), end - begin
+            with generators_kept(CPU) if self._draws else nullcontext():
+                batch = self._batch(order[begin:end])
+            yield batch, end - begin
 
     def _batch(self, indices: Sequence[int]) -> Batch:
-        batch = self.collate([self.dataset[i] for i in indices])
-        return dict(batch) if isinstance(batch, Mapping) else batch
+        batch = plain(self.collate([self.dataset[i] for i in indices]), like=self._like)
+        found = sizes(batch)
+        if set(found.values()) - {len(indices)}:
+            place, size = next((p, s) for p, s in found.items() if s != len(indices))
+            raise invalid(
+                f"data: {place} of a batch",
+                f"{size} for {len(indices)} samples",
+                "a first dimension that counts samples",
+                "let collate_fn put samples first, or give the data set's batches as a list",
+            )
+        return batch
 
     def _refuse_randomness(self) -> None:
         step = max(1, len(self) // SAMPLES_READ_TWICE)
-        with torch.random.fork_rng(devices=[]):
-            for i in range(0, len(self), step)[:SAMPLES_READ_TWICE]:
+        looked_at = range(0, len(self), step)[:SAMPLES_READ_TWICE]
+        with generators_kept(CPU):
+            states = States(CPU)
+            for i in looked_at:
                 if not _same(self._batch([i]), self._batch([i])):
                     raise InvalidInput(
                         f"data: reading sample {i} twice gives two values (random augmentation?);"
                         " curvature needs a fixed loss: give the data set without augmentation"
                     )
+            # One sample mixed with itself is the same.
+            together = looked_at[:SAMPLES_MIXED]
+            first = self._batch(together)
+            self._draws = bool(states.moved())
+            for _ in range(LOOKS_AT_DRAWN if self._draws else 1):
+                if not _same(first, self._batch(together)):
+                    raise InvalidInput(
+                        f"data: the same {len(together)} samples twice give two batches: collate_fn"
+                        " mixes or changes them at random (mixup?); curvature needs a fixed loss:"
+                        " give a collate_fn that does not"
+                    )
 
 
 class BatchSamples:
-    """Samples in batches that cannot be joined, such as texts padded to different lengths."""
+    """Samples in batches that cannot be joined, such as texts padded to different lengths.
 
-    def __init__(self, batches: Sequence[Batch]) -> None:
-        self.batches = [TensorSamples(batch) for batch in batches]
+    Args:
+        batches: see `batches.py`.
+        like: a parameter, see `plain`.
+    """
+
+    def __init__(self, batches: Sequence[Batch], like: Tensor | None = None) -> None:
+        self.batches = [TensorSamples(batch, like) for batch in batches]
         self.starts = [0]
         for batch in self.batches:
             self.starts.append(self.starts[-1] + len(batch))
@@ -134,47 +201,66 @@ class BatchSamples:
                 yield from batch.chunks(inside, size)
 
 
-def as_samples(data: object) -> Samples:
+def as_samples(data: object, like: Tensor | None = None) -> Samples:
     """Turn what the user has into `Samples`.
 
     Args:
-        data: a tuple `(inputs..., target)` or dict of tensors; a map-style `Dataset`; a
-            `DataLoader` (its data set is read in order, so shuffling does not matter); or an
-            iterable of batches.
+        data: a tuple `(inputs..., target)` or dict of tensors, see `batches.py`; a map-style
+            `Dataset`, or another library's with rows by number and a length; a `DataLoader` (its
+            data set is read in order, so shuffling does not matter); or an iterable of batches,
+            such as a list. Generators of random numbers are left as they were.
+        like: a parameter of the model: numbers that are no tensors (NumPy's) get its dtype and
+            device.
 
     Raises:
         InvalidInput: empty data, unequal numbers of samples, random augmentation, no order, or a
-            sampler that leaves samples out.
+            sampler that leaves samples out; what cannot be read by samples. It names the entry.
     """
-    if (
-        hasattr(data, "chunks")
-        and hasattr(data, "__len__")
-        and not isinstance(data, (Tensor, Mapping))
-    ):
+    if callable(getattr(data, "chunks", None)) and hasattr(data, "__len__"):
         return cast("Samples", data)
     if isinstance(data, DataLoader):
-        return _from_loader(data)
+        return _from_loader(data, like)
     if isinstance(data, Dataset):
-        return DatasetSamples(data)
-    if isinstance(data, Mapping) or (
-        isinstance(data, tuple) and all(isinstance(part, Tensor) for part in data)
-    ):
-        return TensorSamples(data)
+        return DatasetSamples(data, like=like)
+    if isinstance(data, Mapping) or (isinstance(data, tuple) and any(map(_is_numbers, data))):
+        return TensorSamples(data, like)
+    rows = all(hasattr(data, name) for name in ("__len__", "__getitem__"))
+    if rows and not isinstance(data, (Sequence, Tensor)) and not _is_numbers(data):
+        return DatasetSamples(data, collate_rows, like)
     if isinstance(data, Iterable) and not isinstance(data, (Tensor, str, bytes)):
-        return _from_batches(list(data))
+        if _is_numbers(data):
+            hint = "give a tuple (inputs, target)"
+            raise invalid("data", type(data).__name__, "inputs and targets", hint)
+        with generators_kept(CPU):
+            return _from_batches(_all_of(data), like)
     raise invalid(
         "data", type(data).__name__, "tensors (inputs, target), a Dataset, or a list of batches"
     )
 
 
-def _from_loader(loader: DataLoader) -> Samples:
+def _is_numbers(part: Any) -> bool:
+    """Whether it is a tensor, or an array of another library."""
+    return isinstance(part, Tensor) or hasattr(part, "__array__")
+
+
+def _all_of(batches: Iterable[Any]) -> list[Any]:
+    """Every batch; what the first is, is looked at before more are asked for."""
+    stream = iter(batches)
+    for first in stream:
+        refuse_rows(first)
+        return [first, *stream]
+    return []
+
+
+def _from_loader(loader: DataLoader, like: Tensor | None) -> Samples:
     dataset = loader.dataset
     if isinstance(dataset, IterableDataset):
         return DatasetSamples(dataset)
     if loader.batch_sampler is None:
         # The data set itself holds batches.
         batches: Any = dataset
-        return _from_batches([loader.collate_fn(batches[i]) for i in range(len(batches))])
+        read = [loader.collate_fn(batches[i]) for i in range(len(batches))]
+        return _from_batches(read, like)
     sampler = getattr(loader.batch_sampler, "sampler", loader.batch_sampler)
     ordinary = isinstance(sampler, SequentialSampler) or (
         isinstance(sampler, RandomSampler)
@@ -188,21 +274,33 @@ def _from_loader(loader: DataLoader) -> Samples:
             "a loader that reads its whole data set once",
             "give the data set, a torch.utils.data.Subset, or list(loader)",
         )
-    return DatasetSamples(dataset, loader.collate_fn)
+    return DatasetSamples(dataset, loader.collate_fn, like)
 
 
-def _from_batches(batches: list[Batch]) -> Samples:
+def generators_of(batches: object) -> list[torch.Generator]:
+    """The generators that a `DataLoader` was given, by itself or in its samplers."""
+    if not isinstance(batches, DataLoader):
+        return []
+    samplers = batches.sampler, getattr(batches.batch_sampler, "sampler", None)
+    owners = (batches, *samplers, batches.batch_sampler)
+    found = [getattr(owner, "generator", None) for owner in owners]
+    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+
+
+def _from_batches(batches: list[Batch], like: Tensor | None) -> Samples:
     if not batches:
         raise InvalidInput("data: the list of batches is empty; give at least one batch")
     for batch in batches:
         if not isinstance(batch, (tuple, list, Mapping)):
+            tensor = _is_numbers(batch)
+            hint = "tensors of all samples go in as a tuple (inputs, target), not as a list"
             raise invalid(
                 "batch",
                 type(batch).__name__,
                 "a tuple (inputs, target) or a dict of tensors",
-                "tensors of all samples go in as a tuple (inputs, target), not as a list",
+                hint if tensor else "give a dict of its tensors, such as vars(batch)",
             )
-    separate = BatchSamples(batches)
+    separate = BatchSamples(batches, like)
     joinable = [_kind(batch.tensors) for batch in separate.batches]
     if None in joinable or any(kind != joinable[0] for kind in joinable):
         return separate
@@ -226,18 +324,15 @@ def _ranges(total: int, size: int | None) -> Iterator[tuple[int, int]]:
 
 
 def _select(chosen: slice | Tensor) -> Callable[[Any], Any]:
-    def select(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
+    def tensor(leaf: Tensor) -> Tensor:
         return leaf[chosen if isinstance(chosen, slice) else chosen.to(leaf.device)]
 
-    return select
+    def values(leaf: PerSample) -> PerSample:
+        if isinstance(chosen, slice):
+            return PerSample(leaf[chosen])
+        return PerSample(leaf[i] for i in chosen.tolist())
 
-
-def _first_dimension(tensor: Tensor) -> int:
-    if tensor.dim() == 0:
-        raise invalid("data", "a tensor without dimensions", "a first dimension of samples")
-    return tensor.shape[0]
+    return mapped_leaves(tensor, values)
 
 
 def _same(first: Any, second: Any) -> bool:

@@ -8,6 +8,7 @@ one with `ignore_index` by the number of targets that are left.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -123,6 +124,58 @@ def candidates(batch: Batch) -> list[Counted]:
     return found
 
 
+def refuse_unfit_batch(batch: Batch, model: nn.Module, loss: object) -> None:
+    """Raise where a batch does not fit model and loss, before torch or Python fail inside.
+
+    Raises:
+        InvalidInput: a loss of torch gets no target, or one that is no tensor; the model does not
+            take an entry of a dict batch.
+    """
+    of_torch = loss is not None and is_torch_loss(loss)
+    if of_torch:
+        target = target_of(batch)
+        if not isinstance(target, Tensor):
+            kind = type(target).__name__
+            given = f"a {kind} of {len(target)}" if isinstance(target, (tuple, list)) else kind
+            name, _ = _settings(loss)
+            name = getattr(name, "__name__", type(name).__name__)
+            raise invalid(
+                "data: the target, the last of a batch"
+                if not isinstance(batch, Mapping)
+                else f"data: the target {target_name(batch)!r}",
+                given,
+                f"a tensor, for {name}",
+                "give a loss of your own that takes it: loss(output, target)",
+            )
+    if not isinstance(batch, Mapping):
+        return
+    named = {name for name in batch if not (of_torch and name == _name_of_target(batch))}
+    taken = _keywords_of(model)
+    unknown = [name for name in batch if name in named and taken is not None and name not in taken]
+    if unknown:
+        raise invalid(
+            "data",
+            f"entries {', '.join(map(repr, unknown))}",
+            f"what {type(model).__name__}.forward takes: {', '.join(sorted(taken or ()))}",
+            "drop them (remove_columns of a data set), or let forward take **kwargs",
+        )
+
+
+def _keywords_of(model: nn.Module) -> set[str] | None:
+    """The names that a model takes as keywords; None where it takes any, or nobody knows."""
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    if any(p.kind == p.VAR_KEYWORD for p in parameters) or model._forward_pre_hooks:
+        return None
+    return {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+
+def _name_of_target(batch: Mapping[str, Any]) -> str | None:
+    return next((name for name in TARGET_NAMES if name in batch), None)
+
+
 def is_torch_loss(loss: object) -> bool:
     """Whether it takes (output, target): a loss of `torch.nn`, or one of its functions."""
     function, _ = _settings(loss)
@@ -139,7 +192,7 @@ def target_of(batch: Batch) -> Tensor:
 
 def target_name(batch: Mapping[str, Any]) -> str:
     """The key of the target in a dict batch."""
-    name = next((name for name in TARGET_NAMES if name in batch), None)
+    name = _name_of_target(batch)
     if name is None:
         raise invalid("batch", list(batch), "a 'labels' or 'target' entry", "or pass batch_weight")
     return name

@@ -137,7 +137,7 @@ def watch(
         objective = Objective(
             model,
             loss,
-            data if samples is None else _subset(data, samples, seed),
+            data if samples is None else _subset(data, samples, seed, watched[0]),
             parameters=[glob.escape(name) for name in layout.names],
             batch_weight=batch_weight,
             chunk_size=chunk_size,
@@ -197,9 +197,9 @@ def _watched_layout(
     return ParameterLayout(tuple(found), tuple(found.values()))
 
 
-def _subset(data: object, samples: int, seed: int) -> list[Any]:
+def _subset(data: object, samples: int, seed: int, like: Tensor) -> list[Any]:
     """So many samples, drawn without replacement, as batches that are read once."""
-    everything = as_samples(data)
+    everything = as_samples(data, like)
     if not 1 <= samples <= len(everything):
         raise invalid("samples", samples, f"an integer from 1 to N = {len(everything)}")
     generator = torch.Generator().manual_seed(seed)
