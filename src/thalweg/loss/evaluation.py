@@ -28,6 +28,7 @@ from thalweg.loss.guards.graph import (
     place_in_time,
     refuse_computed_before,
     refuse_reentrant,
+    refuse_scaled_by_count,
 )
 from thalweg.loss.guards.memory import is_out_of_memory
 from thalweg.loss.guards.precision import has_recurrent_layers, twice_differentiable
@@ -235,6 +236,7 @@ class Evaluator:
     def _another_way(self, facts: GraphFacts) -> bool:
         """Whether the model is to be evaluated again, in another way; refuse what has no way."""
         refuse_reentrant(facts)
+        refuse_scaled_by_count(facts)
         again = False
         if facts.sparse and not self._sparse:
             self._sparse = again = True
@@ -364,8 +366,9 @@ class Evaluator:
             if part is None and name not in self._unused:
                 self._unused.add(name)
                 warnings.warn(
-                    f"the loss does not use parameter {name!r}: its part of every gradient and"
-                    " product is zero",
+                    f"the loss does not use parameter {name!r}, or only where no graph is recorded"
+                    " (detach, no_grad, a checkpoint with use_reentrant=True whose inputs need no"
+                    " gradient): its part of every gradient and product is zero",
                     stacklevel=level_of_caller(),
                 )
             if part is not None and part.layout != torch.strided:

@@ -2,8 +2,9 @@
 
 Other tensors than the model's own parameters are differentiated by. A forward pass that reaches a
 parameter by another road than the module's attribute (a closure, a list) shows by the parameter in
-the graph of the loss. So does what would fail later: a tensor that was computed from a parameter
-before, checkpoints that can only be differentiated by `backward()`, sparse gradients.
+the graph of the loss. So does what would fail or mislead later: a tensor that was computed from a
+parameter before, checkpoints that can only be differentiated by `backward()`, sparse gradients,
+gradients that are scaled by how often an entry is used.
 
 Example:
     >>> import torch
@@ -60,12 +61,14 @@ class GraphFacts:
             that is no view of them, so that it cannot follow.
         sparse: whether an operation has a sparse gradient.
         reentrant: whether a part is checkpointed with `use_reentrant=True`.
+        scaled_by_count: whether an embedding divides its gradient by how often an entry is used.
     """
 
     reached: tuple[str, ...]
     computed_before: tuple[str, ...]
     sparse: bool
     reentrant: bool
+    scaled_by_count: bool
 
 
 class ReadsOf(TorchFunctionMode):
@@ -113,7 +116,7 @@ def facts_of(loss: Tensor, parameters: Mapping[str, Tensor], begin: int) -> Grap
     names = {id(parameter): name for name, parameter in parameters.items()}
     reached: dict[str, None] = {}
     before: dict[str, None] = {}
-    sparse = reentrant = False
+    sparse = reentrant = scaled_by_count = False
     for node, stale in _nodes(loss.grad_fn, begin):
         variable = getattr(node, "variable", None)
         if isinstance(variable, Tensor) and id(variable) in names:
@@ -124,7 +127,8 @@ def facts_of(loss: Tensor, parameters: Mapping[str, Tensor], begin: int) -> Grap
             getattr(node, "_saved_sparse", False) or getattr(node, "_saved_sparse_grad", False)
         )
         reentrant |= node.name() == "CheckpointFunctionBackward"
-    return GraphFacts(tuple(reached), tuple(before), sparse, reentrant)
+        scaled_by_count |= bool(getattr(node, "_saved_scale_grad_by_freq", False))
+    return GraphFacts(tuple(reached), tuple(before), sparse, reentrant, scaled_by_count)
 
 
 def refuse_reentrant(facts: GraphFacts) -> None:
@@ -138,6 +142,20 @@ def refuse_reentrant(facts: GraphFacts) -> None:
             "model: a part of it is checkpointed by torch.utils.checkpoint with use_reentrant=True,"
             " which has no second derivative; pass use_reentrant=False (of Hugging Face:"
             " model.gradient_checkpointing_enable({'use_reentrant': False}))"
+        )
+
+
+def refuse_scaled_by_count(facts: GraphFacts) -> None:
+    """Raise where a gradient is not that of the loss, and depends on which samples share a batch.
+
+    Raises:
+        InvalidInput: an embedding has `scale_grad_by_freq=True`.
+    """
+    if facts.scaled_by_count:
+        raise InvalidInput(
+            "model: an embedding with scale_grad_by_freq=True divides its gradient by how often an"
+            " entry is used in a batch, which is the gradient of no loss; set"
+            " layer.scale_grad_by_freq = False"
         )
 
 
