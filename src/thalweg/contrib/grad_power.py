@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from thalweg.errors import invalid
+from thalweg.optim.copying import undone_on_failure
 from thalweg.optim.wrapper import Wrapper
 from thalweg.tracking.wrapping import needs_closure, require_optimizer
 
@@ -84,9 +85,14 @@ class GradPower(Wrapper):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        with undone_on_failure(self.wrapped):
+            self._step()
+        return loss
+
+    def _step(self) -> None:
         if self.power == 1:
             self.wrapped.step()
-            return loss
+            return
         own = [p for p in self._parameters() if p.grad is not None]
         before = [p.grad for p in own if p.grad is not None]
         try:
@@ -96,7 +102,6 @@ class GradPower(Wrapper):
         finally:
             for parameter, gradient in zip(own, before, strict=True):
                 parameter.grad = gradient
-        return loss
 
     def _powers(self, gradients: list[Tensor]) -> list[Tensor]:
         """phi of each, all of a device and dtype in one call."""

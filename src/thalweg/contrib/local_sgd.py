@@ -32,6 +32,7 @@ from torch.optim import Optimizer
 
 from thalweg.contrib.averaging_period import AveragingPeriod, Rounds
 from thalweg.errors import InvalidInput
+from thalweg.optim.copying import undone_on_failure
 from thalweg.optim.wrapper import Wrapper
 
 #: Key of the counters in a state_dict, beside those of the wrapped optimizer.
@@ -94,15 +95,11 @@ class LocalSGD(Wrapper):
         """
         if self.rounds.steps == 0:
             self._require_same_start()
-        begun = self.rounds.state_dict()
-        self.rounds.begin_step(float(self.param_groups[0]["lr"]))
-        try:
+        with undone_on_failure(self):
+            self.rounds.begin_step(float(self.param_groups[0]["lr"]))
             loss = self.optimizer.step(closure)  # type: ignore[arg-type]
-        except BaseException:
-            self.rounds.load_state_dict(begun)
-            raise
-        if self.rounds.end_step():
-            self.average()
+            if self.rounds.end_step():
+                self.average()
         return loss
 
     @torch.no_grad()

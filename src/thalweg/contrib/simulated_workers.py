@@ -36,7 +36,7 @@ from torch.optim import Optimizer
 
 from thalweg.contrib.averaging_period import AveragingPeriod, Rounds
 from thalweg.errors import InvalidInput, invalid
-from thalweg.optim.copying import state_snapshot
+from thalweg.optim.copying import state_snapshot, undone_on_failure
 from thalweg.optim.wrapper import Wrapper
 from thalweg.tracking.wrapping import needs_closure, require_optimizer
 
@@ -122,14 +122,8 @@ class SimulatedWorkers(Wrapper):
                 "SimulatedWorkers.step: no closure; give a function that takes the number of a"
                 " worker, computes its loss and calls backward"
             )
-        undo, own = self.state_snapshot(), self._parameters()
-        before = [p.clone() for p in own]
-        try:
-            return self._steps(closure, own)
-        except BaseException:
-            _copy(own, before)
-            undo()
-            raise
+        with undone_on_failure(self):
+            return self._steps(closure, self._parameters())
 
     def _steps(self, closure: Callable[[int], Any], own: list[Tensor]) -> list[Any]:
         self.rounds.begin_step(float(self.param_groups[0]["lr"]))

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from thalweg.errors import InvalidInput, invalid
-from thalweg.optim.copying import snapshot_of
+from thalweg.optim.copying import snapshot_of, undone_on_failure
 from thalweg.optim.wrapper import OptimizerAround
 from thalweg.tracking.wrapping import require_optimizer, unwrapped
 
@@ -101,17 +101,9 @@ class Combined(OptimizerAround):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        parameters = self._parameters()
-        before = [p.clone() for p in parameters]
-        undo = self.state_snapshot()
-        try:
+        with undone_on_failure(self):
             for optimizer in self.optimizers:
                 optimizer.step()
-        except BaseException:
-            for parameter, value in zip(parameters, before, strict=True):
-                parameter.copy_(value)
-            undo()
-            raise
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:

@@ -15,9 +15,11 @@ Example:
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -61,6 +63,25 @@ class Copyable(Optimizer):
                 ) from error
         copied.__setstate__(state)
         return copied
+
+
+@contextmanager
+@torch.no_grad()
+def undone_on_failure(optimizer: Optimizer) -> Iterator[None]:
+    """Put an optimizer's parameters and state back where the body raises.
+
+    It takes the memory of both while it lasts.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    before = [p.clone() for p in parameters]
+    undo = state_snapshot(optimizer)
+    try:
+        yield
+    except BaseException:
+        for parameter, value in zip(parameters, before, strict=True):
+            parameter.copy_(value)
+        undo()
+        raise
 
 
 def state_snapshot(optimizer: Optimizer) -> Callable[[], None]:

@@ -33,6 +33,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from thalweg.errors import InvalidInput, invalid
+from thalweg.optim.copying import undone_on_failure
 from thalweg.optim.scaled_closure import evaluate
 from thalweg.optim.wrapper import Wrapper
 from thalweg.tracking.wrapping import needs_closure, require_optimizer
@@ -53,7 +54,8 @@ class SAM(Wrapper):
     after a scaled `backward` at theta, or `step(closure)`. A step whose scaled gradients are
     infinite is left out, and the scaler told. Closures that scale by hand are not seen.
 
-    A closure that fails leaves the parameters as they were, to the last bit.
+    A step that fails, in a closure or in the wrapped optimizer, leaves parameters and state as they
+    were, to the last bit.
 
     Args:
         base_optimizer: any `torch.optim.Optimizer`, already built, that needs no closure itself.
@@ -139,7 +141,8 @@ class SAM(Wrapper):
         finally:
             self._go_back()
         if finite:
-            self.base_optimizer.step()
+            with undone_on_failure(self.base_optimizer):
+                self.base_optimizer.step()
         return loss
 
     @torch.no_grad()
@@ -173,7 +176,8 @@ class SAM(Wrapper):
         # Schedulers ask whether a step was made, of the method that they have wrapped.
         self._opt_called = True
         self._go_back()
-        self.base_optimizer.step()
+        with undone_on_failure(self.base_optimizer):
+            self.base_optimizer.step()
         self._left.note(self._parameters())
         for hook in self._optimizer_step_post_hooks.values():
             hook(self, (self,), {})

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from thalweg.errors import InvalidInput, invalid
+from thalweg.optim.copying import undone_on_failure
 from thalweg.optim.wrapper import Wrapper
 from thalweg.tracking.source import Split, SubspaceSource
 
@@ -108,7 +109,8 @@ class SplitUpdate(Wrapper):
         self.proposed = self.split = None
         before = self._flat()
         if (self.dominant, self.bulk) == (1.0, 1.0):
-            loss = self.optimizer.step(closure)  # type: ignore[arg-type]
+            with undone_on_failure(self):
+                loss = self.optimizer.step(closure)  # type: ignore[arg-type]
             self.proposed = self._flat() - before
             return loss
         others_before = [p.clone() for p in others]
