@@ -15,7 +15,7 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -69,6 +69,7 @@ class Ritz:
         worst: (P, 1), the residual vector of the worst pair; None where only estimated.
         angles: (k,), see `Krylov.ritz`; None where only estimated.
         value_errors: (k,), of the values; None where only estimated.
+        mixing: (k, k), the angle by which pair i is turned towards pair j; None likewise.
     """
 
     values: Tensor
@@ -78,6 +79,7 @@ class Ritz:
     worst: Tensor | None = None
     angles: Tensor | None = None
     value_errors: Tensor | None = None
+    mixing: Tensor | None = None
 
     @property
     def k(self) -> int:
@@ -226,25 +228,30 @@ class Krylov:
         norms, inner = self._residuals(values, vectors, max(tolerance, SLIGHT_ASYMMETRY))
         at = int(norms.argmax())
         worst = self._residual_vector(values[at], vectors[:, at : at + 1])
-        angles, errors = self._errors(norms, inner)
+        angles, errors, mixing = self._errors(norms, inner)
         residuals = norms / scale
-        return Ritz(values, vectors, float(residuals.max()), residuals, worst, angles, errors)
+        found = Ritz(values, vectors, float(residuals.max()), residuals, worst)
+        return replace(found, angles=angles, value_errors=errors, mixing=mixing)
 
-    def _errors(self, norms: Tensor, inner: Tensor) -> tuple[Tensor, Tensor]:
-        """How far the most wanted Ritz pairs are from eigenpairs: angles and values, (k,) each.
+    def _errors(self, norms: Tensor, inner: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """How far the most wanted Ritz pairs are from eigenpairs.
 
         With r_i = A u_i - theta_i u_i, which is orthogonal to the basis, an eigenvector has the
         part r_i / (theta_i - s) outside of the basis, s being where the eigenvalues lie that were
         not seen. Through it u_i mixes with the Ritz vector u_j by the angle
         <r_i, r_j> / ((theta_i - s) (theta_i - theta_j)). Taken over the u_j beyond the first k,
         this is the angle between u_i and the eigenspace. An eigenvalue is off by
-        norm(r_i)^2 / (theta_i - s), at most norm(r_i). For s stands half the next value (counted
-        from the last one seen); theta_j is taken from above, for Ritz values approach eigenvalues
-        from below.
+        norm(r_i)^2 / (theta_i - s), and by theta_i - theta_j times the square of that angle, at
+        most norm(r_i). For s stands three quarters of the next value (counted from the last one
+        seen): what a solve leaves is mostly near it. theta_j is taken from above, for Ritz values
+        approach eigenvalues from below.
 
         Args:
             norms: norm(r_i), (k,).
             inner: <r_i, r_j> for all m Ritz pairs, most wanted first, (m, m).
+
+        Returns:
+            Angles and errors of values, (k,) each, and the mixing among these pairs, (k, k).
 
         Source: first-order perturbation of A in the basis and its complement (Parlett 1998, "The
         Symmetric Eigenvalue Problem", sections 11.7 and 13.2 for the bounds that it sharpens).
@@ -254,15 +261,18 @@ class Krylov:
         tiny = torch.finfo(keys.dtype).tiny
         if k == m:
             # Nothing is known of the rest: as if it were zero.
-            return (norms / keys.abs().clamp(min=tiny)).clamp(max=1.0), norms
-        away = (keys[:k] - (keys[k] + keys[-1]) / 2).clamp(min=tiny)
+            angles = (norms / keys.abs().clamp(min=tiny)).clamp(max=1.0)
+            return angles, norms, torch.zeros(k, k, dtype=norms.dtype)
+        away = (keys[:k] - (3 * keys[k] + keys[-1]) / 4).clamp(min=tiny)
         lengths = inner.diagonal().clamp(min=0.0).sqrt()[k:]
         above = (keys[k:] - keys[-1]).clamp(min=tiny)
-        gaps = keys[:k, None] - (keys[k:] + torch.minimum(lengths, lengths**2 / above))
-        mixing = (inner[:k, k:] / away[:, None] / gaps.clamp(min=tiny)).clamp(-1, 1)
+        below = keys[:k, None] - (keys[k:] + torch.minimum(lengths, lengths**2 / above))
+        gaps = torch.cat([(keys[:k, None] - keys[:k]).abs(), below], dim=1)
+        mixing = (inner[:k] / away[:, None] / gaps.clamp(min=tiny)).clamp(-1, 1)
         outside = (norms / away).clamp(max=1.0)
-        angles = (outside.square() + mixing.square().sum(dim=1)).sqrt().clamp(max=1.0)
-        return angles, torch.minimum(norms, norms**2 / away)
+        angles = (outside.square() + mixing[:, k:].square().sum(dim=1)).sqrt().clamp(max=1.0)
+        turned = (mixing[:, k:].square() * below.clamp(min=0)).sum(dim=1)
+        return angles, torch.minimum(norms, norms**2 / away + turned), mixing[:, :k]
 
     def rose(self, found: Ritz, earlier: Ritz, tolerance: float) -> bool:
         """Whether an eigenvalue is now more wanted by more than convergence explains."""
@@ -278,6 +288,9 @@ class Krylov:
         assert found.residuals is not None
         assert found.angles is not None
         assert found.value_errors is not None
+        assert found.mixing is not None
+        # A band turns towards the pairs before it as well.
+        angles = found.angles.square() + found.mixing[:, :first].square().sum(dim=1)
         chosen = found.values[first:].argsort(descending=True) + first
         rows = self._combine(self.basis, found.coefficients[:, chosen])
         self.basis, self.images = self.basis.new_empty(0), self.images.new_empty(0)
@@ -287,7 +300,7 @@ class Krylov:
             found.residuals[chosen].to(rows),
             num_matvecs=self.num_matvecs,
             converged=converged,
-            angles=found.angles[chosen].to(rows) if first == 0 else None,
+            angles=angles[chosen].sqrt().clamp(max=1.0).to(rows),
             eigenvalue_errors=found.value_errors[chosen].to(rows),
         )
 

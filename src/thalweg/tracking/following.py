@@ -40,13 +40,13 @@ import torch
 from torch import Tensor
 
 from thalweg.errors import InvalidInput, invalid
-from thalweg.linalg import dot, norm, reject
+from thalweg.linalg import dot, norm, reject, squared_norm
 from thalweg.operators.hessian import PRODUCT_COST
 from thalweg.operators.symmetric import SymmetricOperator
 from thalweg.spectrum.eigensolver import SolvedBlock, solve_block
 from thalweg.spectrum.gap import VANISHED, Gap, next_eigenpair
 from thalweg.tracking.bulk_edge import LOOK_EVERY, MOST_GUARDS, WIDE, BulkEdge, guards_wanted
-from thalweg.tracking.error_estimate import bias, relative, total, turn
+from thalweg.tracking.error_estimate import ROUNDING, bias, relative, total, turn
 from thalweg.tracking.escalation import FOLLOW, RENEW, SOLVE, Escalation
 from thalweg.tracking.power_step import LockstepPowerStep, PowerStep, rotate_to_ritz
 from thalweg.tracking.reference import LockstepReference, Reference
@@ -166,7 +166,11 @@ class Following(ABC, Generic[AnyStep, AnyReference]):
         self._solve_cost = math.nan
         # What products with the movement have shown last, by run, and the bias of the last step.
         self._contents: list[float] = []
+        # What the last power step has shown, by run, while an update runs.
+        self._last_seen: list[Seen] = []
         self._biased = math.inf
+        # Of the first k eigenvalues at the last product with all samples, by run.
+        self._value_errors: list[tuple[float, ...]] = []
         # Where no power step could follow the solve: the angles of its bases, by run.
         self._bare: list[float] | None = None
 
@@ -274,7 +278,7 @@ class Following(ABC, Generic[AnyStep, AnyReference]):
             looked = not missed and self._look(costs)
             if not (missed or looked or self.policy.due(max(errors))):
                 self._escalation.note(FOLLOW)
-                self._report(errors, costs, subset=subset, age=age)
+                self._report(self._stated(), costs, subset=subset, age=age)
                 return
             before = self._current().project(vector)
             planned, at_once = not missed, missed and age <= 1
@@ -339,6 +343,7 @@ class Following(ABC, Generic[AnyStep, AnyReference]):
                 return vector, errors
             looked = True
             more = self._look_thoroughly(costs)
+            errors = self._stated()
             turned = max(self._turns())
             again = more or (turned <= TOO_FAR and bool(self._wrong(errors)))
             if not (again and self._affords(costs, PRODUCT_COST * rows.shape[-2])):
@@ -413,6 +418,10 @@ class Following(ABC, Generic[AnyStep, AnyReference]):
         # No power step leads to eigenvectors of a negative eigenvalue.
         positive = bool((by_run[:, self.k - 1] > VANISHED * by_run[:, 0]).all())
         self._bare = None if angles is None or positive else angles
+        squares = squared_norm(images).double().cpu().reshape(-1, width) - by_run.square()
+        self._value_errors = [
+            self._off(*each, b, rows.dtype) for each in zip(by_run, squares, strict=True)
+        ]
         block = rows[..., :b, :]
         if self._bare is None:
             self._step = self._step_from(block, images[..., :b, :])
@@ -423,6 +432,31 @@ class Following(ABC, Generic[AnyStep, AnyReference]):
             if width > b:
                 look = images.reshape(-1, width, images.shape[-1])[run, b]
             edge.see(by_run[run], self.k, b, self._outside(run, look))
+
+    def _off(
+        self, values: Tensor, squares: Tensor, b: int, dtype: torch.dtype
+    ) -> tuple[float, ...]:
+        """How far the first k eigenvalues of the power step from Ritz vectors may be off.
+
+        With R_ji the part of the residual of u_i along the eigenvector u_j of the bulk, the
+        eigenvalue is theta_i + sum_j R_ji^2 / (theta_i - lambda_j), and the power step states
+        theta_i + sum_j R_ji^2 / theta_i: the difference is lambda_j / theta_i times the former.
+
+        Args:
+            values: theta, of the block and the look beside it (c,).
+            squares: of the lengths of their residuals, (c,).
+            b: vectors in the block; only what is outside of it makes them wrong.
+            dtype: of the products.
+        """
+        known, squares = values[: self.k], squares[: self.k].clamp(min=0)
+        tiny = torch.finfo(values.dtype).tiny
+        rounding = ROUNDING * torch.finfo(dtype).eps * float(values[0].abs())
+        if b == len(values):
+            return (rounding,) * self.k
+        off = torch.minimum(squares / (known - values[b]).clamp(min=tiny), squares.sqrt())
+        if self._bare is None:
+            off = off * values[b].clamp(min=0) / known.clamp(min=tiny)
+        return tuple((off + rounding).tolist())
 
     def _outside(self, run: int, image: Tensor | None) -> Tensor | None:
         """The part of a vector (P,) outside of a run's block, as a unit vector."""
@@ -495,11 +529,11 @@ class Following(ABC, Generic[AnyStep, AnyReference]):
         if self._bare is not None:
             return [(angle, 0.0) for angle in self._bare]
         measured = self._measures()
-        seen = self._seen(vector, measured=measured)
+        self._last_seen = self._seen(vector, measured=measured)
         if measured:
             self._spend(costs, self._content_part)
-            self._contents = [each.content for each in seen]
-        parts = [self._both(run, each) for run, each in enumerate(seen)]
+            self._contents = [each.content for each in self._last_seen]
+        parts = [self._both(run, each) for run, each in enumerate(self._last_seen)]
         self._biased = max(bias for _, bias in parts)
         return parts
 
@@ -516,6 +550,12 @@ class Following(ABC, Generic[AnyStep, AnyReference]):
         if not last > VANISHED * abs(float(spectrum[0])):
             return 1.0, 0.0
         return seen.sampling, bias(seen.content, seen.moved, edge.ratio(last))
+
+    def _stated(self) -> list[float]:
+        """The errors last estimated, with what is known of lambda_{b+1} by now."""
+        if self._bare is not None:
+            return [total(angle, 0.0) for angle in self._bare]
+        return [total(*self._both(run, each)) for run, each in enumerate(self._last_seen)]
 
     def _estimate(self, vector: Tensor, costs: list[float]) -> list[float]:
         """Estimated errors of P_k v of each run, relative to norm(v)."""
@@ -639,8 +679,8 @@ class Following(ABC, Generic[AnyStep, AnyReference]):
 def _warn_missed(error: float, target: float, gap: Gap) -> None:
     k = len(gap.eigenvalues)
     warnings.warn(
-        f"the subspace of dimension {k} is off by about {error:.1%} of the vector, more than the"
-        f" target of {target:.1%}: lambda_{k} = {gap.last:.4g}, lambda_{k + 1} ="
+        f"the subspace of dimension {k} is off by about {100 * error:.2g} % of the vector, more"
+        f" than the target of {100 * target:.2g} %: lambda_{k} = {gap.last:.4g}, lambda_{k + 1} ="
         f" {gap.below:.4g}{gap.hint()}",
         TargetMissed,
         stacklevel=5,

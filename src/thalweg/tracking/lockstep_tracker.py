@@ -273,7 +273,8 @@ class LockstepTracker(Following[LockstepPowerStep, LockstepReference]):
         raise NotImplementedError("every update is given its vectors")
 
     def _eigenvalue_errors(self) -> list[tuple[float, ...]]:
-        return [() for _ in self._edges]
+        sampled = self._current().difference is not None
+        return [() for _ in self._edges] if sampled else self._value_errors
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue bit for bit, as tensors and plain values."""

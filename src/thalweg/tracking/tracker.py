@@ -404,8 +404,10 @@ class SubspaceTracker(Following[PowerStep, Reference]):
 
     def _eigenvalue_errors(self) -> list[tuple[float, ...]]:
         if self._seen_from is None:
-            return [()]
-        return [tuple((self._sigma * self._current().eigenvalues.abs()).tolist())]
+            return self._value_errors
+        # The diagonal of a sum of squares varies sqrt(2) times as much as what is beside it.
+        sizes = self._current().eigenvalues.abs()
+        return [tuple((math.sqrt(2) * self._sigma * sizes).tolist())]
 
     def _spectrum(self, run: int) -> Tensor:
         return self._current().values
