@@ -68,10 +68,17 @@ def test_gradients_and_products_whose_sum_overflows_are_no_divergence() -> None:
 
 
 # What is multiplied by an operator is the operator's own business.
-OPERATORS = {"operator", "hessian", "gauss_newton", "matrix", "half"}
+OPERATORS = {"operator", "hessian", "gauss_newton", "matrix", "half", "_half"}
 # Products of k x k matrices, lengths of vectors of k numbers.
 SHORT = {
-    "combination @ within",
+    "both @ shared[..., :k, :]",
+    "in_old @ shared.mT",
+    "shared[..., :k, :] @ of_bulk.unsqueeze(-1)",
+    "turn.T @ between",
+    "turn.T @ between @ turn",
+    "within[:k].square() @ squares.sum(1)",
+    "squares.sum(0) @ within[k:].square()",
+    "combination @ within[:step.k]",
     "combination.T @ seen",
     "combination @ to_basis",
     "factor.T @ torch.diag(values)",

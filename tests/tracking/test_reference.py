@@ -9,7 +9,7 @@ from thalweg.linalg import orthonormalize
 from thalweg.loss.objective import Objective
 from thalweg.operators.hessian import Hessian
 from thalweg.operators.symmetric import SymmetricOperator
-from thalweg.tracking.reference import Curvature, Reference
+from thalweg.tracking.reference import Curvature, Reference, draw_halves
 
 K, SIZE = 6, 200
 
@@ -42,8 +42,16 @@ def moved(objective: Objective, distance: float) -> Tensor:
 
 def taken(objective: Objective, rows: Tensor) -> tuple[Reference, Tensor]:
     at = curvature(objective, objective.theta())
-    generator = torch.Generator().manual_seed(2)
-    return Reference.at(at, rows, SIZE, objective.num_samples, generator)
+    whole = (Hessian(objective) @ rows.T).T
+    halves = draw_halves(objective.num_samples, SIZE, torch.Generator().manual_seed(2))
+    return Reference.at(at, rows, whole, halves), whole
+
+
+def test_halves_are_disjoint_and_ascending() -> None:
+    halves = draw_halves(100, 31, torch.Generator().manual_seed(0))
+    assert halves.shape == (2, 15)
+    assert len(halves.unique()) == 30
+    assert bool((halves[:, 1:] > halves[:, :-1]).all())
 
 
 def test_where_it_was_taken_the_subset_gives_the_products_of_all_samples(trained) -> None:
@@ -51,7 +59,6 @@ def test_where_it_was_taken_the_subset_gives_the_products_of_all_samples(trained
     reference, whole = taken(objective, rows)
     images, gradient = reference.images(curvature(objective, objective.theta()))
     assert torch.allclose(images, whole, atol=1e-10)
-    assert torch.allclose(whole.T, Hessian(objective) @ rows.T, atol=1e-10)
     assert gradient is not None
     assert torch.allclose(gradient, objective.gradient(samples=reference.subset), atol=1e-10)
 

@@ -33,6 +33,8 @@ Example:
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -46,6 +48,9 @@ from thalweg.spectrum.krylov import WANTED, Krylov, Ritz, Which, random_vector
 from thalweg.spectrum.multiplicity import few_samples_see_none
 from thalweg.spectrum.subspace import Subspace
 from thalweg.surroundings import shielded
+
+CHECK_REPEATED = 4
+"""Products spent on a fresh random direction, so that no copy of an eigenvalue is missed."""
 
 
 class NotConverged(UserWarning):
@@ -69,7 +74,7 @@ def top_eigenpairs(
     basis_size: int | None = None,
     start: Tensor | None = None,
     seed: int = 0,
-    check_repeated: int = 4,
+    check_repeated: int = CHECK_REPEATED,
 ) -> Subspace:
     """The k algebraically largest eigenvalues of a symmetric operator with their eigenvectors.
 
@@ -106,7 +111,7 @@ def eigenpairs(
     basis_size: int | None = None,
     start: Tensor | None = None,
     seed: int = 0,
-    check_repeated: int = 4,
+    check_repeated: int = CHECK_REPEATED,
 ) -> Subspace:
     """Some eigenvalues of a symmetric operator with their eigenvectors: the first k, or a band.
 
@@ -219,7 +224,55 @@ def _solve(
         krylov = Krylov(operator, min(size, room), which)
         found = _iterate(krylov, block, k, tolerance, limit, check_repeated, generator)
         subspace = krylov.subspace(found, first, converged=found.residual <= tolerance)
-    if not subspace.converged:
+    _warn_unless_converged(krylov, found, tolerance)
+    return subspace
+
+
+@dataclass(frozen=True)
+class SolvedBlock:
+    """The top Ritz vectors of a solve with their products: what a tracker begins from.
+
+    Attributes:
+        rows: orthonormal, (b, P); the first k converged, those beside them as far as they came.
+        images: their products with the operator, (b, P).
+        angles: of the first k, (k,), and
+        num_matvecs: as for `Subspace`.
+    """
+
+    rows: Tensor
+    images: Tensor
+    angles: Tensor
+    num_matvecs: float
+
+
+def solve_block(
+    operator: SymmetricOperator, k: int, width: Callable[[Tensor], int], *, tolerance: float
+) -> SolvedBlock:
+    """The k largest eigenpairs as `top_eigenpairs` finds them, and Ritz vectors beside them.
+
+    Args:
+        operator: symmetric, (P, P).
+        k: how many have to converge.
+        width: how many are wanted in all, given the Ritz values (m,) in descending order.
+        tolerance: as for `eigenpairs`.
+
+    Warns:
+        NotConverged: as for `eigenpairs`.
+    """
+    generator = torch.Generator().manual_seed(0)
+    krylov = Krylov(operator, min(operator.shape[0], 2 * k + 20), "largest")
+    with full_precision():
+        start = _start_block(operator, None, generator)
+        limit = max(20 * k, 200)
+        found = _iterate(krylov, start, k, tolerance, limit, CHECK_REPEATED, generator)
+        rows, images, _ = krylov.block(width)
+    _warn_unless_converged(krylov, found, tolerance)
+    assert found.angles is not None
+    return SolvedBlock(rows, images, found.angles, krylov.num_matvecs)
+
+
+def _warn_unless_converged(krylov: Krylov, found: Ritz, tolerance: float) -> None:
+    if found.residual > tolerance:
         hint = (
             "rounding allows no better" if krylov.complete else "raise max_matvecs or the tolerance"
         )
@@ -227,9 +280,8 @@ def _solve(
             f"{krylov.num_matvecs:g} products were not enough: residual {found.residual:.1e},"
             f" wanted {tolerance:.1e}; {hint}",
             NotConverged,
-            stacklevel=4,
+            stacklevel=5,
         )
-    return subspace
 
 
 def _start_block(

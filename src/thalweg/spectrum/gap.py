@@ -11,11 +11,8 @@ Example:
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +24,8 @@ from thalweg.spectrum.multiplicity import Deflated, rounding_of
 
 CLOSED = 0.95
 """lambda_{k+1} / lambda_k from which on a gap counts as closed."""
+VANISHED = 1e-6
+"""Of lambda_1: an eigenvalue that is zero but for rounding."""
 TOLERANCE = 0.05
 MOST_MATVECS = 15
 
@@ -117,88 +116,60 @@ def widest_gap(eigenvalues: Tensor) -> int:
     return int((positive[:-1] / positive[1:]).argmax()) + 1
 
 
-class GapWatch:
-    """Looks at lambda_{k+1} now and then, and says so where the gap has closed.
-
-    Args:
-        every: calls from one look to the next, the first one included; 0 for none.
+@dataclass(frozen=True)
+class Gap:
+    """How clearly lambda_k stands above lambda_{k+1}.
 
     Attributes:
-        value: lambda_{k+1} when last looked at, from below; NaN before.
-        looks: how many there were.
+        eigenvalues: lambda_1 to lambda_k, descending, (k,).
+        below: lambda_{k+1}, from below; NaN where not known.
 
-    Raises:
-        InvalidInput: a negative `every`.
+    Example:
+        >>> gap = Gap(torch.tensor([9.0, 8.0, 1.0]), below=0.99)
+        >>> gap.closed, gap.widest
+        (True, 2)
     """
 
-    def __init__(self, every: int) -> None:
-        if every < 0:
-            raise invalid("gap_every", every, "an integer >= 0")
-        self.every = every
-        self.value = math.nan
-        self.looks = 0
-        self._calls = 0
-        self._vector: Tensor | None = None
-        self._closed = False
+    eigenvalues: Tensor
+    below: float
 
-    def look(
-        self, operator: Callable[[], SymmetricOperator], rows: Tensor, eigenvalues: Tensor
-    ) -> float:
-        """Find lambda_{k+1} if that is due; returns the vectors multiplied.
+    @property
+    def last(self) -> float:
+        """lambda_k."""
+        return float(self.eigenvalues[-1])
+
+    @property
+    def closed(self) -> bool:
+        """Whether the two are so close, or lambda_k so small, that S_k is ill defined."""
+        vanished = not abs(self.last) > VANISHED * abs(float(self.eigenvalues[0]))
+        return vanished or self.below > CLOSED * self.last > 0
+
+    @property
+    def widest(self) -> int:
+        """The k of the widest gap among the eigenvalues known."""
+        known = self.eigenvalues.double().cpu()
+        known = torch.cat([known, known.new_tensor([self.below])])
+        # lambda_{k+1} can have overtaken lambda_k.
+        return widest_gap(known[~known.isnan()].sort(descending=True).values)
+
+    def hint(self) -> str:
+        """Another k, where one has a wider gap: "; the gap is widest at k = ..."."""
+        k = len(self.eigenvalues)
+        return f"; the gap is widest at k = {self.widest}" if self.widest != k else ""
+
+    def warn(self, stacklevel: int) -> None:
+        """Say that it is closed.
 
         Args:
-            operator: builds the operator, if need be.
-            rows: the basis of the subspace as rows (k, P).
-            eigenvalues: (k,), descending.
+            stacklevel: as for `warnings.warn`, seen from the caller.
 
         Warns:
-            GapClosed: once, until the gap has opened again.
+            GapClosed: always.
         """
-        self._calls += 1
-        if not self.every or (self._calls - 1) % self.every or rows.shape[0] == rows.shape[1]:
-            return 0.0
-        found = next_eigenpair(operator(), rows, float(eigenvalues[0]), self._vector)
-        self.value, self._vector = found.value, found.vector
-        self.looks += 1
-        closed = self.value > CLOSED * float(eigenvalues[-1]) > 0
-        if closed and not self._closed:
-            self._warn(eigenvalues)
-        self._closed = closed
-        return found.num_matvecs
-
-    def forget(self) -> None:
-        """The subspace is another one now: look at the next call."""
-        self.value, self._calls = math.nan, 0
-
-    def ratio(self, eigenvalues: Tensor) -> float:
-        """abs(lambda_{k+1}) / abs(lambda_k)."""
-        last = abs(float(eigenvalues[-1]))
-        return abs(self.value) / last if last else math.inf
-
-    def _warn(self, eigenvalues: Tensor) -> None:
-        k = len(eigenvalues)
-        known = torch.cat([eigenvalues, eigenvalues.new_tensor([self.value])])
-        # lambda_{k+1} can have overtaken lambda_k.
-        wider = widest_gap(known.sort(descending=True).values)
-        hint = f"; the gap is widest at k = {wider}" if wider != k else ""
+        k = len(self.eigenvalues)
         warnings.warn(
-            f"lambda_{k} = {float(eigenvalues[-1]):.4g} and lambda_{k + 1} = {self.value:.4g} close"
-            f" up: the dominant subspace of dimension {k} is ill defined{hint}",
+            f"lambda_{k} = {self.last:.4g} and lambda_{k + 1} = {self.below:.4g} close up: the"
+            f" dominant subspace of dimension {k} is ill defined{self.hint()}",
             GapClosed,
-            stacklevel=7,
+            stacklevel=stacklevel + 1,
         )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the next look depends on."""
-        return {
-            "value": self.value,
-            "looks": self.looks,
-            "calls": self._calls,
-            "vector": self._vector,
-            "closed": self._closed,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
-        self.value, self.looks, self._calls = state["value"], state["looks"], state["calls"]
-        self._vector, self._closed = state["vector"], state["closed"]

@@ -15,7 +15,7 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -67,6 +67,9 @@ class Ritz:
         residual: the largest residual, relative to the scale that `Krylov.ritz` states.
         residuals: (k,), all of them, from actual products; None where only estimated.
         worst: (P, 1), the residual vector of the worst pair; None where only estimated.
+        angles: (k,), see `Krylov.ritz`; None where only estimated.
+        value_errors: (k,), of the values; None where only estimated.
+        mixing: (k, k), the angle by which pair i is turned towards pair j; None likewise.
     """
 
     values: Tensor
@@ -74,6 +77,9 @@ class Ritz:
     residual: float
     residuals: Tensor | None = None
     worst: Tensor | None = None
+    angles: Tensor | None = None
+    value_errors: Tensor | None = None
+    mixing: Tensor | None = None
 
     @property
     def k(self) -> int:
@@ -219,10 +225,54 @@ class Krylov:
             estimate = float(estimates.max()) / scale
             if len(values) < k or estimate > tolerance:
                 return Ritz(values, vectors, estimate)
-        residuals = self._residuals(values, vectors, max(tolerance, SLIGHT_ASYMMETRY)) / scale
-        at = int(residuals.argmax())
+        norms, inner = self._residuals(values, vectors, max(tolerance, SLIGHT_ASYMMETRY))
+        at = int(norms.argmax())
         worst = self._residual_vector(values[at], vectors[:, at : at + 1])
-        return Ritz(values, vectors, float(residuals.max()), residuals, worst)
+        angles, errors, mixing = self._errors(norms, inner)
+        residuals = norms / scale
+        found = Ritz(values, vectors, float(residuals.max()), residuals, worst)
+        return replace(found, angles=angles, value_errors=errors, mixing=mixing)
+
+    def _errors(self, norms: Tensor, inner: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """How far the most wanted Ritz pairs are from eigenpairs.
+
+        With r_i = A u_i - theta_i u_i, which is orthogonal to the basis, an eigenvector has the
+        part r_i / (theta_i - s) outside of the basis, s being where the eigenvalues lie that were
+        not seen. Through it u_i mixes with the Ritz vector u_j by the angle
+        <r_i, r_j> / ((theta_i - s) (theta_i - theta_j)). Taken over the u_j beyond the first k,
+        this is the angle between u_i and the eigenspace. An eigenvalue is off by
+        norm(r_i)^2 / (theta_i - s), and by theta_i - theta_j times the square of that angle, at
+        most norm(r_i). For s stands three quarters of the next value (counted from the last one
+        seen): what a solve leaves is mostly near it. theta_j is taken from above, for Ritz values
+        approach eigenvalues from below.
+
+        Args:
+            norms: norm(r_i), (k,).
+            inner: <r_i, r_j> for all m Ritz pairs, most wanted first, (m, m).
+
+        Returns:
+            Angles and errors of values, (k,) each, and the mixing among these pairs, (k, k).
+
+        Source: first-order perturbation of A in the basis and its complement (Parlett 1998, "The
+        Symmetric Eigenvalue Problem", sections 11.7 and 13.2 for the bounds that it sharpens).
+        """
+        k, m = len(norms), self.dimension
+        keys = WANTED[self.which](self._most_wanted(m)[0])
+        tiny = torch.finfo(keys.dtype).tiny
+        if k == m:
+            # Nothing is known of the rest: as if it were zero.
+            angles = (norms / keys.abs().clamp(min=tiny)).clamp(max=1.0)
+            return angles, norms, torch.zeros(k, k, dtype=norms.dtype)
+        away = (keys[:k] - (3 * keys[k] + keys[-1]) / 4).clamp(min=tiny)
+        lengths = inner.diagonal().clamp(min=0.0).sqrt()[k:]
+        above = (keys[k:] - keys[-1]).clamp(min=tiny)
+        below = keys[:k, None] - (keys[k:] + torch.minimum(lengths, lengths**2 / above))
+        gaps = torch.cat([(keys[:k, None] - keys[:k]).abs(), below], dim=1)
+        mixing = (inner[:k] / away[:, None] / gaps.clamp(min=tiny)).clamp(-1, 1)
+        outside = (norms / away).clamp(max=1.0)
+        angles = (outside.square() + mixing[:, k:].square().sum(dim=1)).sqrt().clamp(max=1.0)
+        turned = (mixing[:, k:].square() * below.clamp(min=0)).sum(dim=1)
+        return angles, torch.minimum(norms, norms**2 / away + turned), mixing[:, :k]
 
     def rose(self, found: Ritz, earlier: Ritz, tolerance: float) -> bool:
         """Whether an eigenvalue is now more wanted by more than convergence explains."""
@@ -236,6 +286,11 @@ class Krylov:
         Basis and products are given up before the vectors are orthonormalized, which copies them.
         """
         assert found.residuals is not None
+        assert found.angles is not None
+        assert found.value_errors is not None
+        assert found.mixing is not None
+        # A band turns towards the pairs before it as well.
+        angles = found.angles.square() + found.mixing[:, :first].square().sum(dim=1)
         chosen = found.values[first:].argsort(descending=True) + first
         rows = self._combine(self.basis, found.coefficients[:, chosen])
         self.basis, self.images = self.basis.new_empty(0), self.images.new_empty(0)
@@ -245,7 +300,26 @@ class Krylov:
             found.residuals[chosen].to(rows),
             num_matvecs=self.num_matvecs,
             converged=converged,
+            angles=angles[chosen].sqrt().clamp(max=1.0).to(rows),
+            eigenvalue_errors=found.value_errors[chosen].to(rows),
         )
+
+    def block(self, width: Callable[[Tensor], int]) -> tuple[Tensor, Tensor, Tensor]:
+        """The most wanted Ritz vectors and their products; the last call.
+
+        Args:
+            width: how many, given all Ritz values, most wanted first.
+
+        Returns:
+            Vectors and products as rows (b, P), Ritz values (b,) in float64.
+        """
+        values, vectors = self._most_wanted(self.dimension)
+        b = width(values)
+        rows = self._combine(self.basis, vectors[:, :b])
+        self.basis = self.basis.new_empty(0)
+        images = self._combine(self.images, vectors[:, :b])
+        self.images = self.images.new_empty(0)
+        return rows, images, values[:b]
 
     def make_room(self, k: int, width: int) -> None:
         """Thick restart: keep the most wanted Ritz vectors where `width` more would not fit."""
@@ -267,14 +341,20 @@ class Krylov:
         order = WANTED[self.which](values).argsort(descending=True, stable=True)[:k]
         return values[order], vectors[:, order]
 
-    def _residuals(self, values: Tensor, vectors: Tensor, asymmetry: float) -> Tensor:
+    def _residuals(
+        self, values: Tensor, vectors: Tensor, asymmetry: float
+    ) -> tuple[Tensor, Tensor]:
         """norm(A u - value u) of each pair (k,), float64 on the CPU, from the products themselves.
 
         In blocks of columns: the k vectors and their images, whole, would double the memory.
+
+        Returns:
+            The norms (k,), and inner products of the residuals of all Ritz pairs (m, m).
         """
         m, squares = self.dimension, torch.zeros_like(values)
         one_way = torch.zeros(len(values), m, dtype=torch.float64, device="cpu")
         other_way = torch.zeros_like(one_way)
+        between = torch.zeros(m, m, dtype=torch.float64)
         coefficients, factors = vectors.T.to(self.basis), values.to(self.basis)[:, None]
         for columns in column_blocks(self.basis):
             basis, images = self.basis[:m, columns], self.images[:m, columns]
@@ -282,8 +362,11 @@ class Krylov:
             one_way += gram(u, images).cpu()
             other_way += gram(image, basis).cpu()
             squares += squared_norm(image - factors * u).cpu()
+            between += gram(images, images).cpu()
         self._require_symmetric(one_way, other_way, asymmetry)
-        return squares.sqrt()
+        every, turn = self._most_wanted(m)
+        inner = turn.T @ between @ turn - torch.diag(every.square())
+        return squares.sqrt(), inner
 
     def _residual_vector(self, value: Tensor, coefficients: Tensor) -> Tensor:
         """A u - value u of one pair, (P, 1)."""

@@ -64,6 +64,17 @@ class MetricSubspace:
         dominant = root * self.scaled.project(gradient / root)
         return dominant, gradient - dominant
 
+    def error_update(self, update: Tensor) -> float:
+        """Estimated error of the dominant part of an update (P,), in the norm of the metric.
+
+        Relative to norm(D^1/2 delta); NaN where the angles of `scaled` are not known.
+        """
+        return self.scaled.error(to_metric(update, self.diagonal))
+
+    def error_gradient(self, gradient: Tensor) -> float:
+        """The same of a gradient (P,), relative to norm(D^-1/2 g)."""
+        return self.scaled.error(gradient / self.diagonal.sqrt())
+
     def alignment_update(self, update: Tensor) -> float:
         """chi of an update: norm(W^T D^1/2 delta) / norm(D^1/2 delta), in [0, 1]."""
         return self.scaled.alignment(to_metric(update, self.diagonal))

@@ -39,6 +39,9 @@ class Subspace(CountsMatvecs):
         num_matvecs: vectors multiplied by the operator, each over all samples; a fraction where
             some samples alone were asked.
         converged: whether the residuals met the tolerance; None where there was none to meet.
+        angles: (k,), the estimated sine of the angle between each u_i and the eigenspace: its
+            residual divided by the gap, not by lambda_1; None where not known.
+        eigenvalue_errors: (k,), estimated, in units of the eigenvalues; None where not known.
 
     Raises:
         InvalidInput: the shapes of basis and eigenvalues do not fit. (Whether the columns are
@@ -55,6 +58,8 @@ class Subspace(CountsMatvecs):
     residuals: Tensor | None = None
     num_matvecs: float = 0.0
     converged: bool | None = None
+    angles: Tensor | None = None
+    eigenvalue_errors: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.basis.dim() != 2 or self.eigenvalues.shape != self.basis.shape[1:]:
@@ -119,6 +124,27 @@ class Subspace(CountsMatvecs):
         flat = flat / largest
         return _at_most_one(self.coordinates(flat).norm() / norm(flat))
 
+    def error(self, vector: Vector) -> float:
+        """Estimated norm(P_k v - projection) / norm(v); NaN where the angles are not known.
+
+        With e_i the part of the true u_i outside of the subspace, the projection lacks
+        sum of e_i <u_i, v> and u_i <e_i, v>. Of e_i the length is known, `angles`, and not the
+        direction: the second term is taken at most, as if all of v that is outside lay along the
+        worst of them. So it is about right for a v within the subspace, and 2 to 5 times too large
+        for one with much outside.
+        """
+        if self.angles is None:
+            return float("nan")
+        flat = _flat(vector).detach()
+        length = float(norm(flat))
+        if length == 0:
+            return 0.0
+        within = self.coordinates(flat)
+        outside = max(length**2 - float(within.square().sum()), 0.0)
+        squares = self.angles.square()
+        missing = float((within.square() * squares).sum()) + outside * float(squares.max())
+        return min(missing**0.5 / length, 1.0)
+
     def overlap(self, other: Subspace) -> float:
         """Mean squared cosine trace(P P') / k, in [0, 1] (Gur-Ari et al. 2018, arXiv 1812.04754).
 
@@ -136,9 +162,8 @@ class Subspace(CountsMatvecs):
 
     def to(self, device: torch.device | str) -> Subspace:
         """The same subspace on another device, in the same dtype."""
-        residuals = None if self.residuals is None else self.residuals.to(device)
-        basis, eigenvalues = self.basis.to(device), self.eigenvalues.to(device)
-        return replace(self, basis=basis, eigenvalues=eigenvalues, residuals=residuals)
+        known = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: value.to(device) for name, value in known.items()})
 
     def __repr__(self) -> str:
         top = ", ".join(f"{value:.4g}" for value in self.eigenvalues[:3].tolist())

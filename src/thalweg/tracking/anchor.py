@@ -63,12 +63,14 @@ class Anchors:
         return self._all[self._serving].policy if self._all else self._first_policy
 
     @property
-    def reference(self) -> Reference:
-        """That of the anchor that serves."""
-        return self._all[self._serving].reference
+    def reference(self) -> Reference | None:
+        """That of the anchor that serves; None where there is none."""
+        return self._all[self._serving].reference if self._all else None
 
-    def serve(self, theta: Tensor) -> Reference:
-        """Let the anchor nearest to theta (P,) serve."""
+    def serve(self, theta: Tensor) -> Reference | None:
+        """Let the anchor nearest to theta (P,) serve; None where there is none."""
+        if not self._all:
+            return None
         if len(self._all) > 1:
             distances = [float(norm(anchor.theta - theta)) for anchor in self._all]
             self._serving = distances.index(min(distances))
@@ -94,7 +96,8 @@ class Anchors:
 
     def forget(self) -> None:
         """Give up all references: their bases belong to another subspace."""
-        self._first_policy = self.plan()
+        if self._all:
+            self._first_policy = self.plan()
         self._all, self._serving = [], 0
 
     def state_dict(self) -> dict[str, Any]:

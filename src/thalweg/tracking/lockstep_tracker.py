@@ -31,29 +31,36 @@ Example:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from thalweg.errors import invalid
+from thalweg.linalg import norm
 from thalweg.loss.lockstep_objective import LockstepObjective
-from thalweg.operators.hessian import PRODUCT_COST, Hessian
+from thalweg.operators.hessian import Hessian
 from thalweg.operators.product_check import check_once
-from thalweg.spectrum.eigensolver import top_eigenpairs
 from thalweg.spectrum.subspace import Subspace
 from thalweg.surroundings import shielded
-from thalweg.tracking.error_estimate import ErrorEstimate, lockstep_errors, population_correction
-from thalweg.tracking.following import FEWEST_SAMPLES, Following
+from thalweg.tracking.bulk_edge import BulkEdge
+from thalweg.tracking.error_estimate import (
+    Movement,
+    content,
+    deviation_by_difference,
+    population_correction,
+)
+from thalweg.tracking.following import FEWEST_SAMPLES, Following, Seen
 from thalweg.tracking.power_step import (
     LockstepPowerStep,
     lockstep_power_step,
     lockstep_power_step_by_qr,
     refuse_divergence,
 )
-from thalweg.tracking.reference import LockstepReference
+from thalweg.tracking.reference import LockstepReference, draw_halves
 from thalweg.tracking.refresh_policy import RefreshPolicy
+from thalweg.tracking.source import TrackerReport
 
 
 class LockstepTracker(Following[LockstepPowerStep, LockstepReference]):
@@ -65,7 +72,8 @@ class LockstepTracker(Following[LockstepPowerStep, LockstepReference]):
         error: target for norm(tracked - P_k v) / norm(v) of the worst run; a step whose estimate
             exceeds it renews all references at once.
         tolerance: residual of solves from scratch, see `top_eigenpairs`.
-        gap_every: renewals from one look at lambda_{k+1} to the next, 0 for none.
+        gap_every: renewals from one thorough look for eigenvectors that the bases may have missed
+            to the next, 0 for none.
         seed: of the subsets.
 
     Attributes:
@@ -77,15 +85,17 @@ class LockstepTracker(Following[LockstepPowerStep, LockstepReference]):
 
     Warns:
         GapClosed: lambda_k and lambda_{k+1} of a run are nearly equal.
+        TargetMissed: the estimated error of a run is larger than the target all the same.
         NotConverged: a solve from scratch stopped early.
 
     Memory: about 10 R k P numbers beside the chunk. Source: see `following.py`. Example: see the
     module.
     """
 
+    follows_guards = False
     # The halves of the subset are multiplied apart anyway.
-    estimate_matvecs = 0
-    renewal_passes = 1
+    sampling_matvecs = 0.0
+    reference_matvecs = 1.0
 
     def __init__(
         self,
@@ -103,6 +113,7 @@ class LockstepTracker(Following[LockstepPowerStep, LockstepReference]):
             k,
             error=error,
             tolerance=tolerance,
+            gap_every=gap_every,
             seed=seed,
         )
         if objective.num_samples < FEWEST_SAMPLES:
@@ -110,13 +121,14 @@ class LockstepTracker(Following[LockstepPowerStep, LockstepReference]):
             raise invalid("data", f"{objective.num_samples} samples", "at least 8", hint)
         check_once(Hessian(objective.objective))
         self.objective = objective
-        self.gap_every = gap_every
         # Where a computation is recorded once for each shape, few sizes are few recordings.
         self._policy = RefreshPolicy(objective.num_samples, error, few_sizes=True)
         self._thetas: Tensor | None = None
         self._reference: LockstepReference | None = None
-        # Sampling errors and movements of the last power step, read from the device at once.
-        self._seen: tuple[list[float], list[float]] = [], []
+        # The subset of the reference, or of the one that is being taken: its halves (2, m / 2).
+        self._halves: Tensor | None = None
+        # Of the last power step by the subset, until it is known to be sound.
+        self._images: Tensor | None = None
 
     @property
     def policy(self) -> RefreshPolicy:
@@ -141,11 +153,9 @@ class LockstepTracker(Following[LockstepPowerStep, LockstepReference]):
             raise invalid("thetas and vectors", given, f"(R, P) = {expected} both")
         self._thetas = thetas.detach()
         with shielded():
-            if self._reference is None:
-                self._estimates = [ErrorEstimate(self.gap_every) for _ in range(runs)]
-                self._begin(runs)
-            else:
-                self._follow(self._reference, vectors)
+            if self._step is None:
+                self._edges = [BulkEdge() for _ in range(runs)]
+            self._advance(vectors)
 
     def project(self, vectors: Tensor) -> Tensor:
         """P_k v of each run at the thetas of the last update, (R, P), for vectors (R, P).
@@ -172,54 +182,99 @@ class LockstepTracker(Following[LockstepPowerStep, LockstepReference]):
         assert self._thetas is not None
         return Hessian(self.objective.objective, self._thetas[run], keep_graph=True)
 
-    def _solve(self, runs: Iterable[int]) -> list[float]:
+    def _multiply(self, rows: Tensor) -> Tensor:
         assert self._thetas is not None
-        (count, size), costs = self._thetas.shape, [0.0 for _ in self._thetas]
-        if self._step is None:
-            rows = self._thetas.new_empty(count, self.k, size)
-            ritz = self._thetas.new_zeros(count, self.k, self.k, dtype=torch.float64)
-        else:
-            rows, ritz = self._step.rows.clone(), self._step.ritz.clone()
-        for run in runs:
-            solved = top_eigenpairs(self._operator(run), self.k, tolerance=self.tolerance)
-            rows[run], ritz[run] = solved.basis.T, torch.diag(solved.eigenvalues)
-            costs[run] = PRODUCT_COST * solved.num_matvecs
-        self._step = LockstepPowerStep(rows, ritz)
-        return costs
+        return self.objective.hessian_products(self._thetas, rows)
 
-    def _take_reference(self, rows: Tensor) -> None:
-        assert self._thetas is not None
-        self.policy.plan()
-        self._reference, images = LockstepReference.at(
-            self.objective, self._thetas, rows, self.policy.subset, self._generator
-        )
-        step = lockstep_power_step(rows, images)
+    def _step_from(self, rows: Tensor, images: Tensor) -> LockstepPowerStep:
+        step = lockstep_power_step(rows.contiguous(), images)
         assert step.sound is not None
-        self._step = step if bool(step.sound.all()) else lockstep_power_step_by_qr(rows, images)
+        return step if bool(step.sound.all()) else lockstep_power_step_by_qr(rows, images)
 
-    def _power_step(self, reference: LockstepReference, vector: Tensor | None) -> Tensor:
-        assert self._thetas is not None
+    def _step_without(self, rows: Tensor, values: Tensor) -> LockstepPowerStep:
+        return LockstepPowerStep(rows.contiguous(), torch.diag_embed(values))
+
+    def _joined(self, parts: list[Tensor]) -> Tensor:
+        return torch.stack(parts)
+
+    def _serve(self) -> LockstepReference | None:
+        return self._reference
+
+    def _follow_from(self, reference: LockstepReference, vector: Tensor | None) -> Tensor:
         assert vector is not None
+        assert self._thetas is not None
         images, difference = reference.images(self.objective, self._thetas)
-        step = lockstep_power_step(reference.rows, images, difference)
-        assert step.sound is not None
-        found = torch.stack([*lockstep_errors(step, vector), step.sound.to(vector)])
-        # The one place where a step waits for the device.
-        sampling, moved, sound = found.tolist()
-        if not all(sound):
-            step = lockstep_power_step_by_qr(reference.rows, images, difference)
-            sampling, moved = torch.stack(lockstep_errors(step, vector)).tolist()
-        if not all(map(math.isfinite, (*sampling, *moved))):
-            refuse_divergence(vector, "a vector")
-        correction = population_correction(self.policy.subset, self.num_samples)
-        self._step, self._seen = step, ([correction * error for error in sampling], moved)
+        self._step = lockstep_power_step(reference.rows, images, difference)
+        self._images = images
         return vector
 
-    def _movements(self, vector: Tensor) -> list[float]:
-        return self._seen[1]
+    def _draw_subset(self) -> None:
+        self.policy.plan()
+        halves = draw_halves(self.num_samples, self.policy.subset, self._generator)
+        assert self._thetas is not None
+        self._halves = halves.to(self._thetas.device)
 
-    def _sampling_errors(self, vector: Tensor) -> list[float]:
-        return self._seen[0]
+    def _take_reference(self, rows: Tensor, images: Tensor) -> None:
+        assert self._halves is not None
+        rows, images = rows[:, : self.k].contiguous(), images[:, : self.k]
+        assert self._thetas is not None
+        self._reference = LockstepReference.at(
+            self.objective, self._thetas, rows, images, self._halves
+        )
+
+    def _drop_references(self) -> None:
+        self._reference = None
+
+    @property
+    def _content_part(self) -> float:
+        return self.policy.subset / 2 / self.num_samples
+
+    def _seen(self, vector: Tensor, *, measured: bool) -> list[Seen]:
+        *found, sound = self._measure(self._current(), vector, measured=measured)
+        if not all(sound):
+            step = self._current()
+            assert step.stale is not None
+            assert self._images is not None
+            self._step = lockstep_power_step_by_qr(step.stale, self._images, step.difference)
+            *found, _ = self._measure(self._step, vector, measured=measured)
+        self._images = None
+        if not all(math.isfinite(number) for each in found for number in each):
+            refuse_divergence(vector, "a vector")
+        if not measured:
+            found[2] = self._contents
+        return [Seen(*each) for each in zip(*found, strict=True)]
+
+    def _measure(
+        self, step: LockstepPowerStep, vector: Tensor, *, measured: bool
+    ) -> list[list[float]]:
+        """What `Seen` has, by run, and whether the step is sound: waits for the device once."""
+        assert self._thetas is not None
+        assert self._halves is not None
+        movement = Movement.of(step, vector)
+        lengths = norm(vector).clamp(min=torch.finfo(vector.dtype).tiny)
+        sampling = torch.zeros_like(lengths)
+        if step.difference is not None:
+            correction = population_correction(self.policy.subset, self.num_samples)
+            sampling = correction * deviation_by_difference(step, vector).outside
+        sound = torch.ones_like(lengths) if step.sound is None else step.sound.to(lengths)
+        fractions = torch.zeros_like(lengths)
+        if measured:
+            weighted = movement.weighted.unsqueeze(1)
+            image = self.objective.hessian_products(self._thetas, weighted, self._halves[0])
+            fractions = content(step, movement, image.squeeze(1))
+        return torch.stack([sampling / lengths, movement.size / lengths, fractions, sound]).tolist()
+
+    def _spectrum(self, run: int) -> Tensor:
+        known = self._edges[run].known
+        assert known is not None
+        return known
+
+    def _gradient(self) -> Tensor:
+        raise NotImplementedError("every update is given its vectors")
+
+    def _eigenvalue_errors(self) -> list[tuple[float, ...]]:
+        sampled = self._current().difference is not None
+        return [() for _ in self._edges] if sampled else self._value_errors
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue bit for bit, as tensors and plain values."""
@@ -230,11 +285,18 @@ class LockstepTracker(Following[LockstepPowerStep, LockstepReference]):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` gave, the way to multiply by the Hessian included."""
-        self._estimates = [ErrorEstimate(self.gap_every) for _ in state["estimates"]]
-        super().load_state_dict(state)
+        """Restore what `state_dict` gave, the way to multiply by the Hessian included.
+
+        What version 0.1 saved lacks what errors are estimated by: the next update solves anew.
+        """
         self.objective.load_state_dict(state.get("loss", state))
+        if "edges" not in state:
+            self.reports = [TrackerReport.from_state(report) for report in state["reports"]]
+            return
+        self._edges = [BulkEdge() for _ in state["edges"]]
+        super().load_state_dict(state)
         self.policy.load_state_dict(state["policy"])
         self._step = None if state["step"] is None else LockstepPowerStep(**state["step"])
         saved = state["reference"]
         self._reference = None if saved is None else LockstepReference(**saved)
+        self._halves = None if self._reference is None else self._reference.halves

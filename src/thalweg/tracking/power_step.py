@@ -48,19 +48,38 @@ from thalweg.spectrum.subspace import Subspace
 
 @dataclass
 class PowerStep:
-    """The basis of one run after a power step, C = Z^T Y.
+    """The block of one run after a power step, C = Z^T Y: its basis, and guard vectors beside it.
 
     Attributes:
-        rows: C^T, orthonormal (k, P).
-        eigenvalues: Ritz values (k,), descending, in float64 on the CPU.
-        combination: Z (b, k), in float64; None for a basis that was solved for.
-        stale: U^T, the basis before the step, (b, P); None likewise.
+        block: C^T, orthonormal Ritz vectors (b, P), of which the first k are the basis.
+        values: Ritz values (b,), descending, in float64 on the CPU.
+        k: dimension of the basis; 0 for that of the block.
+        combination: Z (b, b), in float64; None for a basis without a step.
+        stale: U^T, the block before the step, (b, P); None likewise.
     """
 
-    rows: Tensor
-    eigenvalues: Tensor
+    block: Tensor
+    values: Tensor
+    k: int = 0
     combination: Tensor | None = None
     stale: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.k = self.k or len(self.block)
+
+    @property
+    def rows(self) -> Tensor:
+        """The basis, as rows (k, P)."""
+        return self.block[: self.k]
+
+    @property
+    def eigenvalues(self) -> Tensor:
+        """Its Ritz values (k,)."""
+        return self.values[: self.k]
+
+    def divided(self, within: Tensor) -> Tensor:
+        """M^-1 c (k,) for coordinates c (k,) in the basis, M = C^T A C."""
+        return within / self.eigenvalues.to(within)
 
     def subspace(self) -> Subspace:
         """Basis and eigenvalues, in the dtype and on the device of the basis."""
@@ -96,13 +115,13 @@ class PowerStep:
         return linear_combination(rows, within) + image - project(rows, image)
 
 
-def power_step(rows: Tensor, images: Tensor, k: int) -> PowerStep:
-    """The top-k Ritz directions of span(U) moved by one power step, from U and Y = H U.
+def power_step(rows: Tensor, images: Tensor, k: int, difference: Tensor | None = None) -> PowerStep:
+    """The Ritz directions of span(U) moved by one power step, from U and Y = H U.
 
     Args:
         rows: U^T, orthonormal rows (b, P).
         images: Y^T (b, P).
-        k: how many to keep.
+        k: dimension of the basis; the other b - k are guard vectors.
 
     With V, Theta the top eigenpairs of U^T Y and L L^T the Gram matrix of Y V Theta^-1, the new
     basis is C = Y V Theta^-1 L^-T, and C^T H C is L^T Theta L to second order: that is, the Ritz
@@ -115,29 +134,59 @@ def power_step(rows: Tensor, images: Tensor, k: int) -> PowerStep:
     if not bool(torch.isfinite(projected).all()):
         raise Diverged("a product with the Hessian is NaN or infinite")
     values, vectors = torch.linalg.eigh((projected + projected.T) / 2)
-    values, vectors = values.flip(0)[:k], vectors.flip(1)[:, :k]
+    values, vectors = values.flip(0), vectors.flip(1)
     if not float(values[-1]) > 1e-6 * float(values[0]):
-        return _power_step_by_qr(rows, images, values, vectors)
+        return _power_step_by_qr(rows, images, values, vectors, k)
     combination = vectors / values
     # Columns of nearly unit length and nearly orthogonal: one Cholesky factorization is accurate,
     # and five times cheaper than a QR of a tall matrix.
     scaled, gram = combined(combination, images)
     factor, failed = torch.linalg.cholesky_ex(gram)
     if failed:
-        return _power_step_by_qr(rows, images, values, vectors)
+        return _power_step_by_qr(rows, images, values, vectors, k)
     ritz, rotation = torch.linalg.eigh(factor.T @ torch.diag(values) @ factor)
     ritz, rotation = ritz.flip(0), rotation.flip(1)
     to_basis = torch.linalg.solve_triangular(factor.T, rotation, upper=True)
-    return PowerStep(combine(to_basis.T.to(scaled), scaled), ritz, combination @ to_basis, rows)
+    block = combine(to_basis.T.to(scaled), scaled)
+    return PowerStep(block, ritz, k, combination @ to_basis, rows)
 
 
-def _power_step_by_qr(rows: Tensor, images: Tensor, values: Tensor, vectors: Tensor) -> PowerStep:
+def _power_step_by_qr(
+    rows: Tensor,
+    images: Tensor,
+    values: Tensor,
+    vectors: Tensor,
+    k: int,
+) -> PowerStep:
     """The same where a top eigenvalue is not positive, or directions fall together."""
     scaled = combine(vectors.T.to(images), images).T
     basis = orthonormalize(scaled)
     triangle = flat_product(basis.T, scaled.T).double().cpu()
     combination = vectors @ torch.linalg.pinv(triangle)
-    return PowerStep(basis.T, values, combination, rows)
+    return PowerStep(basis.T, values, k, combination, rows)
+
+
+def rotate_to_ritz(rows: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """U V and A U V, V the eigenvectors of U^T A U: the same span by its Ritz vectors.
+
+    Args:
+        rows: U^T, orthonormal rows (..., b, P).
+        images: (A U)^T (..., b, P).
+
+    Returns:
+        Both as rows, and the Ritz values (..., b), descending, in float64 on the CPU.
+
+    Raises:
+        Diverged: a product is NaN or infinite.
+    """
+    projected = inner_products(rows, images)
+    if not bool(torch.isfinite(projected).all()):
+        if projected.dim() == 3:
+            refuse_divergence(projected, "a product with the Hessian")
+        raise Diverged("a product with the Hessian is NaN or infinite")
+    values, vectors = torch.linalg.eigh((projected + projected.mT) / 2)
+    turn = vectors.flip(-1).mT.to(rows)
+    return combine(turn, rows), combine(turn, images), values.flip(-1)
 
 
 @dataclass
@@ -160,6 +209,16 @@ class LockstepPowerStep:
     stale: Tensor | None = None
     sound: Tensor | None = None
     difference: Tensor | None = None
+
+    @property
+    def block(self) -> Tensor:
+        """The bases: there are no guard vectors in lockstep."""
+        return self.rows
+
+    def divided(self, within: Tensor) -> Tensor:
+        """M^-1 c (R, k) for coordinates c (R, k) in the bases, M = C^T A C."""
+        solved, _ = torch.linalg.solve_ex(self.ritz, within.to(self.ritz))
+        return solved.to(within)
 
     def eigenvalues(self) -> Tensor:
         """Ritz values (R, k), descending."""

@@ -28,12 +28,11 @@ Curvature = Callable[[Tensor | None], SymmetricOperator]
 """A at one theta, over some of the samples; None for all."""
 
 
-def draw_halves(num_samples: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Two disjoint random halves of a subset of `size` samples, int64, each in ascending order."""
-    order = torch.randperm(num_samples, generator=generator, device="cpu")
+def draw_halves(num_samples: int, size: int, generator: torch.Generator) -> Tensor:
+    """Two disjoint random halves of a subset of `size` samples, int64 (2, size / 2), ascending."""
+    order = torch.randperm(num_samples, generator=generator, device="cpu")[: size // 2 * 2]
     # In ascending order each half reads the data forwards.
-    first, second = (part.sort().values for part in order[:size].tensor_split(2))
-    return first, second
+    return order.reshape(2, -1).sort(dim=1).values
 
 
 def turn(rows: Tensor, reference: Tensor) -> Tensor:
@@ -61,28 +60,19 @@ class Reference:
     subset: Tensor
 
     @classmethod
-    def at(
-        cls,
-        curvature: Curvature,
-        rows: Tensor,
-        size: int,
-        num_samples: int,
-        generator: torch.Generator,
-    ) -> tuple[Reference, Tensor]:
-        """Take the reference; also return the products over all samples, as rows (b, P).
+    def at(cls, curvature: Curvature, rows: Tensor, whole: Tensor, halves: Tensor) -> Reference:
+        """Take the reference.
 
         Args:
             curvature: A at the reference point, over given samples.
             rows: U^T (b, P).
-            size: m, samples in the subset.
-            num_samples: N.
-            generator: what the subset is drawn by.
+            whole: A U over all samples there, as rows (b, P).
+            halves: the samples of the subset, (2, m / 2).
         """
-        first, second = draw_halves(num_samples, size, generator)
-        subset = torch.cat([first, second])
-        operators = map(curvature, (None, subset, first))
-        whole, sampled, half = ((operator @ rows.T).T for operator in operators)
-        return cls(rows, whole - sampled, whole - half, subset), whole
+        subset = halves.reshape(-1)
+        operators = map(curvature, (subset, halves[0]))
+        sampled, half = ((operator @ rows.T).T for operator in operators)
+        return cls(rows, whole - sampled, whole - half, subset)
 
     def images(self, curvature: Curvature) -> tuple[Tensor, Tensor | None]:
         """A U by the subset, corrected, as rows; and the subset's gradient (P,), where known."""
@@ -126,23 +116,20 @@ class LockstepReference:
         objective: LockstepObjective,
         thetas: Tensor,
         rows: Tensor,
-        size: int,
-        generator: torch.Generator,
-    ) -> tuple[LockstepReference, Tensor]:
-        """Take the reference; also return the products over all samples, as rows (R, k, P).
+        whole: Tensor,
+        halves: Tensor,
+    ) -> LockstepReference:
+        """Take the reference.
 
         Args:
             objective: of the runs.
             thetas: the reference points (R, P).
             rows: U^T of each run, (R, k, P).
-            size: m, samples in the subset, even.
-            generator: what the subset is drawn by.
+            whole: H U over all samples there, as rows (R, k, P).
+            halves: the samples of the subset, (2, m / 2).
         """
-        halves = torch.stack(draw_halves(objective.num_samples, size, generator))
-        halves = halves.to(thetas.device)
-        whole = objective.hessian_products(thetas, rows)
         sampled = _products_of_halves(objective, thetas, rows, halves)
-        return cls(rows, (whole.unsqueeze(1) - sampled).contiguous(), halves), whole
+        return cls(rows, (whole.unsqueeze(1) - sampled).contiguous(), halves)
 
     def images(self, objective: LockstepObjective, thetas: Tensor) -> tuple[Tensor, Tensor]:
         """H U by the subset, corrected; and half the difference of its halves.

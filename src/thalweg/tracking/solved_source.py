@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from thalweg.errors import InvalidInput
+from thalweg.linalg import norm
 from thalweg.loss.protocol import Loss
 from thalweg.operators.hessian import PRODUCT_COST
 from thalweg.spectrum.subspace import Subspace
@@ -64,7 +66,10 @@ class SolvedSource(ABC):
     def update(self, theta: Tensor | None = None, vector: Tensor | None = None) -> Subspace:
         """Solve at theta (P,), None for the model's parameters, where that is due.
 
-        The vector is not asked for.
+        Args:
+            theta: the point.
+            vector: (P,), whose projection the error in the report is about; None for the worst
+                vector of the basis.
 
         Raises:
             Diverged: the loss or a product is NaN or infinite.
@@ -74,16 +79,28 @@ class SolvedSource(ABC):
             self.report = TrackerReport(math.nan, 0.0, False, 0, self.report.age + 1)
             return self._subspace
         solved, samples = self._solve(theta)
-        self._subspace = Subspace(solved.basis, solved.eigenvalues)
+        self._subspace = replace(solved, residuals=None, num_matvecs=0.0, converged=None)
         fraction = samples / self.objective.num_samples
         cost = PRODUCT_COST * solved.num_matvecs * fraction
-        self.report = TrackerReport(self.tolerance, cost, True, samples, 0)
+        off = () if solved.eigenvalue_errors is None else solved.eigenvalue_errors.tolist()
+        self.report = TrackerReport(
+            self._error(vector), cost, True, samples, 0, eigenvalue_errors=tuple(off)
+        )
         return self._subspace
+
+    def _error(self, vector: Tensor | None) -> float:
+        """That of P_k v, residuals over gaps; without a vector that of the worst basis vector."""
+        if vector is not None:
+            return self.subspace.error(vector)
+        angles = self.subspace.angles
+        return math.nan if angles is None else float(angles.max())
 
     def split(self, vector: Tensor) -> Split:
         """Split a vector (P,) at the theta of the last update."""
-        error = self.tolerance
-        return Split(*self.subspace.split(vector), error=error, bulk_error=error)
+        dominant, bulk = self.subspace.split(vector)
+        error, length = self.subspace.error(vector), float(norm(bulk))
+        bulk_error = error * float(norm(vector)) / length if length > 0 else 0.0
+        return Split(dominant, bulk, error=error, bulk_error=bulk_error)
 
     def state_dict(self) -> dict[str, Any]:
         """The basis as rows, its eigenvalues, and how many updates there were."""
@@ -91,6 +108,8 @@ class SolvedSource(ABC):
         return {
             "rows": None if found is None else found.basis.T,
             "eigenvalues": None if found is None else found.eigenvalues,
+            "angles": None if found is None else found.angles,
+            "eigenvalue_errors": None if found is None else found.eigenvalue_errors,
             "calls": self._calls,
             "age": self.report.age,
         }
@@ -100,5 +119,12 @@ class SolvedSource(ABC):
         self._calls = state["calls"]
         self.report = TrackerReport(math.nan, 0.0, False, 0, state["age"])
         self._subspace = (
-            None if state["rows"] is None else Subspace(state["rows"].T, state["eigenvalues"])
+            None
+            if state["rows"] is None
+            else Subspace(
+                state["rows"].T,
+                state["eigenvalues"],
+                angles=state.get("angles"),
+                eigenvalue_errors=state.get("eigenvalue_errors"),
+            )
         )

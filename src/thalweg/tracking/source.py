@@ -26,6 +26,17 @@ from thalweg.errors import invalid
 from thalweg.spectrum.subspace import Subspace
 
 
+class TargetMissed(UserWarning):
+    """A tracked subspace is less exact than asked for, whatever was tried; once until it is met.
+
+    The report of every step says so as well: `TrackerReport.target_met`.
+
+    Example:
+        >>> import warnings
+        >>> warnings.simplefilter("error", TargetMissed)  # stop, where that will not do
+    """
+
+
 @dataclass(frozen=True)
 class TrackerReport:
     """What the last step of a tracker cost, and how far its result can be trusted.
@@ -38,7 +49,11 @@ class TrackerReport:
         age: steps since the reference.
         checked_error: at a renewal, how far a fresh power step over all samples moved the projected
             vector, relative to it; None at other steps. Compare with `error` there.
-        next_eigenvalue: lambda_{k+1} when last looked at, from below; NaN where not known.
+        next_eigenvalue: lambda_{k+1}, from below; NaN where not known.
+        ill_defined: whether lambda_k and lambda_{k+1} are so close that the subspace between them
+            is ill defined: what is measured of it is a matter of chance.
+        target_met: whether `error` is within the tracker's target; where there is an error.
+        eigenvalue_errors: estimated, of lambda_1 to lambda_k, in their unit; () where not known.
 
     Example:
         >>> report = TrackerReport(0.004, subspace_cost=0.3, renewed=False, subset=64, age=7)
@@ -53,6 +68,9 @@ class TrackerReport:
     age: int
     checked_error: float | None = None
     next_eigenvalue: float = math.nan
+    ill_defined: bool = False
+    target_met: bool = True
+    eigenvalue_errors: tuple[float, ...] = ()
 
     @property
     def gradients(self) -> float:
@@ -65,6 +83,8 @@ class TrackerReport:
         state = dict(state)
         if "gradients" in state:
             state["subspace_cost"] = state.pop("gradients")
+        # As a file keeps it: a list.
+        state["eigenvalue_errors"] = tuple(state.get("eigenvalue_errors", ()))
         return cls(**state)
 
 

@@ -22,33 +22,42 @@ Example:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from thalweg.errors import invalid
 from thalweg.linalg import norm
 from thalweg.loss.protocol import Loss
 from thalweg.operators.hessian import PRODUCT_COST, Hessian
 from thalweg.operators.loss_operator import LossOperator
 from thalweg.operators.symmetric import OperatorAt, SymmetricOperator
-from thalweg.spectrum.eigensolver import top_eigenpairs
 from thalweg.spectrum.subspace import Subspace
 from thalweg.surroundings import shielded
 from thalweg.tracking.anchor import Anchors
+from thalweg.tracking.bulk_edge import BulkEdge
 from thalweg.tracking.error_estimate import (
-    ErrorEstimate,
-    SeenError,
+    Movement,
+    bias,
+    content,
+    deviation_by_half,
+    mixing,
     population_correction,
     relative,
+    spread,
     total,
 )
-from thalweg.tracking.following import FEWEST_SAMPLES, Following
+from thalweg.tracking.following import FEWEST_SAMPLES, Following, Seen
 from thalweg.tracking.power_step import PowerStep, power_step
-from thalweg.tracking.reference import Reference
+from thalweg.tracking.reference import Reference, draw_halves
 from thalweg.tracking.refresh_policy import RefreshPolicy
 from thalweg.tracking.source import Split, TrackerReport, check_every, check_target
+
+LEAP = 10.0
+"""A step of theta so many times longer than usual is a jump: what is known is of another place."""
+EARLIEST_LEAP = 5
 
 
 class SubspaceTracker(Following[PowerStep, Reference]):
@@ -66,8 +75,10 @@ class SubspaceTracker(Following[PowerStep, Reference]):
         exact: solve for a converged basis at every update (expensive: about 25 gradients).
         every: recompute at every n-th update only, and keep the basis in between.
         tolerance: residual of solves from scratch, see `top_eigenpairs`.
-        gap_every: renewals of the reference from one look at lambda_{k+1} to the next, 0 for none.
-            Each costs at most 15 products.
+        gap_every: renewals of the reference from one thorough look for eigenvectors that the block
+            may have missed to the next, 0 for none. Each costs at most 15 products.
+        budget: gradients that one update may cost: where the target would take more, it is missed,
+            and the report says so. None for as many as it takes, at most those of a solve.
         seed: of the subsets.
 
     Attributes:
@@ -78,18 +89,20 @@ class SubspaceTracker(Following[PowerStep, Reference]):
 
     Warns:
         GapClosed: lambda_k and lambda_{k+1} are nearly equal, so that S_k is ill defined.
+        TargetMissed: the estimated error is larger than the target all the same.
         NotConverged: a solve from scratch, at the first update for one, stopped early.
 
-    Memory: 4 to 6 times P k numbers beside the chunk, and 6 more while a solve runs. A copy of a
-    repeated eigenvalue can be missed by a solve in rare cases, see `eigenpairs`; looks at
-    lambda_{k+1} find it later.
+    Memory: 5 to 7 times P b numbers beside the chunk, with b = k and up to 6 guard vectors where
+    the gap is narrow, and 6 more while a solve runs. A copy of a repeated eigenvalue can be missed
+    by a solve in rare cases, see `eigenpairs`; thorough looks find it later.
 
     Source: see `following.py`. Example: see the module.
     """
 
+    follows_guards = True
     # Of the subset: two products with half of it; itself and its first half.
-    estimate_matvecs = 1
-    renewal_passes = 1.5
+    sampling_matvecs = 1.0
+    reference_matvecs = 1.5
 
     def __init__(
         self,
@@ -103,6 +116,7 @@ class SubspaceTracker(Following[PowerStep, Reference]):
         every: int = 1,
         tolerance: float = 1e-3,
         gap_every: int = 10,
+        budget: float | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(
@@ -111,28 +125,43 @@ class SubspaceTracker(Following[PowerStep, Reference]):
             k,
             error=error,
             tolerance=tolerance,
+            gap_every=gap_every,
             seed=seed,
         )
         if bulk_error is not None:
             check_target(bulk_error)
+        if budget is not None and not budget > 0:
+            raise invalid("budget", budget, "a number > 0, or None")
         check_every(every)
         self.objective = objective
         self.operator = operator
         self.bulk_error = bulk_error
         self.exact = exact or objective.num_samples < FEWEST_SAMPLES
         self.every = every
-        self._estimates = [ErrorEstimate(gap_every)]
-        self._report([math.nan], [0.0])
+        self.budget = math.inf if budget is None else budget
+        self._edges = [BulkEdge()]
+        self.reports = [TrackerReport(math.nan, 0.0, False, 0, 0)]
         self._calls = 0
         self._theta: Tensor | None = None
         self._anchors = Anchors(objective.num_samples, error)
         # Where the gradient of all samples was last asked for, and the operator with its graph.
         self._linearized: tuple[Tensor, SymmetricOperator] | None = None
-        # Where the subset was used at the last theta: the operator over its first half, and the
-        # reference that the last power step began from.
+        # What multiplies the movement of the last power step, and the part of all samples it takes.
         self._half: SymmetricOperator | None = None
+        self._half_part = 1.0
+        # The plan of the next reference, and the samples of its subset.
+        self._planned: tuple[RefreshPolicy, Tensor] | None = None
+        # The last power step, the vector it was measured with, and what was seen.
+        self._measured: tuple[PowerStep, Tensor | None, Seen] | None = None
+        # The reference that the last power step began from, where that was by the subset; and how
+        # much sampling changes an eigenvalue, relative to it.
         self._seen_from: Reference | None = None
-        self._last_seen: SeenError | None = None
+        self._sigma = 0.0
+        # The gradient over all samples, where a product found it on its way.
+        self._known_gradient: Tensor | None = None
+        # How far theta goes in an update, on average over about ten, and updates so far.
+        self._stride, self._strides = 0.0, 0
+        self._leap = False
 
     @property
     def report(self) -> TrackerReport:
@@ -189,23 +218,24 @@ class SubspaceTracker(Following[PowerStep, Reference]):
         """
         self._calls += 1
         if self._step is not None and (self._calls - 1) % self.every:
-            self._report([math.nan], [0.0], age=self.report.age + 1)
+            self._keep()
             return self.subspace
-        self._theta = self.objective.theta() if theta is None else theta.detach()
-        self._last_seen = None
-        if self._linearized is not None and not torch.equal(self._linearized[0], self._theta):
-            self._linearized = None
+        self._move(self.objective.theta() if theta is None else theta.detach())
         with shielded():
-            if self.exact:
-                cost = self._solve([0])[0] + self._look_at_gaps()[0][0]
-                self._report([self.tolerance], [cost], renewed=True)
-            elif self._step is None:
-                self._begin(1)
-            else:
-                reference = self._anchors.serve(self._theta)
-                self._half = self._curvature(reference.first_half, keep_graph=True)
-                self._follow(reference, vector)
+            self._advance(vector)
         return self.subspace
+
+    def _move(self, theta: Tensor) -> None:
+        """Move on to theta (P,), and notice a jump."""
+        if self._linearized is not None and not torch.equal(self._linearized[0], theta):
+            self._linearized = None
+        before, self._theta, self._known_gradient = self._theta, theta, None
+        if before is None:
+            return
+        stride = float(norm(theta - before))
+        self._leap = self._strides >= EARLIEST_LEAP and stride > LEAP * self._stride
+        self._strides += 1
+        self._stride += (stride - self._stride) / min(self._strides, 10)
 
     def split(self, vector: Tensor) -> Split:
         """Split a vector (P,) at the theta of the last update, of any unit.
@@ -229,10 +259,18 @@ class SubspaceTracker(Following[PowerStep, Reference]):
         if not (needed and possible):
             return Split(dominant, vector - dominant, error, bulk_error)
         refined = step.refined_projection(self._curvature(None), vector)
-        error = self._estimates[0].bias(relative(refined - dominant, vector)[0])
+        error = min(error, self._left_of(relative(refined - dominant, vector)[0]))
         bulk = vector - refined
         bulk_error = error * _ratio(vector, bulk)
         return Split(refined, bulk, error, bulk_error, True, 2 * PRODUCT_COST)
+
+    def _left_of(self, correction: float) -> float:
+        """The error that is left of a projection, once two products have corrected it so far."""
+        gap, ratio = self._gap(0), self._edges[0].ratio(self._last(0))
+        if self._guards:
+            # Guard vectors are part of the error here.
+            ratio = gap.below / gap.last
+        return bias(ratio if self._guards else self._contents[0], correction, ratio)
 
     def estimate_error(self, vector: Tensor) -> float:
         """Estimated norm(tracked - P_k v) / norm(v) of the last update, for any vector (P,).
@@ -240,10 +278,15 @@ class SubspaceTracker(Following[PowerStep, Reference]):
         Raises:
             InvalidInput: there was no update yet.
         """
-        self._current()
-        if self.exact:
-            return self.tolerance
-        return total(*self._sampling_errors(vector), *self._biases(vector))
+        step = self._current()
+        if self._bare is not None:
+            return total(self._bare[0], 0.0)
+        known = self._measured
+        if known is not None and known[0] is step and known[1] is vector:
+            return total(*self._both(0, known[2]))
+        # The content is that of the vector which the step was measured with.
+        moved, _ = self._moved(vector)
+        return total(*self._both(0, Seen(self._sampling(vector), moved, *self._contents)))
 
     def _curvature(self, samples: Tensor | None, *, keep_graph: bool = False) -> SymmetricOperator:
         """The operator at the theta of the last update."""
@@ -257,77 +300,165 @@ class SubspaceTracker(Following[PowerStep, Reference]):
     def _operator(self, run: int) -> SymmetricOperator:
         return self._curvature(None, keep_graph=True)
 
-    def _solve(self, runs: Iterable[int]) -> list[float]:
-        # They belong to another subspace, and a solve takes memory.
-        self._anchors.forget()
-        solved = top_eigenpairs(self._operator(0), self.k, tolerance=self.tolerance)
-        self._step = PowerStep(solved.basis.T, solved.eigenvalues.double().cpu())
-        return [PRODUCT_COST * solved.num_matvecs]
+    def _solved_with(self, operator: SymmetricOperator) -> None:
+        # One more product shows what the power step from the solve leaves.
+        self._half, self._half_part = operator, 1.0
 
-    def _take_reference(self, rows: Tensor) -> None:
+    def _multiply(self, rows: Tensor) -> Tensor:
+        operator = self._curvature(None)
+        images = (operator @ rows.T).T
+        self._known_gradient = getattr(operator, "gradient", None)
+        return images
+
+    def _gradient(self) -> Tensor:
+        if self._known_gradient is not None:
+            return self._known_gradient
+        return self.objective.value_and_gradient(self._theta)[1]
+
+    def _step_from(self, rows: Tensor, images: Tensor) -> PowerStep:
+        self._seen_from = None
+        return power_step(rows, images, self.k)
+
+    def _step_without(self, rows: Tensor, values: Tensor) -> PowerStep:
+        self._seen_from = None
+        return PowerStep(rows, values, self.k)
+
+    def _joined(self, parts: list[Tensor]) -> Tensor:
+        return parts[0]
+
+    def _serve(self) -> Reference | None:
         assert self._theta is not None
-        policy = self._anchors.plan()
-        reference, images = self._reference(rows, policy.subset)
-        self._anchors.renew(reference, self._theta, policy)
-        self._step = power_step(rows, images, self.k)
-        self._half, self._seen_from = None, reference
+        return self._anchors.serve(self._theta)
 
-    def _reference(self, rows: Tensor, size: int) -> tuple[Reference, Tensor]:
-        """A reference at the current theta, and the products over all samples, as rows (k, P)."""
-        return Reference.at(self._curvature, rows, size, self.num_samples, self._generator)
-
-    def _power_step(self, reference: Reference, vector: Tensor | None) -> Tensor:
+    def _follow_from(self, reference: Reference, vector: Tensor | None) -> Tensor:
         images, gradient = reference.images(self._curvature)
         self._step = power_step(reference.rows, images, self.k)
+        self._half = self._curvature(reference.first_half, keep_graph=True)
+        self._half_part = len(reference.first_half) / self.num_samples
         self._seen_from = reference
         if vector is not None:
             return vector
         return self.objective.value_and_gradient(self._theta)[1] if gradient is None else gradient
 
-    def _movements(self, vector: Tensor) -> list[float]:
-        return [self._seen(vector).moved]
+    def _draw_subset(self) -> None:
+        policy = self._anchors.plan()
+        halves = draw_halves(self.num_samples, policy.subset, self._generator)
+        self._planned = policy, halves
+        self._half = self._curvature(halves[0], keep_graph=True)
+        self._half_part = len(halves[0]) / self.num_samples
 
-    def _sampling_errors(self, vector: Tensor) -> list[float]:
-        return [self._seen(vector).sampling]
+    def _take_reference(self, rows: Tensor, images: Tensor) -> None:
+        assert self._planned is not None
+        assert self._theta is not None
+        policy, halves = self._planned
+        b = len(self._current().block)
+        reference = Reference.at(self._curvature, rows[:b].contiguous(), images[:b], halves)
+        self._anchors.renew(reference, self._theta, policy)
 
-    def _seen(self, vector: Tensor) -> SeenError:
-        step, seen = self._current(), self._last_seen
-        # The same vector is often asked about more than once: by the tracker and by the split.
-        if seen is None or seen.step is not step or seen.vector is not vector:
+    def _drop_references(self) -> None:
+        self._anchors.forget()
+
+    @property
+    def _serving_reference(self) -> Reference | None:
+        return self._anchors.reference
+
+    def _leaped(self) -> bool:
+        return self._leap
+
+    @property
+    def _content_part(self) -> float:
+        return self._half_part
+
+    def _seen(self, vector: Tensor, *, measured: bool) -> list[Seen]:
+        moved, movement = self._moved(vector)
+        step = self._current()
+        if measured:
+            assert self._half is not None
+            fraction = float(content(step, movement, self._half @ movement.weighted))
+        else:
+            (fraction,) = self._contents
+        seen = Seen(self._sampling(vector), moved, fraction)
+        self._measured = step, vector, seen
+        return [seen]
+
+    def _moved(self, vector: Tensor) -> tuple[float, Movement]:
+        movement = Movement.of(self._current(), vector)
+        length = float(norm(vector))
+        return float(movement.size) / length if length > 0 else 0.0, movement
+
+    def _sampling(self, vector: Tensor) -> float:
+        """Estimated sampling error of P_k v, relative to norm(v), and that of rounding."""
+        step, length, error, sigma = self._current(), float(norm(vector)), 0.0, 0.0
+        if length == 0:
+            return 0.0
+        if self._seen_from is not None:
+            assert self._half is not None
+            deviation = deviation_by_half(self._seen_from, self._half, step, vector)
             correction = population_correction(self.policy.subset, self.num_samples)
-            seen = SeenError(step, vector, self._seen_from, self._half, correction)
-            self._last_seen = seen
-        return seen
+            sigma = correction * spread(step, deviation, vector)
+            error = correction * float(deviation.outside)
+            self._sigma = sigma if math.isfinite(sigma) else self._sigma
+        if self._guards:
+            error = math.hypot(error, mixing(step, self._sigma if sigma else 0.0, vector))
+        return error / length
+
+    def _eigenvalue_errors(self) -> list[tuple[float, ...]]:
+        if self._seen_from is None:
+            return self._value_errors
+        # The diagonal of a sum of squares varies sqrt(2) times as much as what is beside it.
+        sizes = self._current().eigenvalues.abs()
+        return [tuple((math.sqrt(2) * self._sigma * sizes).tolist())]
+
+    def _spectrum(self, run: int) -> Tensor:
+        return self._current().values
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue bit for bit: bases as rows, so that their layout stays."""
-        sampled, seen_from = self._half is not None, self._seen_from
-        turned = sampled and seen_from is not self._anchors.reference
+        seen = None
+        if self._measured is not None and self._measured[0] is self._step:
+            seen = vars(self._measured[2]).copy()
+        seen_from = self._seen_from
+        serves = seen_from is not None and seen_from is self._serving_reference
         return super().state_dict() | {
             "calls": self._calls,
             "loss": self.objective.state_dict(),
             "theta": self._theta,
             "anchors": self._anchors.state_dict(),
-            "sampled": sampled,
-            "turned": seen_from.state_dict() if turned and seen_from else None,
+            "seen": seen,
+            "sigma": self._sigma,
+            "served": serves,
+            "turned": None if serves or seen_from is None else seen_from.state_dict(),
+            "stride": self._stride,
+            "strides": self._strides,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` gave, the way to multiply by the Hessian included."""
-        if "report" in state:
-            # Until 0.1 the one run's report and estimate stood beside the rest.
-            estimate = {"damping": state["damping"], "gap": state["gap"]}
-            state = {**state, "reports": [state["report"]], "estimates": [estimate]}
-        super().load_state_dict(state)
-        self._calls = state["calls"]
+        """Restore what `state_dict` gave, the way to multiply by the Hessian included.
+
+        What version 0.1 saved has no place for guard vectors: the next update solves anew.
+        """
+        self._calls, self._theta = state["calls"], state["theta"]
         self.objective.load_state_dict(state.get("loss", state))
-        self._theta = state["theta"]
+        self._half = self._linearized = self._measured = self._planned = self._seen_from = None
+        self._known_gradient = self._fresh = self._step = None
+        self._anchors = Anchors(self.num_samples, self.error)
+        if "edges" not in state:
+            reports = [state["report"]] if "report" in state else state["reports"]
+            self.reports = [TrackerReport.from_state(report) for report in reports]
+            self._generator.set_state(state["generator"].cpu())
+            return
+        super().load_state_dict(state)
+        self._stride, self._strides = state["stride"], state["strides"]
         self._step = None if state["step"] is None else PowerStep(**state["step"])
         self._anchors.load_state_dict(state["anchors"])
-        self._half = self._seen_from = self._linearized = self._last_seen = None
-        if state["sampled"]:
-            turned = state["turned"]
-            self._seen_from = self._anchors.reference if turned is None else Reference(**turned)
+        if state["seen"] is not None:
+            assert self._step is not None
+            self._measured = self._step, None, Seen(**state["seen"])
+        self._sigma = state["sigma"]
+        turned = state["turned"]
+        if state["served"] or turned is not None:
+            self._seen_from = self._serving_reference if turned is None else Reference(**turned)
+            assert self._seen_from is not None
             self._half = self._curvature(self._seen_from.first_half, keep_graph=True)
 
 

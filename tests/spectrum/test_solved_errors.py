@@ -1,0 +1,103 @@
+"""What a solve says of its errors, against spectra that are known."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from thalweg.operators.symmetric import DenseOperator
+from thalweg.spectrum.eigensolver import eigenpairs, top_eigenpairs
+from thalweg.spectrum.metric_subspace import MetricSubspace
+from thalweg.spectrum.subspace import Subspace, random_subspace
+
+SIZE, K = 300, 6
+
+
+def problem(ratio: float, seed: int = 0) -> tuple[DenseOperator, Tensor, Tensor]:
+    """A matrix with lambda_7 / lambda_6 = `ratio`, its eigenvalues and eigenvectors, descending."""
+    generator = torch.Generator().manual_seed(seed)
+    normal = torch.randn(SIZE, SIZE, generator=generator, dtype=torch.float64)
+    vectors = torch.linalg.qr(normal)[0]
+    top = torch.tensor([10.0, 7.0, 5.0, 3.5, 2.5, 2.0], dtype=torch.float64)
+    bulk = torch.linspace(0, 1, SIZE - K, dtype=torch.float64).flip(0) ** 2
+    values = torch.cat([top, 2 * ratio * bulk - 0.1 * (1 - bulk)])
+    values, order = values.sort(descending=True)
+    vectors = vectors[:, order]
+    return DenseOperator((vectors * values) @ vectors.T), values, vectors
+
+
+def off(found: Subspace, wanted: Tensor, vector: Tensor) -> float:
+    """The true error of the projection of a vector, relative to it."""
+    away = found.project(vector) - wanted @ (wanted.T @ vector)
+    return float(away.norm() / vector.norm())
+
+
+def typical(ratios: list[float]) -> float:
+    return math.exp(sum(math.log(each) for each in ratios) / len(ratios))
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.8, 0.91, 0.96])
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-3])
+def test_the_error_of_a_solve_is_the_residual_over_the_gap(ratio: float, tolerance: float) -> None:
+    within, across = [], []
+    for seed in range(8):
+        operator, _, vectors = problem(ratio, seed)
+        found = top_eigenpairs(operator, K, tolerance=tolerance, seed=seed)
+        top = vectors[:, :K]
+        inside, anywhere = top.sum(1), vectors[:, : K + 30].sum(1)
+        within.append(found.error(inside) / off(found, top, inside))
+        across.append(found.error(anywhere) / off(found, top, anywhere))
+    assert min(within) > 1 / 6
+    assert 0.4 < typical(within) < 3
+    # What lies outside is taken as if it were all in the direction that is missing.
+    assert min(across) > 1 / 2
+    assert 1 < typical(across) < 10
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.8, 0.96])
+def test_eigenvalues_are_off_by_the_squared_residual_over_the_gap(ratio: float) -> None:
+    for seed in range(4):
+        operator, values, _ = problem(ratio, seed)
+        found = top_eigenpairs(operator, K, tolerance=1e-3, seed=seed)
+        assert found.eigenvalue_errors is not None
+        true = (found.eigenvalues - values[:K]).abs()
+        worst = int(true.argmax())
+        assert 0.8 * true[worst] < found.eigenvalue_errors[worst] < 2 * true[worst]
+        assert bool((found.eigenvalue_errors > true / 3 - 1e-12).all())
+
+
+def test_a_band_turns_towards_the_pairs_before_it_as_well() -> None:
+    ratios = []
+    for seed in range(8):
+        operator, _, vectors = problem(0.8, seed)
+        found = eigenpairs(operator, band=(2, 5), tolerance=1e-2, seed=seed, check_repeated=0)
+        vector = vectors[:, :40] @ torch.ones(40, dtype=torch.float64)
+        ratios.append(found.error(vector) / off(found, vectors[:, 2:5], vector))
+    assert min(ratios) > 1 / 3
+    assert 1 < typical(ratios) < 10
+
+
+def test_in_the_metric_of_an_optimizer_it_is_the_error_in_that_metric() -> None:
+    operator, _, vectors = problem(0.8)
+    found = top_eigenpairs(operator, K, tolerance=1e-2)
+    diagonal = torch.linspace(0.5, 2, SIZE, dtype=torch.float64)
+    space, update = MetricSubspace(found, diagonal), vectors[:, :40].sum(1)
+    root = diagonal.sqrt()
+    assert space.error_update(update / root) == pytest.approx(found.error(update))
+    assert space.error_gradient(update * root) == pytest.approx(found.error(update))
+    # The dominant part of an update, D^-1/2 W W^T D^1/2 delta, against the true W.
+    top = vectors[:, :K]
+    true = top @ (top.T @ update) - root * space.split_update(update / root)[0]
+    assert 1 < space.error_update(update / root) / float(true.norm() / update.norm()) < 10
+
+
+def test_where_angles_are_not_known_no_error_is_claimed() -> None:
+    space = random_subspace(20, 3, 0)
+    assert math.isnan(space.error(torch.ones(20)))
+    known = Subspace(space.basis, space.eigenvalues, angles=torch.zeros(3))
+    assert known.error(torch.ones(20)) == 0.0
+    assert known.error(torch.zeros(20)) == 0.0
+    assert Subspace(space.basis, space.eigenvalues, angles=torch.ones(3)).error(torch.ones(20)) == 1
