@@ -64,7 +64,7 @@ def test_flags_are_put_back_after_a_failure() -> None:
             raise RuntimeError("out of order")
 
     model = nn.Sequential(nn.Linear(3, 2), Failing())
-    with pytest.raises(RuntimeError, match="out of order"):
+    with pytest.raises(InvalidInput, match="out of order"):
         objective(model, mode="eval").gradient()
     assert all(module.training for module in model.modules())
 

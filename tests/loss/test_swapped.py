@@ -325,7 +325,7 @@ def test_all_is_put_back_after_a_failure_in_the_backward_pass() -> None:
     model, _ = like_plain(Fails)
     before = copy.deepcopy(model.state_dict())
     objective = Objective(model, LOSS, (INPUTS, TARGETS), mode="eval")
-    with pytest.raises(KeyError, match="out of order"):
+    with pytest.raises(InvalidInput, match="out of order"):
         objective.gradient(elsewhere(objective))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(isinstance(p, nn.Parameter) for p in model.parameters())

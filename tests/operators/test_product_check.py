@@ -18,6 +18,8 @@ from torch.nn.utils import parametrizations
 from thalweg.errors import InvalidInput
 from thalweg.loss.function_loss import FunctionLoss
 from thalweg.loss.objective import Objective
+from thalweg.loss.reduce import Reduction
+from thalweg.operators import product_check
 from thalweg.operators.gauss_newton import GaussNewton, ResidualHessian
 from thalweg.operators.gradient_covariance import GradientCovariance
 from thalweg.operators.hessian import Hessian
@@ -326,3 +328,54 @@ def test_it_costs_a_few_evaluations_of_a_few_samples() -> None:
     assert seen == [4] * 7 + [24]
     _ = Hessian(loss) @ torch.ones(loss.num_parameters)
     assert seen[8:] == [24]
+
+
+class Shared(Reduction):
+    """Sums of two processes, of which the other has failed until `ready`."""
+
+    ready = False
+
+    def total(self, partial: float) -> float:
+        if not self.ready:
+            raise InvalidInput("the other has failed")
+        return partial
+
+
+def test_a_comparison_that_another_process_broke_off_is_made_again() -> None:
+    shared = Shared()
+    loss = objective(around(Cube.apply), reduction=shared)
+    vector = torch.ones(loss.num_parameters)
+    with pytest.raises(InvalidInput, match="the other has failed"):
+        _ = Hessian(loss) @ vector
+    shared.ready = True
+    with pytest.raises(InvalidInput, match="a product is not that of differences"):
+        _ = Hessian(loss) @ vector
+
+
+class Summed:
+    """A loss of the user's own, whose sums are those of all processes."""
+
+    num_parameters, num_samples = 3, 1
+    dtype, device = torch.float32, torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.inner, self.evaluations = FunctionLoss(lambda t: (t**4).sum(), torch.ones(3)), 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def value_and_gradient(self, *given: Any) -> Any:
+        self.evaluations += 1
+        return self.inner.value_and_gradient(*given)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_sums_of_another_class_are_compared_in_one_process_alone(
+    several: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(product_check, "several_processes", lambda: several)
+    loss: Any = Summed()
+    monkeypatch.setattr(loss.inner, "value", None)
+    found = Hessian(loss) @ torch.ones(3)
+    assert torch.allclose(found, torch.full((3,), 12.0))
+    assert (loss.evaluations == 0) == several

@@ -132,9 +132,10 @@ class ChunkMultiplier:
             return one_by_one()
         try:
             return vectorized()
-        except (RuntimeError, NotImplementedError) as error:
+        except Exception as error:
             if is_out_of_memory(error):
                 raise
+            one_by_one()  # where that fails as well, it is told
             raise invalid(
                 "vectorize_up_to",
                 self._up_to,
@@ -149,7 +150,7 @@ class ChunkMultiplier:
         expected, seconds = _timed(one_by_one)
         try:
             result, faster = _timed(vectorized)
-        except (RuntimeError, NotImplementedError):
+        except Exception:
             self._beyond = self._up_to + 1  # where it fails, it fails for every chunk
             return
         if faster < seconds and _agree(result, expected):

@@ -23,8 +23,13 @@ from thalweg.errors import invalid
 from thalweg.linalg import require_finite
 from thalweg.loss.chunk_multiplier import pull_back
 from thalweg.loss.evaluation import refuse_constant
+from thalweg.loss.guards.failures import OTHERWISE, of_function
 from thalweg.loss.samples import refuse_unfit_indices
 from thalweg.surroundings import one_path, shielded
+
+CALLED = (
+    "it is called as function(theta), or function(theta, samples) where there are several samples"
+)
 
 
 class FunctionLoss:
@@ -107,7 +112,7 @@ class FunctionLoss:
         """The loss at theta, a scalar tensor, and its gradient (P,)."""
         leaf = self._leaf(theta)
         value = self._value(leaf, samples)
-        with shielded(), one_path():
+        with shielded(), one_path(), of_function(self._function, "its derivative", OTHERWISE):
             (gradient,) = torch.autograd.grad(value, leaf)
         return require_finite(value.detach(), "the loss"), require_finite(gradient, "the gradient")
 
@@ -122,7 +127,7 @@ class FunctionLoss:
         leaf = self._leaf(theta)
         value = self._value(leaf, samples)
         require_finite(value.detach(), "the loss")
-        return DoubleBackward(value, leaf)
+        return DoubleBackward(value, leaf, self._function)
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: a function is computed in one way."""
@@ -153,7 +158,8 @@ class FunctionLoss:
             refuse_unfit_indices(samples, self.num_samples)
         with shielded(), one_path():
             one = self._num_samples == 1
-            value = self._function(leaf) if one else self._function(leaf, samples)
+            with of_function(self._function, "its value", CALLED):
+                value = self._function(leaf) if one else self._function(leaf, samples)
             if not isinstance(value, Tensor) or value.numel() != 1:
                 given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise invalid("loss", given, "a scalar tensor", "average over the samples")
@@ -170,16 +176,18 @@ class DoubleBackward:
     Args:
         value: a scalar tensor with its graph.
         theta: the leaf (P,) of that graph.
+        function: whose value it is, for messages.
 
     Raises:
-        InvalidInput: the value cannot be differentiated by theta.
+        InvalidInput: the value cannot be differentiated by theta, or not twice.
 
     Source: Pearlmutter 1994, "Fast exact multiplication by the Hessian".
     """
 
-    def __init__(self, value: Tensor, theta: Tensor) -> None:
+    def __init__(self, value: Tensor, theta: Tensor, function: object = None) -> None:
         self._theta = theta
-        with shielded(), one_path():
+        self._function = function
+        with shielded(), one_path(), of_function(function, "its derivative", OTHERWISE):
             (self._gradient,) = torch.autograd.grad(value, theta, create_graph=True)
 
     def gradient(self) -> Tensor:
@@ -188,7 +196,11 @@ class DoubleBackward:
 
     def multiply(self, rows: Tensor) -> Tensor:
         """H times each row of (k, P), as rows."""
-        with shielded(), one_path():
+        with (
+            shielded(),
+            one_path(),
+            of_function(self._function, "its second derivative", OTHERWISE),
+        ):
             parts = [
                 pull_back([self._gradient], [self._theta], [row], vectorized=False)[0]
                 for row in rows

@@ -292,7 +292,7 @@ class LockstepObjective:
         if not self._looked:
             # Those of this process, whatever they weigh: no sum over all is closed here.
             batch, _ = next(self.objective.samples.chunks(None, FEW_SAMPLES))
-            self.objective.evaluator.refuse_sharing(batch)
+            within_memory(self.objective, lambda: self.objective.evaluator.refuse_sharing(batch))
             self._looked = True
 
     def _refuse_shape(self, thetas: Tensor) -> None:

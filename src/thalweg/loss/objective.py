@@ -36,6 +36,7 @@ from thalweg.loss.copies import SamplesInDtype, few_of, in_dtype
 from thalweg.loss.evaluation import Evaluation, Evaluator, entries, in_groups, mapped
 from thalweg.loss.guards.agreement import Agreement, agreement
 from thalweg.loss.guards.determinism import refuse_changing
+from thalweg.loss.guards.failures import explained
 from thalweg.loss.guards.generators import generators_kept
 from thalweg.loss.guards.memory import within_memory
 from thalweg.loss.guards.wrapped import patterns_inside, unwrapped
@@ -146,6 +147,8 @@ class Objective:
         self.chunk_size = _default_chunk(self.device) if chunk_size == "auto" else chunk_size
         self.multiplier = ChunkMultiplier(vectorize_up_to)
         self.check = check
+        # Whether errors of torch are told in other words; in copies they are caught, not told.
+        self._tells = True
         self._samples_before, self._num_samples = self.reduction.place(len(self.samples))
         # None where nobody has said, and samples are counted unless they turn out not to count.
         self.batch_weight = batch_weight or batch_weight_of(loss)
@@ -338,7 +341,7 @@ class Objective:
         """
         model, loss = in_dtype(self.model, dtype), in_dtype(self.evaluator.loss, dtype)
         model.forward = around(model.forward)
-        return type(self)(
+        other = type(self)(
             model,
             loss if loss is None or is_torch_loss(loss) else around(loss),
             SamplesInDtype(self.samples, dtype),
@@ -349,11 +352,23 @@ class Objective:
             group=None,
             check=False,
         )
+        other._tells = False
+        return other
+
+    def explained(self, error: Exception) -> Exception | None:
+        """What to raise for an error in model or loss, see `guards/failures.py`; None: itself."""
+
+        def alone(copied: bool) -> tuple[Self, Tensor]:
+            return self.copied(self.dtype) if copied else self.unchecked(), few_of(
+                len(self.samples)
+            )
+
+        return explained(error, self, alone) if self._tells else None
 
     def unchecked(self) -> Self:
         """The same loss of the same model, without checks, and of this process alone."""
         alone = copy.copy(self)
-        alone.check, alone.reduction = False, Reduction()
+        alone.check, alone.reduction, alone._tells = False, Reduction(), False
         # Of what it warns it shall warn again.
         alone.evaluator = copy.copy(self.evaluator)
         alone.evaluator._unused = set(self.evaluator._unused)

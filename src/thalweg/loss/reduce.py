@@ -91,8 +91,7 @@ def reduction_of(group: ProcessGroup | Literal["ask"] | None) -> Reduction:
             of this process's samples, or of all?
     """
     if group == "ask":
-        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        if several:
+        if several_processes():
             raise InvalidInput(
                 f"group: torch.distributed runs with {dist.get_world_size()} processes; give"
                 " group=torch.distributed.group.WORLD for the loss over the samples of all, or"
@@ -100,3 +99,8 @@ def reduction_of(group: ProcessGroup | Literal["ask"] | None) -> Reduction:
             )
         return Reduction()
     return Reduction() if group is None else AcrossProcesses(group)
+
+
+def several_processes() -> bool:
+    """Whether `torch.distributed` runs with more than one process."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -276,4 +276,7 @@ def _in_their_dtypes(
         with torch.enable_grad():
             pairs = zip(parameters, tensors, strict=True)
             tensors = [tensor.to(run_dtype(parameter.dtype)) for parameter, tensor in pairs]
+    for tensor in tensors:
+        # By this torch tells a parameter: `get_parameter`, `isinstance(..., nn.Parameter)`.
+        tensor._is_param = True  # type: ignore[attr-defined]
     return dict(zip(map(id, parameters), tensors, strict=True))

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 MOST_INFERRED_CLASSES = 100
 # Enough for a mean, few enough to cost nothing.
 SAMPLES_CHECKED = 8
+TWICE = "take layers and functions that can be differentiated twice"
 
 
 def watch(
@@ -145,8 +146,9 @@ def watch(
             group=group,
         )
         with _on_one_line(
+            objective,
             "the loss of the first samples cannot be evaluated",
-            lambda _: "loss(model(inputs), target) must work for `data` as it is given",
+            "loss(model(inputs), target) must work for `data` as it is given",
         ):
             classes = _number_of_classes(objective)
         _refuse_without_second_derivative(objective)
@@ -211,13 +213,16 @@ def _subset(data: object, samples: int, seed: int, like: Tensor) -> list[Any]:
 
 def _number_of_classes(objective: Objective) -> int | None:
     """By the shape of the model's output; evaluating the loss also shows early what is wrong."""
-    outputs: list[Any] = []
-    hook = objective.model.register_forward_hook(lambda *call: outputs.append(call[2]))
-    try:
-        few = torch.arange(min(SAMPLES_CHECKED, objective.num_samples), device="cpu")
-        objective.unchecked().value(samples=few)
-    finally:
-        hook.remove()
+    few = torch.arange(min(SAMPLES_CHECKED, objective.num_samples), device="cpu")
+    alone, outputs = objective.unchecked(), []
+    if isinstance(objective.model, torch.jit.ScriptModule):  # takes no hooks
+        outputs = list(next(alone.evaluations(samples=few)).outputs)
+    else:
+        hook = objective.model.register_forward_hook(lambda *call: outputs.append(call[2]))
+        try:
+            alone.value(samples=few)
+        finally:
+            hook.remove()
     output = outputs[-1] if outputs else None
     if isinstance(output, Mapping):
         output = output.get("logits")
@@ -244,9 +249,7 @@ def _refuse_without_second_derivative(objective: Objective) -> None:
     # What fits these few chunks, such as the faster way to multiply, is not known of the others.
     known = objective.state_dict()
     try:
-        with _on_one_line(
-            "products with the Hessian fail", lambda reason: _hint(objective.model, reason)
-        ):
+        with _on_one_line(objective, "products with the Hessian fail", TWICE):
             hessian = Hessian(objective, samples=few)
             _ = hessian @ hessian.gradient
     except (Diverged, MemoryError, torch.OutOfMemoryError):
@@ -256,31 +259,13 @@ def _refuse_without_second_derivative(objective: Objective) -> None:
         objective.load_state_dict(known)
 
 
-def _hint(model: nn.Module, reason: str) -> str:
-    """What helps, by what torch says; the layer is named where its class is in that."""
-    if "torch.compile" in reason:
-        return "a part of the model is compiled: give it as it was before, its `_orig_mod`"
-    for name, module in model.named_modules():
-        kind = type(module).__name__
-        layer = f"layer {name or 'model'!r} ({kind})"
-        if "sparse" in reason and getattr(module, "sparse", False) is True:
-            return f"{layer} has sparse gradients: pass sparse=False"
-        of_torch = type(module).__module__.startswith("torch.nn.")
-        if of_torch and kind.lower() in reason.replace("_", "").lower():
-            return f"{layer} has no second derivative: take another, such as nn.Sigmoid"
-    return (
-        "take layers and functions that can be differentiated twice, such as nn.Sigmoid for"
-        " nn.Hardsigmoid, and parameters of one dtype"
-    )
-
-
 @contextmanager
-def _on_one_line(what: str, hint: Callable[[str], str]) -> Iterator[None]:
+def _on_one_line(objective: Objective, what: str, hint: str) -> Iterator[None]:
     """Errors of torch or of the user's own code, in the words of a refusal."""
     try:
         yield
     except (ThalwegError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        reason = reason_of(error)
-        raise InvalidInput(f"watch: {what}: {reason}; {hint(reason)}") from error
+        explained = objective.explained(error) or f"{reason_of(error)}; {hint}"
+        raise InvalidInput(f"watch: {what}: {explained}") from error

@@ -194,7 +194,7 @@ class _OutputGraph:
             loss_gradient = pull_back(
                 [loss], outputs, [torch.ones_like(loss)], vectorized=False, create_graph=True
             )
-            dummies = tuple(torch.zeros_like(z, requires_grad=True) for z in outputs)
+            dummies = tuple(torch.ones_like(z, requires_grad=True) for z in outputs)
             pulled_back = pull_back(outputs, leaves, dummies, vectorized=False, create_graph=True)
         return cls(
             fraction,

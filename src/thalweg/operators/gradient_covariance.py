@@ -136,7 +136,7 @@ class _LossesGraph:
     def of(cls, evaluation: Evaluation, gradient: tuple[Tensor, ...]) -> _LossesGraph:
         fraction, samples, leaves, (losses, weights), _, at = evaluation
         with at:
-            dummy = torch.zeros_like(losses, requires_grad=True)
+            dummy = torch.ones_like(losses, requires_grad=True)
             pulled_back = pull_back([losses], leaves, [dummy], vectorized=False, create_graph=True)
         return cls(
             fraction, samples, leaves, gradient, losses, weights, dummy, tuple(pulled_back), at

@@ -34,6 +34,7 @@ from thalweg.loss.guards.held_constants import HeldConstants
 from thalweg.loss.guards.layer_search import LayerFault, first_faulty_layer
 from thalweg.loss.objective import Objective
 from thalweg.loss.protocol import Loss, value_of
+from thalweg.loss.reduce import several_processes
 
 # Off theta by this much: zeros (biases, a last layer) hide a fault, and ties are kinks.
 NEARBY = 0.01
@@ -89,7 +90,9 @@ def check_once(operator: Operator) -> None:
     """Refuse an operator whose products are not those of the first derivatives.
 
     Compared at the first call for each class of operators of a loss; later ones repeat the outcome.
-    A loss with `check = False` is not compared.
+    A loss with `check = False` is not compared; nor, where several processes run, is one of a class
+    of the user's own: its sums may be those of all, and one process that fails in a comparison
+    would go on to the next sum while the others wait in this one.
 
     Raises:
         InvalidInput: they are not; it names the layer, where there is one, and the parameter. Or a
@@ -98,7 +101,7 @@ def check_once(operator: Operator) -> None:
     loss = operator.objective
     # A loss without attributes of its own has no place for the outcome.
     known = getattr(loss, "__dict__", None)
-    if known is None or not getattr(loss, "check", True):
+    if known is None or not getattr(loss, "check", True) or not _sums_alone(loss):
         return
     outcomes = known.setdefault("_products_checked", {})
     if not isinstance(loss, Objective) and "value" not in outcomes:
@@ -109,7 +112,12 @@ def check_once(operator: Operator) -> None:
     name = type(operator).__name__
     if name not in outcomes:
         outcomes[name] = ""  # products inside of the comparison are not compared
-        outcomes[name] = compared(operator)[1]
+        try:
+            outcomes[name] = compared(operator)[1]
+        except BaseException:
+            # Not known, so that all processes look again together.
+            del outcomes[name]
+            raise
     if outcomes[name]:
         raise InvalidInput(outcomes[name])
 
@@ -188,6 +196,11 @@ def _along(operator: Operator, seed: int, held: HeldConstants | None = None) -> 
         return found
 
     return compare(product, operator.gradient, difference, sizes)
+
+
+def _sums_alone(loss: Loss) -> bool:
+    """Whether the loss without checks is summed in this process alone."""
+    return isinstance(loss, (Objective, FunctionLoss)) or not several_processes()
 
 
 def _unchecked(loss: Loss) -> Loss:

@@ -35,6 +35,7 @@ from torch import Tensor
 
 from thalweg.errors import InvalidInput, invalid
 from thalweg.loss.chunk_multiplier import pull_back
+from thalweg.loss.guards.memory import within_memory
 from thalweg.loss.objective import Objective, require_objective
 from thalweg.tracking.block_subspace import BlockSubspace, principal_directions
 from thalweg.tracking.source import Split, TrackerReport, check_every
@@ -242,7 +243,8 @@ class GradientSubspace(_Renewed):
             chosen = torch.randperm(
                 self.objective.num_samples, generator=self._generator, device="cpu"
             )
-            self._take(self._gradients(theta, chosen[: self.samples].sort().values))
+            some = chosen[: self.samples].sort().values
+            self._take(within_memory(self.objective, lambda: self._gradients(theta, some)))
         cost = self.samples / self.objective.num_samples if renewed else 0.0
         age = 0 if renewed else self.report.age + 1
         self.report = TrackerReport(math.nan, cost, renewed, self.samples * renewed, age)

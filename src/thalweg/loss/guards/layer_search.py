@@ -57,6 +57,8 @@ def first_faulty_layer(
     model: nn.Module,
     evaluate: Callable[[], object],
     settings: Callable[[], AbstractContextManager[object]],
+    *,
+    raising_alone: bool = False,
 ) -> LayerFault | None:
     """The innermost layer that is at fault; None where none is by itself.
 
@@ -64,6 +66,7 @@ def first_faulty_layer(
         model: a copy, whose layers are called with its own parameters.
         evaluate: evaluates the model once.
         settings: what layers are to be evaluated in.
+        raising_alone: look for a layer that has no second derivative, not for a wrong one.
     """
     calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
     modules = dict(model.named_modules())
@@ -89,6 +92,9 @@ def first_faulty_layer(
             continue
         try:
             with settings():
+                if raising_alone:
+                    layer.product()
+                    continue
                 fault, error = layer.comparison().agrees is False, ""
         except (RuntimeError, NotImplementedError) as raised:
             fault, error = True, str(raised).splitlines()[0]
@@ -137,7 +143,8 @@ class _Layer:
         (gradient,) = torch.autograd.grad(total, vector, create_graph=create_graph)
         return gradient
 
-    def comparison(self) -> Comparison:
+    def product(self) -> tuple[Tensor, Tensor, Tensor]:
+        """A vector, the second derivative times it, and the gradient."""
         theta = self.start.clone().requires_grad_()
         along = scales(self.start, self.sizes) * random_like(self.start, 2)
         gradient = self.gradient(theta, create_graph=True)
@@ -145,6 +152,10 @@ class _Layer:
         if gradient.requires_grad:
             (found,) = torch.autograd.grad(gradient, theta, along, allow_unused=True)
             product = product if found is None else found
+        return along, product, gradient
+
+    def comparison(self) -> Comparison:
+        along, product, gradient = self.product()
 
         def difference(step: float) -> Tensor:
             ends = [

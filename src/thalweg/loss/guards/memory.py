@@ -32,6 +32,10 @@ class ChunkHalved(UserWarning):
 class InChunks(Protocol):
     """Protocol of what is computed chunk by chunk, such as an `Objective`."""
 
+    def explained(self, error: Exception) -> Exception | None:
+        """What to raise for an error of torch's or Python's; None to let it pass."""
+        ...
+
     chunk_size: int | None
 
     @property
@@ -52,16 +56,23 @@ def within_memory(chunked: InChunks, compute: Callable[[], Result]) -> Result:
         chunked: whose `chunk_size` the computation uses; it is set anew.
         compute: the computation, from its beginning.
 
+    Raises:
+        InvalidInput: torch or Python raised an error inside of model or loss: see `failures.py`.
+
     Warns:
         ChunkHalved: the chunk size that is used from now on.
     """
     while True:
         try:
             return compute()
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:
             size = min(chunked.chunk_size or chunked.num_samples, chunked.num_samples)
-            if size == 1 or not is_out_of_memory(error):
-                raise
+            memory = isinstance(error, (RuntimeError, MemoryError)) and is_out_of_memory(error)
+            if size == 1 or not memory:
+                explained = None if memory else chunked.explained(error)
+                if explained is None:
+                    raise
+                raise explained from error
         # Outside of the handler, whose traceback would keep the graph alive.
         chunked.chunk_size = (size + 1) // 2
         if chunked.device.type == "cuda":
