@@ -261,7 +261,7 @@ def solve_block(
     """
     generator = torch.Generator().manual_seed(0)
     krylov = Krylov(operator, min(operator.shape[0], 2 * k + 20), "largest")
-    with full_precision():
+    with shielded():
         start = _start_block(operator, None, generator)
         limit = max(20 * k, 200)
         found = _iterate(krylov, start, k, tolerance, limit, CHECK_REPEATED, generator)
