@@ -36,7 +36,7 @@ from thalweg.errors import Diverged, InvalidInput, ThalwegError, invalid
 from thalweg.loss.guards.wrapped import patterns_inside, unwrapped
 from thalweg.loss.layout import ParameterLayout
 from thalweg.loss.objective import Objective
-from thalweg.loss.samples import as_samples
+from thalweg.loss.samples import TensorSamples, are_whole, as_samples
 from thalweg.measure.sinks import Sink, reason_of, say
 from thalweg.measure.watcher import Watcher, undisturbed
 from thalweg.operators.hessian import Hessian
@@ -66,11 +66,12 @@ def watch(
     samples: int | None = None,
     parameters: Sequence[str] | str | None = None,
     batch_weight: Callable[[Any], Tensor | float] | None = None,
+    mode: Literal["eval", "train"] = "eval",
     chunk_size: int | Literal["auto"] | None = "auto",
     group: ProcessGroup | Literal["ask"] | None = "ask",
     error: float = 0.01,
     exact: bool = False,
-    seed: int = 0,
+    seed: int | None = None,
     quiet: bool = False,
     overwrite: bool = False,
     resume_at: int | None = None,
@@ -78,11 +79,12 @@ def watch(
     """Report the curvature of a loss, and where updates go, while an optimizer trains the model.
 
     The curvature is that of the model in evaluation mode: dropout is off and batch norm uses its
-    running statistics, since a loss that is random or depends on the rest of a batch has no Hessian
-    of its own. The model's modes are put back before the training continues. Neither parameters,
-    gradients, buffers, optimizer state nor random generators change; forward hooks of your own do
-    see the additional passes. Under a gradient scaler or `torch.autocast`, reports are made in the
-    precision of the parameters.
+    running statistics. With `mode="train"` it is that of the loss that is trained: batch norm over
+    the batches of `data`, a list of them, and dropout by numbers that `seed` fixes. The model's
+    modes are put back before the training continues. Neither parameters, gradients, buffers,
+    optimizer state nor random generators change; forward hooks of your own do see the additional
+    passes. Under a gradient scaler or `torch.autocast`, reports are made in the precision of the
+    parameters.
 
     A report costs one gradient over the watched data and at k = 10 up to about 20 more for the
     subspace, fewer where it turns slowly (see `FollowOrSolve`), the first one several times that:
@@ -105,7 +107,9 @@ def watch(
         parameters: shell patterns of names, to watch a part of the model only.
         error, exact: as for `SubspaceTracker`; exact solves from scratch at every report, instead
             of only where following is no cheaper.
-        seed: of the subset and of the tracker.
+        mode: "train" for training mode, see `Objective`; `samples` counts batches then.
+        seed: of the subset, of the tracker, and of random numbers that the loss draws, the same at
+            each report; None for 0, and to refuse a loss that draws any.
 
     Raises:
         InvalidInput: no k is given and none can be inferred; the optimizer has none of the model's
@@ -137,11 +141,12 @@ def watch(
         objective = Objective(
             model,
             loss,
-            data if samples is None else _subset(data, samples, seed, watched[0]),
+            data if samples is None else _subset(data, samples, seed or 0, watched[0], mode),
             parameters=[glob.escape(name) for name in layout.names],
             batch_weight=batch_weight,
             chunk_size=chunk_size,
-            mode="eval",
+            mode=mode,
+            seed=seed,
             group=group,
         )
         with _on_one_line(
@@ -162,7 +167,7 @@ def watch(
     source = (
         SubspaceTracker(objective, k, exact=True)
         if exact
-        else FollowOrSolve(objective, k, error=error, seed=seed)
+        else FollowOrSolve(objective, k, error=error, seed=seed or 0)
     )
     # Of the outermost that is known around it.
     note = stability_threshold(stepping(optimizer)[-1], watched).note
@@ -197,16 +202,18 @@ def _watched_layout(
     return ParameterLayout(tuple(found), tuple(found.values()))
 
 
-def _subset(data: object, samples: int, seed: int, like: Tensor) -> list[Any]:
+def _subset(data: object, samples: int, seed: int, like: Tensor, mode: str) -> object:
     """So many samples, drawn without replacement, as batches that are read once."""
-    everything = as_samples(data, like)
+    everything = as_samples(data, like, whole=mode == "train")
     if not 1 <= samples <= len(everything):
         raise invalid("samples", samples, f"an integer from 1 to N = {len(everything)}")
     generator = torch.Generator().manual_seed(seed)
     drawn = (
         torch.randperm(len(everything), generator=generator, device="cpu")[:samples].sort().values
     )
-    return [batch for batch, _ in everything.chunks(drawn, None)]
+    batches = [batch for batch, _ in everything.chunks(drawn, None)]
+    # A list of batches says that they are not to be cut.
+    return batches if len(batches) > 1 or are_whole(everything) else TensorSamples(batches[0], like)
 
 
 def _number_of_classes(objective: Objective) -> int | None:
