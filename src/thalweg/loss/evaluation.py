@@ -206,12 +206,18 @@ class Evaluator:
 
     @shielded()
     def evaluate(
-        self, pieces: Sequence[Tensor], batch: Batch, first: int = 0
+        self,
+        pieces: Sequence[Tensor],
+        batch: Batch,
+        first: int = 0,
+        *,
+        apart: bool = False,
     ) -> tuple[Any, Tensor, Swapped]:
         """Outputs and loss of a batch with their graph, and the model at the pieces.
 
         Args:
             first: the number of the batch's first sample, by which random numbers are drawn.
+            apart: the loss is one of outputs of which none is computed from another.
 
         Raises:
             InvalidInput: the loss is no scalar, or draws random numbers; see the class.
@@ -219,12 +225,12 @@ class Evaluator:
         while True:
             looking = not self._looked
             # What is written into copies tells by its values, and reaches nobody else.
-            apart = looking or self._writes
-            at = self._at([piece.clone() for piece in pieces] if apart else pieces)
+            copied = looking or self._writes
+            at = self._at([piece.clone() for piece in pieces] if copied else pieces)
             with at, self._forward_precision():
                 begin = place_in_time() if looking else 0
-                outputs, loss = self._outputs_and_loss(batch, first)
-                self._refuse_changed(at, pieces if apart else None)
+                outputs, loss = self._outputs_and_loss(batch, first, apart)
+                self._refuse_changed(at, pieces if copied else None)
             if looking and self._another_way(facts_of(loss, self._named(), begin)):
                 continue
             self._looked = True
@@ -351,9 +357,11 @@ class Evaluator:
         ):
             return self._outputs_and_loss(batch)
 
-    def _outputs_and_loss(self, batch: Batch, first: int = 0) -> tuple[tuple[Tensor, ...], Tensor]:
+    def _outputs_and_loss(
+        self, batch: Batch, first: int = 0, apart: bool = False
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
         with self._random_numbers(first):
-            outputs, loss = self._loss_of_batch(tree_map(self._copy, batch))
+            outputs, loss = self._loss_of_batch(tree_map(self._copy, batch), apart)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             given = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise invalid("loss", given, "a scalar tensor", "average over the batch")
@@ -380,7 +388,9 @@ class Evaluator:
         """A part of a batch that the forward pass may write into."""
         if not isinstance(leaf, Tensor):
             return leaf
-        return raised(leaf.clone()) if self._low else leaf.clone()
+        copy = raised(leaf.clone()) if self._low else leaf.clone()
+        # What a loss differentiates by stays an end of the graph, and the user's tensor out of it.
+        return copy.detach().requires_grad_() if leaf.requires_grad and leaf.is_leaf else copy
 
     @shielded()
     def evaluate_each(
@@ -442,29 +452,54 @@ class LossOfBatch(nn.Module):
         # Kept out of the module tree: a loss with buffers of its own is a constant.
         self._loss = [loss]
 
-    def forward(self, batch: Batch) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Outputs that depend on the parameters, and the loss."""
-        output, loss = self._output_and_loss(batch)
-        outputs = (z for z in tensors_of(output) if z.requires_grad and z is not loss)
-        return tuple(outputs), loss
+    def forward(self, batch: Batch, apart: bool = False) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Outputs that depend on the parameters, and the loss.
 
-    def _output_and_loss(self, batch: Batch) -> tuple[Any, Tensor]:
+        Args:
+            apart: of outputs of which none is computed from another; of them, not of each other, a
+                loss can take derivatives then.
+        """
+        output, target = self._output_and_target(batch)
+        loss = self._loss[0]
+        if loss is None:
+            # A model that returns its own loss has read its outputs already.
+            value = _own_loss(output)
+        elif apart:
+            output = separated(output, self._depends)
+            value = _of_separated(loss, output, target)
+        else:
+            value = loss(output, target)
+        outputs = (z for z in tensors_of(output) if self._depends(z) and z is not value)
+        return tuple(outputs), value
+
+    def _output_and_target(self, batch: Batch) -> tuple[Any, Any]:
         loss = self._loss[0]
         if not isinstance(batch, Mapping):
             *inputs, target = batch if loss is not None else (*batch, None)
-            output = self._separated(self.model(*inputs))
-            return output, _own_loss(output) if loss is None else loss(output, target)
+            return self.model(*inputs), target
         if loss is not None and is_torch_loss(loss):
             target = target_name(batch)
             inputs = {name: value for name, value in batch.items() if name != target}
-            output = self._separated(self.model(**inputs))
-            return output, loss(output, batch[target])
-        output = self._separated(self.model(**batch))
-        return output, _own_loss(output) if loss is None else loss(output, batch)
+            return self.model(**inputs), batch[target]
+        return self.model(**batch), batch
 
-    def _separated(self, output: Any) -> Any:
-        """What the loss gets; a model that returns its own loss has read its outputs already."""
-        return output if self._loss[0] is None else separated(output)
+    def _depends(self, output: Tensor) -> bool:
+        """Whether it may depend on the parameters: an input that is given back does not."""
+        if not output.requires_grad or not output.is_leaf:
+            return output.requires_grad
+        return any(output is parameter for parameter in self.model.parameters())
+
+
+def _of_separated(loss: Callable[[Any, Any], Tensor], output: Any, target: Any) -> Tensor:
+    try:
+        return loss(output, target)
+    except RuntimeError as error:
+        if "appears to not have been used in the graph" not in str(error):
+            raise
+        raise InvalidInput(
+            "GaussNewton: the loss takes derivatives of an output by another one; take them in the"
+            " model and let it return them, or take the Hessian"
+        ) from error
 
 
 def _own_loss(output: Any) -> Tensor:

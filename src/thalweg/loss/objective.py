@@ -409,15 +409,23 @@ class Objective:
         self.chunk_size = state["chunk_size"]
 
     def evaluations(
-        self, theta: Tensor | None = None, samples: Tensor | None = None
+        self,
+        theta: Tensor | None = None,
+        samples: Tensor | None = None,
+        *,
+        apart: bool = False,
     ) -> Iterator[Evaluation]:
         """Outputs and loss of each chunk, with their graph; drop one to free its memory.
 
         What operators of a model's outputs are built on.
+
+        Args:
+            apart: the loss is one of outputs of which none is computed from another, see
+                `outputs.py`; it cannot take derivatives of one by another then.
         """
         pieces = self.evaluator.pieces(theta)
         for batch, count, fraction, first in self.chunks(samples):
-            outputs, loss, at = self.evaluator.evaluate(pieces, batch, first)
+            outputs, loss, at = self.evaluator.evaluate(pieces, batch, first, apart=apart)
             require_finite(loss.detach(), "the loss")
             yield Evaluation(fraction, count, at.leaves, outputs, loss, at)
 

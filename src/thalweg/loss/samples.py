@@ -367,6 +367,9 @@ def _ranges(total: int, size: int | None) -> Iterator[tuple[int, int]]:
 
 def _select(chosen: slice | Tensor) -> Callable[[Any], Any]:
     def tensor(leaf: Tensor) -> Tensor:
+        if leaf.requires_grad and leaf.is_leaf:
+            # So is a part of it: something to differentiate by, such as coordinates.
+            return tensor(leaf.detach()).requires_grad_()
         return leaf[chosen if isinstance(chosen, slice) else chosen.to(leaf.device)]
 
     def values(leaf: PerSample) -> PerSample:
