@@ -36,6 +36,8 @@ from thalweg.errors import Diverged, InvalidInput, ThalwegError, invalid
 from thalweg.loss.guards.wrapped import patterns_inside, unwrapped
 from thalweg.loss.layout import ParameterLayout
 from thalweg.loss.objective import Objective
+from thalweg.loss.protocol import Loss
+from thalweg.loss.reduce import Reduction
 from thalweg.loss.samples import TensorSamples, are_whole, as_samples
 from thalweg.measure.sinks import Sink, reason_of, say
 from thalweg.measure.watcher import Watcher, undisturbed
@@ -164,19 +166,13 @@ def watch(
             "the model's output does not tell a number of classes up to"
             f" {MOST_INFERRED_CLASSES}: give k",
         )
-    source = (
-        SubspaceTracker(objective, k, exact=True)
-        if exact
-        else FollowOrSolve(objective, k, error=error, seed=seed or 0)
-    )
-    # Of the outermost that is known around it.
-    note = stability_threshold(stepping(optimizer)[-1], watched).note
-    if note and not quiet:
-        say(f"thalweg.watch: {note}")
-    return Watcher(
+    return _watching(
         objective,
-        source,
         optimizer,
+        k,
+        error=error,
+        exact=exact,
+        seed=seed or 0,
         every=every,
         file=file,
         sinks=sinks,
@@ -184,6 +180,79 @@ def watch(
         overwrite=overwrite,
         resume_at=resume_at,
     )
+
+
+def watch_loss(
+    objective: Loss,
+    optimizer: Optimizer,
+    *,
+    k: int,
+    every: int = 50,
+    error: float = 0.01,
+    exact: bool = False,
+    seed: int = 0,
+    **options: Any,
+) -> Watcher:
+    """The same as `watch` for a loss that is there already: a `WeightedSum`, a `FunctionLoss`.
+
+    Args:
+        objective: any `Loss`; its parameters are trained by the optimizer.
+        optimizer, k, every, error, exact: as for `watch`.
+        seed: of the tracker.
+        options: `file`, `sinks`, `quiet`, `overwrite` and `resume_at` of `Watcher`.
+
+    Raises:
+        InvalidInput: the optimizer has none of the loss's parameters; the loss, or one product with
+            its Hessian, fails on a few samples; whatever `SubspaceTracker` and `Watcher` refuse.
+
+    Example:
+        >>> import torch
+        >>> from thalweg.loss.function_loss import FunctionLoss
+        >>> theta = torch.tensor([1.0, 1.0], requires_grad=True)
+        >>> function = lambda t: t[0] ** 2 + 2 * t[1] ** 2
+        >>> optimizer = torch.optim.SGD([theta], lr=0.1)
+        >>> with watch_loss(FunctionLoss(function, theta), optimizer, k=1, quiet=True) as watcher:
+        ...     function(theta).backward()
+        ...     optimizer.step()
+        >>> round(watcher.history[0]["sharpness"], 3)
+        4.0
+    """
+    require_optimizer("optimizer", optimizer)
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not any(id(parameter) in held for parameter in objective.parameters()):
+        raise InvalidInput("watch: the optimizer updates none of the parameters of the loss")
+    for term in getattr(objective, "terms", ()):
+        if type(getattr(term.loss, "reduction", Reduction())) is not Reduction:
+            hint = "watch each term by itself"
+            raise invalid("group", "a group in a sum", "None for each term", hint)
+    with undisturbed(objective.device):
+        _refuse_without_second_derivative(objective)
+    return _watching(
+        objective, optimizer, k, error=error, exact=exact, seed=seed, every=every, **options
+    )
+
+
+def _watching(
+    objective: Loss,
+    optimizer: Optimizer,
+    k: int,
+    *,
+    error: float,
+    exact: bool,
+    seed: int,
+    quiet: bool = False,
+    **options: Any,
+) -> Watcher:
+    source = (
+        SubspaceTracker(objective, k, exact=True)
+        if exact
+        else FollowOrSolve(objective, k, error=error, seed=seed)
+    )
+    # Of the outermost that is known around it.
+    note = stability_threshold(stepping(optimizer)[-1], objective.parameters()).note
+    if note and not quiet:
+        say(f"thalweg.watch: {note}")
+    return Watcher(objective, source, optimizer, quiet=quiet, **options)
 
 
 def _watched_layout(
@@ -235,7 +304,7 @@ def _number_of_classes(objective: Objective) -> int | None:
     return min(classes, objective.num_parameters) if 2 <= classes <= MOST_INFERRED_CLASSES else None
 
 
-def _refuse_without_second_derivative(objective: Objective) -> None:
+def _refuse_without_second_derivative(objective: Loss) -> None:
     """One product over a few samples: what fails always is told here, not in the first step."""
     kind = {"dtype": objective.dtype, "device": objective.device}
     try:
@@ -252,7 +321,8 @@ def _refuse_without_second_derivative(objective: Objective) -> None:
     known = objective.state_dict()
     try:
         with _on_one_line(
-            "products with the Hessian fail", lambda reason: _hint(objective.model, reason)
+            "products with the Hessian fail",
+            lambda reason: _hint(getattr(objective, "model", nn.Module()), reason),
         ):
             hessian = Hessian(objective, samples=few)
             _ = hessian @ hessian.gradient
