@@ -82,7 +82,9 @@ def test_chunks_are_larger_elsewhere_than_on_a_cpu(device: str, size: int) -> No
     ("options", "message"),
     [
         ({"chunk_size": 0}, "chunk_size: got 0, allowed: an integer >= 1, 'auto', or None"),
-        ({"mode": "train"}, "mode: got 'train'"),
+        ({"mode": "training"}, "mode: got 'training'"),
+        ({"seed": -1}, "seed: got -1"),
+        ({"seed": True}, "seed: got True"),
         ({"vectorize_up_to": -1}, "vectorize_up_to: got -1"),
         ({"parameters": ["head.*"]}, r"parameters: got 'head\.\*'"),
     ],

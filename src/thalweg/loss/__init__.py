@@ -1,4 +1,4 @@
-"""A loss as a function of theta: the protocol, a model with data, a plain function."""
+"""A loss as a function of theta: the protocol, a model with data, a plain function, their sums."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from thalweg.loss.lockstep_objective import LockstepObjective
 from thalweg.loss.objective import Objective
 from thalweg.loss.protocol import Linearization, Loss
 from thalweg.loss.reduce import Reduction
+from thalweg.loss.weighted_sum import WeightedSum
 
 BlockProducts = ChunkMultiplier  # its name until 0.1
 
@@ -24,4 +25,5 @@ __all__ = [
     "Objective",
     "ParameterLayout",
     "Reduction",
+    "WeightedSum",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,14 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from thalweg.errors import InvalidInput, invalid, level_of_caller
 from thalweg.loss.batches import PerSample, mapped_leaves
 from thalweg.loss.chunk_multiplier import derivatives
+from thalweg.loss.guards.constant_draws import ConstantDraws
 from thalweg.loss.guards.determinism import (
     mode_dependent_layers,
     no_random_numbers,
     refuse_unfit_layers,
 )
 from thalweg.loss.guards.dtypes import InFloat32, is_low, raised
+from thalweg.loss.guards.generators import begun_at
 from thalweg.loss.guards.graph import (
     GraphFacts,
     ReadsOf,
@@ -39,6 +41,9 @@ from thalweg.loss.samples import Batch
 from thalweg.loss.swapped import Overwritten, Places, Replaced, Swapped
 from thalweg.loss.weighting import is_torch_loss, target_name
 from thalweg.surroundings import one_path, shielded
+
+BETWEEN_SAMPLES = 1_000_003
+"""How far apart the seeds of two samples are: more than those of a few repetitions."""
 
 
 class Evaluation(NamedTuple):
@@ -74,8 +79,12 @@ class Evaluator:
     gradients would be sparse (they are made dense).
 
     Args:
-        model, loss, mode, forward_dtype: as for `Objective`.
+        model, loss, mode, forward_dtype, seed: as for `Objective`.
         layout: which of the model's parameters make up theta.
+        whole: batches are evaluated as they were given, each a sample.
+
+    Attributes:
+        drawn: whose random numbers evaluations have drawn, where `seed` fixes them.
 
     Raises:
         InvalidInput: another mode or dtype; dropout or batch norm in training mode. At an
@@ -88,18 +97,26 @@ class Evaluator:
         model: nn.Module,
         loss: Callable[[Any, Any], Tensor] | None,
         layout: ParameterLayout,
-        mode: str | None,
+        mode: Literal["eval", "train"] | None,
         forward_dtype: torch.dtype | None,
+        *,
+        seed: int | None = None,
+        whole: bool = False,
     ) -> None:
-        if mode not in (None, "eval"):
-            raise invalid("mode", mode, "None or 'eval'")
+        if mode not in (None, "eval", "train"):
+            raise invalid("mode", mode, "None, 'eval' or 'train'")
         if forward_dtype not in (None, torch.bfloat16, torch.float16):
             raise invalid("forward_dtype", forward_dtype, "None, torch.bfloat16 or torch.float16")
         self.model = model
         self.loss = loss
         self.layout = layout
-        self.mode = mode
+        self.mode: Literal["eval", "train"] | None = mode
         self.forward_dtype = forward_dtype
+        self.seed = seed
+        self.drawn: set[str] = set()
+        self._whole, self._alike = whole, False
+        # What a model in training mode holds out of it, such as batch norm of a frozen part.
+        self._held_out = {m for m in model.modules() if model.training and not m.training}
         self._loss_of_batch = LossOfBatch(model, loss)
         self._unused: set[str] = set()
         self._mode_dependent = mode_dependent_layers(model)
@@ -111,7 +128,22 @@ class Evaluator:
         self._overwrite = any(isinstance(m, torch.jit.ScriptModule) for m in model.modules())
         self._sparse = self._writes = False
         self._recomputes: bool | None = None
-        refuse_unfit_layers(self._mode_dependent, mode)
+        self._refuse_unfit_layers()
+
+    def hold_out(self, other: Evaluator) -> None:
+        """Hold the same layers out of training mode as that of another copy of the model."""
+        pairs = zip(self.model.modules(), other.model.modules(), strict=True)
+        self._held_out = {own for own, theirs in pairs if theirs in other._held_out}
+
+    def _refuse_unfit_layers(self) -> None:
+        fixed = self.seed is not None
+        refuse_unfit_layers(self._mode_dependent, self._in_training, drawn=fixed, whole=self._whole)
+
+    def _in_training(self, module: nn.Module) -> bool:
+        """Whether it is evaluated in training mode."""
+        if self.mode is None:
+            return module.training
+        return self.mode == "train" and module not in self._held_out
 
     @property
     def device(self) -> torch.device:
@@ -125,10 +157,12 @@ class Evaluator:
         Layers that can be differentiated twice, and dense gradients.
         """
         # At every evaluation: a model built in evaluation mode is switched when it is trained.
-        refuse_unfit_layers(self._mode_dependent, self.mode)
-        training = [m for m in self.model.modules() if m.training] if self.mode == "eval" else []
-        for module in training:
-            module.training = False
+        self._refuse_unfit_layers()
+        switched = []
+        if self.mode is not None:
+            switched = [m for m in self.model.modules() if m.training != self._in_training(m)]
+        for module in switched:
+            module.training = not module.training
         sparse = [layer for layer in self._with_sparse_gradients if layer.sparse]
         for layer in sparse:
             layer.sparse = False
@@ -146,8 +180,8 @@ class Evaluator:
         finally:
             for layer in sparse:
                 layer.sparse = True
-            for module in training:
-                module.training = True
+            for module in switched:
+                module.training = not module.training
 
     @contextmanager
     def _forward_precision(self) -> Iterator[None]:
@@ -172,22 +206,33 @@ class Evaluator:
             return [_at_even_offset(part) for part in self.layout.unflatten(whole)]
 
     @shielded()
-    def evaluate(self, pieces: Sequence[Tensor], batch: Batch) -> tuple[Any, Tensor, Swapped]:
+    def evaluate(
+        self,
+        pieces: Sequence[Tensor],
+        batch: Batch,
+        first: int = 0,
+        *,
+        apart: bool = False,
+    ) -> tuple[Any, Tensor, Swapped]:
         """Outputs and loss of a batch with their graph, and the model at the pieces.
+
+        Args:
+            first: the number of the batch's first sample, by which random numbers are drawn.
+            apart: the loss is one of outputs of which none is computed from another.
 
         Raises:
             InvalidInput: the loss is no scalar, or draws random numbers; see the class.
         """
         while True:
-            first = not self._looked
+            looking = not self._looked
             # What is written into copies tells by its values, and reaches nobody else.
-            apart = first or self._writes
-            at = self._at([piece.clone() for piece in pieces] if apart else pieces)
+            copied = looking or self._writes
+            at = self._at([piece.clone() for piece in pieces] if copied else pieces)
             with at, self._forward_precision():
-                begin = place_in_time() if first else 0
-                outputs, loss = self._outputs_and_loss(batch)
-                self._refuse_changed(at, pieces if apart else None)
-            if first and self._another_way(facts_of(loss, self._named(), begin)):
+                begin = place_in_time() if looking else 0
+                outputs, loss = self._outputs_and_loss(batch, first, apart)
+                self._refuse_changed(at, pieces if copied else None)
+            if looking and self._another_way(facts_of(loss, self._named(), begin)):
                 continue
             self._looked = True
             return outputs, loss, at
@@ -314,19 +359,40 @@ class Evaluator:
         ):
             return self._outputs_and_loss(batch)
 
-    def _outputs_and_loss(self, batch: Batch) -> tuple[tuple[Tensor, ...], Tensor]:
-        with no_random_numbers(self.device):
-            outputs, loss = self._loss_of_batch(tree_map(self._copy, batch))
+    def _outputs_and_loss(
+        self, batch: Batch, first: int = 0, apart: bool = False
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        with self._random_numbers(first):
+            outputs, loss = self._loss_of_batch(tree_map(self._copy, batch), apart)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             given = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise invalid("loss", given, "a scalar tensor", "average over the batch")
         return outputs, loss.reshape(())
 
+    @contextmanager
+    def _random_numbers(self, first: int) -> Iterator[None]:
+        """None may be drawn, or those of the seed: the same at each evaluation of a chunk."""
+        if self.seed is None:
+            with no_random_numbers(self.device):
+                yield
+            return
+        seed = self.seed + (0 if self._alike else BETWEEN_SAMPLES * first)
+        with begun_at(self.device, seed) as begin:
+            with ConstantDraws(self.device) if self._alike else nullcontext():
+                yield
+            self.drawn.update(begin.moved())
+
+    def draw_alike(self) -> None:
+        """From now on all samples have the same random numbers, as far as torch draws them."""
+        self._alike = True
+
     def _copy(self, leaf: Any) -> Any:
         """A part of a batch that the forward pass may write into."""
         if not isinstance(leaf, Tensor):
             return leaf
-        return raised(leaf.clone()) if self._low else leaf.clone()
+        copy = raised(leaf.clone()) if self._low else leaf.clone()
+        # What a loss differentiates by stays an end of the graph, and the user's tensor out of it.
+        return copy.detach().requires_grad_() if leaf.requires_grad and leaf.is_leaf else copy
 
     @shielded()
     def evaluate_each(
@@ -389,29 +455,54 @@ class LossOfBatch(nn.Module):
         # Kept out of the module tree: a loss with buffers of its own is a constant.
         self._loss = [loss]
 
-    def forward(self, batch: Batch) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Outputs that depend on the parameters, and the loss."""
-        output, loss = self._output_and_loss(batch)
-        outputs = (z for z in tensors_of(output) if z.requires_grad and z is not loss)
-        return tuple(outputs), loss
+    def forward(self, batch: Batch, apart: bool = False) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Outputs that depend on the parameters, and the loss.
 
-    def _output_and_loss(self, batch: Batch) -> tuple[Any, Tensor]:
+        Args:
+            apart: of outputs of which none is computed from another; of them, not of each other, a
+                loss can take derivatives then.
+        """
+        output, target = self._output_and_target(batch)
+        loss = self._loss[0]
+        if loss is None:
+            # A model that returns its own loss has read its outputs already.
+            value = _own_loss(output)
+        elif apart:
+            output = separated(output, self._depends)
+            value = _of_separated(loss, output, target)
+        else:
+            value = loss(output, target)
+        outputs = (z for z in tensors_of(output) if self._depends(z) and z is not value)
+        return tuple(outputs), value
+
+    def _output_and_target(self, batch: Batch) -> tuple[Any, Any]:
         loss = self._loss[0]
         if not isinstance(batch, Mapping):
             *inputs, target = batch if loss is not None else (*batch, None)
-            output = self._separated(self.model(*inputs))
-            return output, _own_loss(output) if loss is None else loss(output, target)
+            return self.model(*inputs), target
         if loss is not None and is_torch_loss(loss):
             target = target_name(batch)
             inputs = {name: value for name, value in batch.items() if name != target}
-            output = self._separated(self.model(**inputs))
-            return output, loss(output, batch[target])
-        output = self._separated(self.model(**batch))
-        return output, _own_loss(output) if loss is None else loss(output, batch)
+            return self.model(**inputs), batch[target]
+        return self.model(**batch), batch
 
-    def _separated(self, output: Any) -> Any:
-        """What the loss gets; a model that returns its own loss has read its outputs already."""
-        return output if self._loss[0] is None else separated(output)
+    def _depends(self, output: Tensor) -> bool:
+        """Whether it may depend on the parameters: an input that is given back does not."""
+        if not output.requires_grad or not output.is_leaf:
+            return output.requires_grad
+        return any(output is parameter for parameter in self.model.parameters())
+
+
+def _of_separated(loss: Callable[[Any, Any], Tensor], output: Any, target: Any) -> Tensor:
+    try:
+        return loss(output, target)
+    except RuntimeError as error:
+        if "appears to not have been used in the graph" not in str(error):
+            raise
+        raise InvalidInput(
+            "GaussNewton: the loss takes derivatives of an output by another one; take them in the"
+            " model and let it return them, or take the Hessian"
+        ) from error
 
 
 def _own_loss(output: Any) -> Tensor:

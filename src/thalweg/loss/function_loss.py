@@ -14,6 +14,7 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from thalweg.linalg import require_finite
 from thalweg.loss.chunk_multiplier import pull_back
 from thalweg.loss.evaluation import refuse_constant
 from thalweg.loss.guards.failures import OTHERWISE, of_function
+from thalweg.loss.guards.generators import begun_at, refuse_other_seed, refuse_unfit_seed
 from thalweg.loss.samples import refuse_unfit_indices
 from thalweg.surroundings import one_path, shielded
 
@@ -41,6 +43,8 @@ class FunctionLoss:
         theta: the parameters (P,), of a floating-point dtype. They are held, not copied: an
             optimizer of this very tensor moves the loss.
         num_samples: N.
+        seed: fixes random numbers of the generators of torch, NumPy and Python that the function
+            draws: they begin at this seed at each evaluation. None refuses a function that draws.
         check: compare a product with differences of gradients, once, before the first one.
 
     Raises:
@@ -57,6 +61,7 @@ class FunctionLoss:
         theta: Tensor,
         num_samples: int = 1,
         *,
+        seed: int | None = None,
         check: bool = True,
     ) -> None:
         if theta.dim() != 1 or not len(theta) or not theta.is_floating_point():
@@ -67,6 +72,7 @@ class FunctionLoss:
         self._function = function
         self._theta = theta
         self._num_samples = num_samples
+        self._seed = refuse_unfit_seed(seed)
         self.check = check
 
     @property
@@ -130,22 +136,29 @@ class FunctionLoss:
         return DoubleBackward(value, leaf, self._function)
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: a function is computed in one way."""
-        return {}
+        """Nothing but the seed, where there is one: a function is computed in one way."""
+        return {} if self._seed is None else {"seed": self._seed}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing."""
+        """Nothing.
+
+        Raises:
+            InvalidInput: the state is that of another seed.
+        """
+        refuse_other_seed(self._seed, state)
 
     def copied(
         self, dtype: torch.dtype, around: Callable[[Any], Any] = lambda function: function
     ) -> FunctionLoss:
         """The same function wrapped by `around`, of a copy of theta in another dtype, unchecked."""
         theta = self.theta().to(dtype)
-        return FunctionLoss(around(self._function), theta, self._num_samples, check=False)
+        function = around(self._function)
+        return FunctionLoss(function, theta, self._num_samples, seed=self._seed, check=False)
 
     def unchecked(self) -> FunctionLoss:
         """The same function of the same theta, without checks."""
-        return FunctionLoss(self._function, self._theta, self._num_samples, check=False)
+        own = self._function, self._theta, self._num_samples
+        return FunctionLoss(*own, seed=self._seed, check=False)
 
     def _leaf(self, theta: Tensor | None) -> Tensor:
         if theta is not None and theta.shape != self._theta.shape:
@@ -156,7 +169,8 @@ class FunctionLoss:
     def _value(self, leaf: Tensor, samples: Tensor | None) -> Tensor:
         if samples is not None:
             refuse_unfit_indices(samples, self.num_samples)
-        with shielded(), one_path():
+        kept = nullcontext() if self._seed is None else begun_at(self.device, self._seed)
+        with shielded(), one_path(), kept:
             one = self._num_samples == 1
             with of_function(self._function, "its value", CALLED):
                 value = self._function(leaf) if one else self._function(leaf, samples)

@@ -37,7 +37,11 @@ from thalweg.loss.evaluation import Evaluation, Evaluator, entries, in_groups, m
 from thalweg.loss.guards.agreement import Agreement, agreement
 from thalweg.loss.guards.determinism import refuse_changing
 from thalweg.loss.guards.failures import explained
-from thalweg.loss.guards.generators import generators_kept
+from thalweg.loss.guards.generators import (
+    generators_kept,
+    refuse_other_seed,
+    refuse_unfit_seed,
+)
 from thalweg.loss.guards.memory import within_memory
 from thalweg.loss.guards.wrapped import patterns_inside, unwrapped
 from thalweg.loss.layout import ParameterLayout
@@ -48,8 +52,10 @@ from thalweg.loss.samples import (
     Batch,
     BatchSamples,
     Samples,
+    are_whole,
     as_samples,
     generators_of,
+    read_order,
     refuse_unfit_indices,
 )
 from thalweg.loss.weighting import (
@@ -89,9 +95,17 @@ class Objective:
         chunk_size: the most samples evaluated at once; bounds memory, changes only the rounding.
             "auto" is 1,024 on a CPU, and 8,192 elsewhere: a GPU spends a chunk's time on starting
             its operations.
-        mode: "eval" evaluates with dropout off and batch norm at its running statistics; None
-            takes the model as it is and refuses such layers in training mode, since they make the
+        mode: "eval" evaluates with dropout off and batch norm at its running statistics; "train" in
+            training mode, but for layers that are in evaluation mode now while the model is not.
+            With "train" each batch of a list is a sample of its own, never cut and one at a time:
+            N counts batches, and the loss is their mean, each counting the same without
+            `batch_weight`. None takes the model as it is. Dropout in training mode needs `seed`,
+            batch norm a list of batches and "train"; else they are refused, since they make the
             loss random or dependent on the chunk.
+        seed: fixes random numbers of the generators of torch, NumPy and Python (dropout, a VAE's
+            sampling): those of a chunk are drawn anew from the seed `seed` + 1,000,003 i, i its
+            first sample, at each evaluation. Same samples in the same chunks, same numbers;
+            another `chunk_size` draws others. None refuses a loss that draws.
         forward_dtype: `torch.bfloat16` or `torch.float16` to compute the matrix products of the
             forward pass, and of its derivatives, in it (autocast); None for the dtype of the
             parameters. Loss, gradient and products stay in that of the parameters.
@@ -109,11 +123,12 @@ class Objective:
         multiplier: how blocks are multiplied: a `ChunkMultiplier`.
 
     Raises:
-        InvalidInput: a dropout or batch-norm layer in training mode, here or when the loss is
-            evaluated; several processes and no `group`; a parameter in complex numbers or 8 bits;
-            empty data, no trainable parameter, model and data on two devices, an impossible chunk
-            size, mode or dtype. At the first evaluation: a forward pass that changes parameters, a
-            tensor that was computed from one before, checkpoints with `use_reentrant=True`.
+        InvalidInput: a dropout or batch-norm layer in training mode without what it needs, here or
+            when the loss is evaluated; a seed that is no integer >= 0; several processes and no
+            `group`; a parameter in complex numbers or 8 bits; empty data, no trainable parameter,
+            model and data on two devices, an impossible chunk size, mode or dtype. At the first
+            evaluation: a forward pass that changes parameters, a tensor that was computed from one
+            before, checkpoints with `use_reentrant=True`.
 
     Values are in units of the loss, derivatives in those over theta; on the device of the
     parameters and in the dtype of theta. Example: see the module.
@@ -128,7 +143,8 @@ class Objective:
         parameters: Sequence[str] | str | None = None,
         batch_weight: Callable[[Batch], Tensor | float] | None = None,
         chunk_size: int | Literal["auto"] | None = "auto",
-        mode: Literal["eval"] | None = None,
+        mode: Literal["eval", "train"] | None = None,
+        seed: int | None = None,
         forward_dtype: torch.dtype | None = None,
         vectorize_up_to: int | None = None,
         group: ProcessGroup | Literal["ask"] | None = "ask",
@@ -138,26 +154,34 @@ class Objective:
         if chunk_size is not None and chunk_size != "auto" and chunk_size < 1:
             allowed = "an integer >= 1, 'auto', or None for no limit"
             raise invalid("chunk_size", chunk_size, allowed)
+        refuse_unfit_seed(seed)
         self.reduction = reduction_of(group) if reduction is None else reduction
         if (inside := unwrapped(model)) is not model:
             model, parameters = inside, patterns_inside(parameters)
         self.model = model
         self.layout = ParameterLayout.from_model(model, parameters)
-        self.samples: Samples = as_samples(data, self.layout.parameters(model)[0])
-        self.chunk_size = _default_chunk(self.device) if chunk_size == "auto" else chunk_size
+        like = self.layout.parameters(model)[0]
+        self.samples: Samples = as_samples(data, like, whole=mode == "train")
+        # Each sample a batch that is never cut: one at a time.
+        self._whole = are_whole(self.samples)
+        size = _default_chunk(self.device) if chunk_size == "auto" else chunk_size
+        self.chunk_size = 1 if self._whole else size
         self.multiplier = ChunkMultiplier(vectorize_up_to)
         self.check = check
         # Whether errors of torch are told in other words; in copies they are caught, not told.
         self._tells = True
         self._samples_before, self._num_samples = self.reduction.place(len(self.samples))
         # None where nobody has said, and samples are counted unless they turn out not to count.
-        self.batch_weight = batch_weight or batch_weight_of(loss)
+        known = batch_weight_of(loss)
+        self.batch_weight = batch_weight or (None if self._whole else known)
         self._given_weight = batch_weight is not None
         self._mean: Agreement | None = None
         # Whether that was tried; and whether an evaluation draws random numbers, to no effect.
         self._repeatable = self._draws = False
         self._total_weight: float | None = None
-        self.evaluator = Evaluator(model, loss, self.layout, mode, forward_dtype)
+        self.evaluator = Evaluator(
+            model, loss, self.layout, mode, forward_dtype, seed=seed, whole=self._whole
+        )
         self._refuse_other_devices()
 
     @property
@@ -341,19 +365,21 @@ class Objective:
         """
         model, loss = in_dtype(self.model, dtype), in_dtype(self.evaluator.loss, dtype)
         model.forward = around(model.forward)
-        other = type(self)(
+        copied = type(self)(
             model,
             loss if loss is None or is_torch_loss(loss) else around(loss),
             SamplesInDtype(self.samples, dtype),
             parameters=[glob.escape(name) for name in self.layout.names],
             batch_weight=self.batch_weight,
             chunk_size=None,
-            mode="eval" if self.evaluator.mode == "eval" else None,
+            mode=self.evaluator.mode,
+            seed=self.evaluator.seed,
             group=None,
             check=False,
         )
-        other._tells = False
-        return other
+        copied._tells = False
+        copied.evaluator.hold_out(self.evaluator)
+        return copied
 
     def explained(self, error: Exception) -> Exception | None:
         """What to raise for an error in model or loss, see `guards/failures.py`; None: itself."""
@@ -377,26 +403,43 @@ class Objective:
         return alone
 
     def state_dict(self) -> dict[str, Any]:
-        """The chunk size and the way to multiply, as far as they were found while running."""
-        return {"multiplier": self.multiplier.state_dict(), "chunk_size": self.chunk_size}
+        """The chunk size and the way to multiply, as far as they were found while running.
+
+        And the seed, where there is one: what is random continues with it alone.
+        """
+        seed = {} if self.evaluator.seed is None else {"seed": self.evaluator.seed}
+        return {"multiplier": self.multiplier.state_dict(), "chunk_size": self.chunk_size} | seed
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore what `state_dict` gave.
+
+        Raises:
+            InvalidInput: it is that of a loss with another seed.
+        """
+        refuse_other_seed(self.evaluator.seed, state)
         # Until 0.1 it was called "products".
         former = state.get("products")
         self.multiplier.load_state_dict(state["multiplier"] if former is None else former)
         self.chunk_size = state["chunk_size"]
 
     def evaluations(
-        self, theta: Tensor | None = None, samples: Tensor | None = None
+        self,
+        theta: Tensor | None = None,
+        samples: Tensor | None = None,
+        *,
+        apart: bool = False,
     ) -> Iterator[Evaluation]:
         """Outputs and loss of each chunk, with their graph; drop one to free its memory.
 
         What operators of a model's outputs are built on.
+
+        Args:
+            apart: the loss is one of outputs of which none is computed from another, see
+                `outputs.py`; it cannot take derivatives of one by another then.
         """
         pieces = self.evaluator.pieces(theta)
-        for batch, count, fraction in self.chunks(samples):
-            outputs, loss, at = self.evaluator.evaluate(pieces, batch)
+        for batch, count, fraction, first in self.chunks(samples):
+            outputs, loss, at = self.evaluator.evaluate(pieces, batch, first, apart=apart)
             require_finite(loss.detach(), "the loss")
             yield Evaluation(fraction, count, at.leaves, outputs, loss, at)
 
@@ -415,9 +458,12 @@ class Objective:
             InvalidInput: a batch size that does not divide the number of samples.
         """
         self.require_mean()
+        if self._whole or self.evaluator.seed is not None:
+            yield from self._one_by_one(theta, samples, batch_size)
+            return
         size = None if self.chunk_size is None else max(1, self.chunk_size // batch_size)
         pieces = self.evaluator.pieces(theta)
-        for batch, count, fraction in self.chunks(samples, size and size * batch_size):
+        for batch, count, fraction, _ in self.chunks(samples, size and size * batch_size):
             if count % batch_size:
                 raise invalid("batch_size", batch_size, f"a divisor of {count}, the data's batch")
             parts = in_groups(batch, batch_size)
@@ -429,6 +475,20 @@ class Objective:
                 loss = losses @ weights
             require_finite(loss.detach(), "the loss")
             yield Evaluation(fraction, count, at.leaves, (losses, weights), loss, at)
+
+    def _one_by_one(
+        self, theta: Tensor | None, samples: Tensor | None, batch_size: int
+    ) -> Iterator[Evaluation]:
+        """See `evaluations_of_each`: where `vmap` would mix batches, or draw for all at once."""
+        pieces = self.evaluator.pieces(theta)
+        for batch, count, fraction, first in self.chunks(samples, batch_size):
+            if count % batch_size:
+                raise invalid("batch_size", batch_size, f"a divisor of {count}, the data's batch")
+            _, loss, at = self.evaluator.evaluate(pieces, batch, first)
+            require_finite(loss.detach(), "the loss")
+            with at:
+                outputs = loss.reshape(1), loss.new_ones(1)
+            yield Evaluation(fraction, count, at.leaves, outputs, loss, at)
 
     def gradient_of(
         self, evaluation: Evaluation, *, create_graph: bool = False, retain_graph: bool = False
@@ -449,10 +509,11 @@ class Objective:
     def _value(self, theta: Tensor | None, samples: Tensor | None) -> Tensor:
         total = torch.zeros((), dtype=self.dtype, device=self.device)
         pieces = self.evaluator.pieces(theta)
-        for batch, _, fraction in self.chunks(samples):
+        for batch, _, fraction, first in self.chunks(samples):
             # With a graph, as for the gradient: without one torch and models may compute another
             # function.
-            total = total + fraction * self.evaluator.evaluate(pieces, batch)[1].detach()
+            loss = self.evaluator.evaluate(pieces, batch, first)[1]
+            total = total + fraction * loss.detach()
         return total.to(self.dtype)
 
     def _value_and_gradient(
@@ -477,8 +538,8 @@ class Objective:
 
     def chunks(
         self, samples: Tensor | None, size: int | None = None
-    ) -> Iterator[tuple[Batch, int, float]]:
-        """Each chunk, its number of samples, and its weight in the mean.
+    ) -> Iterator[tuple[Batch, int, float, int]]:
+        """Each chunk, its number of samples, its weight in the mean, and its first sample.
 
         Args:
             samples: indices, int64 (n,); None for all.
@@ -491,12 +552,17 @@ class Objective:
             self.require_mean()
         # Where batches are weighed, the data is read twice rather than held in memory.
         total = self.weight(samples)
+        own, at = self._own(samples), 0
+        order: Sequence[int] = ()
+        if self.evaluator.seed is not None:
+            order = read_order(self.samples, own)
         with generators_kept(self.device) if self._draws else nullcontext():
-            for batch, count in self.samples.chunks(self._own(samples), size or self.chunk_size):
+            for batch, count in self.samples.chunks(own, size or self.chunk_size):
                 weight = count if self.batch_weight is None else float(self.batch_weight(batch))
+                first, at = self._samples_before + order[at] if order else 0, at + count
                 # A chunk in which every target is ignored has the mean 0/0.
                 if weight:
-                    yield batch, count, weight / total
+                    yield batch, count, weight / total, first
 
     @property
     def is_rough(self) -> bool:
@@ -509,7 +575,7 @@ class Objective:
         Looked once, on a few samples, see `guards/agreement.py`. Where nobody has said what the
         loss averages over, `batch_weight` becomes what it turns out to be. True without `check`.
         """
-        if not self.check:
+        if not self.check or self._whole:
             return True
         if self._mean is None:
             tried: Sequence[Callable[[Batch], Any]]
@@ -624,7 +690,8 @@ def _no_mean(found: Agreement, given: bool) -> str:
         )
     return (
         f"{message}; {hint}; where samples of a batch see one another in the model, there is no"
-        " such weight: evaluate all in one chunk (chunk_size=None, without trackers)"
+        " such weight: evaluate all in one chunk (chunk_size=None, without trackers), or give a"
+        " list of batches with mode='train', each a sample of its own"
     )
 
 

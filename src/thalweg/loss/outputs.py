@@ -35,16 +35,19 @@ def tensors_of(output: Any) -> Iterator[Tensor]:
         yield from tensors_of(part)
 
 
-def separated(output: Any) -> Any:
+def separated(
+    output: Any, depends: Callable[[Tensor], bool] = lambda tensor: tensor.requires_grad
+) -> Any:
     """The same output, of whose tensors none is computed from another, to hand to a loss.
 
     An output of one tensor, or of a kind that cannot be copied, is given back as it is.
+
+    Args:
+        depends: whether a tensor depends on the parameters; others stay what they are.
     """
-    if sum(tensor.requires_grad for tensor in tensors_of(output)) < 2:
+    if sum(map(depends, tensors_of(output))) < 2:
         return output
-    return _mapped(
-        output, lambda tensor: tensor.view_as(tensor) if tensor.requires_grad else tensor
-    )
+    return _mapped(output, lambda tensor: tensor.view_as(tensor) if depends(tensor) else tensor)
 
 
 def read_by(
@@ -66,8 +69,9 @@ def read_by(
     if any(leaf.requires_grad and _edge(leaf) in reached for leaf in leaves):
         raise InvalidInput(
             "GaussNewton: the loss depends on the parameters not through the model's outputs alone"
-            " (a penalty on the weights, or a hidden value that the model does not return); let the"
-            " model return all that the loss reads, or take the Hessian"
+            " (a penalty on the weights, a derivative that the loss takes, a hidden value that the"
+            " model does not return); let the model return all that the loss reads, or take the"
+            " Hessian"
         )
     read = [output for edge, output in places.items() if edge in reached][::-1]
     for output in read if len(read) > 1 else ():

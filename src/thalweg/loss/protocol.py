@@ -1,6 +1,7 @@
 """What the rest of Thalweg asks of a loss: any class with these members will do.
 
-`Objective` (a model, a loss and data) and `FunctionLoss` (a plain function of theta) are two.
+`Objective` (a model, a loss and data) and `FunctionLoss` (a plain function of theta) are two, and a
+`WeightedSum` of losses is one.
 Whatever else has a gradient and products with its Hessian, such as a trainer's own loss, a model in
 shards or a simulation, is one more: a class of these eleven members.
 

@@ -201,7 +201,46 @@ class BatchSamples:
                 yield from batch.chunks(inside, size)
 
 
-def as_samples(data: object, like: Tensor | None = None) -> Samples:
+class WholeBatches:
+    """Batches that are never cut: each is a sample of its own, evaluated by itself.
+
+    For a loss that is one of a batch as a whole, as with batch norm in training mode.
+
+    Args:
+        batches: see `batches.py`.
+        like: a parameter, see `plain`.
+    """
+
+    def __init__(self, batches: Sequence[Batch], like: Tensor | None = None) -> None:
+        self.batches = [TensorSamples(batch, like).tensors for batch in batches]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def chunks(self, indices: Tensor | None, size: int | None) -> Iterator[tuple[Batch, int]]:
+        for i in range(len(self)) if indices is None else indices.tolist():
+            yield self.batches[i], 1
+
+
+def are_whole(samples: Samples) -> bool:
+    """Whether each sample is a batch that is never cut, also in another dtype."""
+    return isinstance(getattr(samples, "samples", samples), WholeBatches)
+
+
+def read_order(samples: Samples, indices: Tensor | None) -> Sequence[int]:
+    """The numbers of samples in the order in which `chunks` gives them."""
+    if indices is None:
+        return range(len(samples))
+    inside, indices = getattr(samples, "samples", samples), indices.cpu()
+    if isinstance(inside, BatchSamples):
+        # Batch by batch, and inside of one as they were asked for.
+        starts = torch.tensor(inside.starts[1:-1], dtype=torch.int64, device="cpu")
+        batch = torch.bucketize(indices, starts, right=True)
+        indices = indices[torch.argsort(batch, stable=True)]
+    return indices.tolist()
+
+
+def as_samples(data: object, like: Tensor | None = None, *, whole: bool = False) -> Samples:
     """Turn what the user has into `Samples`.
 
     Args:
@@ -211,6 +250,7 @@ def as_samples(data: object, like: Tensor | None = None) -> Samples:
             such as a list. Generators of random numbers are left as they were.
         like: a parameter of the model: numbers that are no tensors (NumPy's) get its dtype and
             device.
+        whole: batches that were given as such are not cut, each is a sample: `WholeBatches`.
 
     Raises:
         InvalidInput: empty data, unequal numbers of samples, random augmentation, no order, or a
@@ -232,7 +272,7 @@ def as_samples(data: object, like: Tensor | None = None) -> Samples:
             hint = "give a tuple (inputs, target)"
             raise invalid("data", type(data).__name__, "inputs and targets", hint)
         with generators_kept(CPU):
-            return _from_batches(_all_of(data), like)
+            return _from_batches(_all_of(data), like, whole)
     raise invalid(
         "data", type(data).__name__, "tensors (inputs, target), a Dataset, or a list of batches"
     )
@@ -287,7 +327,7 @@ def generators_of(batches: object) -> list[torch.Generator]:
     return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
 
-def _from_batches(batches: list[Batch], like: Tensor | None) -> Samples:
+def _from_batches(batches: list[Batch], like: Tensor | None, whole: bool = False) -> Samples:
     if not batches:
         raise InvalidInput("data: the list of batches is empty; give at least one batch")
     for batch in batches:
@@ -300,6 +340,8 @@ def _from_batches(batches: list[Batch], like: Tensor | None) -> Samples:
                 "a tuple (inputs, target) or a dict of tensors",
                 hint if tensor else "give a dict of its tensors, such as vars(batch)",
             )
+    if whole:
+        return WholeBatches(batches, like)
     separate = BatchSamples(batches, like)
     joinable = [_kind(batch.tensors) for batch in separate.batches]
     if None in joinable or any(kind != joinable[0] for kind in joinable):
@@ -325,6 +367,9 @@ def _ranges(total: int, size: int | None) -> Iterator[tuple[int, int]]:
 
 def _select(chosen: slice | Tensor) -> Callable[[Any], Any]:
     def tensor(leaf: Tensor) -> Tensor:
+        if leaf.requires_grad and leaf.is_leaf:
+            # So is a part of it: something to differentiate by, such as coordinates.
+            return tensor(leaf.detach()).requires_grad_()
         return leaf[chosen if isinstance(chosen, slice) else chosen.to(leaf.device)]
 
     def values(leaf: PerSample) -> PerSample:

@@ -10,7 +10,7 @@ from thalweg.measure.preconditioned_sharpness import preconditioned_sharpness
 from thalweg.measure.probes import Probe, probe
 from thalweg.measure.sinks import CSV, Console, History, Sink, Sinks, WatchWarning
 from thalweg.measure.step_state import BranchPoint, StepState
-from thalweg.measure.watch import watch
+from thalweg.measure.watch import watch, watch_loss
 from thalweg.measure.watcher import Watcher
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "preconditioned_sharpness",
     "probe",
     "watch",
+    "watch_loss",
 ]
 
 

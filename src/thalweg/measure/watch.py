@@ -36,7 +36,9 @@ from thalweg.errors import Diverged, InvalidInput, ThalwegError, invalid
 from thalweg.loss.guards.wrapped import patterns_inside, unwrapped
 from thalweg.loss.layout import ParameterLayout
 from thalweg.loss.objective import Objective
-from thalweg.loss.samples import as_samples
+from thalweg.loss.protocol import Loss
+from thalweg.loss.reduce import Reduction
+from thalweg.loss.samples import TensorSamples, are_whole, as_samples
 from thalweg.measure.sinks import Sink, reason_of, say
 from thalweg.measure.watcher import Watcher, undisturbed
 from thalweg.operators.hessian import Hessian
@@ -67,11 +69,12 @@ def watch(
     samples: int | None = None,
     parameters: Sequence[str] | str | None = None,
     batch_weight: Callable[[Any], Tensor | float] | None = None,
+    mode: Literal["eval", "train"] = "eval",
     chunk_size: int | Literal["auto"] | None = "auto",
     group: ProcessGroup | Literal["ask"] | None = "ask",
     error: float = 0.01,
     exact: bool = False,
-    seed: int = 0,
+    seed: int | None = None,
     quiet: bool = False,
     overwrite: bool = False,
     resume_at: int | None = None,
@@ -79,11 +82,12 @@ def watch(
     """Report the curvature of a loss, and where updates go, while an optimizer trains the model.
 
     The curvature is that of the model in evaluation mode: dropout is off and batch norm uses its
-    running statistics, since a loss that is random or depends on the rest of a batch has no Hessian
-    of its own. The model's modes are put back before the training continues. Neither parameters,
-    gradients, buffers, optimizer state nor random generators change; forward hooks of your own do
-    see the additional passes. Under a gradient scaler or `torch.autocast`, reports are made in the
-    precision of the parameters.
+    running statistics. With `mode="train"` it is that of the loss that is trained: batch norm over
+    the batches of `data`, a list of them, and dropout by numbers that `seed` fixes. The model's
+    modes are put back before the training continues. Neither parameters, gradients, buffers,
+    optimizer state nor random generators change; forward hooks of your own do see the additional
+    passes. Under a gradient scaler or `torch.autocast`, reports are made in the precision of the
+    parameters.
 
     A report costs one gradient over the watched data and at k = 10 up to about 20 more for the
     subspace, fewer where it turns slowly (see `FollowOrSolve`), the first one several times that:
@@ -106,7 +110,9 @@ def watch(
         parameters: shell patterns of names, to watch a part of the model only.
         error, exact: as for `SubspaceTracker`; exact solves from scratch at every report, instead
             of only where following is no cheaper.
-        seed: of the subset and of the tracker.
+        mode: "train" for training mode, see `Objective`; `samples` counts batches then.
+        seed: of the subset, of the tracker, and of random numbers that the loss draws, the same at
+            each report; None for 0, and to refuse a loss that draws any.
 
     Raises:
         InvalidInput: no k is given and none can be inferred; the optimizer has none of the model's
@@ -138,11 +144,12 @@ def watch(
         objective = Objective(
             model,
             loss,
-            data if samples is None else _subset(data, samples, seed, watched[0]),
+            data if samples is None else _subset(data, samples, seed or 0, watched[0], mode),
             parameters=[glob.escape(name) for name in layout.names],
             batch_weight=batch_weight,
             chunk_size=chunk_size,
-            mode="eval",
+            mode=mode,
+            seed=seed,
             group=group,
         )
         with _on_one_line(
@@ -161,19 +168,13 @@ def watch(
             "the model's output does not tell a number of classes up to"
             f" {MOST_INFERRED_CLASSES}: give k",
         )
-    source = (
-        SubspaceTracker(objective, k, exact=True)
-        if exact
-        else FollowOrSolve(objective, k, error=error, seed=seed)
-    )
-    # Of the outermost that is known around it.
-    note = stability_threshold(stepping(optimizer)[-1], watched).note
-    if note and not quiet:
-        say(f"thalweg.watch: {note}")
-    return Watcher(
+    return _watching(
         objective,
-        source,
         optimizer,
+        k,
+        error=error,
+        exact=exact,
+        seed=seed or 0,
         every=every,
         file=file,
         sinks=sinks,
@@ -181,6 +182,79 @@ def watch(
         overwrite=overwrite,
         resume_at=resume_at,
     )
+
+
+def watch_loss(
+    objective: Loss,
+    optimizer: Optimizer,
+    *,
+    k: int,
+    every: int = 50,
+    error: float = 0.01,
+    exact: bool = False,
+    seed: int = 0,
+    **options: Any,
+) -> Watcher:
+    """The same as `watch` for a loss that is there already: a `WeightedSum`, a `FunctionLoss`.
+
+    Args:
+        objective: any `Loss`; its parameters are trained by the optimizer.
+        optimizer, k, every, error, exact: as for `watch`.
+        seed: of the tracker.
+        options: `file`, `sinks`, `quiet`, `overwrite` and `resume_at` of `Watcher`.
+
+    Raises:
+        InvalidInput: the optimizer has none of the loss's parameters; the loss, or one product with
+            its Hessian, fails on a few samples; whatever `SubspaceTracker` and `Watcher` refuse.
+
+    Example:
+        >>> import torch
+        >>> from thalweg.loss.function_loss import FunctionLoss
+        >>> theta = torch.tensor([1.0, 1.0], requires_grad=True)
+        >>> function = lambda t: t[0] ** 2 + 2 * t[1] ** 2
+        >>> optimizer = torch.optim.SGD([theta], lr=0.1)
+        >>> with watch_loss(FunctionLoss(function, theta), optimizer, k=1, quiet=True) as watcher:
+        ...     function(theta).backward()
+        ...     optimizer.step()
+        >>> round(watcher.history[0]["sharpness"], 3)
+        4.0
+    """
+    require_optimizer("optimizer", optimizer)
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not any(id(parameter) in held for parameter in objective.parameters()):
+        raise InvalidInput("watch: the optimizer updates none of the parameters of the loss")
+    for term in getattr(objective, "terms", ()):
+        if type(getattr(term.loss, "reduction", Reduction())) is not Reduction:
+            hint = "watch each term by itself"
+            raise invalid("group", "a group in a sum", "None for each term", hint)
+    with undisturbed(objective.device):
+        _refuse_without_second_derivative(objective)
+    return _watching(
+        objective, optimizer, k, error=error, exact=exact, seed=seed, every=every, **options
+    )
+
+
+def _watching(
+    objective: Loss,
+    optimizer: Optimizer,
+    k: int,
+    *,
+    error: float,
+    exact: bool,
+    seed: int,
+    quiet: bool = False,
+    **options: Any,
+) -> Watcher:
+    source = (
+        SubspaceTracker(objective, k, exact=True)
+        if exact
+        else FollowOrSolve(objective, k, error=error, seed=seed)
+    )
+    # Of the outermost that is known around it.
+    note = stability_threshold(stepping(optimizer)[-1], objective.parameters()).note
+    if note and not quiet:
+        say(f"thalweg.watch: {note}")
+    return Watcher(objective, source, optimizer, quiet=quiet, **options)
 
 
 def _watched_layout(
@@ -199,16 +273,18 @@ def _watched_layout(
     return ParameterLayout(tuple(found), tuple(found.values()))
 
 
-def _subset(data: object, samples: int, seed: int, like: Tensor) -> list[Any]:
+def _subset(data: object, samples: int, seed: int, like: Tensor, mode: str) -> object:
     """So many samples, drawn without replacement, as batches that are read once."""
-    everything = as_samples(data, like)
+    everything = as_samples(data, like, whole=mode == "train")
     if not 1 <= samples <= len(everything):
         raise invalid("samples", samples, f"an integer from 1 to N = {len(everything)}")
     generator = torch.Generator().manual_seed(seed)
     drawn = (
         torch.randperm(len(everything), generator=generator, device="cpu")[:samples].sort().values
     )
-    return [batch for batch, _ in everything.chunks(drawn, None)]
+    batches = [batch for batch, _ in everything.chunks(drawn, None)]
+    # A list of batches says that they are not to be cut.
+    return batches if len(batches) > 1 or are_whole(everything) else TensorSamples(batches[0], like)
 
 
 def _number_of_classes(objective: Objective) -> int | None:
@@ -233,7 +309,7 @@ def _number_of_classes(objective: Objective) -> int | None:
     return min(classes, objective.num_parameters) if 2 <= classes <= MOST_INFERRED_CLASSES else None
 
 
-def _refuse_without_second_derivative(objective: Objective) -> None:
+def _refuse_without_second_derivative(objective: Loss) -> None:
     """One product over a few samples: what fails always is told here, not in the first step."""
     kind = {"dtype": objective.dtype, "device": objective.device}
     try:
@@ -260,12 +336,13 @@ def _refuse_without_second_derivative(objective: Objective) -> None:
 
 
 @contextmanager
-def _on_one_line(objective: Objective, what: str, hint: str) -> Iterator[None]:
+def _on_one_line(objective: Loss, what: str, hint: str) -> Iterator[None]:
     """Errors of torch or of the user's own code, in the words of a refusal."""
     try:
         yield
     except (ThalwegError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        explained = objective.explained(error) or f"{reason_of(error)}; {hint}"
+        explain = getattr(objective, "explained", lambda error: None)
+        explained = explain(error) or f"{reason_of(error)}; {hint}"
         raise InvalidInput(f"watch: {what}: {explained}") from error

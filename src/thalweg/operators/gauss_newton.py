@@ -56,7 +56,7 @@ class GaussNewton(ChunkedOperator):
     _needs = "the outputs of a model"
 
     def _evaluations(self) -> Iterator[Evaluation]:
-        return self.objective.evaluations(self.theta, self.samples)
+        return self.objective.evaluations(self.theta, self.samples, apart=True)
 
     def _graph_of(self, evaluation: Evaluation) -> ChunkGraph:
         """The outputs of the chunk with their graph, and the loss as a function of them."""
@@ -82,7 +82,7 @@ class GaussNewton(ChunkedOperator):
         ) -> list[tuple[Evaluation, Sequence[Tensor], Sequence[Tensor]]]:
             begin()
             found = []
-            for evaluation in self.objective.evaluations(theta, self.samples):
+            for evaluation in self.objective.evaluations(theta, self.samples, apart=True):
                 read = read_by(evaluation.loss, evaluation.outputs, evaluation.leaves)
                 one = torch.ones_like(evaluation.loss)
                 with evaluation.at:

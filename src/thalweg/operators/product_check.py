@@ -35,6 +35,7 @@ from thalweg.loss.guards.layer_search import LayerFault, first_faulty_layer
 from thalweg.loss.objective import Objective
 from thalweg.loss.protocol import Loss, value_of
 from thalweg.loss.reduce import several_processes
+from thalweg.loss.weighted_sum import WeightedSum
 
 # Off theta by this much: zeros (biases, a last layer) hide a fault, and ties are kinks.
 NEARBY = 0.01
@@ -102,6 +103,11 @@ def check_once(operator: Operator) -> None:
     # A loss without attributes of its own has no place for the outcome.
     known = getattr(loss, "__dict__", None)
     if known is None or not getattr(loss, "check", True) or not _sums_alone(loss):
+        return
+    if isinstance(loss, WeightedSum):
+        # Term by term: each in a copy of its own, and named by its own layers.
+        for term, theta, samples in loss.parts(operator.theta, operator.samples):
+            check_once(operator.over(term.loss, theta, samples))
         return
     outcomes = known.setdefault("_products_checked", {})
     if not isinstance(loss, Objective) and "value" not in outcomes:

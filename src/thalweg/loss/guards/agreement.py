@@ -10,8 +10,11 @@ samples.
 Samples are chosen whose targets differ in how much is ignored: all of them are searched where they
 are in memory, else 64.
 
+Random numbers that a seed fixes are the same for all samples meanwhile, see `constant_draws.py`.
+
 Not seen: what depends on samples that were not looked at; a difference below 1e-5 of the loss (1e-4
-in float32, where no copy can be made); a model that takes no batch of few samples.
+in float32, where no copy can be made); a model that takes no batch of few samples; random numbers
+of NumPy or Python.
 """
 
 from __future__ import annotations
@@ -37,6 +40,14 @@ ROUGH = (1e-2, 1e-2)
 NEARBY = 0.01
 
 
+class Draws(Protocol):
+    """What draws a loss's random numbers, if any."""
+
+    drawn: set[str]
+
+    def draw_alike(self) -> None: ...
+
+
 class Evaluated(Protocol):
     """What is compared: an `Objective`, without checks of its own."""
 
@@ -52,6 +63,8 @@ class Evaluated(Protocol):
     def copied(self, dtype: torch.dtype) -> Self: ...
     @property
     def is_rough(self) -> bool: ...
+    @property
+    def evaluator(self) -> Draws: ...
 
 
 @dataclass(frozen=True)
@@ -124,6 +137,7 @@ def agreement(
             try:
                 tried = loss.copied(torch.float64) if copied else loss
                 tried.batch_weight = tried.chunk_size = None
+                tried.evaluator.draw_alike()
                 return _agreement(tried, candidates, max(2, at_once))
             except Exception as error:  # what stands in the way is no fault of the mean
                 note = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -155,6 +169,8 @@ def _agreement(
     tolerance, rounding = ROUGH if loss.is_rough else TOLERANCE.get(theta.dtype, ROUGH)
     apart = [max(cut.apart(i, rounding) for cut in cuts) for i in range(len(candidates))]
     fits = tuple(i for i, far in enumerate(apart) if far <= tolerance)
+    if not fits and (elsewhere := loss.evaluator.drawn - {"torch"}):
+        return Agreement((0,), note=f"random numbers of {', '.join(elsewhere)}")
     return Agreement(
         fits,
         apart[0],

@@ -16,6 +16,16 @@ from torch import Tensor, nn
 from thalweg.errors import InvalidInput
 from thalweg.loss.guards.generators import States, generators_kept
 
+BY_BATCHES = "give data as a list of batches with mode='train', each batch then a sample of its own"
+BATCH_NORM = (
+    f"pass mode='eval' to evaluate with running statistics, call model.eval(), or {BY_BATCHES}"
+)
+WITHOUT_STATISTICS = f"build it with track_running_stats=True, take nn.GroupNorm, or {BY_BATCHES}"
+DROPOUT = (
+    "pass mode='eval' to evaluate with dropout off, call model.eval(), or pass seed= to fix what is"
+    " drawn"
+)
+
 Layer = tuple[str, nn.Module, str]
 """A layer's name, the layer, and what it does to the loss."""
 
@@ -31,25 +41,27 @@ def mode_dependent_layers(model: nn.Module) -> list[Layer]:
     return found
 
 
-def refuse_unfit_layers(layers: list[Layer], mode: str | None) -> None:
+def refuse_unfit_layers(
+    layers: list[Layer], in_training: Callable[[nn.Module], bool], *, drawn: bool, whole: bool
+) -> None:
     """Raise for the first layer that is in no state to be differentiated, with a hint.
 
+    Args:
+        in_training: whether a layer will be evaluated in training mode.
+        drawn: random numbers are fixed by a seed.
+        whole: batches are evaluated as they were given, each a sample.
+
     Raises:
-        InvalidInput: dropout or batch norm in training mode, unless `mode` is "eval"; batch norm
-            without running statistics in any mode.
+        InvalidInput: dropout in training mode whose draw is not fixed; batch norm in training mode,
+            or without running statistics, where batches are cut.
     """
     for name, module, reason in layers:
-        always = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
-        if always:
-            hint = "build it with track_running_stats=True, or take nn.GroupNorm"
-        elif module.training and mode is None:
-            hint = (
-                "pass mode='eval' to evaluate with dropout off and running statistics, or call"
-                " model.eval()"
-            )
-        else:
+        normed = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        always = normed and module.running_mean is None
+        if (whole if normed else drawn) or not (always or in_training(module)):
             continue
         where = "without running statistics" if always else "in training mode"
+        hint = WITHOUT_STATISTICS if always else BATCH_NORM if normed else DROPOUT
         kind = type(module).__name__
         raise InvalidInput(f"layer {name or 'model'!r} ({kind}) {where} {reason}; {hint}")
 
@@ -65,8 +77,8 @@ def no_random_numbers(device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         torch.cuda.set_rng_state(states[1], device)
     raise InvalidInput(
-        "the loss draws random numbers (dropout inside attention, or by function?); pass"
-        " mode='eval', call model.eval(), or remove them"
+        "the loss draws random numbers (dropout inside attention or by function, sampling?); pass"
+        " seed= to fix what is drawn, or mode='eval' where dropout is the reason"
     )
 
 
@@ -100,7 +112,7 @@ def refuse_changing(evaluate: Callable[[], float], device: torch.device, rough: 
         try:
             while len(values) < 2 or (drawn and len(values) < LOOKS and values[-1] == values[0]):
                 values.append(evaluate())
-                drawn = states.moved()
+                drawn = " and ".join(states.moved())
         except Exception:  # it will be told where the loss is evaluated as it was asked for
             return False
     first = values[0]
@@ -109,10 +121,12 @@ def refuse_changing(evaluate: Callable[[], float], device: torch.device, rough: 
     # At most the allowed; NaN is none of this check's business.
     if abs(other - first) > allowed:
         source = f"random numbers of {drawn}" if drawn else "memory of former calls, or chance"
+        shared = "of the generators of torch, NumPy or Python, and pass seed="
+        mend = "pass seed= to fix what is drawn" if drawn else f"draw random numbers {shared}"
         raise InvalidInput(
             f"the loss changes from call to call: {first:.6g}, then {other:.6g} for the same"
-            f" samples and parameters ({source}); curvature needs a fixed loss: pass mode='eval',"
-            " call model.eval(), or draw the numbers once, outside of model and loss"
+            f" samples and parameters ({source}); curvature needs a fixed loss: {mend}, pass"
+            " mode='eval', or draw the numbers once, outside of model and loss"
         )
     return bool(drawn)
 

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+from thalweg.errors import invalid
 
 
 @contextmanager
@@ -36,6 +38,46 @@ def generators_kept(device: torch.device, own: Sequence[torch.Generator] = ()) -
         states.restore()
         for generator, state in zip(own, others, strict=True):
             generator.set_state(state)
+
+
+@contextmanager
+def begun_at(device: torch.device, seed: int) -> Iterator[States]:
+    """All generators begin at a seed inside of the block, and are put back after it.
+
+    Yields:
+        Their states at the beginning, which tell what was drawn.
+    """
+    with generators_kept(device):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        random.seed(seed)
+        numpy = _numpy()
+        if numpy is not None:
+            numpy.random.seed(seed % 2**32)
+        yield States(device)
+
+
+def refuse_unfit_seed(seed: int | None) -> int | None:
+    """The seed.
+
+    Raises:
+        InvalidInput: it is no integer >= 0, nor None.
+    """
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
+        raise invalid("seed", seed, "an integer >= 0, or None")
+    return seed
+
+
+def refuse_other_seed(seed: int | None, state: Mapping[str, Any]) -> None:
+    """Raise where a saved state is that of another draw.
+
+    Raises:
+        InvalidInput: it says another seed; one that says none is taken.
+    """
+    if state.get("seed", seed) != seed:
+        raise invalid("seed", seed, f"{state['seed']}, with which the state was saved")
 
 
 class States:
@@ -58,17 +100,23 @@ class States:
         if numpy is not None and self.numpy is not None:
             numpy.random.set_state(self.numpy)
 
-    def moved(self) -> str:
-        """Whose generator has given numbers since: "torch", "Python's random", "NumPy"; or ""."""
-        now = States(self.device)
-        if not torch.equal(self.torch, now.torch):
-            return "torch"
-        if self.cuda is not None and now.cuda is not None and not torch.equal(self.cuda, now.cuda):
-            return "torch"
+    def moved(self) -> list[str]:
+        """Whose generators have given numbers since: "torch", "Python's random", "NumPy"."""
+        now, found = States(self.device), []
+        cuda = self.cuda is not None and now.cuda is not None
+        if not torch.equal(self.torch, now.torch) or (
+            cuda and not torch.equal(self.cuda, now.cuda)  # type: ignore[arg-type]
+        ):
+            found.append("torch")
         if self.python != now.python:
-            return "Python's random"
-        both = self.numpy is not None and now.numpy is not None
-        return "NumPy" if both and _plain(self.numpy) != _plain(now.numpy) else ""
+            found.append("Python's random")
+        if (
+            self.numpy is not None
+            and now.numpy is not None
+            and _plain(self.numpy) != _plain(now.numpy)
+        ):
+            found.append("NumPy")
+        return found
 
 
 def _plain(state: Any) -> tuple[Any, ...]:
