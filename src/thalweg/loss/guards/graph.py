@@ -48,6 +48,8 @@ VIEWS = (
     "ViewAsComplex",
     "ViewAsReal",
 )
+# By these names tensors are asked for their shapes.
+SHAPES = ("size", "__get__")
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,8 @@ class ReadsOf(TorchFunctionMode):
         """See `TorchFunctionMode`."""
         named = kwargs or {}
         given = (*args, *named.values())
-        self.any |= func is not torch.autograd.grad
+        # `torch.autograd.grad` asks for the shapes of what it is given.
+        self.any |= func is not torch.autograd.grad and _name(func) not in SHAPES
         self.tensors |= any(id(argument) in self._ids for argument in given)
         return func(*args, **named)
 
@@ -169,6 +172,10 @@ def _nodes(root: Any, begin: int) -> Iterator[tuple[Any, bool]]:
         seen[node] = stale
         yield node, stale
         waiting.extend((child, stale) for child, _ in node.next_functions)
+
+
+def _name(function: Any) -> str:
+    return getattr(function, "__name__", "")
 
 
 def _number(node: Any) -> int:
