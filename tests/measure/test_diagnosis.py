@@ -121,6 +121,31 @@ def test_nothing_is_wrong_with_parameters_of_low_precision(dtype: torch.dtype) -
     assert "evaluated in float32" in found["dtypes"].found
 
 
+def test_nothing_is_wrong_with_batches_that_weigh_differently() -> None:
+    x, y = data()
+    y[:5] = -100
+
+    def tokens(output: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(output, target)
+
+    batches = [(x[i : i + 4], y[i : i + 4]) for i in (0, 4, 8)]
+    found = diagnose(Objective(around(nn.Tanh()), tokens, batches))
+    assert found.ok, str(found)
+    assert "over 1 that are not -100" in found["mean over samples"].found
+    named = [{"x": a, "labels": b} for a, b in batches]
+    model = Named()
+    found = diagnose(Objective(model, lambda o, b: tokens(o, b["labels"]), named))
+    assert found.ok, str(found)
+
+
+class Named(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(4, 3)
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        return super().forward(x)
+
+
 class Counting(nn.Module):
     """Changes with each call, by memory."""
 

@@ -114,7 +114,7 @@ class Subject:
     def plain(self) -> Plain:
         """The loss by torch alone, at the parameters."""
         if self._plain is None:
-            self._plain = plain_evaluation(self.objective, self.theta, self.few)
+            self._plain = plain_evaluation(self.alone(), self.theta, self.few)
         return self._plain
 
     def operator(self, kind: type[LossOperator]) -> LossOperator:
@@ -269,7 +269,7 @@ def repeatable(subject: Subject) -> Answer:
 
 def mean(subject: Subject) -> Answer:
     alone = subject.alone()
-    alone.check, alone._mean, alone._repeatable = True, None, True
+    vars(alone).update(check=True, _mean=None, _repeatable=True)
     fits, found = alone.is_mean(), alone._mean
     if not found.samples:
         return Answer("", UNKNOWN, found.note)
@@ -301,7 +301,7 @@ def elsewhere(subject: Subject) -> Answer:
     if is_low(subject.objective.model.parameters()):
         raise InvalidInput("parameters in bfloat16 or float16 cannot hold another point")
     point = subject.theta + ELSEWHERE * subject.vector(4)
-    plain = plain_evaluation(subject.objective, point, subject.few)
+    plain = plain_evaluation(subject.alone(), point, subject.few)
     hint = "something in the model does not follow its parameters (a cached weight, a checkpoint?)"
     return _against_torch(subject, point, plain, hint)
 

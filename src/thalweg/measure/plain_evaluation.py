@@ -43,6 +43,9 @@ class Plain:
 def plain_evaluation(objective: Objective, theta: Tensor, samples: Tensor) -> Plain:
     """Evaluate a loss at theta (P,) over some samples, int64 (n,).
 
+    Args:
+        objective: the loss, without checks of its own.
+
     Raises:
         Exception: whatever the model raises.
     """
@@ -54,7 +57,7 @@ def plain_evaluation(objective: Objective, theta: Tensor, samples: Tensor) -> Pl
     total, sums = 0.0, [None] * len(parameters)
     written: dict[str, None] = {}
     changed: dict[str, None] = {}
-    for batch, _, fraction in objective.unchecked().chunks(samples):
+    for batch, _, fraction in objective.chunks(samples):
         given = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, batch)
         at = Swapped(
             model, Overwritten(parameters, pieces), evaluator.settings, low=evaluator.is_low
