@@ -36,3 +36,22 @@ def test_the_python_of_a_page_runs(page: Path, tmp_path: Path) -> None:
 def test_the_files_that_a_page_links_to_exist(page: Path) -> None:
     for link in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text(encoding="utf-8")):
         assert (page.parent / link).exists(), link
+
+
+def test_the_table_of_the_diagnosis_is_what_is_printed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = (ROOT / "docs" / "diagnose.md").read_text(encoding="utf-8")
+    code, table = (re.findall(rf"^```{kind}\n(.*?)^```", text, re.S | re.M)[0] for kind in KINDS)
+    exec(code, {"__name__": "page"})
+    printed, shown = (masked(lines) for lines in (capsys.readouterr().out, table))
+    assert printed == shown
+
+
+KINDS = ("python", "text")
+
+
+def masked(table: str) -> list[str]:
+    """Its lines but for the machine's, without numbers and how wide columns are."""
+    lines = table.strip().splitlines()[1:]
+    return [" ".join(re.sub(r"\d+(\.\d+)?(e[+-]\d+)?", "#", line).split()) for line in lines]

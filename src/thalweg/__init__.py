@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from thalweg.loss.function_loss import FunctionLoss as FunctionLoss
     from thalweg.loss.objective import Objective as Objective
     from thalweg.measure.batch_sharpness import batch_sharpness as batch_sharpness
+    from thalweg.measure.diagnosis import diagnose as diagnose
     from thalweg.measure.preconditioned_sharpness import (
         preconditioned_sharpness as preconditioned_sharpness,
     )
@@ -57,7 +58,7 @@ _NAMES = {
     "spectrum": "GapClosed NotConverged Subspace eigenpairs spectral_density trace",
     "tracking": "SubspaceTracker",
     "optim": "SAM SplitUpdate stability_threshold",
-    "measure": "batch_sharpness preconditioned_sharpness probe watch",
+    "measure": "batch_sharpness diagnose preconditioned_sharpness probe watch",
     "lab": "load reproduce run",
 }
 _MOVED = {

@@ -146,6 +146,11 @@ class Evaluator:
         return self.mode == "train" and module not in self._held_out
 
     @property
+    def is_low(self) -> bool:
+        """Whether the model was in lower precision than float32 when this was built."""
+        return self._low
+
+    @property
     def device(self) -> torch.device:
         """Where the parameters live."""
         return next(self.model.parameters()).device
@@ -299,7 +304,7 @@ class Evaluator:
             InvalidInput: it uses a parameter beside the module's attribute or in the backward pass,
                 writes into it or needs it at an address of its own.
         """
-        reads = self._reads_again(batch)
+        reads = self.reads_again(batch)
         theta = self.layout.flatten([piece.detach() for piece in self.pieces(None)])
         begins = (theta, torch.cat([theta[:1], theta])[1:])
         reasons = {
@@ -315,7 +320,7 @@ class Evaluator:
                     " after another"
                 )
 
-    def _reads_again(self, batch: Batch) -> ReadsOf:
+    def reads_again(self, batch: Batch) -> ReadsOf:
         """What a backward pass calls from Python, and whether with parameters."""
         _, loss, at = self.evaluate(self.pieces(None), batch)
         reads = ReadsOf(loss, at.leaves)
@@ -401,7 +406,7 @@ class Evaluator:
         """The losses (n,) of batches stacked along the first dimension: see `evaluate`."""
         if self._recomputes is None:
             # Checkpoints cannot be evaluated again for samples that were stacked meanwhile.
-            self._recomputes = self._reads_again(entries(parts, 0)).any
+            self._recomputes = self.reads_again(entries(parts, 0)).any
         at = self._at([piece.clone() for piece in pieces] if self._writes else pieces)
         each = one_by_one if self._recomputes else mapped
         with at, self._forward_precision():

@@ -156,7 +156,10 @@ class Objective:
             raise invalid("chunk_size", chunk_size, allowed)
         refuse_unfit_seed(seed)
         self.reduction = reduction_of(group) if reduction is None else reduction
+        # The class of what was taken off the model, or "".
+        self.wrapper = ""
         if (inside := unwrapped(model)) is not model:
+            self.wrapper = type(model).__name__
             model, parameters = inside, patterns_inside(parameters)
         self.model = model
         self.layout = ParameterLayout.from_model(model, parameters)
@@ -391,10 +394,14 @@ class Objective:
 
         return explained(error, self, alone) if self._tells else None
 
-    def unchecked(self) -> Self:
-        """The same loss of the same model, without checks, and of this process alone."""
+    def unchecked(self, *, tells: bool = False) -> Self:
+        """The same loss of the same model, without checks, and of this process alone.
+
+        Args:
+            tells: errors of torch are told in other words, see `explained`.
+        """
         alone = copy.copy(self)
-        alone.check, alone.reduction, alone._tells = False, Reduction(), False
+        alone.check, alone.reduction, alone._tells = False, Reduction(), tells
         # Of what it warns it shall warn again.
         alone.evaluator = copy.copy(self.evaluator)
         alone.evaluator._unused = set(self.evaluator._unused)

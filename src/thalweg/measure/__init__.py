@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 from thalweg.measure.batch_sharpness import BatchSharpness, batch_sharpness
+from thalweg.measure.diagnosis import Diagnosis, Finding, diagnose
 from thalweg.measure.preconditioned_sharpness import preconditioned_sharpness
 from thalweg.measure.probes import Probe, probe
 from thalweg.measure.sinks import CSV, Console, History, Sink, Sinks, WatchWarning
@@ -18,6 +19,8 @@ __all__ = [
     "BatchSharpness",
     "BranchPoint",
     "Console",
+    "Diagnosis",
+    "Finding",
     "History",
     "Probe",
     "Sink",
@@ -26,6 +29,7 @@ __all__ = [
     "WatchWarning",
     "Watcher",
     "batch_sharpness",
+    "diagnose",
     "preconditioned_sharpness",
     "probe",
     "watch",

@@ -29,6 +29,7 @@ from thalweg.loss.copies import few_of
 from thalweg.loss.function_loss import FunctionLoss
 from thalweg.loss.guards.determinism import refuse_changing
 from thalweg.loss.guards.differences import Comparison, compare, random_like, scales
+from thalweg.loss.guards.failures import said
 from thalweg.loss.guards.generators import generators_kept
 from thalweg.loss.guards.held_constants import HeldConstants
 from thalweg.loss.guards.layer_search import LayerFault, first_faulty_layer
@@ -136,7 +137,7 @@ def compared(operator: Operator) -> tuple[Comparison, str]:
         try:
             found, fault = _compared(operator)
         except Exception as error:  # whatever stands in the way of a comparison is no fault
-            found = Comparison(None, note=_said(error))
+            found = Comparison(None, note=said(error))
     failed = float(found.agrees is False)
     if isinstance(loss, Objective):
         failed = loss.reduction.total(failed)  # all processes go the same way
@@ -153,10 +154,10 @@ def _compared(operator: Operator) -> tuple[Comparison, LayerFault | None]:
             other = _unchecked(loss)
             if dtype != loss.dtype:
                 other = _copied(loss, dtype)
-                _require_same(loss, other, operator.theta, samples)
-            found = _along(operator.over(other, _near(operator, dtype), samples), 0)
+                require_same(loss, other, operator.theta, samples)
+            found = _along(operator.over(other, near(loss, operator.theta, dtype), samples), 0)
         except Exception as error:
-            found = Comparison(None, dtype=dtype, note=_said(error))
+            found = Comparison(None, dtype=dtype, note=said(error))
             continue
         if found.agrees is False:
             return _confirmed(operator, samples, found)
@@ -171,7 +172,7 @@ def _confirmed(
     """Compare along another direction, with constants held, in a copy where there can be one."""
     loss, held = operator.objective, HeldConstants()
     assert found.dtype is not None
-    theta = _near(operator, found.dtype)
+    theta = near(loss, operator.theta, found.dtype)
     if not isinstance(loss, (Objective, FunctionLoss)):
         return _along(operator.over(loss, theta, samples), 1), None
     other = loss.copied(found.dtype, held.around)
@@ -230,15 +231,19 @@ def _few(operator: Operator) -> Tensor:
     return samples[few_of(len(samples)).to(samples.device)]
 
 
-def _near(operator: Operator, dtype: torch.dtype) -> Tensor:
-    """A point near theta where nothing is zero or tied by chance."""
-    theta = operator.theta.detach().to(dtype)
-    sizes = [parameter.numel() for parameter in operator.objective.parameters()]
+def near(loss: Loss, theta: Tensor, dtype: torch.dtype) -> Tensor:
+    """A point (P,) near theta where nothing is zero or tied by chance."""
+    theta = theta.detach().to(dtype)
+    sizes = [parameter.numel() for parameter in loss.parameters()]
     return theta + NEARBY * scales(theta, sizes) * random_like(theta, 3)
 
 
-def _require_same(loss: Loss, other: Loss, theta: Tensor, samples: Tensor) -> None:
-    """Raise where a copy is another function, such as one that holds tensors of the model."""
+def require_same(loss: Loss, other: Loss, theta: Tensor, samples: Tensor) -> None:
+    """Raise where a copy is another function, such as one that holds tensors of the model.
+
+    Raises:
+        InvalidInput: it is.
+    """
     original = float(value_of(_unchecked(loss), theta, samples))
     value = float(value_of(other, theta.to(other.dtype), samples))
     lowered = isinstance(loss, Objective) and loss.evaluator.forward_dtype is not None
@@ -261,7 +266,3 @@ def _message(operator: Operator, found: Comparison, fault: LayerFault | None) ->
         f" parameter {parameter}: {where}, though the first derivative may be right; {hint}; or"
         " pass check=False to take products as they are"
     )
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from thalweg.errors import InvalidInput
 from thalweg.loss.function_loss import FunctionLoss
+from thalweg.loss.guards.determinism import refuse_changing
 from thalweg.loss.objective import Objective
 from thalweg.operators.hessian import Hessian
 
@@ -82,3 +83,15 @@ def test_a_random_function_of_theta_is_refused() -> None:
     drawn = FunctionLoss(lambda t: ((t + torch.randn(3)) ** 4).sum(), torch.ones(3))
     with pytest.raises(InvalidInput, match="changes from call to call"):
         _ = Hessian(drawn) @ torch.ones(3)
+
+
+def test_values_that_are_close_by_chance_are_looked_at_again() -> None:
+    values = itertools.chain([1.0, 1.0 + 1e-7, 1.0 - 1e-7], itertools.repeat(1.5))
+
+    def evaluate() -> float:
+        random.random()
+        return next(values)
+
+    with pytest.raises(InvalidInput, match=r"1, then 1\.5 .*Python's random"):
+        refuse_changing(evaluate, torch.device("cpu"), rough=False)
+    assert refuse_changing(lambda: random.random() * 1e-7 + 1, torch.device("cpu"), rough=False)

@@ -15,10 +15,12 @@ from torch.nn.functional import linear
 from tests import dense
 from tests.loss.test_swapped import INPUTS, LOSS, TARGETS, Checkpointed, Plain, elsewhere
 from thalweg.errors import InvalidInput
+from thalweg.loss import evaluation
 from thalweg.loss.guards.graph import facts_of, place_in_time
 from thalweg.loss.lockstep_objective import LockstepObjective
 from thalweg.loss.objective import Objective
 from thalweg.operators.gauss_newton import GaussNewton
+from thalweg.operators.gradient_covariance import GradientCovariance
 from thalweg.operators.hessian import Hessian
 
 Net = Callable[[], Plain]
@@ -217,3 +219,22 @@ def test_facts_of_a_graph() -> None:
     assert facts_of(torch.ones(2, requires_grad=True).sum(), names, begin).reached == ()
     assert not facts.sparse
     assert not facts.reentrant
+
+
+def test_samples_are_evaluated_side_by_side_where_nothing_is_run_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = {}
+    for kind in (Plain, Checkpointed):
+        objective = Objective(kind().double(), LOSS, (INPUTS, TARGETS), mode="eval")
+        reads = objective.evaluator.reads_again((INPUTS, TARGETS))
+        found[kind] = reads.any, reads.tensors
+    assert found == {Plain: (False, False), Checkpointed: (True, True)}
+
+    def refused(*given: Any) -> Tensor:
+        raise AssertionError("one by one")
+
+    monkeypatch.setattr(evaluation, "one_by_one", refused)
+    objective = Objective(Plain().double(), LOSS, (INPUTS, TARGETS), mode="eval")
+    vector = torch.ones(objective.num_parameters, dtype=objective.dtype)
+    assert torch.isfinite(GradientCovariance(objective) @ vector).all()

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from thalweg.loss.copies import few_of
 from thalweg.loss.guards.differences import random_like, scales
+from thalweg.loss.guards.failures import said
 from thalweg.loss.guards.generators import generators_kept
 from thalweg.loss.samples import Batch, BatchSamples, Samples, TensorSamples
 
@@ -140,7 +141,7 @@ def agreement(
                 tried.evaluator.draw_alike()
                 return _agreement(tried, candidates, max(2, at_once))
             except Exception as error:  # what stands in the way is no fault of the mean
-                note = f"{type(error).__name__}: {error}".splitlines()[0]
+                note = said(error)
     return Agreement((0,), note=note)
 
 

@@ -106,20 +106,25 @@ def refuse_changing(evaluate: Callable[[], float], device: torch.device, rough: 
     Raises:
         InvalidInput: it changes.
     """
+    relative = ROUGHLY_SAME if rough else SAME
+
+    def apart() -> tuple[float, float]:
+        """The value that is furthest from the first, and by how much more than is allowed."""
+        other = max(values, key=lambda value: abs(value - values[0]))
+        return other, abs(other - values[0]) - relative * max(abs(values[0]), abs(other))
+
     with generators_kept(device), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        states, values, drawn = States(device), [], ""
+        states, values, drawn = States(device), list[float](), ""
         try:
-            while len(values) < 2 or (drawn and len(values) < LOOKS and values[-1] == values[0]):
+            while len(values) < 2 or (drawn and len(values) < LOOKS and apart()[1] <= 0):
                 values.append(evaluate())
                 drawn = " and ".join(states.moved())
         except Exception:  # it will be told where the loss is evaluated as it was asked for
             return False
-    first = values[0]
-    other = max(values, key=lambda value: abs(value - first))
-    allowed = (ROUGHLY_SAME if rough else SAME) * max(abs(first), abs(other))
+    first, (other, beyond) = values[0], apart()
     # At most the allowed; NaN is none of this check's business.
-    if abs(other - first) > allowed:
+    if beyond > 0:
         source = f"random numbers of {drawn}" if drawn else "memory of former calls, or chance"
         shared = "of the generators of torch, NumPy or Python, and pass seed="
         mend = "pass seed= to fix what is drawn" if drawn else f"draw random numbers {shared}"

@@ -157,7 +157,10 @@ def of_function(function: object, what: str, help_with: str) -> Iterator[None]:
 
 def said(error: BaseException) -> str:
     """The class and the message of an error on one line."""
-    text = " ".join(str(error).split())
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # a message that cannot be made
+        text = ""
     text = text if len(text) <= MOST_LETTERS else text[:MOST_LETTERS] + " ..."
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
