@@ -513,10 +513,11 @@ def _own_loss(output: Any) -> Tensor:
         found = output.get("loss")
     elif hasattr(output, "loss"):
         found = output.loss
-    elif isinstance(output, (tuple, list)) and output:
+    elif isinstance(output, (tuple, list)) and output and getattr(output[0], "ndim", 1) == 0:
         found = output[0]
     if not isinstance(found, Tensor):
-        raise invalid("model output", type(output).__name__, "a scalar or an object with .loss")
+        allowed = "a scalar or an object with .loss, alone or first in a tuple"
+        raise invalid("model output", type(output).__name__, allowed)
     return found
 
 
