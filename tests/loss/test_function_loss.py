@@ -9,8 +9,11 @@ from torch import Tensor
 
 from thalweg.errors import Diverged, InvalidInput
 from thalweg.loss.function_loss import FunctionLoss
+from thalweg.measure.watch import watch_loss
 from thalweg.operators.hessian import Hessian
+from thalweg.optim.split import SplitUpdate
 from thalweg.spectrum.eigensolver import eigenpairs
+from thalweg.tracking.tracker import SubspaceTracker
 
 
 def quartic(theta: Tensor) -> Tensor:
@@ -88,3 +91,35 @@ def test_a_value_that_is_not_finite_is_divergence() -> None:
 
 def test_it_says_what_it_is() -> None:
     assert repr(FunctionLoss(quartic, torch.ones(2))) == "FunctionLoss(P=2, N=1)"
+
+
+def test_an_optimizer_with_a_closure_a_split_and_a_watcher_follow_it() -> None:
+    """Of L = (100 x^2 + 4 y^2 + z^2) / 2 the dominant direction is x, and SGD contracts each."""
+    theta = torch.tensor([0.3, 1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    curvatures = torch.tensor([100.0, 4.0, 1.0], dtype=torch.float64)
+    loss = FunctionLoss(lambda t: (curvatures * t**2).sum() / 2, theta)
+    tracker = SubspaceTracker(loss, k=1)
+    optimizer = SplitUpdate(torch.optim.SGD([theta], lr=0.1), tracker, dominant=0.0)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = (curvatures * theta**2).sum() / 2
+        value.backward()
+        return value
+
+    with watch_loss(loss, optimizer, k=2, every=1, quiet=True) as watcher:
+        for _ in range(4):
+            optimizer.step(closure)
+    expected = torch.tensor([0.3, 0.6**4, -2.0 * 0.9**4], dtype=torch.float64)
+    assert torch.allclose(theta.detach(), expected, atol=1e-6)
+    assert len(watcher.history) == 4
+    assert not any(row["failure"] for row in watcher.history)
+    for row in watcher.history:
+        assert row["sharpness"] == pytest.approx(100.0, rel=1e-4)
+
+
+def test_a_watcher_of_parameters_that_nobody_trains_is_refused() -> None:
+    loss = FunctionLoss(lambda t: (t**2).sum(), torch.ones(2))
+    other = torch.optim.SGD([torch.ones(2, requires_grad=True)], lr=0.1)
+    with pytest.raises(InvalidInput, match="none of the parameters"):
+        watch_loss(loss, other, k=1)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from tests import dense
 from thalweg.errors import InvalidInput
@@ -66,8 +67,32 @@ def _dropout() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Dropout(0.4), nn.Linear(5, 3))
 
 
+class _Recomputed(nn.Module):
+    """Evaluates a part again in the backward pass, where the same is to be drawn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = _dropout()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs + checkpoint(self.inside, inputs, use_reentrant=False)
+
+
+class _Recurrent(nn.Module):
+    """Dropout inside of a kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.GRU(3, 3, num_layers=2, dropout=0.4, batch_first=True)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.layer(torch.stack([inputs, -inputs], 1))[0][:, -1]
+
+
 CASES: dict[str, tuple[Callable[[], nn.Module], Any]] = {
     "dropout": (_dropout, nn.MSELoss()),
+    "checkpoint": (_Recomputed, nn.MSELoss()),
+    "recurrent": (_Recurrent, nn.MSELoss()),
     "VAE": (_Autoencoder, _evidence),
     "stochastic depth": (_StochasticDepth, nn.MSELoss()),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from thalweg.loss.chunk_multiplier import ChunkMultiplier
+from thalweg.loss.compute_loss import ComputeLoss
 from thalweg.loss.function_loss import FunctionLoss
 from thalweg.loss.guards.memory import ChunkHalved
 from thalweg.loss.layout import ParameterLayout
@@ -18,6 +19,7 @@ __all__ = [
     "BlockProducts",
     "ChunkHalved",
     "ChunkMultiplier",
+    "ComputeLoss",
     "FunctionLoss",
     "Linearization",
     "LockstepObjective",

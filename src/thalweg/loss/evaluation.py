@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from thalweg.errors import InvalidInput, invalid, level_of_caller
 from thalweg.loss.batches import PerSample, mapped_leaves
 from thalweg.loss.chunk_multiplier import derivatives
+from thalweg.loss.compute_loss import ComputeLoss
 from thalweg.loss.guards.constant_draws import ConstantDraws
 from thalweg.loss.guards.determinism import (
     mode_dependent_layers,
@@ -467,10 +468,13 @@ class LossOfBatch(nn.Module):
             apart: of outputs of which none is computed from another; of them, not of each other, a
                 loss can take derivatives then.
         """
-        output, target = self._output_and_target(batch)
         loss = self._loss[0]
-        if loss is None:
-            # A model that returns its own loss has read its outputs already.
+        if isinstance(loss, ComputeLoss):
+            output, target = loss(self.model, batch), None
+        else:
+            output, target = self._output_and_target(batch)
+        if loss is None or isinstance(loss, ComputeLoss):
+            # The outputs have been read already.
             value = _own_loss(output)
         elif apart:
             output = separated(output, self._depends)
@@ -511,10 +515,17 @@ def _of_separated(loss: Callable[[Any, Any], Tensor], output: Any, target: Any) 
 
 
 def _own_loss(output: Any) -> Tensor:
-    """The loss that a model returns: a scalar, or an entry or attribute `loss`."""
-    found = output["loss"] if isinstance(output, Mapping) else getattr(output, "loss", output)
+    """The loss that is returned: a scalar, an entry or attribute `loss`, the first of a tuple."""
+    found = output
+    if isinstance(output, Mapping):
+        found = output.get("loss")
+    elif hasattr(output, "loss"):
+        found = output.loss
+    elif isinstance(output, (tuple, list)) and output and getattr(output[0], "ndim", 1) == 0:
+        found = output[0]
     if not isinstance(found, Tensor):
-        raise invalid("model output", type(output).__name__, "a scalar or an object with .loss")
+        allowed = "a scalar or an object with .loss, alone or first in a tuple"
+        raise invalid("model output", type(output).__name__, allowed)
     return found
 
 

@@ -32,6 +32,7 @@ from thalweg.errors import InvalidInput, invalid
 from thalweg.linalg import require_finite
 from thalweg.loss.batches import plain, refuse_rows
 from thalweg.loss.chunk_multiplier import ChunkMultiplier
+from thalweg.loss.compute_loss import ComputeLoss
 from thalweg.loss.copies import SamplesInDtype, few_of, in_dtype
 from thalweg.loss.evaluation import Evaluation, Evaluator, entries, in_groups, mapped
 from thalweg.loss.guards.agreement import Agreement, agreement
@@ -79,8 +80,9 @@ class Objective:
             and random state stay as they are, and so do the data. Out of `torch.compile` and
             `DistributedDataParallel` the model inside is taken. In bfloat16 or float16 it is
             evaluated in float32, and theta is in the widest dtype of its parameters.
-        loss: `loss(output, target) -> scalar`, the mean over the batch; or None for a model that
-            returns the loss itself or an object with a `.loss`.
+        loss: `loss(output, target) -> scalar`, the mean over the batch; None for a model that
+            returns the loss itself or an object with a `.loss`; or `ComputeLoss(compute)` for a
+            trainer's own `compute(model, batch)`.
         data: a tuple `(inputs..., target)` or dict of tensors, a `Dataset`, a `DataLoader`, or a
             list of batches. Dict batches are passed to the model as keywords; a loss of torch then
             gets the entry 'labels' or 'target', and the model the others; a loss of your own gets
@@ -370,7 +372,7 @@ class Objective:
         model.forward = around(model.forward)
         copied = type(self)(
             model,
-            loss if loss is None or is_torch_loss(loss) else around(loss),
+            _wrapped(loss, around),
             SamplesInDtype(self.samples, dtype),
             parameters=[glob.escape(name) for name in self.layout.names],
             batch_weight=self.batch_weight,
@@ -700,6 +702,13 @@ def _no_mean(found: Agreement, given: bool) -> str:
         " such weight: evaluate all in one chunk (chunk_size=None, without trackers), or give a"
         " list of batches with mode='train', each a sample of its own"
     )
+
+
+def _wrapped(loss: Any, around: Callable[[Any], Any]) -> Any:
+    """A loss inside of a wrapper, but for those of torch, which hold no values."""
+    if isinstance(loss, ComputeLoss):
+        return ComputeLoss(around(loss.compute))
+    return loss if loss is None or is_torch_loss(loss) else around(loss)
 
 
 def require_objective(loss: Loss, name: str, needs: str) -> Objective:

@@ -19,6 +19,7 @@ from torch.nn import functional
 from torch.utils._pytree import tree_leaves
 
 from thalweg.errors import invalid
+from thalweg.loss.compute_loss import ComputeLoss
 from thalweg.loss.samples import Batch
 
 TARGET_NAMES = ("labels", "label", "target", "targets")
@@ -131,6 +132,8 @@ def refuse_unfit_batch(batch: Batch, model: nn.Module, loss: object) -> None:
         InvalidInput: a loss of torch gets no target, or one that is no tensor; the model does not
             take an entry of a dict batch.
     """
+    if isinstance(loss, ComputeLoss):
+        return
     of_torch = loss is not None and is_torch_loss(loss)
     if of_torch:
         target = target_of(batch)
