@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from thalweg.spectrum.gap import GapClosed as GapClosed
     from thalweg.spectrum.subspace import Subspace as Subspace
     from thalweg.spectrum.trace_estimation import trace as trace
+    from thalweg.tracking.source import TargetMissed as TargetMissed
     from thalweg.tracking.tracker import SubspaceTracker as SubspaceTracker
 
 __version__ = "0.2.0.dev0"
@@ -56,7 +57,7 @@ _NAMES = {
     "loss": "FunctionLoss Objective",
     "operators": "GaussNewton GradientCovariance Hessian Preconditioned ResidualHessian",
     "spectrum": "GapClosed NotConverged Subspace eigenpairs spectral_density trace",
-    "tracking": "SubspaceTracker",
+    "tracking": "SubspaceTracker TargetMissed",
     "optim": "SAM SplitUpdate stability_threshold",
     "measure": "batch_sharpness diagnose preconditioned_sharpness probe watch",
     "lab": "load reproduce run",

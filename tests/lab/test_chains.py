@@ -149,9 +149,9 @@ def test_a_subspace_is_found_once_for_all_branches_and_is_that_each_would_find(
     solves: list[str] = []
     solve = SubspaceTracker._solve
 
-    def counted(tracker: SubspaceTracker, runs: Any) -> Any:
+    def counted(tracker: SubspaceTracker, *args: Any) -> Any:
         solves.append(name)
-        return solve(tracker, runs)
+        return solve(tracker, *args)
 
     monkeypatch.setattr(SubspaceTracker, "_solve", counted)
     studies = [begin(quick_path / folder, spec) for folder in ("once", "each")]

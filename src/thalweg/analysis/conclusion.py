@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from thalweg import registry
 from thalweg.analysis.claims.claim import ClaimUse
-from thalweg.analysis.claims.judgement import Verdict, judge_all
+from thalweg.analysis.claims.judgement import Verdict, judge_all, with_note
+from thalweg.analysis.claims.subspace_caveat import subspace_caveat
 from thalweg.analysis.claims.verdicts import verdicts_to_json
 from thalweg.lab.config.spec import Spec
 from thalweg.lab.store.folders import StudyFolder, load
@@ -26,7 +27,9 @@ Made = Mapping[str, Any]
 def verdicts(study: StudyFolder, spec: Spec, made: Made) -> list[Verdict]:
     """Judge the claims on what has been measured, and write the verdicts into the folder."""
     uses = [ClaimUse(registry.claims[use.name], use.roles) for use in spec.claim_uses]
-    found = judge_all(uses, load(study), roles_of(spec))
+    data = load(study)
+    caveat = subspace_caveat(data, spec.subspace.error)
+    found = [with_note(each, caveat) for each in judge_all(uses, data, roles_of(spec))]
     study.write_verdicts(json.loads(verdicts_to_json(found)))
     return found
 

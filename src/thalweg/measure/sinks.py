@@ -41,8 +41,8 @@ from thalweg.errors import ThalwegError, invalid
 Row = Mapping[str, Any]
 """Numbers, lists of numbers, text, or None where a column was not measured, by column."""
 
-TEXT_COLUMNS = ("failure",)
-"""The columns that hold text: why a report failed."""
+TEXT_COLUMNS = ("caveat", "failure")
+"""The columns that hold text: why the subspace is not to be trusted, why a report failed."""
 
 
 @runtime_checkable
@@ -290,9 +290,9 @@ class CSV:
         found = tuple(rows[0]) if rows else ()
         self.columns = self.columns or (found if found[:1] == ("step",) else None)
         columns = self.columns or ()
-        # Until 0.1 no row said why a report failed.
-        former = tuple(column for column in columns if column not in TEXT_COLUMNS)
-        if not rows or found not in (columns, former):
+        # Until 0.1 no row said why a report failed, or why a subspace is not to be trusted.
+        known = tuple(c for c in columns if c in found or c not in TEXT_COLUMNS)
+        if not rows or found != known:
             given = ",".join(found) or "an empty file"
             allowed = ",".join(self.columns or ("step", "..."))
             raise invalid(f"columns of {self.path}", given, allowed, "give another file")
@@ -345,7 +345,8 @@ class Console:
         if self._lines % HEADING_EVERY == 0:
             say(console_heading(self.columns))
         self._lines += 1
-        say(console_line(self.columns, row))
+        caveat = row.get("caveat")
+        say(console_line(self.columns, row) + (f"  {caveat}" if caveat else ""))
 
     def close(self) -> None:
         """Nothing."""

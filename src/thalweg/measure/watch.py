@@ -43,7 +43,6 @@ from thalweg.measure.sinks import Sink, reason_of, say
 from thalweg.measure.watcher import Watcher, undisturbed
 from thalweg.operators.hessian import Hessian
 from thalweg.optim.stability import stability_threshold
-from thalweg.tracking.follow_or_solve import FollowOrSolve
 from thalweg.tracking.tracker import SubspaceTracker
 from thalweg.tracking.wrapping import require_optimizer, stepping
 
@@ -90,7 +89,7 @@ def watch(
     parameters.
 
     A report costs one gradient over the watched data and at k = 10 up to about 20 more for the
-    subspace, fewer where it turns slowly (see `FollowOrSolve`), the first one several times that:
+    subspace, fewer where it turns slowly, the first one several times that:
     bound it by `samples`, or by giving less data. Under Adam, AdamW and RMSprop it also solves for
     the preconditioned sharpness.
 
@@ -245,11 +244,7 @@ def _watching(
     quiet: bool = False,
     **options: Any,
 ) -> Watcher:
-    source = (
-        SubspaceTracker(objective, k, exact=True)
-        if exact
-        else FollowOrSolve(objective, k, error=error, seed=seed)
-    )
+    source = SubspaceTracker(objective, k, error=error, exact=exact, seed=seed)
     # Of the outermost that is known around it.
     note = stability_threshold(stepping(optimizer)[-1], objective.parameters()).note
     if note and not quiet:

@@ -102,6 +102,7 @@ COLUMNS = (
     "subspace_error",
     "subspace_gradients",
     "seconds",
+    "caveat",
     "failure",
 )
 """The keys of a report: columns of the file, and keys of each row of `Watcher.history`.
@@ -115,8 +116,10 @@ accumulated), and of the update it made; `effective_lr_*` is a ratio of sums ove
 `WINDOW` reports, whose terms are the `lr_numerator_*` and `lr_denominator_*`; `subspace_error` is
 the tracker's estimate of the error of the full gradient's dominant part, relative to the gradient;
 `subspace_gradients` is what the subspace cost, in gradients of the loss over the watched data, the
-one gradient that each report takes not included; `seconds` is what the whole report took; `failure`
-is None, or a text that says why the columns that are None could not be measured.
+one gradient that each report takes not included; `seconds` is what the whole report took; `caveat`
+is None, or a text that says why the subspace is not to be trusted: its target was missed, or it is
+ill defined at this k; `failure` is None, or a text that says why the columns that are None could
+not be measured.
 """
 
 # A single step's ratio is ruled by the noise of its mini-batch.
@@ -349,6 +352,7 @@ class Watcher:
             state.update = state.proposed = self.objective.theta() - state.theta
             for name in MEASURED:
                 row.update(registry.probes[name].measure(state))
+            row["caveat"] = state.source.report.caveat or None
             threshold = threshold_at(state, optimizer)
             row["stability_threshold"] = threshold.value
             row["preconditioned_sharpness"] = threshold.preconditioned or None

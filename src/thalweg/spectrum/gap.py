@@ -153,9 +153,22 @@ class Gap:
         return widest_gap(known[~known.isnan()].sort(descending=True).values)
 
     def hint(self) -> str:
-        """Another k, where one has a wider gap: "; the gap is widest at k = ..."."""
-        k = len(self.eigenvalues)
-        return f"; the gap is widest at k = {self.widest}" if self.widest != k else ""
+        """Another k, where that has a wider gap: "; k = 2 has the widest gap"."""
+        return f"; k = {self.widest} has the widest gap" if self.widest != self.k else ""
+
+    def caveat(self) -> str:
+        """Where it is closed: that no cost would give more, and another k; else ""."""
+        if not self.closed:
+            return ""
+        return (
+            f"ill defined at k = {self.k}: lambda_{self.k} = {self.last:.4g} and"
+            f" lambda_{self.k + 1} = {self.below:.4g} close up{self.hint()}"
+        )
+
+    @property
+    def k(self) -> int:
+        """How many eigenvalues are above the gap."""
+        return len(self.eigenvalues)
 
     def warn(self, stacklevel: int) -> None:
         """Say that it is closed.
@@ -166,10 +179,9 @@ class Gap:
         Warns:
             GapClosed: always.
         """
-        k = len(self.eigenvalues)
         warnings.warn(
-            f"lambda_{k} = {self.last:.4g} and lambda_{k + 1} = {self.below:.4g} close up: the"
-            f" dominant subspace of dimension {k} is ill defined{self.hint()}",
+            f"lambda_{self.k} = {self.last:.4g} and lambda_{self.k + 1} = {self.below:.4g} close"
+            f" up: the dominant subspace of dimension {self.k} is ill defined{self.hint()}",
             GapClosed,
             stacklevel=stacklevel + 1,
         )

@@ -8,7 +8,13 @@ from thalweg.tracking.gradient_subspaces import GradientSubspace, UpdateSubspace
 from thalweg.tracking.lockstep_tracker import LockstepTracker
 from thalweg.tracking.optimizer_metric import OptimizerMetricSource
 from thalweg.tracking.preconditioner import preconditioner
-from thalweg.tracking.source import FixedSubspace, Split, SubspaceSource, TrackerReport
+from thalweg.tracking.source import (
+    FixedSubspace,
+    Split,
+    SubspaceSource,
+    TargetMissed,
+    TrackerReport,
+)
 from thalweg.tracking.tracker import SubspaceTracker
 
 __all__ = [
@@ -21,6 +27,7 @@ __all__ = [
     "Split",
     "SubspaceSource",
     "SubspaceTracker",
+    "TargetMissed",
     "TrackerReport",
     "UpdateSubspace",
     "preconditioner",

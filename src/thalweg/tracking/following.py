@@ -619,7 +619,11 @@ class Following(ABC, Generic[AnyStep, AnyReference]):
             if gap.closed and not (before and before.ill_defined):
                 gap.warn(stacklevel=4)
             if not (met or gap.closed) and (before is None or before.target_met):
-                _warn_missed(error, self.error, gap)
+                warnings.warn(
+                    f"the subspace of dimension {self.k} is {self._missed(error, gap)}",
+                    TargetMissed,
+                    stacklevel=4,
+                )
             reports.append(
                 TrackerReport(
                     error,
@@ -632,9 +636,17 @@ class Following(ABC, Generic[AnyStep, AnyReference]):
                     ill_defined=gap.closed,
                     target_met=met,
                     eigenvalue_errors=uncertain[run],
+                    caveat=gap.caveat() or ("" if met else self._missed(error, gap)),
                 )
             )
         self.reports = reports
+
+    def _missed(self, error: float, gap: Gap) -> str:
+        return (
+            f"off by about {100 * error:.2g} % of the vector, more than the target of"
+            f" {100 * self.error:.2g} %: lambda_{self.k} = {gap.last:.4g}, lambda_{self.k + 1} ="
+            f" {gap.below:.4g}{gap.hint()}"
+        )
 
     def _keep(self) -> None:
         """The update changed nothing: what is known of it becomes older."""
@@ -674,14 +686,3 @@ class Following(ABC, Generic[AnyStep, AnyReference]):
         self._escalation = Escalation(**state["escalation"])
         self._solve_cost, self._bare = state["solve_cost"], state["bare"]
         self._contents, self._biased = state["contents"], state["biased"]
-
-
-def _warn_missed(error: float, target: float, gap: Gap) -> None:
-    k = len(gap.eigenvalues)
-    warnings.warn(
-        f"the subspace of dimension {k} is off by about {100 * error:.2g} % of the vector, more"
-        f" than the target of {100 * target:.2g} %: lambda_{k} = {gap.last:.4g}, lambda_{k + 1} ="
-        f" {gap.below:.4g}{gap.hint()}",
-        TargetMissed,
-        stacklevel=5,
-    )

@@ -54,6 +54,7 @@ class TrackerReport:
             is ill defined: what is measured of it is a matter of chance.
         target_met: whether `error` is within the tracker's target; where there is an error.
         eigenvalue_errors: estimated, of lambda_1 to lambda_k, in their unit; () where not known.
+        caveat: why the subspace is not to be trusted, in words; "" where it is.
 
     Example:
         >>> report = TrackerReport(0.004, subspace_cost=0.3, renewed=False, subset=64, age=7)
@@ -71,6 +72,7 @@ class TrackerReport:
     ill_defined: bool = False
     target_met: bool = True
     eigenvalue_errors: tuple[float, ...] = ()
+    caveat: str = ""
 
     @property
     def gradients(self) -> float:

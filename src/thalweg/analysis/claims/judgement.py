@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from thalweg.analysis.claims.claim import (
@@ -113,6 +113,12 @@ def judge_all(
             asked = use if isinstance(use, ClaimUse) else ClaimUse(use)
             verdicts.append(_verdict(asked, {}, [str(error)]))
     return verdicts
+
+
+def with_note(verdict: Verdict, note: str) -> Verdict:
+    """The same verdict with one more thing to know about it, where there is one."""
+    both = "; ".join(part for part in (verdict.note, note) if part)
+    return replace(verdict, note=both)
 
 
 def _require(claim: Claim, data: pd.DataFrame, roles: Mapping[str, str]) -> None:
