@@ -129,14 +129,15 @@ class Evaluator:
         self._overwrite = any(isinstance(m, torch.jit.ScriptModule) for m in model.modules())
         self._sparse = self._writes = False
         self._recomputes: bool | None = None
-        self._refuse_unfit_layers()
+        self.refuse_unfit_mode()
 
     def hold_out(self, other: Evaluator) -> None:
         """Hold the same layers out of training mode as that of another copy of the model."""
         pairs = zip(self.model.modules(), other.model.modules(), strict=True)
         self._held_out = {own for own, theirs in pairs if theirs in other._held_out}
 
-    def _refuse_unfit_layers(self) -> None:
+    def refuse_unfit_mode(self) -> None:
+        """Raise where a layer would be evaluated in a mode in which it cannot be: see the class."""
         fixed = self.seed is not None
         refuse_unfit_layers(self._mode_dependent, self._in_training, drawn=fixed, whole=self._whole)
 
@@ -163,7 +164,7 @@ class Evaluator:
         Layers that can be differentiated twice, and dense gradients.
         """
         # At every evaluation: a model built in evaluation mode is switched when it is trained.
-        self._refuse_unfit_layers()
+        self.refuse_unfit_mode()
         switched = []
         if self.mode is not None:
             switched = [m for m in self.model.modules() if m.training != self._in_training(m)]
@@ -368,7 +369,7 @@ class Evaluator:
     def _outputs_and_loss(
         self, batch: Batch, first: int = 0, apart: bool = False
     ) -> tuple[tuple[Tensor, ...], Tensor]:
-        with self._random_numbers(first):
+        with self.random_numbers(first):
             outputs, loss = self._loss_of_batch(tree_map(self._copy, batch), apart)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             given = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
@@ -376,7 +377,7 @@ class Evaluator:
         return outputs, loss.reshape(())
 
     @contextmanager
-    def _random_numbers(self, first: int) -> Iterator[None]:
+    def random_numbers(self, first: int) -> Iterator[None]:
         """None may be drawn, or those of the seed: the same at each evaluation of a chunk."""
         if self.seed is None:
             with no_random_numbers(self.device):

@@ -24,7 +24,6 @@ from thalweg.loss.guards.determinism import (
     SAME,
     mode_dependent_layers,
     refuse_changing,
-    refuse_unfit_layers,
 )
 from thalweg.loss.guards.differences import Comparison, compare, random_like, scales
 from thalweg.loss.guards.dtypes import is_low, widest
@@ -230,7 +229,7 @@ def modes(subject: Subject) -> Answer:
     found = _some([f"{name} ({type(module).__name__})" for name, module, _ in layers])
     found = f"{found}; mode={mode!r}" if layers else "none"
     try:
-        refuse_unfit_layers(layers, mode)
+        objective.evaluator.refuse_unfit_mode()
     except InvalidInput as error:
         return Answer(found, WRONG, str(error))
     return Answer(found, RIGHT)
@@ -271,6 +270,8 @@ def mean(subject: Subject) -> Answer:
     alone = subject.alone()
     vars(alone).update(check=True, _mean=None, _repeatable=True)
     fits, found = alone.is_mean(), alone._mean
+    if found is None:
+        return Answer("", UNKNOWN, "each batch is one sample, and never cut")
     if not found.samples:
         return Answer("", UNKNOWN, found.note)
     if not fits:
@@ -287,6 +288,8 @@ def mean(subject: Subject) -> Answer:
 
 def chunks(subject: Subject) -> Answer:
     whole, parts = subject.alone(), subject.alone()
+    if whole.evaluator.seed is not None:
+        return Answer("", UNKNOWN, "the draw of a seed is another one for another chunk_size")
     whole.chunk_size, parts.chunk_size = None, -(-len(subject.few) // 3)
     first, second = (loss.gradient(subject.theta, subject.few) for loss in (whole, parts))
     return subject.same(first, second, "see 'mean over samples'; evaluate all in one chunk")
@@ -391,7 +394,8 @@ def _answer(
     if not found.agrees:
         return Answer(f"off by {found.worst:.1%} in {name(found.parameter)} ({dtype})", WRONG, hint)
     constants = "; detached values held" if held else ""
-    return Answer(f"off by at most {found.worst:.1e} ({dtype}){constants}", RIGHT)
+    off = f"off by at most {found.worst:.1e}" if found.worst else "the same, up to rounding"
+    return Answer(f"{off} ({dtype}){constants}", RIGHT)
 
 
 def products(kind: type[LossOperator]) -> Callable[[Subject], Answer]:

@@ -57,13 +57,14 @@ def plain_evaluation(objective: Objective, theta: Tensor, samples: Tensor) -> Pl
     total, sums = 0.0, [None] * len(parameters)
     written: dict[str, None] = {}
     changed: dict[str, None] = {}
-    for batch, _, fraction in objective.chunks(samples):
+    for batch, _, fraction, first in objective.chunks(samples):
         given = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, batch)
         at = Swapped(
             model, Overwritten(parameters, pieces), evaluator.settings, low=evaluator.is_low
         )
         with at, torch.enable_grad():
-            _, loss = function(given)
+            with evaluator.random_numbers(first):
+                _, loss = function(given)
             changed |= dict.fromkeys(
                 name for name, b in model.named_buffers() if not _equal(b, before.get(name))
             )

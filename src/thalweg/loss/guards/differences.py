@@ -41,7 +41,8 @@ class Comparison:
 
     Attributes:
         agrees: True or False; None where nothing can be said.
-        worst: the largest disagreement of a parameter, relative to its part of the product.
+        worst: the largest disagreement of a parameter, relative to its part of the product; where
+            it agrees, beyond what rounding may do.
         parameter: the number of that parameter.
         dtype: in which it was compared.
         note: why nothing can be said, if so.
@@ -88,9 +89,10 @@ def compare(
                 continue
             apart = float((parts[i] - other).norm())
             size = max(float(parts[i].norm()), float(other.norm()))
-            if apart <= TOLERANCE[dtype] * size + rounding / step * sizes[i] ** 0.5:
+            beyond = apart - rounding / step * sizes[i] ** 0.5
+            if beyond <= TOLERANCE[dtype] * size:
                 del unsettled[i]
-                worst = max(worst, (apart / size if size else 0.0, i))
+                worst = max(worst, (beyond / size if beyond > 0 else 0.0, i))
                 continue
             if i in before:
                 spread = float((other - before[i]).norm())
