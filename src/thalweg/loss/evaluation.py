@@ -577,7 +577,10 @@ def mapped(function: Callable[..., Tensor], count: int, *stacked: Batch) -> Tens
     if any(isinstance(leaf, PerSample) for leaf in leaves):
         return one_by_one(function, count, *stacked)
     try:
-        return torch.vmap(of_tensors)(*(leaves[i] for i in places))
+        with warnings.catch_warnings():
+            # Of operations that are slow so: told for each, and nothing that a user can mend.
+            warnings.filterwarnings("ignore", message="There is a performance drop")
+            return torch.vmap(of_tensors)(*(leaves[i] for i in places))
     except (RuntimeError, NotImplementedError, ValueError) as error:
         if is_out_of_memory(error):
             raise

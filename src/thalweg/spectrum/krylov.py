@@ -262,7 +262,7 @@ class Krylov:
         if k == m:
             # Nothing is known of the rest: as if it were zero.
             angles = (norms / keys.abs().clamp(min=tiny)).clamp(max=1.0)
-            return angles, norms, torch.zeros(k, k, dtype=norms.dtype)
+            return angles, norms, norms.new_zeros(k, k)
         away = (keys[:k] - (3 * keys[k] + keys[-1]) / 4).clamp(min=tiny)
         lengths = inner.diagonal().clamp(min=0.0).sqrt()[k:]
         above = (keys[k:] - keys[-1]).clamp(min=tiny)
@@ -354,7 +354,7 @@ class Krylov:
         m, squares = self.dimension, torch.zeros_like(values)
         one_way = torch.zeros(len(values), m, dtype=torch.float64, device="cpu")
         other_way = torch.zeros_like(one_way)
-        between = torch.zeros(m, m, dtype=torch.float64)
+        between = torch.zeros(m, m, dtype=torch.float64, device="cpu")
         coefficients, factors = vectors.T.to(self.basis), values.to(self.basis)[:, None]
         for columns in column_blocks(self.basis):
             basis, images = self.basis[:m, columns], self.images[:m, columns]

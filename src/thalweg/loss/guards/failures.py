@@ -118,7 +118,7 @@ def explained(
     """
     if not is_foreign(error):
         return None
-    inside = [f for f in _frames(error) if _is(f, EVALUATION, "_output_and_loss")]
+    inside = [f for f in _frames(error) if _is(f, EVALUATION, "forward")]
     if inside:
         return InvalidInput(_of_forward(error, objective, inside[-1]))
     if any(f.f_globals.get("__name__", "").startswith("torch.autograd") for f in _frames(error)):
