@@ -122,7 +122,7 @@ class Crossing(nn.Module):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("regimes", nargs="*", help="names of regimes, each with its k: ce-sgd:3,10")
     parser.add_argument("--rows", type=Path, help="a CSV file for every step")
     parser.add_argument("--read", type=Path, help="take the steps from such a file instead")
@@ -162,7 +162,11 @@ def network(regime: Regime) -> nn.Module:
     return nn.Sequential(*layers[:-1])
 
 
-def training(regime: Regime) -> tuple[Objective, Iterator[None]]:
+Training = tuple[Objective, Callable[[], Objective], Iterator[None]]
+"""The loss over all samples, the same in float64 at the parameters of now, and the steps."""
+
+
+def training(regime: Regime) -> Training:
     """The loss over all samples, and its training, which stops where the subspace is asked for."""
     torch.manual_seed(0)
     model = network(regime).to(torch.float32 if regime.single else torch.float64)
@@ -175,7 +179,7 @@ def training(regime: Regime) -> tuple[Objective, Iterator[None]]:
     generator = torch.Generator().manual_seed(1)
 
     def steps() -> Iterator[None]:
-        there = None
+        there = copy.deepcopy(model.state_dict())
         for step in range(regime.warm_up + regime.steps * regime.stride):
             if step == max(regime.warm_up - 50, 1):
                 there = copy.deepcopy(model.state_dict())
@@ -195,10 +199,15 @@ def training(regime: Regime) -> tuple[Objective, Iterator[None]]:
             optimizer.step()
 
     by_weight = None if weight is None else lambda batch: weight[batch[1]].sum()
-    return Objective(model, loss, (x, y), batch_weight=by_weight), steps()
+
+    def exact() -> Objective:
+        doubled = copy.deepcopy(model).double()
+        return Objective(doubled, loss, (x.double(), y), batch_weight=by_weight)
+
+    return Objective(model, loss, (x, y), batch_weight=by_weight), exact, steps()
 
 
-def crossing(regime: Regime) -> tuple[Objective, Iterator[None]]:
+def crossing(regime: Regime) -> Training:
     """A quadratic whose samples have curvatures that differ by a third."""
     torch.manual_seed(0)
     model = Crossing().double()
@@ -211,16 +220,13 @@ def crossing(regime: Regime) -> tuple[Objective, Iterator[None]]:
             yield
 
     data = (each, torch.zeros(regime.samples))
-    return Objective(model, lambda output, _: output.mean(), data), steps()
+    objective = Objective(model, lambda output, _: output.mean(), data)
+    return objective, lambda: objective, steps()
 
 
-def dense(objective: Objective) -> tuple[Tensor, Tensor]:
+def dense(exact: Objective) -> tuple[Tensor, Tensor]:
     """All eigenvalues and eigenvectors of the Hessian in float64, descending."""
-    exact = objective
-    if objective.dtype != torch.float64:
-        model, (x, y) = copy.deepcopy(objective.model).double(), objective.data
-        exact = Objective(model, objective.loss, (x.double(), y))
-    matrix = Hessian(exact) @ torch.eye(objective.num_parameters, dtype=torch.float64)
+    matrix = Hessian(exact) @ torch.eye(exact.num_parameters, dtype=torch.float64)
     values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
     return values.flip(0), vectors.flip(1)
 
@@ -228,12 +234,12 @@ def dense(objective: Objective) -> tuple[Tensor, Tensor]:
 def measure(
     regime: Regime, dimensions: list[int], crosses: bool = False
 ) -> dict[int, list[dict[str, float]]]:
-    objective, steps = crossing(regime) if crosses else training(regime)
+    objective, exact, steps = crossing(regime) if crosses else training(regime)
     trackers = {k: SubspaceTracker(objective, k) for k in dimensions}
     rows: dict[int, list[dict[str, float]]] = {k: [] for k in dimensions}
     for _ in steps:
         gradient = objective.gradient()
-        values, vectors = dense(objective)
+        values, vectors = dense(exact())
         for k, tracker in trackers.items():
             tracker.update(vector=gradient)
             vector = gradient.double()
