@@ -98,3 +98,12 @@ def test_a_batch_size_that_leaves_a_rest_is_refused() -> None:
         GradientCovariance(loss, batch_size=4)
     with pytest.raises(InvalidInput, match="batch_size"):
         GradientCovariance(loss, samples=torch.arange(4), batch_size=0)
+
+
+def test_the_model_is_called_for_many_samples_at_once() -> None:
+    calls: list[int] = []
+    model = nn.Linear(3, 2)
+    model.register_forward_hook(lambda *_: calls.append(1))
+    loss = Objective(model, nn.MSELoss(), (torch.randn(200, 3), torch.randn(200, 2)), check=False)
+    _ = GradientCovariance(loss) @ torch.ones(8)
+    assert len(calls) < 10

@@ -273,7 +273,7 @@ class Evaluator:
     def _reads_again(self, batch: Batch) -> ReadsOf:
         """What a backward pass calls from Python, and whether with parameters."""
         _, loss, at = self.evaluate(self.pieces(None), batch)
-        reads = ReadsOf(at.leaves)
+        reads = ReadsOf(loss, at.leaves)
         if loss.requires_grad:
             end, starts = get_gradient_edge(loss), [get_gradient_edge(leaf) for leaf in at.leaves]
             one = torch.ones_like(loss)

@@ -72,17 +72,26 @@ class GraphFacts:
 
 
 class ReadsOf(TorchFunctionMode):
-    """Notes whether some tensors are used by a function while it is entered.
+    """Notes which functions a backward pass calls from Python, while it is entered.
+
+    Args:
+        loss: that is differentiated: what torch calls before its backward pass does not count.
+        tensors: those to look out for.
 
     Attributes:
         any: whether a function was called at all.
         tensors: whether one was called with one of the tensors.
     """
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
+    def __init__(self, loss: Tensor, tensors: Sequence[Tensor]) -> None:
         super().__init__()
         self._ids = set(map(id, tensors))
-        self.any = self.tensors = False
+        self._begun = self.any = self.tensors = False
+        if loss.requires_grad:
+            loss.register_hook(self._begin)
+
+    def _begin(self, _: Tensor) -> None:
+        self._begun = True
 
     def __torch_function__(
         self,
@@ -94,8 +103,9 @@ class ReadsOf(TorchFunctionMode):
         """See `TorchFunctionMode`."""
         named = kwargs or {}
         given = (*args, *named.values())
-        self.any |= func is not torch.autograd.grad
-        self.tensors |= any(id(argument) in self._ids for argument in given)
+        if self._begun:
+            self.any = True
+            self.tensors |= any(id(argument) in self._ids for argument in given)
         return func(*args, **named)
 
 
