@@ -11,13 +11,22 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "ARCHITECTURE.md"])
+# In the default suite it runs with fewer steps: tests/lab/test_in_python.py.
+SLOW = {"docs/lab-from-python.md"}
 
 
 def name_of(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.slow] if name_of(page) in SLOW else [])
+        for page in PAGES
+    ],
+    ids=name_of,
+)
 def test_the_python_of_a_page_runs(page: Path, tmp_path: Path) -> None:
     text = page.read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)

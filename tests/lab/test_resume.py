@@ -90,22 +90,15 @@ def study_of(folder: Path, spec: Spec, *done: str) -> StudyFolder:
 @pytest.mark.parametrize(
     ("changes", "branch"),
     [
-        (PLAIN, "trunk"),
-        (PLAIN, "dom-sgd"),
-        (PLAIN, "bulk-sgd"),
-        (NOISY, "trunk"),
-        (NOISY, "dom-sgd"),
-        (NOISY, "bulk-sgd"),
-        ({**PLAIN, "dtype": "float64"}, "dom-sgd"),
-    ],
-    ids=[
-        "trunk with the rule",
-        "dominant",
-        "bulk on a frozen basis",
-        "dropout, batch norm and momentum",
-        "dominant part of Adam",
-        "refined bulk with momentum",
-        "float64",
+        pytest.param(PLAIN, "trunk", id="trunk with the rule", marks=pytest.mark.slow),
+        pytest.param(PLAIN, "dom-sgd", id="dominant"),
+        pytest.param(PLAIN, "bulk-sgd", id="bulk on a frozen basis", marks=pytest.mark.slow),
+        pytest.param(NOISY, "trunk", id="dropout, batch norm and momentum"),
+        pytest.param(NOISY, "dom-sgd", id="dominant part of Adam", marks=pytest.mark.slow),
+        pytest.param(NOISY, "bulk-sgd", id="refined bulk with momentum"),
+        pytest.param(
+            {**PLAIN, "dtype": "float64"}, "dom-sgd", id="float64", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_killed_run_leaves_what_an_undisturbed_one_leaves(
