@@ -9,6 +9,7 @@ import difflib
 import functools
 import importlib.util
 import sys
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterable
 from typing import ParamSpec, TypeVar, cast
@@ -17,6 +18,7 @@ LONGEST_VALUE = 400
 """Characters of a given value that a message shows."""
 LARGEST_BITS = 4096
 """Python writes no integers of many more bits."""
+_REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -80,6 +82,30 @@ def shown(value: object, longest: int = LONGEST_VALUE) -> str:
     except Exception:  # nested too deeply, numbers too long, or a class whose own words fail
         return f"a {type(value).__name__}"
     return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
+def without_controls(text: str) -> str:
+    """The text with what would control a terminal written out: control characters but line breaks
+    and tabs, half characters, and those that change the direction of writing.
+
+    Example:
+        >>> without_controls("a\\x1b[31m")
+        'a\\\\x1b[31m'
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        character.encode("unicode_escape", "surrogatepass").decode()
+        if _controls(character)
+        else character
+        for character in text
+    )
+
+
+def _controls(character: str) -> bool:
+    if character in "\n\t":
+        return False
+    return unicodedata.category(character) in ("Cc", "Cs") or character in _REORDERING
 
 
 def invalid(what: str, given: object, allowed: str, hint: str = "") -> InvalidInput:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from tests.bounded import in_bounded_memory
-from thalweg.errors import InvalidInput
+from thalweg.errors import InvalidInput, without_controls
 from thalweg.lab.config import load_spec, parse_spec
-from thalweg.lab.config.tables import parse_toml, without_controls
+from thalweg.lab.config.tables import parse_toml
 from thalweg.limits import limit
 
 MINIMAL: dict[str, Any] = {

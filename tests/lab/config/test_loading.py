@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.lab.stand_ins import RAW, stand_ins
-from thalweg.errors import InvalidInput
+from thalweg.errors import InvalidInput, without_controls
 from thalweg.lab.config.loading import (
     PROBLEM_SPECS,
     PhaseSpec,
@@ -26,7 +26,6 @@ from thalweg.lab.config.loading import (
 )
 from thalweg.lab.config.optimizers import SGD
 from thalweg.lab.config.overrides import apply_overrides
-from thalweg.lab.config.tables import without_controls
 from thalweg.lab.store.durable import is_folder_name
 
 __all__ = ["stand_ins"]

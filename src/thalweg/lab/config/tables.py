@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import re
 import tomllib
-import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from thalweg.errors import IntegrityError, InvalidInput, shown
+from thalweg.errors import IntegrityError, InvalidInput, shown, without_controls
 from thalweg.limits import check_limit
 
 _STRING_OR_COMMENT = re.compile(
@@ -25,7 +24,6 @@ _NOT_OF_A_KEY = re.compile(r"[=,\[\]{}\n]")
 _BRACKET = re.compile(r"[\[\]{}]")
 _INTEGERS = range(-(2**63), 2**63)
 _LISTED = ("phases", "branches", "claims", "figures", "probes")
-_REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def parse_toml(text: str, source: str) -> dict[str, Any]:
@@ -105,30 +103,6 @@ def check_tables(raw: Any, source: str) -> None:
             listed = raw.get(name)
             number = len(listed) if isinstance(listed, Mapping | list | tuple) else 0
             check_limit("spec_entries", number, source, f"{number:,} {name}")
-
-
-def without_controls(text: str) -> str:
-    """The text with what would control a terminal written out: control characters but line breaks
-    and tabs, half characters, and those that change the direction of writing.
-
-    Example:
-        >>> without_controls("a\\x1b[31m")
-        'a\\\\x1b[31m'
-    """
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(
-        character.encode("unicode_escape", "surrogatepass").decode()
-        if _controls(character)
-        else character
-        for character in text
-    )
-
-
-def _controls(character: str) -> bool:
-    if character in "\n\t":
-        return False
-    return unicodedata.category(character) in ("Cc", "Cs") or character in _REORDERING
 
 
 def _check_keys(table: Mapping[Any, Any], path: Sequence[str], source: str) -> None:

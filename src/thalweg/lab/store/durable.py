@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from thalweg.errors import IntegrityError, InvalidInput, ThalwegError, invalid
+from thalweg.limits import read_bytes
 
 #: Names with this prefix are unfinished; readers such as pandas skip names that start with a dot.
 UNFINISHED = ".writing-"
@@ -236,9 +237,10 @@ def read_json(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: there is none.
-        IntegrityError: it is not JSON.
+        IntegrityError: it is not JSON, nested without end, or larger than the limit "json_bytes".
     """
+    content = read_bytes(path, "json_bytes", error=IntegrityError)
     try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{path}: damaged, not JSON ({error})") from error
