@@ -348,7 +348,7 @@ def read_segment(segment: Segment) -> pyarrow.Table:
     return table.replace_schema_metadata(None)
 
 
-def _check_claims(segment: Segment, metadata: pyarrow.parquet.FileMetaData) -> None:
+def _check_claims(segment: Segment, metadata: Any) -> None:
     """Compare what a file claims with its name and the limit, before it is unpacked."""
     if not 0 < metadata.num_rows <= segment.last - segment.first + 1:
         raise ValueError(f"{metadata.num_rows:,} rows for the steps of its name")

@@ -137,9 +137,10 @@ class _Directory(io.BufferedReader):
     def __init__(self, path: Path, most: int) -> None:
         super().__init__(io.FileIO(path))
         self.most: int | None = most
+        self._path = path
 
     def read(self, size: int | None = -1, /) -> bytes:
         if self.most is not None and size is not None and size > self.most:
             found = f"a directory of {size:,} bytes"
-            raise unusable(self.raw.name, found, f"at most {self.most:,}", "fetch it again")
+            raise unusable(self._path, found, f"at most {self.most:,}", "fetch it again")
         return super().read(size)

@@ -53,12 +53,12 @@ def _read(
         found = "arrays " + (", ".join(sorted(members)) or "(none)")
         raise unusable(path, found, "arrays " + ", ".join(names), f"add {', '.join(missing)}")
     wanted = [*names, *(name for name in optional if name in members)]
-    found: Arrays = {}
+    arrays: Arrays = {}
     total = 0
     for name in wanted:
-        found[name] = _read_member(path, archive, name, total)
-        total += found[name].nbytes
-    return found
+        arrays[name] = _read_member(path, archive, name, total)
+        total += arrays[name].nbytes
+    return arrays
 
 
 def _read_member(path: Path, archive: zipfile.ZipFile, name: str, before: int) -> np.ndarray:
