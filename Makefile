@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # One thread a process: on small problems several times faster than two processes of two threads.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: reproduce test lint unit slow clean
+.PHONY: reproduce test lint unit slow fuzz clean
 
 reproduce: $(READY)
 	$(BIN)/thalweg reproduce
@@ -25,6 +25,11 @@ unit: $(READY)
 
 slow: $(READY)
 	$(BIN)/python -m pytest -n 2 -m slow
+
+# Ten minutes for each reader; `make fuzz SECONDS_EACH=60` for less.
+SECONDS_EACH ?= 600
+fuzz: $(READY)
+	THALWEG_FUZZ_SECONDS=$(SECONDS_EACH) $(BIN)/python -m pytest -n 2 -m slow --timeout 0 tests/test_fuzzing.py
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -22,6 +22,7 @@ from tests.lab.small_study import PLUGIN, RAW
 from thalweg.cli import build_parser, main
 from thalweg.lab.store import StudyFolder, find_studies
 from thalweg.lab.store.lock import locked
+from thalweg.lab.store.status import Status
 
 VERBS = ["reproduce", "run", "resume", "report", "stop-phase", "list", "show", "compare", "claims"]
 VERBS += ["spec", "env", "completion"]
@@ -235,8 +236,8 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
         (["reproduce", "--problem", "minst"], "did you mean 'mnist'?"),
         (["reproduce", "noise", "--all"], "give one of: a study's name, --all, --extensions"),
         (["reproduce", "valley", "--problem", "mnist"], "allowed: none, valley has its own"),
-        (["reproduce", "--workers", "0"], "--workers: got 0, allowed: an integer >= 1"),
-        (["reproduce", "--workers", "two"], "invalid int value: 'two'"),
+        (["reproduce", "--workers", "0"], "--workers: got '0', allowed: an integer >= 1"),
+        (["reproduce", "--workers", "two"], "--workers: got 'two', allowed: an integer >= 1"),
         (["run", "digits", "--k", "0"], "subspace.k: got 0"),
         (["run", "digits", "--device", "tpu"], "device: got 'tpu'"),
         (["run", "digits", "--seeds", "0", "0"], "seeds: got [0, 0], allowed: each seed once"),
@@ -442,3 +443,47 @@ def test_a_former_key_is_told_in_one_line(command: Command, tmp_path: Path) -> N
     spec.write_text('like = "digits"\n')
     answer = command("run", spec, "--dry-run")
     assert answer.err == f"thalweg: {spec}: the key 'like' is called 'extends' now\n"
+
+
+ESCAPE = "\x1b]0;owned\x07"
+
+
+def test_no_control_character_of_a_file_or_word_reaches_the_terminal(
+    command: Command, tmp_path: Path
+) -> None:
+    study = StudyFolder.create(tmp_path, "tiny-0", "")
+    run = study.run(0, "trunk").create("seed = 0\n")
+    run.write_status(Status("failed", message=f"it {ESCAPE} fell \r over \x9b2J"))
+    for words in (
+        ("show", "tiny-0"),
+        ("show", "tiny-0/seed-0/trunk"),
+        ("list",),
+        ("show", f"tiny{ESCAPE}"),
+        ("resume", ESCAPE),
+        (ESCAPE,),
+    ):
+        answer = command(*words, "--root", str(tmp_path))
+        assert not set(answer.out + answer.err) & set("\x1b\x07\r\x9b"), words
+    assert command("run", f"{ESCAPE}.toml").error.startswith("thalweg: \\x1b")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--threads", "100000"),
+        ("--workers", "9" * 5000),
+        ("--workers", "0"),
+        ("--subspace.k", "9" * 5000),
+        ("--description", ESCAPE),
+        ("--seeds", "\0"),
+        ("--branches.con.steps", "3"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_words_that_no_setting_can_have_are_refused_before_a_folder_is_made(
+    command: Command, tmp_path: Path, words: tuple[str, str]
+) -> None:
+    answer = command("run", "digits", *words, "--root", str(tmp_path / "runs"))
+    assert answer.status == 2
+    assert len(answer.error) < 2000
+    assert not (tmp_path / "runs").exists()

@@ -18,6 +18,7 @@ ROOT = Path(thalweg.__file__).parent
 # From the bottom to the top; a room may import from those before it.
 ROOMS = (
     "errors",
+    "limits",
     "environment",
     "registry",
     "settings",

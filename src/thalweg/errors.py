@@ -9,9 +9,16 @@ import difflib
 import functools
 import importlib.util
 import sys
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterable
 from typing import ParamSpec, TypeVar, cast
+
+LONGEST_VALUE = 400
+"""Characters of a given value that a message shows."""
+LARGEST_BITS = 4096
+"""Python writes no integers of many more bits."""
+_REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -61,6 +68,46 @@ def level_of_caller() -> int:
     return level
 
 
+def shown(value: object, longest: int = LONGEST_VALUE) -> str:
+    """A value in a message: its `repr`, cut where it is long, whatever it holds.
+
+    Example:
+        >>> shown("x" * 1000, longest=10), shown(10**5000)
+        ("'xxxxxx...", 'an integer of 16610 bits')
+    """
+    if isinstance(value, int) and value.bit_length() > LARGEST_BITS:
+        return f"an integer of {value.bit_length()} bits"
+    try:
+        text = repr(value)
+    except Exception:  # nested too deeply, numbers too long, or a class whose own words fail
+        return f"a {type(value).__name__}"
+    return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
+def without_controls(text: str) -> str:
+    """The text with what would control a terminal written out: control characters but line breaks
+    and tabs, half characters, and those that change the direction of writing.
+
+    Example:
+        >>> without_controls("a\\x1b[31m")
+        'a\\\\x1b[31m'
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        character.encode("unicode_escape", "surrogatepass").decode()
+        if _controls(character)
+        else character
+        for character in text
+    )
+
+
+def _controls(character: str) -> bool:
+    if character in "\n\t":
+        return False
+    return unicodedata.category(character) in ("Cc", "Cs") or character in _REORDERING
+
+
 def invalid(what: str, given: object, allowed: str, hint: str = "") -> InvalidInput:
     """Build the one-line error for a bad input.
 
@@ -68,7 +115,7 @@ def invalid(what: str, given: object, allowed: str, hint: str = "") -> InvalidIn
         >>> str(invalid("k", 0, "an integer >= 1", "use the number of classes"))
         'k: got 0, allowed: an integer >= 1; use the number of classes'
     """
-    message = f"{what}: got {given!r}, allowed: {allowed}"
+    message = f"{what}: got {shown(given)}, allowed: {allowed}"
     return InvalidInput(f"{message}; {hint}" if hint else message)
 
 
@@ -93,7 +140,7 @@ def require_extra(extra: str, *modules: str) -> None:
 def unknown_name(what: str, given: str, known: Iterable[str]) -> InvalidInput:
     """Build the one-line error for a name that is not registered, with the nearest known one."""
     names = sorted(known)
-    near = difflib.get_close_matches(given, names, n=1)
+    near = difflib.get_close_matches(given[:LONGEST_VALUE], names, n=1)
     hint = f"did you mean {near[0]!r}?" if near else ""
     return invalid(what, given, "one of " + ", ".join(names), hint)
 

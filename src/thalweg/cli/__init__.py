@@ -14,7 +14,7 @@ from typing import Any
 
 from thalweg.cli.output import err
 from thalweg.cli.parser import build_parser, take_overrides, with_present_words
-from thalweg.errors import Interrupted, ThalwegError
+from thalweg.errors import Interrupted, InvalidInput, ThalwegError
 
 __all__ = ["build_parser", "main"]
 
@@ -60,6 +60,8 @@ def _former_keys_told() -> Iterator[None]:
 
 
 def _run(arguments: list[str]) -> int:
+    if any("\0" in word for word in arguments):
+        raise InvalidInput("command line: got a zero byte, allowed: text")
     arguments, former = with_present_words(arguments)
     for line in former:
         err(f"thalweg: {line}")

@@ -1,14 +1,19 @@
-"""Where words go: results to standard output, everything for people to standard error."""
+"""Where words go: results to standard output, everything for people to standard error.
+
+A file may hold anything: what would control the terminal is written out.
+"""
 
 from __future__ import annotations
 
 import sys
 from typing import Any
 
+from thalweg.errors import without_controls
+
 
 def out(text: str, end: str = "\n") -> None:
     """A result."""
-    sys.stdout.write(text + end)
+    sys.stdout.write(without_controls(text) + end)
 
 
 def out_json(value: Any) -> None:
@@ -20,4 +25,4 @@ def out_json(value: Any) -> None:
 
 def err(text: str) -> None:
     """A line for people."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(without_controls(text) + "\n")

@@ -9,7 +9,7 @@ from typing import NoReturn
 from thalweg import __version__
 from thalweg.cli import looking, studying
 from thalweg.cli.output import out
-from thalweg.errors import InvalidInput
+from thalweg.errors import InvalidInput, shown
 
 Handler = Callable[[argparse.Namespace], int]
 
@@ -220,11 +220,20 @@ def _add_looking(verbs: Verbs) -> None:
 
 
 def _execution_options(parser: Parser) -> None:
-    parser.add_argument("--workers", type=int, help="processes side by side (default: the cores)")
+    parser.add_argument(
+        "--workers", type=_count, help="processes side by side (default: the cores)"
+    )
     _plugins(parser)
     parser.add_argument("-q", "--quiet", action="store_true", help="say only what went wrong")
     parser.add_argument("--json", action="store_true", help="verdicts as JSON on standard output")
     _root(parser)
+
+
+def _count(word: str) -> int:
+    """A number of processes: of few digits, since Python reads no others."""
+    if not (word.isascii() and word.isdigit() and len(word) <= 6 and int(word) >= 1):
+        raise argparse.ArgumentTypeError(f"got {shown(word, 80)}, allowed: an integer >= 1")
+    return int(word)
 
 
 def _dry_run(parser: Parser) -> None:

@@ -48,7 +48,6 @@ def _reproduce_all(options: argparse.Namespace) -> int:
 
     if options.study is not None or (options.all and options.extensions):
         raise InvalidInput("give one of: a study's name, --all, --extensions")
-    _check_workers(options)
     specs = reproductions(
         options.problem,
         data_dir=_data_dir(options),
@@ -91,7 +90,6 @@ def resume(options: argparse.Namespace) -> int:
     """Continue a study."""
     from thalweg.lab.study import resume as resume_study
 
-    _check_workers(options)
     load_plugins(options)
     result = resume_study(
         options.study,
@@ -135,7 +133,6 @@ def _execute(spec: Spec, options: argparse.Namespace) -> int:
     from thalweg.lab.config import dump_spec
     from thalweg.lab.study import check_spec
 
-    _check_workers(options)
     if options.dry_run:
         check_spec(spec)
         out(dump_spec(spec), end="")
@@ -182,11 +179,6 @@ def _print_verdicts(verdicts: Sequence[Verdict]) -> None:
         from thalweg.analysis.claims.verdicts import render_verdicts
 
         Console().print(render_verdicts(verdicts))
-
-
-def _check_workers(options: argparse.Namespace) -> None:
-    if options.workers is not None and options.workers < 1:
-        raise InvalidInput(f"--workers: got {options.workers}, allowed: an integer >= 1")
 
 
 def _progress(options: argparse.Namespace) -> Progress:

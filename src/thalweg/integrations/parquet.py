@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from thalweg.errors import InvalidInput, invalid
+from thalweg.limits import check_limit
 from thalweg.measure.sinks import TEXT_COLUMNS
 from thalweg.registry import sinks
 
@@ -87,9 +88,14 @@ class Parquet:
 
     def _rows_before(self, step: int) -> list[dict[str, Any]]:
         try:
-            rows = self._pyarrow.parquet.read_table(self.path).to_pylist()
+            with self._pyarrow.parquet.ParquetFile(self.path) as file:
+                cells = file.metadata.num_rows * file.metadata.num_columns
+                check_limit("table_bytes", 8 * cells, self.path)
+                rows = file.read().to_pylist()
             return [row for row in rows if row["step"] < step]
-        except (self._pyarrow.ArrowException, KeyError):
+        except InvalidInput:
+            raise
+        except (self._pyarrow.ArrowException, LookupError, TypeError, ValueError):
             allowed = "a Parquet file with a column 'step'"
             raise invalid("file", str(self.path), allowed, "give another file") from None
 

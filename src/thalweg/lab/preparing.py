@@ -6,7 +6,6 @@ in the same folder: a second call resumes or extends what is there, and nothing 
 
 from __future__ import annotations
 
-import tomllib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pydantic import BaseModel
 
 from thalweg.errors import IntegrityError
 from thalweg.lab.config import TRUNK, Spec, dump_spec, parse_spec, spec_hash
+from thalweg.lab.config.tables import parse_toml, stored_toml
 from thalweg.lab.execution.schedule import Task, longest_first, tasks_of
 from thalweg.lab.problem_facts import ProblemFacts, examine
 from thalweg.lab.progress import Progress
@@ -71,7 +71,7 @@ def read_spec(study: StudyFolder) -> Spec:
     with warnings.catch_warnings():
         # Former names of keys are no mistake of whoever reads a folder that was written before.
         warnings.simplefilter("ignore", DeprecationWarning)
-        return parse_spec(tomllib.loads(study.spec_text), source=source)
+        return parse_spec(parse_toml(study.spec_text, source), source=source)
 
 
 def with_absolute_paths(spec: Spec) -> Spec:
@@ -215,7 +215,8 @@ def check_data(study: StudyFolder, fingerprint: str) -> None:
         IntegrityError: it is not.
     """
     for run in study.runs():
-        known = tomllib.loads(run.run_text).get("data_fingerprint", fingerprint)
+        text = stored_toml(run.run_text, run.path / "run.toml")
+        known = str(text.get("data_fingerprint", fingerprint))
         if known != fingerprint:
             raise IntegrityError(
                 f"{run.path}: was made with other data (SHA-256 of the samples {known[:12]}..., now"
@@ -275,7 +276,11 @@ def _is_extended(study: StudyFolder, spec: Spec, task: Task) -> bool:
     """Whether the bound of a branch is another one than the run was done with."""
     if task.branch == TRUNK:
         return False
-    before = tomllib.loads(study.run(task.seed, task.branch).run_text)["phases"][0]
+    run = study.run(task.seed, task.branch)
+    phases = stored_toml(run.run_text, run.path / "run.toml").get("phases")
+    before = phases[0] if isinstance(phases, list) and phases else None
+    if not isinstance(before, dict):
+        raise IntegrityError(f"{run.path / 'run.toml'}: damaged, it has no phases")
     now = spec.branch_phase(task.branch)
     return (before.get("steps"), before.get("epochs")) != (now.steps, now.epochs)
 

@@ -10,13 +10,13 @@ alike.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from thalweg.lab.config import PhaseSpec, Spec, dump_spec, parse_spec
+from thalweg.lab.config.tables import parse_toml
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,7 +92,7 @@ def _examine_text(spec_text: str, plugins: Sequence[str], device: str) -> Proble
 
     for plugin in plugins:
         load_plugin(plugin)
-    spec = parse_spec(tomllib.loads(spec_text), source="spec.toml")
+    spec = parse_spec(parse_toml(spec_text, "spec.toml"), source="spec.toml")
     return examine_here(spec, plugins, device)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from thalweg.errors import without_controls
 from thalweg.lab.config import TRUNK
 from thalweg.lab.execution.schedule import Outcome, Task, makespan
 
@@ -232,7 +233,7 @@ def _steps(spec: Spec, task: Task, status: Status | None, num_samples: int) -> t
 
 def _line(console: Console | None, message: str) -> None:
     if console is not None:
-        console.print(message, highlight=False, markup=False, soft_wrap=True)
+        console.print(without_controls(message), highlight=False, markup=False, soft_wrap=True)
 
 
 def _numbers(status: Status) -> tuple[str, ...]:

@@ -11,7 +11,6 @@ import hashlib
 import json
 import shutil
 import sys
-import tomllib
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +20,7 @@ from thalweg.errors import ThalwegError
 from thalweg.lab.config import TRUNK, Spec
 from thalweg.lab.config.former_keys import with_former_keys
 from thalweg.lab.config.loading import MEASURED
+from thalweg.lab.config.tables import parse_toml, stored_toml
 from thalweg.lab.execution.schedule import Task
 from thalweg.lab.store import RunFolder, StudyFolder, find_studies
 
@@ -103,7 +103,7 @@ def known_way_to_multiply(spec: Spec, root: Path) -> tuple[int, int] | None:
     """`chunk_size` and `vectorize_up_to` of another study of the same problem, None without one."""
     wanted = spec.problem.model_dump(mode="json", exclude_none=True, exclude={*MEASURED})
     for study in find_studies(root):
-        raw = tomllib.loads(study.spec_text)
+        raw = parse_toml(study.spec_text, str(study.path / "spec.toml"))
         problem: dict[str, Any] = raw.get("problem", {})
         if not set(MEASURED) <= problem.keys():
             continue
@@ -159,8 +159,8 @@ def _hash_of(run: RunFolder) -> str:
 def _read(run: RunFolder, key: str) -> str:
     """A value of a run's `run.toml`, empty where it is not there."""
     try:
-        return str(tomllib.loads(run.run_text).get(key, ""))
-    except (ThalwegError, OSError, tomllib.TOMLDecodeError):
+        return str(stored_toml(run.run_text, run.path / "run.toml").get(key, ""))
+    except (ThalwegError, OSError):
         return ""
 
 

@@ -36,7 +36,8 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from thalweg import registry
-from thalweg.errors import ThalwegError, invalid
+from thalweg.errors import ThalwegError, invalid, without_controls
+from thalweg.limits import read_bytes
 
 Row = Mapping[str, Any]
 """Numbers, lists of numbers, text, or None where a column was not measured, by column."""
@@ -284,9 +285,13 @@ class CSV:
         beside.replace(self.path)
 
     def _rows_before(self, step: int) -> list[list[str]]:
-        text = self.path.read_text(encoding="utf-8")
-        # What follows the last line break was cut short.
-        rows = list(csv.reader(text[: text.rfind("\n") + 1].splitlines()))
+        try:
+            text = read_bytes(self.path, "table_bytes").decode("utf-8")
+            # What follows the last line break was cut short.
+            rows = list(csv.reader(text[: text.rfind("\n") + 1].splitlines()))
+        except (UnicodeDecodeError, csv.Error) as error:
+            allowed = "a CSV file in UTF-8"
+            raise invalid("file", str(self.path), allowed, "give another file") from error
         found = tuple(rows[0]) if rows else ()
         self.columns = self.columns or (found if found[:1] == ("step",) else None)
         columns = self.columns or ()
@@ -296,7 +301,7 @@ class CSV:
             given = ",".join(found) or "an empty file"
             allowed = ",".join(self.columns or ("step", "..."))
             raise invalid(f"columns of {self.path}", given, allowed, "give another file")
-        whole = [row for row in rows[1:] if len(row) == len(found)]
+        whole = [row for row in rows[1:] if len(row) == len(found) and row[0].isdecimal()]
         cells = [dict(zip(found, row, strict=True)) for row in whole if int(row[0]) < step]
         return [[row.get(column, "") for column in columns] for row in cells]
 
@@ -371,7 +376,7 @@ def console_line(columns: Sequence[str], row: Row) -> str:
 
 def say(line: str) -> None:
     """Write a line on standard error: results alone go to standard output."""
-    sys.stderr.write(line + "\n")
+    sys.stderr.write(without_controls(line) + "\n")
 
 
 def _say_somehow(line: str) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.lab.stand_ins import RAW, stand_ins
-from thalweg.errors import InvalidInput
+from thalweg.errors import InvalidInput, without_controls
 from thalweg.lab.config.loading import (
     PROBLEM_SPECS,
     PhaseSpec,
@@ -26,6 +26,7 @@ from thalweg.lab.config.loading import (
 )
 from thalweg.lab.config.optimizers import SGD
 from thalweg.lab.config.overrides import apply_overrides
+from thalweg.lab.store.durable import is_folder_name
 
 __all__ = ["stand_ins"]
 
@@ -36,7 +37,10 @@ PHASE_KEYS = (
     "epochs, until_alignment, alignment_ema, until_loss"
 )
 COUNT = "an integer >= 1"
-NAME = "at most 64 of letters, digits, '-', '_' and '.', not starting with '.'"
+NAME = (
+    "at most 64 of letters, digits, '-', '_' and '.', a letter or digit first, no '.' last, and no"
+    " name that Windows keeps for itself (con, nul, com1, ...)"
+)
 
 
 def spec_with(**values: Any) -> Spec:
@@ -112,7 +116,7 @@ def message_of(overrides: dict[str, Any]) -> str:
         ("device", "gpu", "device: got 'gpu', allowed: 'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'"),
         ("dtype", "float", "dtype: got 'float', allowed: one of 'float32', 'float64'; "
          "did you mean 'float64'?"),
-        ("threads", 0, f"threads: got 0, allowed: {COUNT}"),
+        ("threads", 0, f"threads: got 0, allowed: {COUNT} and <= 1024"),
         ("problem", 3, "problem: got 3, allowed: a table"),
         ("problem.model.name", "mpl",
          "problem.model.name: got 'mpl', allowed: one of cnn, mlp; did you mean 'mlp'?"),
@@ -311,7 +315,9 @@ def test_the_learning_rate_of_a_phase_has_its_schedule_and_warm_up():
 
 
 NUMBERS = st.floats(1e-300, 1e300) | st.integers(1, 2**60)
-TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
+TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cc"])).filter(
+    lambda text: text == without_controls(text)
+)
 SPLITS = st.fixed_dictionaries(
     {}, optional={"dominant": NUMBERS, "bulk": NUMBERS, "basis": st.sampled_from(["live"])}
 )
@@ -326,7 +332,9 @@ SPLITS = st.fixed_dictionaries(
     hidden=st.lists(st.integers(1, 9)),
     batch_size=st.integers(1, 1000) | st.just("all"),
     branches=st.dictionaries(
-        st.from_regex(r"[a-z0-9_-][a-z0-9._-]{0,9}", fullmatch=True).filter(lambda n: n != "trunk"),
+        st.from_regex(r"[a-z0-9]([a-z0-9._-]{0,8}[a-z0-9_-])?", fullmatch=True).filter(
+            lambda n: n != "trunk" and is_folder_name(n)
+        ),
         st.fixed_dictionaries({}, optional={"split": SPLITS, "until_loss": NUMBERS}),
         max_size=3,
     ),

@@ -116,8 +116,8 @@ def test_the_environment_says_versions_machine_and_device() -> None:
 
 def test_verdicts_are_kept(study: StudyFolder) -> None:
     assert study.read_verdicts() is None
-    study.write_verdicts([{"claim": "aligned", "verdict": "holds", "spread": math.nan}])
-    assert study.read_verdicts() == [{"claim": "aligned", "verdict": "holds", "spread": "nan"}]
+    study.write_verdicts([{"claim": "aligned", "outcome": "holds", "spread": math.nan}])
+    assert study.read_verdicts() == [{"claim": "aligned", "outcome": "holds", "spread": "nan"}]
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ from thalweg.registry import NAME_PATTERN, NAME_WORDS
 from thalweg.settings import Choice, Wording
 
 Location = tuple[str | int, ...]
+LONGEST_PART = 80
+"""Characters of a key that a message shows."""
 _PLAIN = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
 _BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
@@ -135,7 +137,7 @@ def all_keys(place: Place, raw: Any, path: Location = ()) -> Iterator[Location]:
 
 def dotted(location: Sequence[str | int]) -> str:
     """The key path as the user writes it."""
-    return ".".join(str(part) for part in location)
+    return ".".join(str(part)[:LONGEST_PART] for part in location)
 
 
 def _flat(metadata: Sequence[Any]) -> Iterator[Any]:

@@ -126,18 +126,19 @@ def _starts_from(branch: Any) -> str | None:
 def _predecessors_first(branches: Mapping[str, Any]) -> list[str]:
     """The names in an order in which each comes after the branch it starts from.
 
-    Those in a circle, or after a branch that does not exist, at the end: the spec's own check
-    refuses them.
+    Those in a circle, or after a branch that does not exist, anywhere: the spec's own check refuses
+    them.
     """
     before = {name: _starts_from(branch) for name, branch in branches.items()}
-    order: list[str] = []
-    while ready := [
-        name
-        for name, above in before.items()
-        if name not in order and (above is None or above in order)
-    ]:
-        order += ready
-    return order + [name for name in branches if name not in order]
+    order: dict[str, None] = {}
+    for name in before:
+        chain: dict[str, None] = {}
+        here: str | None = name
+        while here in before and here not in order and here not in chain:
+            chain[here] = None
+            here = before[here]
+        order.update(dict.fromkeys(reversed(chain)))
+    return list(order)
 
 
 def _either(

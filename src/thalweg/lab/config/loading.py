@@ -14,14 +14,13 @@ import hashlib
 import importlib
 import json
 import re
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from thalweg.errors import InvalidInput, unknown_name
+from thalweg.errors import InvalidInput, invalid, unknown_name
 from thalweg.lab.config.former_keys import FORMAT, present_path, with_former_keys, with_present_keys
 from thalweg.lab.config.layering import (
     OF_A_BRANCH_ALONE,
@@ -38,6 +37,8 @@ from thalweg.lab.config.messages import explain, nearest, shown
 from thalweg.lab.config.overrides import apply_overrides, parse_overrides
 from thalweg.lab.config.phases import NoiseSpec, PhaseSpec, SplitSpec
 from thalweg.lab.config.spec import BranchSpec, CheckpointSpec, ClaimSpec, Spec, SubspaceSpec
+from thalweg.lab.config.tables import check_tables, parse_toml
+from thalweg.limits import read_bytes
 from thalweg.problems.problem_spec import ProblemSpec
 
 __all__ = [
@@ -120,10 +121,15 @@ def parse_spec(
         InvalidInput: one line for each mistake.
     """
     _register_built_ins()
+    if not isinstance(raw, Mapping):
+        raise invalid(source, raw, "tables of settings")
+    check_tables(raw, source)
     given = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
+    check_tables(given, "command line")
     given = {present_path(key): value for key, value in given.items()}
     tables = with_common_branch(with_present_keys(raw, source))
     changed, overridden = apply_overrides(tables, given, Spec)
+    check_tables(changed, "command line")
     own = with_present_keys(changed, "command line")
     full = with_full_branches(own)
     try:
@@ -265,17 +271,18 @@ def read_toml(path: Path, source: str) -> dict[str, Any]:
         InvalidInput: it cannot be read, or is no TOML: line and column are named.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_bytes(path, "spec_bytes").decode("utf-8").replace("\r\n", "\n")
     except FileNotFoundError:
         raise InvalidInput(f"{source}: no such file; give a TOML file or a built-in name") from None
     except OSError as error:
         raise InvalidInput(f"{source}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise InvalidInput(f"{source}: not a text in UTF-8 (byte {error.start})") from None
-    try:
-        raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InvalidInput(f"{source}, {_syntax_error(error, text)}") from None
+    except ValueError as error:  # a zero byte in the path
+        if isinstance(error, InvalidInput):
+            raise
+        raise InvalidInput(f"{source!r}: cannot be read ({error})") from None
+    raw = parse_toml(text, source)
     return _over_what_it_extends(with_present_keys(raw, source), source)
 
 
@@ -285,17 +292,7 @@ def _over_what_it_extends(raw: dict[str, Any], source: str) -> dict[str, Any]:
     if below is None:
         return raw
     names = {path.stem: path for path in SPECS.glob("*.toml")}
-    if below not in names:
+    if not isinstance(below, str) or below not in names:
         allowed = f"one of {', '.join(sorted(names))}{nearest(below, names)}"
         raise InvalidInput(f"{source}: extends: got {shown(below)}, allowed: {allowed}")
     return laid_over(read_toml(names[below], f"built-in spec {below}"), raw)
-
-
-def _syntax_error(error: tomllib.TOMLDecodeError, text: str) -> str:
-    """Line, column and reason of a mistake in TOML."""
-    found = re.match(r"(.*) \(at line (\d+), column (\d+)\)$", str(error))
-    if found:
-        return f"line {found[2]}, column {found[3]}: {found[1]}"
-    lines = text.split("\n")
-    reason = str(error).removesuffix(" (at end of document)")
-    return f"line {len(lines)}, column {len(lines[-1]) + 1}: {reason}, at the end of the file"

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from thalweg.errors import InvalidInput
+from thalweg.errors import shown as as_words
 from thalweg.lab.config.fields import Location, Place, all_keys, dotted, value_at, walk
 
 LONGEST_VALUE = 80
 """Characters of a given value that a message shows."""
+MOST_LINES = 20
+"""Mistakes that are told at once: a file of noise has as many as it has words."""
 
 
 CAN_BE_OFF = [(key,) for key in ("clip_norm", "noise", "split", "local")]
@@ -40,15 +44,18 @@ def explain(
             where it was made.
     """
     lines: dict[Location, str] = {}
-    items = error.errors(include_url=False)
-    failed = [item["loc"] for item in items]
+    items = error.errors(include_url=False, include_input=False)
+    failed = {item["loc"][:length] for item in items for length in range(len(item["loc"]))}
     told: set[tuple[Location, str]] = set()
     for item in items:
-        if item["type"] == "too_short" and _is_above(item["loc"], failed):
+        if item["type"] == "too_short" and item["loc"] in failed:
             continue  # an array counts as short where its items failed: these are named already
         location, line = _line(item, model, raw)
         if given is not None and _is_taken_over(location, item["type"], given, told):
             continue
+        if len(lines) == MOST_LINES and location not in lines:
+            lines[()] = f"{source}: more mistakes than these {MOST_LINES}"
+            break
         where = "command line" if _from_command_line(item["loc"], tuple(overridden)) else source
         lines.setdefault(location, f"{where}: {line}")
     return InvalidInput("\n".join(lines.values()))
@@ -59,18 +66,19 @@ def shown(value: Any) -> str:
     if isinstance(value, bool):
         text = str(value).lower()
     elif isinstance(value, list | tuple):
-        text = "[" + ", ".join(shown(item) for item in value) + "]"
+        text = "[" + ", ".join(shown(item) for item in islice(value, LONGEST_VALUE)) + "]"
     elif isinstance(value, Mapping):
-        text = "{" + ", ".join(f"{key} = {shown(item)}" for key, item in value.items()) + "}"
+        pairs = islice(value.items(), LONGEST_VALUE)
+        text = "{" + ", ".join(f"{key} = {shown(item)}" for key, item in pairs) + "}"
     else:
-        text = " ".join(repr(value).split())
+        text = " ".join(as_words(value).split())
     return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 3] + "..."
 
 
 def nearest(given: object, known: Iterable[str]) -> str:
     """The end of a message: the known name nearest to the one given; empty where none is near."""
     names = {name.replace("-", "_").lower(): name for name in known}
-    wanted = str(given).replace("-", "_").lower()
+    wanted = str(given)[:LONGEST_VALUE].replace("-", "_").lower()
     near = difflib.get_close_matches(wanted, names, n=1)
     return f"; did you mean {names[near[0]]!r}?" if near else ""
 
@@ -92,7 +100,9 @@ def _line(item: Any, model: type[BaseModel], raw: Any) -> tuple[Location, str]:
     if kind in ("missing", "choice_missing"):
         return location, f"{key}: missing, allowed: {place.allowed()}"
     given = value_at(raw, location) if location else raw
-    if kind in ("value_error", "assertion_error"):  # from a check in a user's own settings
+    if kind in ("value_error", "assertion_error") and location != (
+        "name",
+    ):  # from a check in a user's own settings
         reason = " ".join(str(context.get("error", item["msg"])).split())
         return location, f"{key}: got {shown(given)}, {reason}"
     near = nearest(given, place.names()) if isinstance(given, str) else ""
@@ -120,11 +130,6 @@ def _elsewhere(model: type[BaseModel], location: Location, raw: Any) -> str:
     wanted = str(location[-1]).replace("-", "_")
     found = [path for path in all_keys(Place(model), raw) if path[-1] == wanted]
     return f"; did you mean {dotted(found[0])!r}?" if found else ""
-
-
-def _is_above(location: Location, others: Sequence[Location]) -> bool:
-    length = len(location)
-    return any(len(other) > length and other[:length] == location for other in others)
 
 
 def _is_taken_over(

@@ -14,9 +14,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from thalweg.errors import InvalidInput
+from thalweg.errors import InvalidInput, shown
 from thalweg.lab.config.fields import Location, Place, dotted, value_at, walk
 from thalweg.lab.config.messages import nearest
+from thalweg.lab.config.tables import parse_value
+from thalweg.limits import check_limit
 
 SHORT_FORMS: dict[str, str] = {
     "lr": "phases.*.optimizer.lr",
@@ -81,6 +83,8 @@ def apply_overrides(
     # A table before the keys in it, all phases before a single one: the more precise word holds.
     for path, key in sorted(paths, key=lambda pair: (pair[0].count("."), "*" not in pair[0])):
         value = overrides[key]
+        dots = path.count(".")
+        check_limit("spec_depth", dots, f"command line: --{shown(key, 80)}", f"{dots} dots")
         for location in _locations(changed, path, key):
             place, reached = walk(model, location, changed)
             known = place if reached == location else None
@@ -129,7 +133,7 @@ def _steps(
             return [(name, rest) for name in names]
         return [_free_name(names, parts)]
     if isinstance(table, list):
-        if not (first.isdecimal() and int(first) < len(table)):
+        if not (first.isdecimal() and len(first) < 10 and int(first) < len(table)):
             allowed = f"a number below {len(table)} after {dotted(location)}"
             raise InvalidInput(f"command line: --{key}: got {first!r}, allowed: {allowed}")
         return [(int(first), rest)]
@@ -201,7 +205,7 @@ def _drop_other_end(raw: Any, location: Location, overridden: list[Location]) ->
 def _read(words: Words, place: Place | None, key: str) -> Any:
     """The value that words stand for, where that kind of value is allowed."""
     if len(words) > 1:
-        return [_scalar(word, _item(place)) for word in words]
+        return [_scalar(word, _item(place), key) for word in words]
     if not words:
         if place is not None and not place.accepts(bool):
             raise InvalidInput(f"command line: --{key}: no value, allowed: {place.allowed()}")
@@ -209,21 +213,21 @@ def _read(words: Words, place: Place | None, key: str) -> Any:
     if words[0] == UNSET:
         return UNSET
     if place is not None and place.accepts(tuple) and not words[0].lstrip().startswith("["):
-        return [_scalar(word, _item(place)) for word in words[0].split(",") if word]
-    return _scalar(words[0], place)
+        return [_scalar(word, _item(place), key) for word in words[0].split(",") if word]
+    return _scalar(words[0], place, key)
 
 
 def _item(place: Place | None) -> Place | None:
     return place.into(0, None) if place is not None else None
 
 
-def _scalar(word: str, place: Place | None) -> Any:
+def _scalar(word: str, place: Place | None, key: str) -> Any:
     """A TOML value; text where it is none, or where nothing but text is allowed."""
     kinds = [kind for kind in (bool, int, float, tuple, dict) if place and place.accepts(kind)]
     if place is not None and place.accepts(str) and not kinds and not word.startswith("{"):
         return word
     try:
-        parsed = tomllib.loads(f"value = {word}")
+        parsed = parse_value(f"value = {word}", f"command line: --{key}")
     except tomllib.TOMLDecodeError:
         return word
     value = parsed.get("value")

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from thalweg.lab.config.learning_rates import ScheduleSettings, factor_with_warmup
 from thalweg.lab.config.optimizers import OptimizerSettings
+from thalweg.lab.store.durable import is_folder_name
 from thalweg.registry import NAME_PATTERN, NAME_WORDS, optimizers, schedules
 from thalweg.settings import Choice, Count, SpecModel, Wording, bad_value
 
@@ -27,6 +28,24 @@ Name = Annotated[
     Field(pattern=NAME_PATTERN, max_length=LONGEST_NAME),
     Wording(f"at most {LONGEST_NAME} of {NAME_WORDS}"),
 ]
+
+
+def _as_folder(name: str) -> str:
+    if not is_folder_name(name):
+        raise ValueError("not the name of a folder")
+    return name
+
+
+FolderName = Annotated[
+    str,
+    Field(pattern=NAME_PATTERN, max_length=LONGEST_NAME),
+    AfterValidator(_as_folder),
+    Wording(
+        f"at most {LONGEST_NAME} of letters, digits, '-', '_' and '.', a letter or digit first, no"
+        " '.' last, and no name that Windows keeps for itself (con, nul, com1, ...)"
+    ),
+]
+"""The name of a branch or study, which becomes that of a folder, on any system."""
 NotNegativeCount = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 OptimizerChoice = Annotated[OptimizerSettings, Choice(optimizers)]

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from thalweg.lab.config.phases import Name, PhaseSpec
+from thalweg.lab.config.phases import FolderName, Name, PhaseSpec
 from thalweg.lab.store.folders import TRUNK
+from thalweg.limits import SETTING, limit
 from thalweg.problems.problem_spec import ProblemSpec
 from thalweg.settings import Count, SpecModel, Wording, bad_value
 
@@ -19,11 +20,14 @@ if TYPE_CHECKING:
 
 AT_BRANCH_POINT = ("displacement", "overlap")
 """Probes that compare with theta and S_k at the branch point."""
+MOST_THREADS = 1024
+"""Of one process: with many more OpenMP ends it without a word."""
 Device = Annotated[
     str,
     Field(pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)$"),
     Wording("'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'"),
 ]
+Threads = Annotated[int, Field(ge=1, le=MOST_THREADS)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63), Wording("an integer from 0 to 2^63 - 1")]
 
@@ -123,20 +127,22 @@ class ClaimSpec(SpecModel):
 class Spec(SpecModel):
     """A study: one problem, a trunk of phases, and the branches that start at its end."""
 
-    name: Name = Field(default="main", description="name of the study, part of its folder's name")
+    name: FolderName = Field(
+        default="main", description="name of the study, part of its folder's name"
+    )
     description: str = Field(default="", description="what the study is for")
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = Field(
         default=(0,), description="one run of trunk and branches for each"
     )
     device: Device = Field(default="auto", description="where it is computed")
     dtype: Literal["float32", "float64"] = Field(default="float32", description="of all tensors")
-    threads: Count = Field(default=1, description="CPU threads of each process")
+    threads: Threads = Field(default=1, description="CPU threads of each process")
     problem: ProblemSpec = Field(description="data, model, loss")
     subspace: SubspaceSpec = Field(default=SubspaceSpec(), description="the dominant subspace")
     phases: Annotated[tuple[PhaseSpec, ...], Field(min_length=1)] = Field(
         description="the trunk, one phase after the other"
     )
-    branches: dict[Name, BranchSpec] = Field(
+    branches: dict[FolderName, BranchSpec] = Field(
         default={}, description="what goes on from the trunk's last checkpoint, by name"
     )
     probes: dict[str, Count] = Field(
@@ -199,15 +205,27 @@ class Spec(SpecModel):
 
     @model_validator(mode="after")
     def _branches_lead_back_to_the_trunk(self) -> Self:
+        depth: dict[str | None, int] = {None: 0}
+        most = limit("spec_chain")
         for name in self.branches:
-            seen, here = [name], self.branches[name].starts_from
-            while here is not None:
-                if here not in self.branches or here in seen:
+            chain: dict[str, None] = {}
+            here: str | None = name
+            while here not in depth:
+                if here not in self.branches or here in chain:
+                    last = next(reversed(chain))
                     allowed = "a branch that does not itself come after this one"
-                    given = self.branches[seen[-1]].starts_from
-                    raise bad_value("starts_from", given, allowed, within=("branches", seen[-1]))
-                seen.append(here)
+                    given = self.branches[last].starts_from
+                    raise bad_value("starts_from", given, allowed, within=("branches", last))
+                chain[here] = None
                 here = self.branches[here].starts_from
+            for before in reversed(chain):
+                depth[before] = depth[self.branches[before].starts_from] + 1
+                if depth[before] > most:
+                    allowed = f"a branch with less than {most} before it"
+                    hint = f"{SETTING}=spec_chain={depth[before]} raises this limit"
+                    given = self.branches[before].starts_from
+                    within = ("branches", before)
+                    raise bad_value("starts_from", given, allowed, hint, within=within)
         return self
 
     @model_validator(mode="after")

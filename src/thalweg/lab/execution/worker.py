@@ -5,12 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import time
-import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from thalweg.errors import Diverged, Interrupted, ThalwegError
 from thalweg.lab.config import Spec, parse_spec
+from thalweg.lab.config.tables import parse_toml, stored_toml
 from thalweg.lab.execution.machine import compute_repeatably
 from thalweg.lab.store import RunFolder, StudyFolder
 from thalweg.lab.store.status import Status
@@ -62,8 +62,8 @@ def execute_run(
         compute_repeatably(device)
         for plugin in plugins:
             load_plugin(plugin)
-        spec = spec or parse_spec(tomllib.loads(study.spec_text), source="spec.toml")
-        known = tomllib.loads(folder.run_text)
+        spec = spec or parse_spec(parse_toml(study.spec_text, "spec.toml"), source="spec.toml")
+        known = stored_toml(folder.run_text, folder.path / "run.toml")
         run = Run(
             spec,
             study,

@@ -119,8 +119,10 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     if not path.is_dir():
         raise invalid("checkpoint", str(path), "a folder such as checkpoints/step-00001000")
     manifest = _verify(path)
-    state = durable.read_json(path / _STATE)["state"]
-    return Checkpoint(manifest["step"], load_tensors(path / _TENSORS), state)
+    content = durable.read_json(path / _STATE)
+    if not (isinstance(content, dict) and "state" in content):
+        raise IntegrityError(f"{path / _STATE}: damaged, it holds no state")
+    return Checkpoint(manifest["step"], load_tensors(path / _TENSORS), content["state"])
 
 
 def latest_checkpoint(folder: Path | str) -> Path | None:
@@ -221,9 +223,21 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise IntegrityError(f"{path}: no readable {_MANIFEST} ({error.strerror})") from error
     if not isinstance(manifest, dict) or manifest.pop("sha256", None) != _digest(manifest):
         raise IntegrityError(f"{path / _MANIFEST}: damaged")
+    if not _has_all(manifest):
+        raise IntegrityError(f"{path / _MANIFEST}: damaged, it does not say what was written")
     if manifest["step"] != _step_of(path):
         raise IntegrityError(f"{path}: belongs to step {manifest['step']}")
     return manifest
+
+
+def _has_all(manifest: Mapping[str, Any]) -> bool:
+    files = manifest.get("files")
+    return (
+        isinstance(manifest.get("step"), int)
+        and isinstance(manifest.get("permanent"), bool)
+        and isinstance(files, dict)
+        and set(files) == {_TENSORS, _STATE}
+    )
 
 
 def _verify(path: Path) -> dict[str, Any]:

@@ -27,12 +27,15 @@ from pathlib import Path
 from typing import Any
 
 from thalweg.errors import IntegrityError, InvalidInput, ThalwegError, invalid
+from thalweg.limits import read_bytes
 
 #: Names with this prefix are unfinished; readers such as pandas skip names that start with a dot.
 UNFINISHED = ".writing-"
 
 _serial = itertools.count()
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._+-]{0,118}[A-Za-z0-9_+-])?")
+_NUMBERED = tuple(f"{device}{digit}" for device in ("COM", "LPT") for digit in range(10))
+_DEVICES = frozenset(("CON", "PRN", "AUX", "NUL", *_NUMBERED))
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NOT_A_FOLDER = (errno.ENOTDIR, errno.EEXIST)
@@ -48,6 +51,16 @@ def check_name(what: str, name: str) -> str:
         allowed = "1 to 120 letters, digits, '.', '_', '+' or '-', with a letter or digit first"
         raise invalid(what, name, allowed, "and no dot at the end")
     return name
+
+
+def is_folder_name(name: str) -> bool:
+    """Whether a folder can have that name on every system: Windows keeps some for its devices.
+
+    Example:
+        >>> is_folder_name("bulk-sgd"), is_folder_name("con.2"), is_folder_name("sgd.")
+        (True, False, False)
+    """
+    return bool(_NAME.fullmatch(name)) and name.partition(".")[0].upper() not in _DEVICES
 
 
 def write_file(path: Path, content: bytes | str) -> None:
@@ -224,9 +237,10 @@ def read_json(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: there is none.
-        IntegrityError: it is not JSON.
+        IntegrityError: it is not JSON, nested without end, or larger than the limit "json_bytes".
     """
+    content = read_bytes(path, "json_bytes", error=IntegrityError)
     try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{path}: damaged, not JSON ({error})") from error

@@ -32,6 +32,7 @@ from thalweg.lab.store import durable
 from thalweg.lab.store.lock import is_locked, locked
 from thalweg.lab.store.metrics import read_metrics
 from thalweg.lab.store.status import Status, read_status, utc_now, write_status
+from thalweg.limits import read_bytes
 
 if TYPE_CHECKING:
     import pandas
@@ -202,9 +203,9 @@ class StudyFolder:
         if not file.is_file():
             return []
         latest = durable.read_json(file)
-        if not isinstance(latest, dict):
-            raise IntegrityError(f"{file}: damaged, not an object")
-        earlier = latest.pop("earlier", [])
+        earlier = latest.pop("earlier", []) if isinstance(latest, dict) else None
+        if not (isinstance(earlier, list) and all(isinstance(item, dict) for item in earlier)):
+            raise IntegrityError(f"{file}: damaged, not an object with a list of earlier ones")
         return [*earlier, latest]
 
     def write_verdicts(self, verdicts: Any) -> None:
@@ -212,9 +213,18 @@ class StudyFolder:
         durable.write_file(self.path / "verdicts.json", durable.to_json(verdicts))
 
     def read_verdicts(self) -> Any:
-        """Return what `verdicts.json` holds; None if there is none yet."""
+        """Return what `verdicts.json` holds; None if there is none yet.
+
+        Raises:
+            IntegrityError: it is not a list of verdicts.
+        """
         file = self.path / "verdicts.json"
-        return durable.read_json(file) if file.is_file() else None
+        if not file.is_file():
+            return None
+        found = durable.read_json(file)
+        if not (isinstance(found, list) and all(_is_verdict(verdict) for verdict in found)):
+            raise IntegrityError(f"{file}: damaged, not a list of verdicts; make the report anew")
+        return found
 
     def run(self, seed: int, branch: str) -> RunFolder:
         """Return the folder of one run, whether it exists or not.
@@ -301,8 +311,19 @@ def load(study: StudyFolder | Path | str, root: Path | str = "runs") -> pandas.D
     return pyarrow.concat_tables(tables, promote_options="default").to_pandas()
 
 
+def _is_verdict(value: Any) -> bool:
+    """Whether it has what is read of a verdict: the claim, the outcome, and maybe a label."""
+    return isinstance(value, dict) and all(
+        isinstance(value.get(key, default), str)
+        for key, default in (("claim", None), ("outcome", None), ("label", ""))
+    )
+
+
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        text = read_bytes(path, "spec_bytes", error=IntegrityError).decode("utf-8")
+        return text.replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise IntegrityError(f"{path}: damaged, byte {error.start} is not UTF-8") from None
     except FileNotFoundError:
         raise invalid("folder", str(path.parent), f"one that holds {path.name}") from None

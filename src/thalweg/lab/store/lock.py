@@ -26,6 +26,7 @@ from typing import IO
 from thalweg.errors import InvalidInput
 from thalweg.lab.store import durable
 
+_LONGEST_HOLDER = 10_000
 _FILE = ".lock"
 #: `is_locked` holds the lock for some microseconds: a holder-to-be tries again before giving up.
 _ATTEMPTS, _PAUSE = 5, 0.05
@@ -98,10 +99,10 @@ def _acquire(file: IO[str]) -> bool:
 def _holder(file: IO[str]) -> str:
     file.seek(0)
     try:
-        holder = json.loads(file.read())
-    except (ValueError, OSError):  # taken in this instant, its name not yet written
-        return "another process"
-    return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
+        holder = json.loads(file.read(_LONGEST_HOLDER))
+        return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
+    except (ValueError, OSError, TypeError, LookupError, RecursionError):
+        return "another process"  # in this instant, its name not yet written; or nonsense
 
 
 if os.name == "nt":

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from thalweg.errors import IntegrityError, InvalidInput, ThalwegError, invalid, unknown_name
 from thalweg.lab.store import durable
+from thalweg.limits import check_limit
 
 if TYPE_CHECKING:
     import pyarrow
@@ -39,6 +40,7 @@ SECONDS_PER_SEGMENT = 10.0
 #: Beyond this many segments they are merged into one, so that a long run stays quick to read.
 MAX_SEGMENTS = 64
 
+_BYTES_OF_A_VALUE = 8
 _READ_ATTEMPTS = 20
 _NAME = re.compile(r"segment-(\d{8,})-(\d{8,})\.parquet")
 _NAMES_KEY = b"thalweg:columns"
@@ -331,16 +333,32 @@ def read_segment(segment: Segment) -> pyarrow.Table:
 
     try:
         with segment.path.open("rb") as file:
-            table = parquet.ParquetFile(file, page_checksum_verification=True).read()
+            opened = parquet.ParquetFile(file, page_checksum_verification=True)
+            _check_claims(segment, opened.metadata)
+            table = opened.read()
         _check_footer(segment, table)
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
         if isinstance(error, OSError) and error.errno:  # not found, not allowed: not damaged
             raise
+        reason = str(error).partition("\n")[0]
         raise IntegrityError(
-            f"{segment.path}: damaged ({str(error).splitlines()[0]}); restore it from a copy, or "
+            f"{segment.path}: damaged ({reason}); restore it from a copy, or "
             "remove it and resume from a checkpoint before its first step"
         ) from error
     return table.replace_schema_metadata(None)
+
+
+def _check_claims(segment: Segment, metadata: Any) -> None:
+    """Compare what a file claims with its name and the limit, before it is unpacked."""
+    if not 0 < metadata.num_rows <= segment.last - segment.first + 1:
+        raise ValueError(f"{metadata.num_rows:,} rows for the steps of its name")
+    # Not what a column claims: pyarrow ends the process where that is damaged.
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    claimed = max(
+        sum(group.total_byte_size for group in groups),
+        _BYTES_OF_A_VALUE * metadata.num_rows * metadata.num_columns,
+    )
+    check_limit("table_bytes", claimed, segment.path, error=IntegrityError)
 
 
 def _check_footer(segment: Segment, table: pyarrow.Table) -> None:

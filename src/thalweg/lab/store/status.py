@@ -9,11 +9,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from thalweg.errors import IntegrityError, unknown_name
+from thalweg.errors import IntegrityError, shown, unknown_name
 from thalweg.lab.store import durable
 
 State = Literal["waiting", "running", "interrupted", "done", "diverged", "failed"]
 STATES: tuple[str, ...] = get_args(State)
+_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("state", "message", "host", "updated"), (str,)),
+    **dict.fromkeys(("step", "pid"), (int,)),
+    "end_step": (int, type(None)),
+    "seconds": (int, float),
+    **dict.fromkeys(("loss", "alignment", "sharpness"), (float, type(None))),
+}
 _NUMBERS = ("loss", "alignment", "sharpness")
 
 
@@ -70,10 +77,13 @@ def read_status(path: Path) -> Status | None:
         for name in _NUMBERS:  # "nan" and "inf" are text in JSON
             if values.get(name) is not None:
                 values[name] = float(values[name])
+        for name, value in values.items():
+            if not isinstance(value, _TYPES[name]) or isinstance(value, bool):
+                raise TypeError(f"{name} is {shown(value, 80)}")
         return Status(**values)
     except FileNotFoundError:
         return None
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise IntegrityError(
             f"{path}: damaged ({error}); remove it, then resume the run"
         ) from error

@@ -22,8 +22,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from thalweg.errors import InvalidInput, invalid
+from thalweg.errors import IntegrityError, InvalidInput, invalid
 from thalweg.lab.store import durable
+from thalweg.limits import check_limit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,12 +58,41 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read what `save_tensors` wrote: fresh CPU tensors of the same dtypes, shapes and strides."""
+    """Read what `save_tensors` wrote: fresh CPU tensors of the same dtypes, shapes and strides.
+
+    Raises:
+        IntegrityError: it is not what was written, or above a limit.
+        OSError: it cannot be read.
+    """
     from safetensors import safe_open
 
-    with safe_open(path, framework="pt") as file:
-        strides = json.loads((file.metadata() or {}).get("strides", "{}"))
-        return {name: _restored(file.get_tensor(name), strides.get(name)) for name in file.keys()}  # noqa: SIM118
+    check_header(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            strides = json.loads((file.metadata() or {}).get("strides", "{}"))
+            names = list(file.keys())
+            return {name: _restored(file.get_tensor(name), strides.get(name)) for name in names}
+    except OSError:
+        raise
+    except Exception as error:  # the library's own, and those of strides that are none
+        reason = " ".join(str(error).split())[:200]
+        raise IntegrityError(f"{path}: damaged, not what was saved ({reason})") from error
+
+
+def check_header(path: Path) -> None:
+    """Compare what a safetensors file claims with its size and with limits, before it is opened.
+
+    Raises:
+        IntegrityError: its header is longer than the file, or above a limit.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        size = os.fstat(file.fileno()).st_size
+    if length > size - 8:
+        raise IntegrityError(f"{path}: damaged, not a safetensors file (its header is cut short)")
+    check_limit("json_bytes", length, path, f"a header of {length:,} bytes", error=IntegrityError)
+    check_limit("parameters_bytes", size, path, error=IntegrityError)
 
 
 def _restored(tensor: Tensor, strides: list[int] | None) -> Tensor:
@@ -72,6 +102,9 @@ def _restored(tensor: Tensor, strides: list[int] | None) -> Tensor:
     # order at another alignment; nor may a later change of the file reach these tensors.
     if strides is None:
         return tensor.clone()
+    last = sum((size - 1) * step for size, step in zip(tensor.shape, strides, strict=True))
+    if last + 1 != tensor.numel() or min(strides, default=0) < 0:
+        raise ValueError(f"strides {strides} of shape {tuple(tensor.shape)}")
     return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype).copy_(tensor)
 
 

@@ -22,7 +22,7 @@ from thalweg.problems.data.readers.cifar_binary import (
     read_cifar_archive,
     read_cifar_file,
 )
-from thalweg.problems.data.readers.damage import unusable
+from thalweg.problems.data.readers.damage import check_size, unusable
 from thalweg.problems.data.readers.idx import read_idx
 from thalweg.problems.data.readers.npz import read_npz
 from thalweg.registry import datasets
@@ -287,6 +287,7 @@ def _check_labels(where: Path | str, labels: np.ndarray, number: int, num_classe
     if labels.shape != (number,) or labels.dtype.kind not in "iu":
         found = f"shape {labels.shape} of {labels.dtype}"
         raise unusable(where, found, f"{number} integers", "give one label for each image")
+    check_size(where, 8 * number)  # they become int64
     if number and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         found = f"labels from {labels.min()} to {labels.max()}"
         raise unusable(where, found, f"0 to {num_classes - 1}", "is it the right data set?")

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from thalweg.problems.data.readers.damage import LARGEST_TEXT, check_size, unusable
+from thalweg.problems.data.readers.damage import check_size, read_text, unusable
 
 PADDING = 0
 UNKNOWN = 1
 _RESERVED = 2
 _CONTINUATION = "##"
+_LONGEST_PIECE = 256
 _PADDING_TOKENS = ("[PAD]", "<pad>")
 _UNKNOWN_TOKENS = ("[UNK]", "<unk>")
 
@@ -63,26 +64,23 @@ class WordPieces:
         [UNK], <pad>, <unk>) are left out, as are lines that occur again.
 
         Raises:
-            InvalidInput: missing, not UTF-8, larger than `LARGEST_TEXT`, or without a piece.
+            InvalidInput: missing, not UTF-8, larger than the limit "text_bytes", without a piece,
+                or with one of more than 256 characters.
         """
-        try:
-            check_size(path, path.stat().st_size, LARGEST_TEXT)
-            text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise unusable(path, reason, "one token a line", "check vocabulary_file") from error
-        except UnicodeDecodeError as error:
-            found = f"byte {error.start} that is not UTF-8"
-            raise unusable(path, found, "one token a line, in UTF-8", "save it as UTF-8") from error
+        text = read_text(path, "one token a line", "check vocabulary_file")
         special = {"", *_PADDING_TOKENS, *_UNKNOWN_TOKENS}
         pieces = [line.strip() for line in text.splitlines()]
         kept = list(dict.fromkeys(piece for piece in pieces if piece not in special))
         if not kept:
             raise unusable(path, "no token", "one token a line", "check vocabulary_file")
+        longest = max(len(piece.removeprefix(_CONTINUATION)) for piece in kept)
+        if longest > _LONGEST_PIECE:  # the time to cut a word grows with its square
+            found, expected = f"a token of {longest:,} characters", f"at most {_LONGEST_PIECE}"
+            raise unusable(path, found, expected, "give one token a line")
         ordinary = [piece for piece in kept if not piece.startswith("[")]  # [CLS], [SEP], [MASK]
         return cls(
             ids={piece: number for number, piece in enumerate(kept, start=_RESERVED)},
-            longest=max(len(piece.removeprefix(_CONTINUATION)) for piece in kept),
+            longest=longest,
             lower_case=all(piece == piece.lower() for piece in ordinary),
         )
 
@@ -113,6 +111,8 @@ class WordPieces:
 
 def padded(sequences: Sequence[list[int]], length: int) -> np.ndarray:
     """Token ids (n, length) int64: cut or filled up with padding; an empty text is one unknown."""
+    what = f"{len(sequences):,} phrases of {length:,} tokens"
+    check_size(what, 8 * len(sequences) * length)
     ids = np.full((len(sequences), length), PADDING, dtype=np.int64)
     for row, sequence in zip(ids, sequences, strict=True):
         kept = (sequence or [UNKNOWN])[:length]

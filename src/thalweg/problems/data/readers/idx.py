@@ -33,6 +33,8 @@ def read_idx(path: Path) -> np.ndarray:
     try:
         with _open(path) as stream:
             return _read(path, stream)
+    except MemoryError as error:
+        raise unusable(path, "more than memory holds", "an IDX file", "cut it") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise unusable(
             path, f"damaged gzip data ({error})", "a whole .gz file", "fetch it again"

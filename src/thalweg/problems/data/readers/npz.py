@@ -7,18 +7,21 @@ on its own before any memory is allocated. Arrays of Python objects, which are p
 from __future__ import annotations
 
 import math
+import warnings
 import zipfile
-import zlib
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import numpy as np
 
-from thalweg.problems.data.readers.damage import check_size, unusable
+from thalweg.errors import shown
+from thalweg.problems.data.readers.damage import check_size, open_member, opened_zip, unusable
 
 Arrays = dict[str, np.ndarray]
 """Arrays by name."""
 
+_MOST_DIMENSIONS = 32
+_LONGEST = 2**48
 _ALLOWED_KINDS = "biuf"  # bool, signed, unsigned, floating
 
 
@@ -35,16 +38,10 @@ def read_npz(path: Path, names: tuple[str, ...], optional: tuple[str, ...] = ())
 
     Raises:
         InvalidInput: missing, truncated or corrupt; an array is missing, holds anything but
-            numbers, or is larger than `readers.damage.LARGEST_ARRAY`.
+            numbers, or all together are larger than the limit "array_bytes".
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return _read(path, archive, names, optional)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise unusable(path, f"a damaged zip ({error})", "an npz file", "fetch it again") from error
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise unusable(path, reason, "a readable npz file", "check the path") from error
+    with opened_zip(path, "npz file") as archive:
+        return _read(path, archive, names, optional)
 
 
 def _read(
@@ -56,37 +53,47 @@ def _read(
         found = "arrays " + (", ".join(sorted(members)) or "(none)")
         raise unusable(path, found, "arrays " + ", ".join(names), f"add {', '.join(missing)}")
     wanted = [*names, *(name for name in optional if name in members)]
-    return {name: _read_member(path, archive, name) for name in wanted}
+    arrays: Arrays = {}
+    total = 0
+    for name in wanted:
+        arrays[name] = _read_member(path, archive, name, total)
+        total += arrays[name].nbytes
+    return arrays
 
 
-def _read_member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
+def _read_member(path: Path, archive: zipfile.ZipFile, name: str, before: int) -> np.ndarray:
+    """One array; `before` are the bytes of those that were read already."""
     where = f"{path}, array {name}"
-    with archive.open(f"{name}.npy") as stream:
+    with open_member(archive, f"{name}.npy", where) as stream:
         shape, fortran_order, dtype = _read_header(where, stream)
         if dtype.kind not in _ALLOWED_KINDS:
             what = "Python objects" if dtype.hasobject else f"values of type {dtype}"
             raise unusable(where, what, "numbers", "save plain arrays of numbers")
         size = math.prod(shape) * dtype.itemsize
-        check_size(where, size)
+        check_size(where, before + size)
         values = stream.read(size + 1)
     if len(values) != size:
         found = f"{len(values):,} bytes" if len(values) < size else "more bytes"
         raise unusable(where, found, f"{size:,} bytes for shape {shape}", "fetch it again")
-    array = np.frombuffer(values, dtype=dtype)
+    array = np.frombuffer(values, dtype=dtype) if size else np.empty(0, dtype)
     return array.reshape(shape, order="F" if fortran_order else "C")
 
 
-def _read_header(where: str, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _read_header(where: str, stream: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
     try:
-        version = np.lib.format.read_magic(stream)
-        if version == (1, 0):
-            header = np.lib.format.read_array_header_1_0(stream)
-        else:
-            header = np.lib.format.read_array_header_2_0(stream)
-        if min(header[0], default=0) < 0:
-            raise ValueError(f"shape {header[0]}")
-    except ValueError as error:
-        reason = str(error).splitlines()[0]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", ".*Python 2.*")  # it would be read with a warning
+            version = np.lib.format.read_magic(stream)
+            if version == (1, 0):
+                header = np.lib.format.read_array_header_1_0(stream)
+            else:
+                header = np.lib.format.read_array_header_2_0(stream)
+        shape = header[0]
+        sizes = [type(length) is int and 0 <= length < _LONGEST for length in shape]
+        if not all(sizes) or len(shape) > _MOST_DIMENSIONS:
+            raise ValueError(f"shape {shown(shape, 80)}")
+    except Exception as error:  # a literal of Python, which can be wrong in every way
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise unusable(
             where, f"a bad header ({reason})", "an npy array", "save it again"
         ) from error

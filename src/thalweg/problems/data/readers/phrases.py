@@ -6,12 +6,19 @@ quoting: a quotation mark is a character of the phrase.
 
 from __future__ import annotations
 
-import zipfile
-import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
-from thalweg.problems.data.readers.damage import LARGEST_TEXT, check_size, unusable
+from thalweg.problems.data.readers.damage import (
+    check_size,
+    decoded,
+    open_member,
+    opened_zip,
+    read_whole,
+    unusable,
+)
 
+_MOST_DIGITS = 18
 TEXT_COLUMNS = ("sentence", "content", "text", "phrase")
 
 
@@ -24,16 +31,12 @@ def decode_phrases(source: str, content: bytes, num_classes: int) -> tuple[list[
     Raises:
         InvalidInput: no such columns, not UTF-8, a line with too few columns, a bad label, no line.
     """
-    try:
-        lines = content.decode("utf-8").rstrip("\n").split("\n")
-    except UnicodeDecodeError as error:
-        found = f"byte {error.start} that is not UTF-8"
-        raise unusable(source, found, "text in UTF-8", "save it as UTF-8") from error
-    text_column, label_column = _columns(source, lines[0].rstrip("\r"))
+    lines = _lines(decoded(source, content).rstrip("\n"))
+    text_column, label_column = _columns(source, next(lines))
     phrases: list[str] = []
     labels: list[int] = []
-    for number, line in enumerate(lines[1:], start=2):
-        fields = line.rstrip("\r").split("\t")
+    for number, line in enumerate(lines, start=2):
+        fields = line.split("\t")
         if len(fields) <= max(text_column, label_column):
             found = f"{len(fields)} column(s) in line {number}"
             expected = f"at least {max(text_column, label_column) + 1}"
@@ -43,6 +46,15 @@ def decode_phrases(source: str, content: bytes, num_classes: int) -> tuple[list[
     if not phrases:
         raise unusable(source, "no line below the header", "at least one", "is the file whole?")
     return phrases, labels
+
+
+def _lines(text: str) -> Iterator[str]:
+    """The lines of a text, one after the other: a list of them takes twenty times the text."""
+    start = 0
+    while (end := text.find("\n", start)) >= 0:
+        yield text[start:end].rstrip("\r")
+        start = end + 1
+    yield text[start:].rstrip("\r")
 
 
 def _columns(source: str, header: str) -> tuple[int, int]:
@@ -57,7 +69,8 @@ def _columns(source: str, header: str) -> tuple[int, int]:
 
 def _label(source: str, line: int, given: str, num_classes: int) -> int:
     given = given.strip()
-    if not (given.isascii() and given.isdigit() and int(given) < num_classes):
+    plain = given.isascii() and given.isdigit() and len(given) <= _MOST_DIGITS
+    if not (plain and int(given) < num_classes):
         expected = f"an integer from 0 to {num_classes - 1}"
         raise unusable(
             source, f"label {given[:40]!r} in line {line}", expected, "correct that line"
@@ -67,12 +80,7 @@ def _label(source: str, line: int, given: str, num_classes: int) -> int:
 
 def read_phrases(path: Path, num_classes: int) -> tuple[list[str], list[int]]:
     """Read a .tsv file; returns and raises as `decode_phrases`, also when it cannot be read."""
-    try:
-        check_size(path, path.stat().st_size, LARGEST_TEXT)
-        content = path.read_bytes()
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise unusable(path, reason, "a readable file", "check the path") from error
+    content = read_whole(path, "text_bytes", "a readable file", "check the path")
     return decode_phrases(str(path), content, num_classes)
 
 
@@ -84,16 +92,12 @@ def read_phrases_from_archive(
     Returns and raises as `decode_phrases`, also when the archive is damaged or lacks the member.
     """
     where = f"{path}, member {member}"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if member not in archive.namelist():
-                found = "members " + ", ".join(archive.namelist()[:8])
-                raise unusable(path, found, member, "is it the GLUE archive SST-2.zip?")
-            check_size(where, archive.getinfo(member).file_size, LARGEST_TEXT)
-            content = archive.read(member)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise unusable(path, f"a damaged zip ({error})", "SST-2.zip", "fetch it again") from error
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise unusable(path, reason, "a readable zip", "check the path") from error
+    with opened_zip(path, "SST-2.zip") as archive:
+        if member not in archive.namelist():
+            found = "members " + ", ".join(name[:80] for name in archive.namelist()[:8])
+            raise unusable(path, found, member, "is it the GLUE archive SST-2.zip?")
+        size = archive.getinfo(member).file_size
+        check_size(where, size, "text_bytes")
+        with open_member(archive, member, where) as stream:
+            content = stream.read(size + 1)
     return decode_phrases(where, content, num_classes)
