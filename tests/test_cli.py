@@ -24,7 +24,7 @@ from thalweg.lab.store import StudyFolder, find_studies
 from thalweg.lab.store.lock import locked
 
 VERBS = ["reproduce", "run", "resume", "report", "stop-phase", "list", "show", "compare", "claims"]
-VERBS += ["spec", "env", "completion"]
+VERBS += ["check", "spec", "env", "completion"]
 TINY: dict[str, Any] = {
     **RAW,
     "name": "tiny",
