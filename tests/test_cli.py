@@ -25,7 +25,7 @@ from thalweg.lab.store.lock import locked
 from thalweg.lab.store.status import Status
 
 VERBS = ["reproduce", "run", "resume", "report", "stop-phase", "list", "show", "compare", "claims"]
-VERBS += ["spec", "env", "completion"]
+VERBS += ["check", "spec", "env", "completion"]
 TINY: dict[str, Any] = {
     **RAW,
     "name": "tiny",

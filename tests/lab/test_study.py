@@ -21,6 +21,7 @@ from thalweg.errors import IntegrityError, InvalidInput
 from thalweg.lab import study as study_module
 from thalweg.lab.config import Spec
 from thalweg.lab.execution.schedule import tasks_of
+from thalweg.lab.identity import run_hash
 from thalweg.lab.preparing import read_spec
 from thalweg.lab.progress import Progress
 from thalweg.lab.store import StudyFolder
@@ -115,7 +116,9 @@ def test_data_that_has_changed_is_refused(
     study = run(spec, root=quick_path).study
     folder = study.run(0, "sgd")
     known = tomllib.loads(folder.run_text)["data_fingerprint"]
-    folder.write_run_text(folder.run_text.replace(known, "0" * 64))
+    made_with = folder.run_text.replace(known, "0" * 64)
+    made_with = made_with.replace(folder.hash, run_hash(read_spec(study), 0, "sgd", "0" * 64))
+    folder.write_run_text(made_with)
     (folder.path / "status.json").unlink()
     with pytest.raises(IntegrityError, match="was made with other data"):
         run(spec, root=quick_path)

@@ -1,8 +1,9 @@
-"""The commands that only look: list, show, compare, claims, spec, env."""
+"""The commands that look at what is there: list, show, compare, check, claims, spec, env."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from thalweg.cli.output import err, out, out_json
 
@@ -52,6 +53,30 @@ def compare(options: argparse.Namespace) -> int:
     labels = [quantities[name].label if name in quantities else "" for name in table.index]
     out(table.assign(**{"": labels}).to_string())
     return 0
+
+
+def check(options: argparse.Namespace) -> int:
+    """Verify all of a study; with `--repair`, go back to its newest good state."""
+    from thalweg.cli.studying import load_plugins
+    from thalweg.errors import IntegrityError
+    from thalweg.lab import checking
+    from thalweg.lab.store import StudyFolder
+    from thalweg.lab.store.folders import find_study
+
+    load_plugins(options)
+    # A folder without its spec.toml is one that can be repaired, too.
+    named = StudyFolder(Path(options.study))
+    study = named if named.runs() else find_study(options.study, options.root)
+    checked, done = checking.repair(study) if options.repair else (checking.check(study), [])
+    if options.json:
+        found = [{"path": str(one.path), "what": one.what} for one in checked.findings]
+        out_json({"findings": found, "notes": checked.notes, "repair": done})
+    else:
+        for one in checked.findings:
+            out(one.what)
+    for line in checking.summary(study, checked, done):
+        err(f"thalweg: {line}")
+    return IntegrityError.exit_code if checked.findings and not done else 0
 
 
 def claims(options: argparse.Namespace) -> int:

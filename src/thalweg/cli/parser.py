@@ -191,6 +191,22 @@ def _add_looking(verbs: Verbs) -> None:
     compare.add_argument("runs", nargs="+", metavar="run", help="STUDY/seed-N/BRANCH")
     _root(compare)
 
+    check = verbs.add(
+        "check",
+        looking.check,
+        "Verify every file of a study, or go back to its newest good state.",
+        "thalweg check main-digits",
+        json="the findings",
+    )
+    _study(check)
+    check.add_argument(
+        "--repair",
+        action="store_true",
+        help="move what is bad aside, so that thalweg resume runs it again",
+    )
+    _plugins(check)
+    _root(check)
+
     claims = verbs.add(
         "claims",
         looking.claims,

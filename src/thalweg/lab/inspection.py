@@ -9,8 +9,9 @@ from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thalweg.errors import InvalidInput, invalid, unknown_name
+from thalweg.errors import InvalidInput, ThalwegError, invalid, unknown_name
 from thalweg.lab.store import RunFolder, durable, find_studies, open_study
+from thalweg.lab.store.folders import unopened_studies
 
 if TYPE_CHECKING:
     import pandas
@@ -18,11 +19,17 @@ if TYPE_CHECKING:
 
 def run_rows(root: Path | str = "runs") -> list[dict[str, Any]]:
     """All runs of all studies below `root`: name and status."""
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = [
+        {"run": name, "state": "not opened", "message": why}
+        for name, why in unopened_studies(root).items()
+    ]
     for study in find_studies(root):
         for run in study.runs():
-            status = run.status()
-            state = {"state": "waiting"} if status is None else asdict(status)
+            try:
+                status = run.status()
+                state = {"state": "waiting"} if status is None else asdict(status)
+            except (ThalwegError, OSError) as error:
+                state = {"state": "damaged", "message": str(error)}
             rows.append({"run": f"{study.name}/seed-{run.seed}/{run.branch}", **state})
     return rows
 

@@ -7,7 +7,7 @@ in the same folder: a second call resumes or extends what is there, and nothing 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,8 +16,8 @@ from pydantic import BaseModel
 
 from thalweg.errors import IntegrityError
 from thalweg.lab.config import TRUNK, Spec, dump_spec, parse_spec, spec_hash
-from thalweg.lab.config.tables import parse_toml, stored_toml
 from thalweg.lab.execution.schedule import Task, longest_first, tasks_of
+from thalweg.lab.identity import bound_of, run_hash
 from thalweg.lab.problem_facts import ProblemFacts, examine
 from thalweg.lab.progress import Progress
 from thalweg.lab.sharing import (
@@ -28,7 +28,12 @@ from thalweg.lab.sharing import (
     take_over,
     this_maker,
 )
-from thalweg.lab.store import StudyFolder, check_disk, estimate_disk
+from thalweg.lab.store import RunFolder, StudyFolder, check_disk, estimate_disk
+from thalweg.lab.store.belonging import FORMAT
+from thalweg.lab.store.checkpoint import list_checkpoints, read_mark
+from thalweg.lab.store.links import leads_outside, refuse_foreign_entries
+from thalweg.lab.store.verifying import check_done, read_run_table
+from thalweg.lab.tables import parse_toml, stored_toml
 
 Model = TypeVar("Model", bound=BaseModel)
 PATHS = ("data_dir", "vocabulary_file")
@@ -105,6 +110,7 @@ def merged(study: StudyFolder, asked: Spec) -> tuple[Spec, list[str]]:
     than are asked for now keeps its end.
     """
     known = read_spec(study)
+    check_spec_of_folder(study, known, spec_hash(asked))
     spec = with_way_to_multiply(asked, known.problem.chunk_size, known.problem.vectorize_up_to)
     spec = _updated(spec, seeds=tuple(sorted({*known.seeds, *asked.seeds})))
     remarks: list[str] = []
@@ -129,6 +135,13 @@ def opened(
     Raises:
         InvalidInput: something cannot be built; no folder is left behind then.
     """
+    if path.is_dir():
+        if leads_outside(path, path.parent):
+            raise IntegrityError(
+                f"{path}: is a link out of {path.parent}; to go on with that study: thalweg resume"
+                f" {path.resolve()}"
+            )
+        refuse_foreign_entries(path)
     if (path / "spec.toml").is_file():
         return StudyFolder(path), None
     known = known_way_to_multiply(asked, path.parent)
@@ -162,6 +175,7 @@ def planned(
     if (text := dump_spec(spec)) != study.spec_text:
         study.write_spec_text(text)
     every, maker = tasks_of(spec, asked.seeds), this_maker(device, plugins)
+    check_done_runs(study, spec, every)
     tasks = [task for task in every if _is_missing(study, spec, task)]
     if remark := made_otherwise(study, [task for task in every if task not in tasks], maker):
         progress.say(remark)
@@ -177,6 +191,52 @@ def planned(
     if shared := len(tasks) - len(left):
         progress.say(f"{shared} runs are taken over from other studies, which have made them")
     return Plan(study, spec, longest_first(spec, left, facts.num_samples), facts, space)
+
+
+def check_spec_of_folder(study: StudyFolder, spec: Spec, wanted: str = "") -> None:
+    """Check that `spec.toml` is what the folder and its runs were made with.
+
+    Args:
+        spec: as `spec.toml` says.
+        wanted: the hash that the folder stands for; empty: that of its runs alone is compared.
+
+    Raises:
+        IntegrityError: it is not; or a run's folder stands in another one's place.
+    """
+    file = study.path / "spec.toml"
+    hint = f"restore it from a copy, or: thalweg check {study.path} --repair"
+    if wanted and spec_hash(spec) != wanted:
+        raise IntegrityError(
+            f"{file}: its settings are not those of its folder: hash {spec_hash(spec)}, and"
+            f" {wanted} is wanted; {hint}"
+        )
+    for run in study.runs():
+        table = read_run_table(run)
+        recorded = table.get("run_hash", "")
+        is_known = run.branch == TRUNK or run.branch in spec.branches
+        if recorded and (not is_known or recorded != hash_of_run(spec, run, table)):
+            raise IntegrityError(
+                f"{file}: its settings are not those that seed {run.seed} {run.branch} was begun"
+                f" with, see {run.path / 'run.toml'}: one of the two was changed; {hint}"
+            )
+
+
+def hash_of_run(spec: Spec, run: RunFolder, table: Mapping[str, Any]) -> str:
+    """The hash of a run by the spec, with the data that its `run.toml` names."""
+    return run_hash(spec, run.seed, run.branch, str(table.get("data_fingerprint", "")))
+
+
+def check_done_runs(study: StudyFolder, spec: Spec, tasks: Sequence[Task]) -> None:
+    """Check that those of the runs that say so are done.
+
+    Raises:
+        IntegrityError: one is not, or a file of it is missing or of another run.
+    """
+    for task in tasks:
+        run = study.run(task.seed, task.branch)
+        status = run.status() if (run.path / "run.toml").is_file() else None
+        if status is not None and status.state == "done":
+            check_done(run, status, hash_of_run(spec, run, read_run_table(run)))
 
 
 def create_runs(
@@ -276,12 +336,15 @@ def _is_extended(study: StudyFolder, spec: Spec, task: Task) -> bool:
     """Whether the bound of a branch is another one than the run was done with."""
     if task.branch == TRUNK:
         return False
-    run = study.run(task.seed, task.branch)
+    run, now = study.run(task.seed, task.branch), spec.branch_phase(task.branch)
+    checkpoints = list_checkpoints(run.checkpoints)
+    # What it was done with; run.toml says what it is to be done with, even before it is.
+    if checkpoints and (bound := read_mark(checkpoints[-1]).bound):
+        return bound != bound_of(now)
     phases = stored_toml(run.run_text, run.path / "run.toml").get("phases")
     before = phases[0] if isinstance(phases, list) and phases else None
     if not isinstance(before, dict):
         raise IntegrityError(f"{run.path / 'run.toml'}: damaged, it has no phases")
-    now = spec.branch_phase(task.branch)
     return (before.get("steps"), before.get("epochs")) != (now.steps, now.epochs)
 
 
@@ -291,8 +354,10 @@ def _run_text(spec: Spec, task: Task, fingerprint: str, maker: str) -> str:
     content = {
         "seed": task.seed,
         "branch": task.branch,
+        "format": FORMAT,
         **({} if task.branch == TRUNK else {"after": task.after}),
         "data_fingerprint": fingerprint,
+        "run_hash": run_hash(spec, task.seed, task.branch, fingerprint),
         "maker": maker,
         "content_hash": content_hash(spec, task, fingerprint, maker),
         "phases": [p.model_dump(mode="json", exclude_none=True) for p in task.phases(spec)],

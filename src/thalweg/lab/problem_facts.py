@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from thalweg.lab.config import PhaseSpec, Spec, dump_spec, parse_spec
-from thalweg.lab.config.tables import parse_toml
+from thalweg.lab.tables import parse_toml
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -20,9 +20,10 @@ from thalweg.errors import ThalwegError
 from thalweg.lab.config import TRUNK, Spec
 from thalweg.lab.config.former_keys import with_former_keys
 from thalweg.lab.config.loading import MEASURED
-from thalweg.lab.config.tables import parse_toml, stored_toml
 from thalweg.lab.execution.schedule import Task
 from thalweg.lab.store import RunFolder, StudyFolder, find_studies
+from thalweg.lab.store.verifying import verify_run
+from thalweg.lab.tables import parse_toml, stored_toml
 
 THEN = ", then "
 """Stands between what made the first steps of a run, or of those before it, and what the rest."""
@@ -103,9 +104,12 @@ def known_way_to_multiply(spec: Spec, root: Path) -> tuple[int, int] | None:
     """`chunk_size` and `vectorize_up_to` of another study of the same problem, None without one."""
     wanted = spec.problem.model_dump(mode="json", exclude_none=True, exclude={*MEASURED})
     for study in find_studies(root):
-        raw = parse_toml(study.spec_text, str(study.path / "spec.toml"))
-        problem: dict[str, Any] = raw.get("problem", {})
-        if not set(MEASURED) <= problem.keys():
+        try:
+            raw = parse_toml(study.spec_text, str(study.path / "spec.toml"))
+        except (ThalwegError, OSError, ValueError):
+            continue  # damaged: of no use here, and none of this study's business
+        problem = raw.get("problem")
+        if not isinstance(problem, dict) or not set(MEASURED) <= problem.keys():
             continue
         chunk_size, vectorize_up_to = (problem.pop(key) for key in MEASURED)
         same_kind = (raw.get("device"), raw.get("dtype")) == (spec.device, spec.dtype)
@@ -145,7 +149,10 @@ def _done_elsewhere(study: StudyFolder) -> dict[str, RunFolder]:
         if other.path == study.path:
             continue
         for run in other.runs():
-            status = run.status()
+            try:
+                status = run.status()
+            except (ThalwegError, OSError):
+                continue  # damaged: of no use here, and none of this study's business
             if status is not None and status.state == "done":
                 found.setdefault(_hash_of(run), run)
     found.pop("", None)
@@ -160,21 +167,34 @@ def _read(run: RunFolder, key: str) -> str:
     """A value of a run's `run.toml`, empty where it is not there."""
     try:
         return str(stored_toml(run.run_text, run.path / "run.toml").get(key, ""))
-    except (ThalwegError, OSError):
+    except (ThalwegError, OSError, ValueError):
         return ""
 
 
 def _copied(source: RunFolder, run: RunFolder) -> bool:
-    """Copy all that a run left; the status last, so that half a copy is not taken for a run."""
+    """Copy all that a run left; the status last, so that half a copy is not taken for a run.
+
+    It is verified first, to the last byte: what is damaged or another run's is made anew here.
+    """
     try:
         with source.locked():
+            if bad := _found_wrong(source, _read(run, "run_hash")):
+                run.log(f"not taken over from {source.path}: {bad[0]}")
+                return False
             names = [p.name for p in source.path.iterdir()]
             for name in sorted(names, key=lambda name: name == "status.json"):
                 _copy(source.path / name, run.path / name)
-    except ThalwegError:
-        return False  # another process is at work there
+    except (ThalwegError, OSError):
+        return False  # another process is at work there, or it cannot be read
     run.log(f"taken over from {source.path.parent.parent.name}, which has made the same run")
     return True
+
+
+def _found_wrong(source: RunFolder, identity: str) -> list[str]:
+    """What is wrong with a run that says it is done."""
+    found: list[str] = []
+    verify_run(source, identity, lambda _, what: found.append(str(what)))
+    return found
 
 
 def _copy(source: Path, target: Path) -> None:

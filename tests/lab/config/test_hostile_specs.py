@@ -11,7 +11,7 @@ import pytest
 from tests.bounded import in_bounded_memory
 from thalweg.errors import InvalidInput, without_controls
 from thalweg.lab.config import load_spec, parse_spec
-from thalweg.lab.config.tables import parse_toml
+from thalweg.lab.tables import parse_toml
 from thalweg.limits import limit
 
 MINIMAL: dict[str, Any] = {

@@ -114,7 +114,7 @@ def claim_rows(root: Path | str = "runs") -> list[dict[str, Any]]:
     """
     from thalweg.lab.store import find_studies
 
-    verdicts = {study.name: study.read_verdicts() or [] for study in find_studies(root)}
+    verdicts = {study.name: study.known_verdicts() for study in find_studies(root)}
     return [
         {
             "claim": claim.name,

@@ -37,7 +37,7 @@ from thalweg.lab.config.messages import explain, nearest, shown
 from thalweg.lab.config.overrides import apply_overrides, parse_overrides
 from thalweg.lab.config.phases import NoiseSpec, PhaseSpec, SplitSpec
 from thalweg.lab.config.spec import BranchSpec, CheckpointSpec, ClaimSpec, Spec, SubspaceSpec
-from thalweg.lab.config.tables import check_tables, parse_toml
+from thalweg.lab.tables import check_tables, parse_toml
 from thalweg.limits import read_bytes
 from thalweg.problems.problem_spec import ProblemSpec
 
@@ -192,10 +192,7 @@ def branch_content(spec: Spec, name: str) -> dict[str, Any]:
     """What determines a branch's numbers besides where it starts."""
     phase, branch = spec.branch_phase(name), spec.branches[name]
     continued = any(other.starts_from == name for other in spec.branches.values())
-    scheduled = phase.split is not None and phase.split.is_scheduled
-    # Local SGD caps its last round by the steps that remain.
-    by_bound = not isinstance(phase.schedule, Constant) or scheduled or phase.local is not None
-    extendable = not by_bound and not continued
+    extendable = can_be_extended(phase) and not continued
     left_out = {"name", "steps", "epochs"} if extendable else {"name"}
     content = phase.model_dump(mode="json", exclude_none=True, exclude=left_out)
     if branch.starts_from is not None:
@@ -205,6 +202,13 @@ def branch_content(spec: Spec, name: str) -> dict[str, Any]:
     if branch.probes is not None:
         content["probes"] = branch.probes
     return with_former_keys(content)
+
+
+def can_be_extended(phase: PhaseSpec) -> bool:
+    """Whether the steps of a phase are the same ones under a higher bound."""
+    scheduled = phase.split is not None and phase.split.is_scheduled
+    # Local SGD caps its last round by the steps that remain.
+    return isinstance(phase.schedule, Constant) and not scheduled and phase.local is None
 
 
 def builtin_specs() -> dict[str, str]:

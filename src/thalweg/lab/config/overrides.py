@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from thalweg.errors import InvalidInput, shown
 from thalweg.lab.config.fields import Location, Place, dotted, value_at, walk
 from thalweg.lab.config.messages import nearest
-from thalweg.lab.config.tables import parse_value
+from thalweg.lab.tables import parse_value
 from thalweg.limits import check_limit
 
 SHORT_FORMS: dict[str, str] = {

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from thalweg.errors import ThalwegError
+from thalweg.lab.store.links import open_plain
 
 PRELOADED = [
     "thalweg.lab.training",
@@ -186,7 +187,7 @@ def _redirect_output(out: Path | None) -> None:
     if out is None:
         os.dup2(2, 1)
         return
-    descriptor = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    descriptor = open_plain(out, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)

@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from thalweg.errors import Diverged, Interrupted, ThalwegError
+from thalweg.errors import Diverged, IntegrityError, Interrupted, ThalwegError
 from thalweg.lab.config import Spec, parse_spec
-from thalweg.lab.config.tables import parse_toml, stored_toml
 from thalweg.lab.execution.machine import compute_repeatably
 from thalweg.lab.store import RunFolder, StudyFolder
 from thalweg.lab.store.status import Status
+from thalweg.lab.store.verifying import read_run_table
+from thalweg.lab.tables import parse_toml
 from thalweg.registry import load_plugin
 
 STOP_SIGNALS = ("SIGTERM", "SIGUSR1")
@@ -63,7 +64,7 @@ def execute_run(
         for plugin in plugins:
             load_plugin(plugin)
         spec = spec or parse_spec(parse_toml(study.spec_text, "spec.toml"), source="spec.toml")
-        known = stored_toml(folder.run_text, folder.path / "run.toml")
+        known = read_run_table(folder)
         run = Run(
             spec,
             study,
@@ -73,6 +74,12 @@ def execute_run(
             fingerprint=known.get("data_fingerprint", ""),
             should_stop=should_stop,
         )
+        recorded = known.get("run_hash", run.hash)
+        if recorded != run.hash:
+            raise IntegrityError(
+                f"{study.path / 'spec.toml'}: its settings are not those that"
+                f" {folder.path / 'run.toml'} was written with: one of the two was changed"
+            )
         run.execute()
     except (Diverged, Interrupted):
         raise  # the run has said so itself
@@ -90,7 +97,7 @@ def _note_failure(folder: RunFolder, message: str) -> None:
             if known is not None and known.state == "done":
                 return
             step = known.step if known else 0
-            folder.write_status(Status("failed", step=step, message=message))
+            folder.write_status(Status("failed", step=step, message=message, run_hash=folder.hash))
             folder.log(f"failed: {message}")
     except (ThalwegError, OSError):
         return  # nothing can be written: the parent tells

@@ -1,9 +1,11 @@
 """How is the whole state of a run saved, so that a resumed run continues bit for bit?
 
 A checkpoint is a folder `step-00001000/` with `tensors.safetensors`, `state.json` and
-`manifest.json` (size and SHA-256 of both). It is built under a temporary name, flushed and renamed:
-it is there whole or not at all. No file format notices a flipped bit by itself, so every checkpoint
-is checked against its manifest before use, and the newest one that passes wins.
+`manifest.json` (size and SHA-256 of both; the run that it belongs to, how many rows it had
+measured, whether it was at its end, and the checkpoint before it). It is built under a temporary
+name, flushed and renamed: it is there whole or not at all. No file format notices a flipped bit by
+itself, so every checkpoint is checked against its manifest before use, and the newest one that
+passes wins.
 
 Strides are restored too: the same numbers in another memory layout make sums in another order.
 
@@ -23,12 +25,13 @@ import json
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thalweg.errors import IntegrityError, InvalidInput, invalid
 from thalweg.lab.store import durable
+from thalweg.lab.store.belonging import FORMAT, Mark, check_belongs, check_format
 from thalweg.lab.store.tensors import load_tensors, save_tensors
 
 if TYPE_CHECKING:
@@ -56,6 +59,7 @@ def save_checkpoint(
     state: Any,
     keep: int = 2,
     permanent: bool = False,
+    mark: Mark | None = None,
 ) -> Path:
     """Save a checkpoint and remove the oldest ones beyond `keep`.
 
@@ -68,6 +72,7 @@ def save_checkpoint(
         state: JSON-able as it is; `pack_state` makes any nested state so.
         keep: how many of the last checkpoints stay, permanent ones not counted; at least 1.
         permanent: never removed (branch points). Stays so if this step is saved again.
+        mark: what it says of its run; default: nothing.
 
     Returns:
         The checkpoint's folder.
@@ -95,7 +100,8 @@ def save_checkpoint(
             building.mkdir()
             save_tensors(building / _TENSORS, tensors)
             durable.write_file(building / _STATE, text)
-            durable.write_file(building / _MANIFEST, _manifest_text(building, step, permanent))
+            manifest = _manifest(building, step, permanent, mark or Mark(), _before(folder, step))
+            durable.write_file(building / _MANIFEST, durable.to_json(manifest))
             _put_in_place(building, target)
         except BaseException:
             if building.exists():
@@ -125,24 +131,54 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     return Checkpoint(manifest["step"], load_tensors(path / _TENSORS), content["state"])
 
 
-def latest_checkpoint(folder: Path | str) -> Path | None:
+def latest_checkpoint(folder: Path | str, run: str = "") -> Path | None:
     """Return the newest checkpoint that passes its check, or None if there never was one.
 
+    Args:
+        folder: the run's `checkpoints/`.
+        run: hash of the run that it must belong to; empty: not checked.
+
     Raises:
-        IntegrityError: there are checkpoints, and all are damaged.
+        InvalidInput: a later version of Thalweg wrote one.
+        IntegrityError: there are checkpoints, and all are damaged or of another run.
     """
     candidates = _candidates(Path(folder))
     for _, path in candidates:
         try:
-            _verify(path)
+            verify_checkpoint(path, run)
         except IntegrityError as error:
             _logger.warning("%s; trying the one before", error)
         else:
             return path
     if candidates:
         names = ", ".join(path.name for _, path in candidates)
-        raise IntegrityError(f"{folder}: all checkpoints are damaged: {names}; start the run anew")
+        raise IntegrityError(
+            f"{folder}: all checkpoints are damaged or of another run: {names}; to start the run"
+            " anew: thalweg check STUDY --repair"
+        )
     return None
+
+
+def verify_checkpoint(path: Path, run: str = "") -> Mark:
+    """Check every file of a checkpoint, and that it belongs to the run; return what it says of it.
+
+    Raises:
+        InvalidInput: a later version of Thalweg wrote it.
+        IntegrityError: a file is missing, is not what was saved, or is of another run.
+    """
+    manifest = _verify(path)
+    mark = _mark_of(path, manifest)
+    check_belongs(path, mark.run, run)
+    _check_before(path, manifest)
+    return mark
+
+
+def read_mark(path: Path) -> Mark:
+    """Return what a checkpoint says of its run, by its manifest alone; see `verify_checkpoint`.
+
+    Before format 3 it says no more than whether the run was at its end.
+    """
+    return _mark_of(path, _read_manifest(path))
 
 
 def list_checkpoints(folder: Path | str) -> list[Path]:
@@ -203,13 +239,57 @@ def _is_permanent(path: Path) -> bool:
         return False
 
 
-def _manifest_text(folder: Path, step: int, permanent: bool) -> str:
+def _manifest(
+    folder: Path, step: int, permanent: bool, mark: Mark, before: dict[str, Any] | None
+) -> dict[str, Any]:
     files = {
         name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
         for name in (_TENSORS, _STATE)
     }
-    manifest = {"format": 1, "step": step, "permanent": permanent, "files": files}
-    return durable.to_json({**manifest, "sha256": _digest(manifest)})
+    manifest = {
+        "format": FORMAT,
+        "step": step,
+        "permanent": permanent,
+        "files": files,
+        "mark": asdict(mark),
+        "before": before,
+    }
+    return {**manifest, "sha256": _digest(manifest)}
+
+
+def _before(folder: Path, step: int) -> dict[str, Any] | None:
+    """Step and digest of the newest readable checkpoint before this step; None without one."""
+    for path in reversed(list_checkpoints(folder)):
+        if _step_of(path) < step:
+            try:
+                return {"step": _step_of(path), "sha256": _digest(_read_manifest(path))}
+            except IntegrityError:
+                continue
+    return None
+
+
+def _check_before(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Compare the checkpoint before this one, where it is still there, with what was there."""
+    before = manifest.get("before")
+    if before is None:
+        return
+    earlier = checkpoint_path(path.parent, before["step"])
+    try:
+        known = _digest(_read_manifest(earlier)) if earlier.is_dir() else before["sha256"]
+    except IntegrityError:
+        return  # that one is the damaged one
+    if known != before["sha256"]:
+        raise IntegrityError(f"{earlier}: is not the checkpoint that {path.name} was made after")
+
+
+def _mark_of(path: Path, manifest: Mapping[str, Any]) -> Mark:
+    if "mark" in manifest:
+        return Mark(**manifest["mark"])
+    try:
+        position = durable.read_json(path / _STATE)["state"]["state"]["progression"]
+        return Mark(finished=bool(position["finished"]))
+    except (OSError, KeyError, TypeError, IntegrityError):
+        return Mark()
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:
@@ -223,6 +303,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise IntegrityError(f"{path}: no readable {_MANIFEST} ({error.strerror})") from error
     if not isinstance(manifest, dict) or manifest.pop("sha256", None) != _digest(manifest):
         raise IntegrityError(f"{path / _MANIFEST}: damaged")
+    check_format(path / _MANIFEST, manifest.get("format"))
     if not _has_all(manifest):
         raise IntegrityError(f"{path / _MANIFEST}: damaged, it does not say what was written")
     if manifest["step"] != _step_of(path):
@@ -243,8 +324,8 @@ def _has_all(manifest: Mapping[str, Any]) -> bool:
 def _verify(path: Path) -> dict[str, Any]:
     """Return the manifest after comparing size and SHA-256 of every file with it."""
     manifest = _read_manifest(path)
-    for name, wanted in manifest["files"].items():
-        file = path / name
+    for name in (_TENSORS, _STATE):  # no other file is opened, whatever the manifest names
+        file, wanted = path / name, manifest["files"].get(name)
         try:
             found = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
         except OSError as error:

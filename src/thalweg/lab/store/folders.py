@@ -29,9 +29,17 @@ from typing import TYPE_CHECKING, Any
 from thalweg.environment import environment
 from thalweg.errors import IntegrityError, InvalidInput, invalid, unknown_name
 from thalweg.lab.store import durable
+from thalweg.lab.store.links import (
+    describe_foreign,
+    foreign_entries,
+    leads_outside,
+    open_plain,
+    refuse_foreign_entries,
+)
 from thalweg.lab.store.lock import is_locked, locked
 from thalweg.lab.store.metrics import read_metrics
 from thalweg.lab.store.status import Status, read_status, utc_now, write_status
+from thalweg.lab.tables import parse_toml
 from thalweg.limits import read_bytes
 
 if TYPE_CHECKING:
@@ -143,15 +151,44 @@ class RunFolder:
     def log(self, message: str) -> None:
         """Append to `log.txt`, with the time in UTC; further lines of a message are indented."""
         line = f"{utc_now()} " + message.rstrip().replace("\n", "\n    ") + "\n"
-        with (
-            durable.storage_errors(self.path, len(line)),
-            (self.path / "log.txt").open("a", encoding="utf-8") as file,
-        ):
-            file.write(line)
+        with durable.storage_errors(self.path, len(line)):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+            descriptor = open_plain(self.path / "log.txt", flags)
+            with os.fdopen(descriptor, "a", encoding="utf-8") as file:
+                file.write(line)
+
+    @property
+    def hash(self) -> str:
+        """The hash of the run that `run.toml` names; empty where it names none."""
+        return self._said("run_hash")
+
+    @property
+    def data_fingerprint(self) -> str:
+        """The fingerprint of the data that `run.toml` names; empty where it names none."""
+        return self._said("data_fingerprint")
+
+    def _said(self, key: str) -> str:
+        try:
+            return str(parse_toml(self.run_text, "run.toml").get(key, ""))
+        except (InvalidInput, ValueError):
+            return ""
 
     def read_metrics(self) -> pyarrow.Table:
-        """Return the table of the sealed rows so far."""
-        return read_metrics(self.metrics)
+        """Return the table of the sealed rows so far.
+
+        Raises:
+            IntegrityError: a segment is damaged, missing, or of another run.
+        """
+        table = read_metrics(self.metrics, self.hash)
+        status = self.status()
+        is_short = status and status.state == "done" and status.rows not in (None, len(table))
+        # Read again: it may have been extended between the two looks.
+        if status and is_short and not is_locked(self.path) and status == self.status():
+            raise IntegrityError(
+                f"{self.metrics}: {len(table)} of {status.rows} measured rows are there; to go back"
+                " to the run's newest good state: thalweg check STUDY --repair"
+            )
+        return table
 
 
 @dataclass(frozen=True)
@@ -226,6 +263,16 @@ class StudyFolder:
             raise IntegrityError(f"{file}: damaged, not a list of verdicts; make the report anew")
         return found
 
+    def known_verdicts(self) -> list[dict[str, Any]]:
+        """Return the verdicts there are; none where the file is damaged, for looking at many."""
+        try:
+            found = self.read_verdicts()
+        except (IntegrityError, OSError):
+            return []
+        complete = {"claim", "outcome"}
+        listed = found if isinstance(found, list) else []
+        return [one for one in listed if isinstance(one, dict) and complete <= one.keys()]
+
     def run(self, seed: int, branch: str) -> RunFolder:
         """Return the folder of one run, whether it exists or not.
 
@@ -247,7 +294,26 @@ class StudyFolder:
 
 
 def find_studies(root: Path | str = "runs") -> list[StudyFolder]:
-    """Return the studies below `root` by name; none if there is no such folder."""
+    """Return the studies below `root` by name; none if there is no such folder.
+
+    Those that are not to be opened are left out, see `unopened_studies`.
+    """
+    unopened = unopened_studies(root)
+    return [study for study in _named_studies(root) if study.name not in unopened]
+
+
+def unopened_studies(root: Path | str = "runs") -> dict[str, str]:
+    """Return why studies below `root` are not opened, by name: links in or out of them."""
+    found: dict[str, str] = {}
+    for study in _named_studies(root):
+        if leads_outside(study.path, Path(root)):
+            found[study.name] = f"{study.path}: is a link out of {root}; give its own path"
+        elif foreign := foreign_entries(study.path):
+            found[study.name] = describe_foreign(foreign[0])
+    return found
+
+
+def _named_studies(root: Path | str) -> list[StudyFolder]:
     return [StudyFolder(file.parent) for file in sorted(Path(root).glob("*/spec.toml"))]
 
 
@@ -261,13 +327,21 @@ def open_study(study: StudyFolder | Path | str, root: Path | str = "runs") -> St
 
     Raises:
         InvalidInput: there is none, or the beginning fits several.
+        IntegrityError: it holds a link, or something else that is neither file nor folder.
     """
     if isinstance(study, StudyFolder):
         return study
+    found = find_study(study, root)
+    refuse_foreign_entries(found.path)
+    return found
+
+
+def find_study(study: Path | str, root: Path | str = "runs") -> StudyFolder:
+    """Return a study as `open_study` does, without a look at what it holds."""
     for path in (Path(study), Path(root) / study):
         if (path / "spec.toml").is_file():
             return StudyFolder(path)
-    known = find_studies(root)
+    known = _named_studies(root)
     fitting = [found for found in known if found.name.startswith(os.fspath(study))]
     if len(fitting) == 1:
         return fitting[0]

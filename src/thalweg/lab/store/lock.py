@@ -25,6 +25,7 @@ from typing import IO
 
 from thalweg.errors import InvalidInput
 from thalweg.lab.store import durable
+from thalweg.lab.store.links import open_plain
 
 _LONGEST_HOLDER = 10_000
 _FILE = ".lock"
@@ -42,9 +43,11 @@ def locked(folder: Path, what: str = "run folder") -> Iterator[None]:
     Raises:
         InvalidInput: another process holds it (the message names its number and machine), or the
             folder cannot be written to.
+        IntegrityError: the lock is a link, or no plain file.
     """
     with durable.storage_errors(folder):
-        file = (folder / _FILE).open("a+", encoding="utf-8")
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+        file = os.fdopen(open_plain(folder / _FILE, flags), "a+", encoding="utf-8")
     with file:
         if not _acquire(file):
             raise InvalidInput(
@@ -65,7 +68,7 @@ def locked(folder: Path, what: str = "run folder") -> Iterator[None]:
 def is_locked(folder: Path) -> bool:
     """Return whether a process holds the lock now."""
     try:
-        file = (folder / _FILE).open("r", encoding="utf-8")
+        file = os.fdopen(open_plain(folder / _FILE, os.O_RDONLY), encoding="utf-8")
     except FileNotFoundError:
         return False
     with file:

@@ -6,6 +6,10 @@ all, so that a kill loses only the rows since the last seal. A segment's name sa
 holds, which makes merging and cutting safe without a list of files: while two files hold the same
 steps, as after a kill, the one whose range covers the other's counts.
 
+Each segment says which run it belongs to, which number it has, and the SHA-256 of the one before
+it, in Parquet's own metadata: a segment that is missing, exchanged or of another run shows. Those
+that a Thalweg before format 3 wrote say nothing of it; they can only come first.
+
 Example:
     >>> import pathlib, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -19,16 +23,19 @@ Example:
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import time
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from thalweg.errors import IntegrityError, InvalidInput, ThalwegError, invalid, unknown_name
 from thalweg.lab.store import durable
+from thalweg.lab.store.belonging import FORMAT, check_belongs, check_format
 from thalweg.limits import check_limit
 
 if TYPE_CHECKING:
@@ -42,8 +49,10 @@ MAX_SEGMENTS = 64
 
 _BYTES_OF_A_VALUE = 8
 _READ_ATTEMPTS = 20
+_MEND = "restore it from a copy, or: thalweg check STUDY --repair"
 _NAME = re.compile(r"segment-(\d{8,})-(\d{8,})\.parquet")
 _NAMES_KEY = b"thalweg:columns"
+_PLACE_KEY = b"thalweg:place"
 
 Kind = Literal["integer", "float", "vector"]
 
@@ -65,24 +74,30 @@ class MetricsWriter:
     Args:
         folder: the run's `metrics/`, created if missing.
         columns: all columns; one of them is `Column("step", "integer")`.
+        run: hash of the run that the rows belong to; empty: none is written.
+
+    Attributes:
+        rows: how many rows the table has.
+        last_step: of its last row; None without one.
 
     Raises:
         InvalidInput: no `step` column, a name twice, an unknown kind, or columns that differ from
-            those already in the folder.
-        IntegrityError: a segment in the folder is damaged.
+            those already in the folder; a segment of a later format.
+        IntegrityError: a segment in the folder is damaged, missing, or of another run.
     """
 
-    def __init__(self, folder: Path, columns: Sequence[Column]) -> None:
+    def __init__(self, folder: Path, columns: Sequence[Column], run: str = "") -> None:
         _check_columns(columns)
         self.folder = Path(folder)
         self.columns = tuple(columns)
+        self.run = run
         self._schema = _schema(columns)
         durable.make_folder(self.folder)
         remove_superseded(self.folder)
-        self._check_existing_columns()
-        segments = list_segments(self.folder)
-        self.last_step: int | None = segments[-1].last if segments else None
-        self._segment_count = len(segments)
+        pieces = read_pieces(list_segments(self.folder))
+        check_chain(pieces, run)
+        self._check_columns_of(pieces)
+        self._stand_after(pieces)
         self._clear()
 
     def log(self, row: Mapping[str, Any], step: int) -> None:
@@ -106,9 +121,10 @@ class MetricsWriter:
         for name, value in values.items():
             self._buffer[name].append(value)
         self.last_step = step
-        self._rows += 1
+        self.rows += 1
+        self._waiting += 1
         if (
-            self._rows >= ROWS_PER_SEGMENT
+            self._waiting >= ROWS_PER_SEGMENT
             or time.monotonic() - self._buffering_since >= SECONDS_PER_SEGMENT
         ):
             self.flush()
@@ -120,11 +136,13 @@ class MetricsWriter:
             InvalidInput: the folder cannot be written to.
             ThalwegError: the disk is full.
         """
-        if self._rows == 0:
+        if self._waiting == 0:
             return
         import pyarrow
 
-        write_segment(self.folder, pyarrow.table(self._buffer, schema=self._schema))
+        table = pyarrow.table(self._buffer, schema=self._schema)
+        place = Place(self.run, self._segment_count, self._digest)
+        self._digest = write_segment(self.folder, table, place)
         self._clear()
         self._segment_count += 1
         if self._segment_count > MAX_SEGMENTS:
@@ -136,19 +154,20 @@ class MetricsWriter:
         Killed halfway, the table holds a shorter or longer beginning of what it held, never a gap.
         """
         self.flush()
-        for segment in reversed(list_segments(self.folder)):
+        segments = list_segments(self.folder)
+        for number, segment in reversed(list(enumerate(segments))):
             if segment.last < from_step:
                 break
             if segment.first < from_step:
+                before = segments[number - 1].digest() if number else ""
                 table = read_segment(segment)
                 kept = bisect_left(table["step"].to_pylist(), from_step)
                 # Until the removal below, the old segment covers this one: still one truth.
-                write_segment(self.folder, table.slice(0, kept))
+                place = Place(self.run, number, before)
+                write_segment(self.folder, table.slice(0, kept), place)
             durable.remove(segment.path)
             durable.sync_folder(self.folder)
-        segments = list_segments(self.folder)
-        self._segment_count = len(segments)
-        self.last_step = segments[-1].last if segments else None
+        self._stand_after(read_pieces(list_segments(self.folder)))
 
     def compact(self) -> None:
         """Merge all segments into one file; no row is lost or doubled if killed at any instant."""
@@ -157,7 +176,10 @@ class MetricsWriter:
         if len(segments) > 1:
             import pyarrow
 
-            write_segment(self.folder, pyarrow.concat_tables(read_segment(s) for s in segments))
+            pieces = read_pieces(segments)
+            check_chain(pieces, self.run)
+            table = pyarrow.concat_tables(piece.table for piece in pieces)
+            self._digest = write_segment(self.folder, table, Place(self.run))
             remove_superseded(self.folder)
         self._segment_count = min(len(segments), 1)
 
@@ -173,14 +195,20 @@ class MetricsWriter:
 
     def _clear(self) -> None:
         self._buffer: dict[str, list[Any]] = {column.name: [] for column in self.columns}
-        self._rows = 0
+        self._waiting = 0
         self._buffering_since = time.monotonic()
 
-    def _check_existing_columns(self) -> None:
-        segments = list_segments(self.folder)
-        if not segments:
+    def _stand_after(self, pieces: Sequence[Piece]) -> None:
+        """Go on after these."""
+        self.rows = sum(len(piece.table) for piece in pieces)
+        self.last_step: int | None = pieces[-1].segment.last if pieces else None
+        self._segment_count = len(pieces)
+        self._digest = pieces[-1].digest if pieces else ""
+
+    def _check_columns_of(self, pieces: Sequence[Piece]) -> None:
+        if not pieces:
             return
-        found = _kinds(read_segment(segments[-1]).schema)
+        found = _kinds(pieces[-1].table.schema)
         wanted = _kinds(self._schema)
         if found != wanted:
             names = sorted({name for name, _ in found.items() ^ wanted.items()})
@@ -190,14 +218,19 @@ class MetricsWriter:
             )
 
 
-def read_metrics(folder: Path) -> pyarrow.Table:
+def read_metrics(folder: Path, run: str = "") -> pyarrow.Table:
     """Read a run's table, sorted by step, also while another process is writing it.
+
+    Args:
+        folder: the run's `metrics/`.
+        run: hash of the run that it must belong to; empty: not checked.
 
     Returns:
         All sealed rows; before the first seal, a table without rows and with `step` alone.
 
     Raises:
-        IntegrityError: a segment is damaged.
+        InvalidInput: a segment is of a later format.
+        IntegrityError: a segment is damaged, missing, or of another run.
         ThalwegError: the writer merged or cut the table at every attempt to read it.
     """
     import pyarrow
@@ -206,14 +239,15 @@ def read_metrics(folder: Path) -> pyarrow.Table:
     for _ in range(_READ_ATTEMPTS):
         segments = list_segments(folder)
         try:
-            tables = [read_segment(segment) for segment in segments]
+            pieces = read_pieces(segments)
         except FileNotFoundError:  # merged or cut by the writer since the folder was listed
             continue
         # Listing a folder is not one instant. If all that was read still counts, nothing was missed
         # in between: a segment goes only when another one covers it and its neighbours.
         after = list_segments(folder)
-        if tables and set(segments) <= set(after):
-            return pyarrow.concat_tables(tables).combine_chunks()
+        if pieces and set(segments) <= set(after):
+            check_chain(pieces, run)
+            return pyarrow.concat_tables(piece.table for piece in pieces).combine_chunks()
         if not after:
             return pyarrow.table({"step": pyarrow.array([], pyarrow.int64())})
     raise ThalwegError(f"{folder}: its files changed at each of {_READ_ATTEMPTS} looks; read again")
@@ -282,6 +316,57 @@ class Segment:
         """Return whether this one holds all that the other holds."""
         return self != other and self.first <= other.first and other.last <= self.last
 
+    def digest(self) -> str:
+        """SHA-256 of the file."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a segment belongs.
+
+    Attributes:
+        run: hash of the run; empty: not known.
+        number: how many segments are before it.
+        before: SHA-256 of the one before it; empty for the first.
+    """
+
+    run: str = ""
+    number: int = 0
+    before: str = ""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one segment holds; `place` is None where a former format says nothing of it."""
+
+    segment: Segment
+    table: pyarrow.Table
+    place: Place | None
+    digest: str
+
+
+def check_chain(pieces: Sequence[Piece], run: str = "") -> None:
+    """Check that these are all segments of a table from its first on, and of one run.
+
+    Raises:
+        IntegrityError: one is missing, exchanged, or of another run; its file is named.
+    """
+    before, marked = "", False
+    for number, piece in enumerate(pieces):
+        path, place = piece.segment.path, piece.place
+        if place is None and marked:
+            raise IntegrityError(f"{path}: is not of this table: it says no run; {_MEND}")
+        if place is not None:
+            check_belongs(path, place.run, run)
+            if (place.number, place.before) != (number, before):
+                raise IntegrityError(
+                    f"{path}: it is segment {place.number} of its table, and what is before it is"
+                    f" missing or was exchanged; {_MEND}"
+                )
+            marked = True
+        before = piece.digest
+
 
 def list_segments(folder: Path) -> list[Segment]:
     """Return the segments that count, by rising step: those that no other one covers."""
@@ -296,8 +381,8 @@ def remove_superseded(folder: Path) -> None:
         durable.remove(segment.path)
 
 
-def write_segment(folder: Path, table: pyarrow.Table) -> None:
-    """Write one or more rows, by rising step, as one durable file.
+def write_segment(folder: Path, table: pyarrow.Table, place: Place) -> str:
+    """Write one or more rows, by rising step, as one durable file; return its SHA-256.
 
     Raises:
         InvalidInput: the folder cannot be written to.
@@ -306,7 +391,8 @@ def write_segment(folder: Path, table: pyarrow.Table) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    names = {_NAMES_KEY: " ".join(table.schema.names).encode()}
+    said = json.dumps({"format": FORMAT, **asdict(place)})
+    names = {_NAMES_KEY: " ".join(table.schema.names).encode(), _PLACE_KEY: said.encode()}
     # Serialized in memory first: `parquet.write_table(path)` deletes the target when it fails.
     sink = pyarrow.BufferOutputStream()
     parquet.write_table(
@@ -318,34 +404,89 @@ def write_segment(folder: Path, table: pyarrow.Table) -> None:
     )
     steps = table["step"]
     name = f"segment-{steps[0].as_py():08d}-{steps[-1].as_py():08d}.parquet"
-    durable.write_file(folder / name, sink.getvalue().to_pybytes())
+    content = sink.getvalue().to_pybytes()
+    durable.write_file(folder / name, content)
+    return hashlib.sha256(content).hexdigest()
 
 
 def read_segment(segment: Segment) -> pyarrow.Table:
-    """Read one segment.
+    """Read the rows of one segment; see `read_piece`."""
+    return read_piece(segment).table
+
+
+def read_pieces(segments: Sequence[Segment]) -> list[Piece]:
+    """Read segments, each checked for itself; see `read_piece`."""
+    return [read_piece(segment) for segment in segments]
+
+
+def read_piece(segment: Segment) -> Piece:
+    """Read one segment with what it says of its place.
 
     Raises:
         FileNotFoundError: the writer has merged or cut it meanwhile.
+        InvalidInput: it is of a later format.
         IntegrityError: it is not what was written.
     """
     import pyarrow
     from pyarrow import parquet
 
     try:
-        with segment.path.open("rb") as file:
-            opened = parquet.ParquetFile(file, page_checksum_verification=True)
-            _check_claims(segment, opened.metadata)
-            table = opened.read()
+        content = segment.path.read_bytes()
+        source = pyarrow.BufferReader(content)
+        opened = parquet.ParquetFile(source, page_checksum_verification=True)
+        _check_claims(segment, opened.metadata)
+        table = opened.read()
         _check_footer(segment, table)
+        place = _place_of(segment, table.schema.metadata)
     except (pyarrow.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
-        if isinstance(error, OSError) and error.errno:  # not found, not allowed: not damaged
+        # A later format, not found, not allowed: not damaged.
+        if isinstance(error, InvalidInput) or (isinstance(error, OSError) and error.errno):
             raise
         reason = str(error).partition("\n")[0]
-        raise IntegrityError(
-            f"{segment.path}: damaged ({reason}); restore it from a copy, or "
-            "remove it and resume from a checkpoint before its first step"
-        ) from error
-    return table.replace_schema_metadata(None)
+        raise IntegrityError(f"{segment.path}: damaged ({reason}); {_MEND}") from error
+    digest = hashlib.sha256(content).hexdigest()
+    return Piece(segment, table.replace_schema_metadata(None), place, digest)
+
+
+def count_rows(folder: Path, run: str = "") -> int:
+    """Count the rows of a run's table by its footers alone.
+
+    Raises:
+        InvalidInput: a segment is of a later format.
+        IntegrityError: a segment is damaged, or of another run.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    count = 0
+    for segment in list_segments(folder):
+        try:
+            with segment.path.open("rb") as file:
+                footer = parquet.ParquetFile(file)
+                count += footer.metadata.num_rows
+                place = _place_of(segment, footer.schema_arrow.metadata)
+        except (pyarrow.ArrowException, OSError, ValueError) as error:
+            if isinstance(error, InvalidInput) or (isinstance(error, OSError) and error.errno):
+                raise
+            raise IntegrityError(f"{segment.path}: damaged ({error}); {_MEND}") from error
+        if place is not None:
+            check_belongs(segment.path, place.run, run)
+    return count
+
+
+def _place_of(segment: Segment, metadata: Mapping[bytes, bytes] | None) -> Place | None:
+    """What a segment says of its place; None before format 3."""
+    said = (metadata or {}).get(_PLACE_KEY)
+    if said is None:
+        return None
+    known = json.loads(said)
+    if not isinstance(known, dict):
+        raise ValueError("what it says of its place is no object")
+    check_format(segment.path, known.pop("format", None))
+    try:
+        return Place(**known)
+    except TypeError as error:
+        raise ValueError("what it says of its place is not what was written") from error
 
 
 def _check_claims(segment: Segment, metadata: Any) -> None:

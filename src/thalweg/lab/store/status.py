@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import os
 import socket
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from thalweg.errors import IntegrityError, shown, unknown_name
+from thalweg.errors import IntegrityError, InvalidInput, shown, unknown_name
 from thalweg.lab.store import durable
+from thalweg.lab.store.belonging import FORMAT, check_format
 
 State = Literal["waiting", "running", "interrupted", "done", "diverged", "failed"]
 STATES: tuple[str, ...] = get_args(State)
-_TYPES: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("state", "message", "host", "updated"), (str,)),
-    **dict.fromkeys(("step", "pid"), (int,)),
-    "end_step": (int, type(None)),
-    "seconds": (int, float),
-    **dict.fromkeys(("loss", "alignment", "sharpness"), (float, type(None))),
-}
 _NUMBERS = ("loss", "alignment", "sharpness")
+_TEXT, _COUNT, _NUMBER = (str,), (int,), (int, float)
+_MAYBE_COUNT, _MAYBE_NUMBER = (int, type(None)), (float, type(None))
+_KINDS: dict[str, tuple[type, ...]] = {
+    "state": _TEXT,
+    "step": _COUNT,
+    "end_step": _MAYBE_COUNT,
+    "seconds": _NUMBER,
+    **dict.fromkeys(_NUMBERS, _MAYBE_NUMBER),
+    "message": _TEXT,
+    "pid": _COUNT,
+    "host": _TEXT,
+    "updated": _TEXT,
+    "run_hash": _TEXT,
+    "rows": _MAYBE_COUNT,
+    "format": _COUNT,
+}
 
 
 def utc_now() -> str:
@@ -40,6 +50,9 @@ class Status:
         loss, alignment, sharpness: the last measured ones.
         message: one line for people, such as why the run failed.
         pid, host, updated: who wrote this, and when (UTC).
+        run_hash: hash of the run; empty: not known.
+        rows: how many rows of metrics a run that is done has; None: not known.
+        format: version of the form in which it is written.
     """
 
     state: State
@@ -53,6 +66,9 @@ class Status:
     pid: int = field(default_factory=os.getpid)
     host: str = field(default_factory=socket.gethostname)
     updated: str = field(default_factory=utc_now)
+    run_hash: str = ""
+    rows: int | None = None
+    format: int = FORMAT
 
     def __post_init__(self) -> None:
         if self.state not in STATES:
@@ -68,22 +84,33 @@ def read_status(path: Path) -> Status | None:
     """Read `status.json`; None if there is none.
 
     Raises:
+        InvalidInput: a later version of Thalweg wrote it.
         IntegrityError: it is damaged.
     """
     try:
         content = durable.read_json(path)
-        known = {f.name for f in fields(Status)}
-        values: dict[str, Any] = {name: content[name] for name in known & content.keys()}
-        for name in _NUMBERS:  # "nan" and "inf" are text in JSON
-            if values.get(name) is not None:
-                values[name] = float(values[name])
-        for name, value in values.items():
-            if not isinstance(value, _TYPES[name]) or isinstance(value, bool):
-                raise TypeError(f"{name} is {shown(value, 80)}")
-        return Status(**values)
     except FileNotFoundError:
         return None
-    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+    if isinstance(content, dict) and "format" in content:
+        check_format(path, content["format"])
+    try:
+        return Status(**_typed_values(content))
+    except (TypeError, ValueError, AttributeError, OverflowError, InvalidInput) as error:
         raise IntegrityError(
             f"{path}: damaged ({error}); remove it, then resume the run"
         ) from error
+
+
+def _typed_values(content: Any) -> dict[str, Any]:
+    """The values of a status, each of the type that it must have."""
+    values: dict[str, Any] = {"format": 1}
+    for name, kinds in _KINDS.items():
+        if name not in content:
+            continue
+        value = content[name]
+        if name in _NUMBERS and value is not None:
+            value = float(value)  # "nan" and "inf" are text in JSON
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            raise TypeError(f"{name} is {shown(value, 80)}")
+        values[name] = value
+    return values

@@ -8,14 +8,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch.optim import Optimizer
 
 from thalweg.errors import Diverged, IntegrityError, Interrupted, InvalidInput
 from thalweg.lab.config import TRUNK, Spec
+from thalweg.lab.identity import bound_of, run_hash
 from thalweg.lab.store import RunFolder, StudyFolder
-from thalweg.lab.store.checkpoint import latest_checkpoint, load_checkpoint
+from thalweg.lab.store.belonging import Mark
+from thalweg.lab.store.checkpoint import (
+    latest_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    read_mark,
+    verify_checkpoint,
+)
 from thalweg.lab.store.metrics import MetricsWriter
 from thalweg.lab.training.building import Setup, solved_subspace, stream_seed
 from thalweg.lab.training.recording import StatusWriter
@@ -46,6 +55,9 @@ class Run:
     Raises:
         InvalidInput: the problem cannot be built.
         IntegrityError: a file is damaged, or the data is not that of the run's beginning.
+
+    Attributes:
+        hash: of the run, which all its files carry.
     """
 
     def __init__(
@@ -67,11 +79,13 @@ class Run:
         self.branch = branch
         self.should_stop = should_stop
         folder = self.folder
+        self._data = fingerprint or folder.data_fingerprint
+        self.hash = run_hash(self._of_all, seed, branch, self._data)
         self.state = RunState(spec, seed, branch, device, folder.phase_request, folder.log)
         if fingerprint and fingerprint != self.setup.problem.fingerprint():
             raise IntegrityError(f"{folder.path}: the data has changed since the run began")
         self.progression, self.recorder = self.state.progression, self.state.recorder
-        self.status = StatusWriter(folder, self.progression, self.recorder)
+        self.status = StatusWriter(folder, self.progression, self.recorder, self.hash)
         self._saved_at = time.monotonic()
 
     @property
@@ -105,18 +119,20 @@ class Run:
         """
         with self.folder.locked():
             try:
-                self._train()
+                rows = self._train()
             except Diverged as error:
                 self.status.write("diverged", f"at step {self.step}: {error}")
                 self.folder.log(f"diverged at step {self.step}: {error}")
                 raise
-            self.status.write("done")
+            self.status.write("done", rows=rows)
             self.folder.log(f"done at step {self.step}")
 
-    def _train(self) -> None:
-        self._begin()
-        with MetricsWriter(self.folder.metrics, self.recorder.columns) as metrics:
+    def _train(self) -> int:
+        """Train to the end; return how many rows were measured, those of earlier sittings too."""
+        begun_with = self._begin()
+        with MetricsWriter(self.folder.metrics, self.recorder.columns, self.hash) as metrics:
             metrics.truncate(self.step)
+            self._check_measured(metrics, begun_with)
             self.status.write("running")
             try:
                 self._loop(metrics)
@@ -124,6 +140,16 @@ class Run:
                 self._record_divergence(metrics)
                 raise
             metrics.compact()
+            return metrics.rows
+
+    def _check_measured(self, metrics: MetricsWriter, mark: Mark) -> None:
+        """Check that what was measured before the checkpoint that the run goes on from is there."""
+        if mark.rows is not None and mark.rows != metrics.rows:
+            raise IntegrityError(
+                f"{self.folder.metrics}: {metrics.rows} of the {mark.rows} rows are there that were"
+                f" measured before step {self.step}; restore the others from a copy, or:"
+                f" thalweg check {self.study.path} --repair"
+            )
 
     def _loop(self, metrics: MetricsWriter) -> None:
         while self.progression.step_remains():
@@ -150,10 +176,14 @@ class Run:
 
     # Where a run begins.
 
-    def _begin(self) -> None:
+    def _begin(self) -> Mark:
+        """Go to where the run begins or goes on; return what the checkpoint there says."""
         torch.manual_seed(stream_seed("training", self.seed))
-        newest = latest_checkpoint(self.folder.checkpoints)
+        newest = latest_checkpoint(self.folder.checkpoints, self.hash)
+        mark = Mark() if newest is None else read_mark(newest)
         if newest is not None:
+            if newest != list_checkpoints(self.folder.checkpoints)[-1]:
+                self.folder.log(f"newer checkpoints than {newest.name} are damaged: passed over")
             device = self.setup.objective.device
             self.state.load_state_dict(restored_state(load_checkpoint(newest), device))
             self.status.continue_from(self.folder.status())
@@ -162,15 +192,17 @@ class Run:
             if self.branch != TRUNK:
                 self._start_branch()
             self.folder.log(f"started at step {self.step}")
+        return mark
 
     def _start_branch(self) -> None:
         """Start where the run before ends: its parameters, random state, momentum and S_k."""
         before = self.spec.before(self.branch)
         start = self.study.run(self.seed, before or TRUNK)
-        newest = latest_checkpoint(start.checkpoints)
-        if newest is None:
+        known = list_checkpoints(start.checkpoints)
+        if not known:
             raise InvalidInput(f"{start.path}: it has not been begun; run it first")
-        given = restored_state(load_checkpoint(newest), self.setup.objective.device)
+        self._check_start(start, known[-1], before or TRUNK)
+        given = restored_state(load_checkpoint(known[-1]), self.setup.objective.device)
         if not given["progression"]["finished"]:
             raise InvalidInput(f"{start.path}: it is not finished; run it first")
         self.progression.begin_at(given["progression"]["step"])
@@ -181,6 +213,18 @@ class Run:
             self.state.branch_point = at_branch_point(found, self.spec, self.source, theta)
         phase = self.spec.phases[-1] if before is None else self.spec.branch_phase(before)
         self.state.carry_optimizer_state(given["optimizer"], phase.optimizer)
+
+    def _check_start(self, start: RunFolder, newest: Path, branch: str) -> None:
+        """Check the checkpoint that this run starts from; an older one would not be the end."""
+        of_start = run_hash(self._of_all, self.seed, branch, self._data)
+        try:
+            verify_checkpoint(newest, of_start)
+        except IntegrityError as error:
+            study = self.study.path
+            raise IntegrityError(
+                f"{error}; to run {start.path} again from its newest good state:"
+                f" thalweg check {study} --repair, then thalweg resume {study}"
+            ) from error
 
     # Checkpoints.
 
@@ -212,6 +256,7 @@ class Run:
             state,
             keep=self.spec.checkpoint.keep,
             permanent=ends,
+            mark=Mark(self.hash, metrics.rows, ends, bound_of(self.progression.phases[-1])),
         )
         self.progression.forget_request()
         if self.spec.checkpoint.save_bases and (regular or ends):

@@ -138,10 +138,17 @@ def evaluate_test(setup: Setup, theta: Tensor) -> tuple[float, float | None]:
 
 
 class StatusWriter:
-    """Writes the status of a run, and counts the seconds of all its sittings."""
+    """Writes the status of a run, and counts the seconds of all its sittings.
 
-    def __init__(self, folder: RunFolder, progression: Progression, recorder: Recorder) -> None:
+    Args:
+        run: hash of the run.
+    """
+
+    def __init__(
+        self, folder: RunFolder, progression: Progression, recorder: Recorder, run: str
+    ) -> None:
         self._folder = folder
+        self._run = run
         self._progression = progression
         self._recorder = recorder
         self._begun = time.monotonic()
@@ -157,8 +164,12 @@ class StatusWriter:
         if time.monotonic() - self._written >= STATUS_SECONDS:
             self.write("running")
 
-    def write(self, state: State, message: str | None = None) -> None:
-        """Replace the status; without a message, it is what is to be said of the phases."""
+    def write(self, state: State, message: str | None = None, rows: int | None = None) -> None:
+        """Replace the status; without a message, it is what is to be said of the phases.
+
+        Args:
+            rows: how many rows of metrics a run that is done has.
+        """
         self._written = time.monotonic()
         last = self._recorder.last
         position = self._progression.position
@@ -172,5 +183,7 @@ class StatusWriter:
                 alignment=last.get("alignment_gradient"),
                 sharpness=last.get("sharpness"),
                 message=position.message if message is None else message,
+                run_hash=self._run,
+                rows=rows,
             )
         )

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from thalweg.contrib.simulated_workers import WORKERS
 from thalweg.lab.config import TRUNK, Spec
 from thalweg.lab.store import durable
+from thalweg.lab.store.belonging import Mark
 from thalweg.lab.store.checkpoint import (
     Checkpoint,
     checkpoint_path,
@@ -168,13 +169,13 @@ class RunState:
 
 
 def save_state(
-    folder: Path, step: int, state: dict[str, Any], *, keep: int, permanent: bool
+    folder: Path, step: int, state: dict[str, Any], *, keep: int, permanent: bool, mark: Mark
 ) -> None:
     """Save a nested state of plain values and tensors as the checkpoint of `step`."""
     tensors, packed = pack_state(state)
     on_device = [name for name, tensor in tensors.items() if tensor.device.type != "cpu"]
     content = {"state": packed, "on_device": on_device}
-    save_checkpoint(folder, step, tensors, content, keep=keep, permanent=permanent)
+    save_checkpoint(folder, step, tensors, content, keep=keep, permanent=permanent, mark=mark)
 
 
 def restored_state(checkpoint: Checkpoint, device: torch.device) -> dict[str, Any]:
