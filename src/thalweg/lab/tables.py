@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from thalweg.errors import IntegrityError, InvalidInput, shown, without_controls
-from thalweg.limits import check_limit
+from thalweg.limits import check_limit, limit
 
 _STRING_OR_COMMENT = re.compile(
     r'"""(?:[^\\]|\\.)*?"{3,5}|\'\'\'.*?\'{3,5}|"(?:[^"\\\n]++|\\.)*+"|\'[^\'\n]*\'|#[^\n]*',
@@ -85,6 +85,8 @@ def check_tables(raw: Any, source: str) -> None:
     """
     waiting: list[tuple[Any, tuple[str, ...]]] = [(raw, ())]
     count = 0
+    # Looked up once: the setting is parsed at each look.
+    deepest, most = limit("spec_depth"), limit("spec_values")
     while waiting:
         value, path = waiting.pop()
         count += 1
@@ -96,8 +98,10 @@ def check_tables(raw: Any, source: str) -> None:
         else:
             _check_scalar(value, path, source)
         depth = len(path) - 1
-        check_limit("spec_depth", depth, source, f"{depth} levels of tables or arrays")
-        check_limit("spec_values", count + len(waiting), source)
+        if depth > deepest:
+            check_limit("spec_depth", depth, source, f"{depth} levels of tables or arrays")
+        if count + len(waiting) > most:
+            check_limit("spec_values", count + len(waiting), source)
     if isinstance(raw, Mapping):
         for name in _LISTED:
             listed = raw.get(name)
@@ -116,17 +120,20 @@ def _check_keys(table: Mapping[Any, Any], path: Sequence[str], source: str) -> N
 
 
 def _check_scalar(value: Any, path: Sequence[str], source: str) -> None:
-    place = ".".join(path)
     if isinstance(value, str) and without_controls(value) != value:
+        place = ".".join(path)
         allowed = "text without control characters, in UTF-8"
         raise InvalidInput(f"{source}: {place}: got {shown(value, 80)}, allowed: {allowed}")
     if isinstance(value, int) and value not in _INTEGERS:
+        place = ".".join(path)
         allowed = "an integer of 64 bits"
         raise InvalidInput(f"{source}: {place}: got {shown(value, 80)}, allowed: {allowed}")
 
 
 def _claimed_depth(text: str) -> int:
     """Brackets inside of brackets, or dots in a key, whichever are more; never too few."""
+    if not _BRACKET.search(text) and "." not in text:
+        return 0
     plain = _STRING_OR_COMMENT.sub("_", text)
     dots = max(part.count(".") for part in _NOT_OF_A_KEY.split(plain))
     depth = deepest = 0

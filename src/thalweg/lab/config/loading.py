@@ -262,10 +262,10 @@ def _find(name_or_path: str | Path) -> tuple[Path, str]:
     is_path = isinstance(name_or_path, Path) or text.endswith(".toml") or re.search(r"[/\\]", text)
     if is_path:
         return Path(name_or_path), text
-    path = SPECS / f"{text}.toml"
-    if text not in builtin_specs():
-        raise unknown_name("spec", text, builtin_specs())
-    return path, f"built-in spec {text}"
+    built_in = {path.stem: path for path in SPECS.glob("*.toml")}
+    if text not in built_in:
+        raise unknown_name("spec", text, built_in)
+    return built_in[text], f"built-in spec {text}"
 
 
 def read_toml(path: Path, source: str) -> dict[str, Any]:
