@@ -11,9 +11,11 @@ One setting raises them, by name:
 Example:
     >>> limit("spec_depth")
     32
-    >>> check_limit("spec_depth", 40, "file deep.toml", "40 levels of tables")
-    Traceback (most recent call last):
-    thalweg.errors.InvalidInput: file deep.toml: found 40 levels of tables, allowed: at most 32; ...
+    >>> try:
+    ...     check_limit("spec_depth", 40, "file deep.toml", "40 levels of tables")
+    ... except InvalidInput as error:
+    ...     print(str(error).partition("; ")[0])
+    file deep.toml: found 40 levels of tables, allowed: at most 32
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ def test_a_manifest_names_no_file_elsewhere(folder: Path, tmp_path: Path) -> Non
     text = json.dumps(manifest, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
     (path / "manifest.json").write_text(json.dumps({**manifest, "sha256": digest}))
-    with pytest.raises(IntegrityError, match=r"state\.json"):
+    with pytest.raises(IntegrityError, match=r"manifest\.json: damaged"):
         load_checkpoint(path)
 
 

@@ -13,10 +13,13 @@ from typing import Any
 import pytest
 
 from tests.lab.small_study import PLUGIN, begin, differing, execute, in_a_process, left, small_spec
+from thalweg.errors import IntegrityError
 from thalweg.lab.config import Spec
 from thalweg.lab.execution.processes import Child
 from thalweg.lab.store import StudyFolder
 from thalweg.lab.store.checkpoint import list_checkpoints
+from thalweg.lab.store.metrics import MetricsWriter, read_metrics
+from thalweg.lab.training.recording import Recorder
 from thalweg.registry import load_plugin
 
 PATIENCE = 60.0
@@ -205,12 +208,21 @@ def test_a_kill_between_checkpoint_and_last_row_loses_no_row(quick_path: Path) -
     spec = small_spec()
     study = study_of(quick_path / "study", spec, "trunk")
     whole = left(study, "trunk")
-    for file in study.run(0, "trunk").metrics.iterdir():
-        file.unlink()  # as if rows had been lost: those before a checkpoint never are
+    run = study.run(0, "trunk")
+    with MetricsWriter(run.metrics, Recorder(spec.probes).columns, run.hash) as metrics:
+        metrics.truncate(12)  # the row at the end is measured after the checkpoint there
+    assert 12 not in read_metrics(run.metrics)["step"].to_pylist()
     execute(study, spec, "trunk")
-    steps = study.run(0, "trunk").read_metrics()["step"].to_pylist()
-    assert steps == [12]
-    assert differing(left(study, "trunk"), whole)
+    assert differing(left(study, "trunk"), whole) == []
+
+
+def test_rows_that_were_measured_before_a_checkpoint_are_missed(quick_path: Path) -> None:
+    spec = small_spec()
+    study = study_of(quick_path / "study", spec, "trunk")
+    for file in study.run(0, "trunk").metrics.iterdir():
+        file.unlink()
+    with pytest.raises(IntegrityError, match=r"0 of the 12 rows .* thalweg check"):
+        execute(study, spec, "trunk")
 
 
 def test_batches_depend_on_seed_and_step_alone() -> None:

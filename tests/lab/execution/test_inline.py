@@ -47,7 +47,7 @@ def test_threads_and_random_numbers_of_this_process_stay(quick_path: Path) -> No
 def test_a_failed_run_leaves_out_what_needs_it(quick_path: Path) -> None:
     spec = small_spec({**SHORT, "seeds": [0, 1], "probes": {"loss": 1}})
     study = begin(quick_path / "study", spec)
-    study.run(1, "trunk").write_run_text("data_fingerprint = 'other'\n")
+    study.run(1, "trunk").write_run_text("seed = 1\nbranch = 'trunk'\ndata_fingerprint = 'other'\n")
     outcome = run_tasks(
         study, tasks_of(spec), workers=2, device="cpu", threads=1, executor="inline"
     )

@@ -67,7 +67,7 @@ def test_a_failed_trunk_leaves_its_branches_out_and_no_others(quick_path: Path) 
     short = {"seeds": [0, 1], "phases.0.steps": 2, "branches": {"a": {"steps": 2}}}
     spec = small_spec({**short, "probes": {"loss": 1}})
     study = begin(quick_path / "study", spec)
-    study.run(1, "trunk").write_run_text("data_fingerprint = 'other'\n")
+    study.run(1, "trunk").write_run_text("seed = 1\nbranch = 'trunk'\ndata_fingerprint = 'other'\n")
     seen: set[int] = set()
     outcome = run_tasks(
         study,
