@@ -139,6 +139,13 @@ def test_a_damaged_file_is_found(harm: str, file: str, folder: Path) -> None:
     assert any(path.is_relative_to(found.path) for found in findings)
 
 
+def test_a_spec_that_is_made_to_be_large_in_memory_is_not_read(folder: Path) -> None:
+    file = folder / "spec.toml"
+    file.write_text("a" + ".a" * 40_000 + " = 1\n" + file.read_text())
+    findings = check(StudyFolder(folder)).findings
+    assert any(found.path == file and "THALWEG_LIMITS" in found.what for found in findings)
+
+
 def test_a_finished_trunk_with_a_damaged_end_is_run_again_by_what_the_message_names(
     quick_path: Path,
 ) -> None:

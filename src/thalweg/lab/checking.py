@@ -7,7 +7,6 @@ what is missing, from the newest good checkpoint or from the start.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -24,6 +23,7 @@ from thalweg.lab.store.links import ASIDE, describe_foreign, foreign_entries
 from thalweg.lab.store.lock import is_locked, locked
 from thalweg.lab.store.metrics import list_segments
 from thalweg.lab.store.verifying import Verified, read_run_table, step_of, verify_run
+from thalweg.lab.tables import parse_toml
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def _spec_of(study: StudyFolder, checked: Checked) -> Spec | None:
     """The spec; None where `spec.toml` is damaged."""
     file = study.path / "spec.toml"
     try:
-        table = tomllib.loads(study.spec_text)
+        table = parse_toml(study.spec_text, "spec.toml")
     except (ThalwegError, OSError, ValueError) as error:
         checked.say(file, f"{file}: damaged, no TOML ({error})")
         return None

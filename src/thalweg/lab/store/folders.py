@@ -170,7 +170,7 @@ class RunFolder:
     def _said(self, key: str) -> str:
         try:
             return str(parse_toml(self.run_text, "run.toml").get(key, ""))
-        except (InvalidInput, ValueError):
+        except ValueError:  # `InvalidInput` is one
             return ""
 
     def read_metrics(self) -> pyarrow.Table:
