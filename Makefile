@@ -24,7 +24,7 @@ unit: $(READY)
 	$(BIN)/python -m pytest -n 2
 
 slow: $(READY)
-	$(BIN)/python -m pytest -n 2 -m slow
+	$(BIN)/python -m pytest -n 2 -m "slow and not gpu"
 
 # Ten minutes for each reader; `make fuzz SECONDS_EACH=60` for less.
 SECONDS_EACH ?= 600

@@ -19,6 +19,7 @@ import tomli_w
 
 import thalweg
 from tests.lab.small_study import PLUGIN, RAW
+from tests.sampling import few
 from thalweg.cli import build_parser, main
 from thalweg.lab.store import StudyFolder, find_studies
 from thalweg.lab.store.lock import locked
@@ -29,6 +30,7 @@ VERBS += ["check", "spec", "env", "completion"]
 TINY: dict[str, Any] = {
     **RAW,
     "name": "tiny",
+    "figures": ["training-loss"],
     "claims": ["gradient-aligns"],
     "phases": [{"optimizer": {"name": "sgd", "lr": 0.05}, "batch_size": 20, "steps": 4}],
     "branches": {"sgd": {"steps": 4}, "bulk-sgd": {"steps": 4, "split": {"dominant": 0.0}}},
@@ -183,7 +185,7 @@ def test_a_dry_run_prints_the_resolved_spec_and_makes_nothing(
     assert not root.exists()
 
 
-@pytest.mark.parametrize("which", ["--all", "--extensions"])
+@pytest.mark.parametrize("which", few(1, ["--all", "--extensions"]))
 @pytest.mark.parametrize(
     ("key", "what"), [("claims", "claim"), ("figures", "figure"), ("probes", "probe")]
 )

@@ -97,6 +97,7 @@ def test_spectrum_has_one_trace_by_two_ways_and_a_figure(run, tmp_path: Path) ->
     assert (tmp_path / "spectrum.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_subspace_langevin_saves_gradients_where_its_blocks_precondition(
     run, tmp_path: Path
 ) -> None:
@@ -114,6 +115,7 @@ def test_subspace_langevin_saves_gradients_where_its_blocks_precondition(
     assert (tmp_path / "subspace-langevin.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_training_jacobian_counts_every_singular_value(run, tmp_path: Path) -> None:
     small = ("--hidden", "1", "--epochs", "1", "--seeds", "0", "1")
     lines = run("training_jacobian.py", str(tmp_path), *small)
@@ -143,6 +145,15 @@ def test_training_jacobian_counts_every_singular_value(run, tmp_path: Path) -> N
     run("training_jacobian.py", str(other), *small, "--branches", "white-noise", "--forget")
     assert [file.suffix for file in tmp_path.glob("jacobian-*")] == [".safetensors"] * 6
     assert not list(other.glob("jacobian-*"))
+
+
+def test_training_jacobian_of_one_seed_counts_every_singular_value(run, tmp_path: Path) -> None:
+    small = ("--hidden", "1", "--epochs", "1", "--seeds", "0", "--branches", "white-noise")
+    (line,) = (line for line in run("training_jacobian.py", str(tmp_path), *small) if "P=" in line)
+    assert "P=85, N=1600" in line
+    table = pd.read_csv(tmp_path / "training-jacobian.csv")
+    shares = table[["chaotic_share", "bulk_share_1e-02", "stable_share"]].sum(axis=1)
+    assert shares.tolist() == pytest.approx([1.0])
 
 
 def test_local_sgd_learns_and_its_rounds_grow(run) -> None:

@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
 import thalweg
+from tests.sampling import few
 from thalweg.errors import InvalidInput
 
 CROSS_ENTROPY = nn.CrossEntropyLoss()
@@ -323,7 +324,7 @@ def test_a_gradient_scaled_by_how_often_an_entry_is_used() -> None:
     assert_right(model.double(), CROSS_ENTROPY, data)
 
 
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("kind", few(1, [nn.LSTM, nn.GRU]))
 def test_recurrent_layers(kind: type[nn.LSTM] | type[nn.GRU]) -> None:
     """pytorch #20449, #25315: recurrent layers had no second derivative."""
 
@@ -354,7 +355,8 @@ def test_a_contrastive_loss_is_one_of_the_whole_batch() -> None:
         thalweg.Objective(model, contrastive, data, chunk_size=5).gradient()
 
 
-def test_attention_of_every_kind() -> None:
+@pytest.mark.parametrize("fused", few(1, [True, False]))
+def test_attention_of_every_kind(fused: bool) -> None:
     """pytorch #116350, learn2learn #429: fused attention has no second derivative."""
 
     class Attention(nn.Module):
@@ -369,8 +371,7 @@ def test_attention_of_every_kind() -> None:
                 h = functional.scaled_dot_product_attention(h, h, h, is_causal=True)
             return self.last(self.attention(h, h, h, need_weights=not self.fused)[0].mean(1))
 
-    for fused in (True, False):
-        assert_right(Attention(fused).double(), CROSS_ENTROPY, inputs_and_labels())
+    assert_right(Attention(fused).double(), CROSS_ENTROPY, inputs_and_labels())
 
 
 def test_hooks_that_read_leave_the_loss_as_it_is() -> None:

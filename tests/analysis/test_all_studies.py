@@ -41,7 +41,8 @@ def test_one_page_has_the_verdicts_and_figures_of_all(quick_path: Path) -> None:
             "description": name,
             "claims": ["gradient-aligns"],
             "figures": ["training-loss"],
-            "branches": {"sgd": {"steps": 12}},
+            "branches": {"sgd": {"steps": 3}},
+            "phases.0.steps": 3,
         }
         spec = small_spec(changes)
         study = begin(quick_path / name.partition(" ")[0], spec)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.sampling import few
 from thalweg.contrib.subspace_langevin import (
     Block,
     SubspaceLangevin,
@@ -73,7 +74,7 @@ def chain(x: nn.Parameter, sampler: SubspaceLangevin, steps: int) -> Tensor:
     return found
 
 
-@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize("name", few(1, CHAINS))
 def test_the_covariance_of_a_long_chain_is_that_of_the_linear_chain(name: str) -> None:
     blocks, h = CHAINS[name]
     exact = stationary_covariance(blocks, h)

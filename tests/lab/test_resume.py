@@ -54,6 +54,12 @@ NOISY: dict[str, Any] = {
     "branches.bulk-sgd.split.basis": "live",
     "subspace.bulk_error": 0.05,
 }
+BRIEF: dict[str, Any] = {
+    "phases.0.steps": 9,
+    "branches.sgd.steps": 8,
+    "branches.dom-sgd.steps": 8,
+    "branches.bulk-sgd.steps": 8,
+}
 
 
 def wait_for_a_checkpoint(child: Child, folder: Path, known: list[Path]) -> bool:
@@ -94,11 +100,11 @@ def study_of(folder: Path, spec: Spec, *done: str) -> StudyFolder:
     ("changes", "branch"),
     [
         pytest.param(PLAIN, "trunk", id="trunk with the rule", marks=pytest.mark.slow),
-        pytest.param(PLAIN, "dom-sgd", id="dominant"),
+        pytest.param(PLAIN, "dom-sgd", id="dominant", marks=pytest.mark.slow),
         pytest.param(PLAIN, "bulk-sgd", id="bulk on a frozen basis", marks=pytest.mark.slow),
         pytest.param(NOISY, "trunk", id="dropout, batch norm and momentum"),
         pytest.param(NOISY, "dom-sgd", id="dominant part of Adam", marks=pytest.mark.slow),
-        pytest.param(NOISY, "bulk-sgd", id="refined bulk with momentum"),
+        pytest.param(NOISY, "bulk-sgd", id="refined bulk with momentum", marks=pytest.mark.slow),
         pytest.param(
             {**PLAIN, "dtype": "float64"}, "dom-sgd", id="float64", marks=pytest.mark.slow
         ),
@@ -145,6 +151,7 @@ def test_a_stopped_run_says_so_and_goes_on_identically(quick_path: Path) -> None
     assert differing(left(study, "trunk"), left(undisturbed, "trunk")) == []
 
 
+@pytest.mark.slow
 def test_a_run_stops_when_its_parent_has_died(quick_path: Path) -> None:
     spec = small_spec({"phases.0.steps": 100_000, "probes.loss": 1000})
     study = begin(quick_path / "orphan", spec)
@@ -166,7 +173,9 @@ def test_a_run_stops_when_its_parent_has_died(quick_path: Path) -> None:
 
 
 def test_an_extended_branch_is_the_longer_run(quick_path: Path) -> None:
-    short, long = (small_spec({"branches.dom-sgd.steps": steps}) for steps in (7, 16))
+    short, long = (
+        small_spec({"phases.0.steps": 5, "branches.dom-sgd.steps": steps}) for steps in (5, 9)
+    )
     undisturbed = study_of(quick_path / "long", long, "trunk", "dom-sgd")
     extended = study_of(quick_path / "extended", short, "trunk", "dom-sgd")
     execute(extended, long, "dom-sgd")
@@ -175,7 +184,7 @@ def test_an_extended_branch_is_the_longer_run(quick_path: Path) -> None:
 
 def test_what_is_measured_leaves_the_trajectory_alone(quick_path: Path) -> None:
     load_plugin(PLUGIN)
-    watched = small_spec({**NOISY, "checkpoint.save_bases": True})
+    watched = small_spec({**NOISY, **BRIEF, "checkpoint.save_bases": True})
     ignored = watched.model_copy(update={"probes": {}, "checkpoint": small_spec(NOISY).checkpoint})
     parameters = []
     for name, spec in (("watched", watched), ("ignored", ignored)):
@@ -194,8 +203,8 @@ def test_what_is_measured_leaves_the_trajectory_alone(quick_path: Path) -> None:
 
 def test_the_plain_branch_goes_on_as_the_trunk_would_have(quick_path: Path) -> None:
     load_plugin(PLUGIN)
-    spec = small_spec({**NOISY, "phases.0.steps": 10, "branches.sgd.steps": 8})
-    longer = small_spec({**NOISY, "phases.0.steps": 18})
+    spec = small_spec({**NOISY, "phases.0.steps": 5, "branches.sgd.steps": 4})
+    longer = small_spec({**NOISY, "phases.0.steps": 9})
     study = study_of(quick_path / "branch", spec, "trunk", "sgd")
     undisturbed = study_of(quick_path / "trunk", longer, "trunk")
     branch, trunk = left(study, "sgd"), left(undisturbed, "trunk")

@@ -10,6 +10,7 @@ import torch
 
 import thalweg
 from tests.lab.small_study import PLUGIN, begin, execute, small_spec
+from tests.sampling import few
 from thalweg.errors import Diverged, InvalidInput
 from thalweg.lab.store.lock import locked
 from thalweg.lab.training import Run
@@ -38,8 +39,8 @@ def test_nothing_is_recorded_where_nothing_is_asked_for(quick_path: Path) -> Non
 
 # On its way out the curvature may vanish, and the gap with it.
 @pytest.mark.filterwarnings("ignore::thalweg.GapClosed")
-@pytest.mark.parametrize("branch", ["trunk", "sgd", "dom-sgd", "bulk-sgd"])
-@pytest.mark.parametrize("rate", [1e4, 1e30])
+@pytest.mark.parametrize("branch", few(2, ["trunk", "bulk-sgd", "sgd", "dom-sgd"]))
+@pytest.mark.parametrize("rate", few(1, [1e30, 1e4]))
 def test_a_run_that_diverges_says_when_and_keeps_what_it_measured(
     quick_path: Path, branch: str, rate: float
 ) -> None:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 import thalweg
 from tests.lab.small_study import PLUGIN, begin, execute, small_spec
 from tests.problems.data_files import write_mnist
+from tests.sampling import few
 from thalweg.errors import IntegrityError, InvalidInput
 from thalweg.lab import study as study_module
 from thalweg.lab.config import Spec
@@ -256,7 +257,7 @@ def test_the_trunk_goes_through_its_phases(quick_path: Path) -> None:
     assert full.minibatch_loss == pytest.approx(full.loss, rel=1e-6)
 
 
-@pytest.mark.parametrize("source", ["exact", "random", "next"])
+@pytest.mark.parametrize("source", few(1, ["exact", "random", "next"]))
 def test_other_subspaces_split_and_measure_like_the_tracked_one(
     quick_path: Path, source: str
 ) -> None:

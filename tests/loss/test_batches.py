@@ -16,6 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from tests.sampling import few
 from thalweg.errors import InvalidInput
 from thalweg.loss.objective import Objective
 from thalweg.measure.watch import watch
@@ -114,10 +115,17 @@ PLAIN: dict[str, Any] = {
 }
 
 
+@pytest.fixture(scope="module")
+def plain() -> tuple[Tensor, ...]:
+    return numbers((X, Y))
+
+
 @pytest.mark.parametrize("name", PLAIN)
-def test_every_class_gives_what_the_plain_tensors_give(name: str) -> None:
-    assert_same(numbers(PLAIN[name]), numbers((X, Y)))
-    assert_same(numbers(PLAIN[name], chunk_size=5), numbers((X, Y)))
+@pytest.mark.parametrize("chunk_size", few(1, [5, None]))
+def test_every_class_gives_what_the_plain_tensors_give(
+    name: str, chunk_size: int | None, plain: tuple[Tensor, ...]
+) -> None:
+    assert_same(numbers(PLAIN[name], chunk_size=chunk_size), plain)
 
 
 TEXT = {
@@ -132,7 +140,7 @@ TEXT = {
 
 
 @pytest.mark.parametrize("name", TEXT)
-@pytest.mark.parametrize("chunk_size", [None, 5])
+@pytest.mark.parametrize("chunk_size", few(1, [5, None]))
 def test_texts_go_with_their_samples(name: str, chunk_size: int | None) -> None:
     scaled = X * torch.arange(12.0)[:, None]
     assert_same(numbers(TEXT[name], chunk_size=chunk_size), numbers((scaled, Y)))

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from tests import dense
 from tests.networks import CASES, Case, mlp
+from tests.sampling import few
 from thalweg.errors import InvalidInput
 from thalweg.loss.lockstep_objective import LockstepObjective
 from thalweg.loss.objective import Objective
@@ -51,7 +52,7 @@ SAMPLES = {
 
 
 @pytest.mark.parametrize("samples", list(SAMPLES.values()), ids=list(SAMPLES))
-@pytest.mark.parametrize("name", list(CASES))
+@pytest.mark.parametrize("name", few(2, list(CASES)))
 def test_products_of_every_run_are_those_of_its_hessian(name: str, samples: Tensor | None) -> None:
     case = CASES[name]().to(torch.float64)
     thetas = points(case)
@@ -65,7 +66,7 @@ def test_products_of_every_run_are_those_of_its_hessian(name: str, samples: Tens
 
 
 @pytest.mark.parametrize("name", list(CASES))
-@pytest.mark.parametrize("chunk_size", [None, 7])
+@pytest.mark.parametrize("chunk_size", few(1, [7, None]))
 def test_losses_and_gradients_of_every_run_are_its_own(name: str, chunk_size: int | None) -> None:
     case = CASES[name]().to(torch.float64)
     thetas, runs = points(case), lockstep(case, chunk_size=chunk_size)

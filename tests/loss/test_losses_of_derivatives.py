@@ -13,6 +13,7 @@ from torch.func import functional_call, grad, jacrev, vmap
 from torch.utils.data import TensorDataset
 
 from tests import dense
+from tests.sampling import few
 from thalweg.errors import InvalidInput
 from thalweg.loss.objective import Objective
 from thalweg.measure.watch import watch
@@ -126,8 +127,8 @@ def _dense(name: str, rows: Any = slice(None)) -> tuple[dense.Loss, Tensor]:
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("chunk_size", [None, 4])
-@pytest.mark.parametrize("given", ["tensors", "tensors that require a gradient", "dataset"])
+@pytest.mark.parametrize("chunk_size", few(1, [4, None]))
+@pytest.mark.parametrize("given", few(1, ["tensors", "tensors that require a gradient", "dataset"]))
 def test_value_gradient_and_hessian(name: str, chunk_size: int | None, given: str) -> None:
     build, loss = CASES[name]
     reference, theta = _dense(name)
@@ -147,7 +148,7 @@ def test_value_gradient_and_hessian(name: str, chunk_size: int | None, given: st
     assert x.requires_grad == ("require" in given)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", few(2, CASES))
 def test_covariance_of_gradients(name: str) -> None:
     build, loss = CASES[name]
     objective = Objective(build(), loss, _data())

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from tests import dense
 from tests.networks import CASES, cnn, mlp
+from tests.sampling import few
 from thalweg.errors import Diverged, InvalidInput
 from thalweg.loss.objective import Objective
 from thalweg.operators.hessian import Hessian
@@ -28,7 +29,7 @@ def objective(model: nn.Module, loss: Any = None, **options: Any) -> Objective:
 
 @settings(max_examples=10, deadline=None)
 @given(chunk_size=st.integers(1, 15))
-@pytest.mark.parametrize("name", ["mlp", "cnn", "attention"])
+@pytest.mark.parametrize("name", few(1, ["mlp", "cnn", "attention"]))
 def test_the_chunk_size_changes_only_the_rounding(name: str, chunk_size: int) -> None:
     case = CASES[name]().to(torch.float64)
     loss, theta = dense.flat_loss(case), dense.flat_parameters(case)

@@ -16,6 +16,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from tests import dense
+from tests.sampling import few
 from thalweg.errors import InvalidInput
 from thalweg.loss.function_loss import FunctionLoss
 from thalweg.loss.lockstep_objective import LockstepObjective
@@ -138,7 +139,7 @@ def _states() -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("chunk_size", [None, 4])
+@pytest.mark.parametrize("chunk_size", few(1, [4, None]))
 def test_value_and_derivatives_are_those_of_the_draw(name: str, chunk_size: int | None) -> None:
     model, loss, data = _made(name)
     reference = _by_hand(model, loss, data, chunk_size or 10)

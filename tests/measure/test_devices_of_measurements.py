@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.networks import CASES, Case
+from tests.sampling import few
 from thalweg import registry
 from thalweg.loss.objective import Objective
 from thalweg.measure.batch_sharpness import batch_sharpness
@@ -98,7 +99,7 @@ def moment_of(case: Case) -> StepState:
     return state
 
 
-@pytest.mark.parametrize("name", ["mlp", "attention"])
+@pytest.mark.parametrize("name", few(1, ["mlp", "attention"]))
 def test_every_probe_measures_what_it_measures_on_the_cpu(name: str, device: torch.device) -> None:
     case = CASES[name]().to(torch.float64)
     here, there = moment_of(case.on(CPU)), moment_of(case.on(device))

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 import thalweg
+from tests.sampling import few
 from thalweg.errors import InvalidInput
 from thalweg.loss.function_loss import FunctionLoss
 from thalweg.loss.objective import Objective
@@ -101,8 +102,8 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("dtype", few(1, [torch.float32, torch.float64]))
+@pytest.mark.parametrize("name", few(6, MODELS))
 def test_nothing_is_wrong_with_right_models(name: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     found = diagnosed(MODELS[name]().to(dtype), mode="eval")

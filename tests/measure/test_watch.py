@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from tests.optim.wrapping_of_others import Delegating, Prepared
+from tests.sampling import few
 from thalweg.errors import Diverged, InvalidInput
 from thalweg.loss.objective import Objective
 from thalweg.measure.sinks import History, WatchWarning
@@ -114,7 +115,7 @@ def same(first: Any, second: Any) -> bool:
     return first == second
 
 
-@pytest.mark.parametrize("make", [mlp, cnn])
+@pytest.mark.parametrize("make", few(1, [mlp, cnn]))
 def test_training_is_bit_for_bit_what_it_was_without(
     make: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -710,7 +711,7 @@ def watched_step(watched: Any, stepped: Any, model: nn.Module, data: Any) -> dic
 
 
 @pytest.mark.parametrize("watched", ["base", "wrapper", "prepared", "delegating"])
-@pytest.mark.parametrize("built", ["before", "after"])
+@pytest.mark.parametrize("built", few(1, ["before", "after"]))
 def test_whichever_is_given_the_update_that_is_made_is_reported(watched: str, built: str) -> None:
     model, data = classifier()
     loss = nn.CrossEntropyLoss()

@@ -8,6 +8,7 @@ from torch import nn
 
 from tests import dense
 from tests.networks import CASES, mlp
+from tests.sampling import few
 from thalweg.errors import Diverged, InvalidInput
 from thalweg.loss.chunk_multiplier import EVERY_SIZE, ChunkMultiplier
 from thalweg.loss.objective import Objective
@@ -44,7 +45,7 @@ def references() -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     return found
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", few(2, ["cnn", "attention", "mlp", "silu"]))
 def test_the_dense_reference_agrees_with_differences_of_the_gradient(
     name: str, references: dict[str, Any]
 ) -> None:
@@ -57,7 +58,9 @@ def test_the_dense_reference_agrees_with_differences_of_the_gradient(
 
 
 @pytest.mark.parametrize(("name", "vectorize_up_to"), WAYS)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), few(1, [(torch.float64, 1e-9), (torch.float32, 1e-4)])
+)
 def test_gradient_and_products_agree_with_the_dense_hessian(
     name: str,
     vectorize_up_to: int | None,
@@ -77,7 +80,7 @@ def test_gradient_and_products_agree_with_the_dense_hessian(
     assert hessian.num_matvecs == 5
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", few(2, CASES))
 def test_a_hessian_of_some_samples_is_that_of_their_mean_loss(name: str) -> None:
     case = CASES[name]().to(torch.float64)
     rows = torch.tensor([5, 0, 3, 7])
@@ -98,7 +101,7 @@ def test_kept_graphs_multiply_as_fresh_ones_do(keep_graph: bool) -> None:
     assert torch.equal(hessian @ vectors, first)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", few(2, ["cnn", "attention", "mlp", "silu"]))
 def test_restricted_to_parameters_it_is_a_block_of_the_whole(name: str) -> None:
     case = CASES[name]().to(torch.float64)
     whole = Objective(case.model, case.loss, case.data)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.utils import parametrizations
 
+from tests.sampling import few
 from thalweg.errors import InvalidInput
 from thalweg.loss.function_loss import FunctionLoss
 from thalweg.loss.objective import Objective
@@ -283,7 +284,7 @@ RIGHT: dict[str, Callable[[], nn.Module]] = {
 
 
 @pytest.mark.parametrize("name", RIGHT)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", few(1, [torch.float32, torch.float64]))
 def test_a_right_model_passes_and_is_left_alone(name: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     model = RIGHT[name]().to(dtype)

@@ -12,6 +12,7 @@ from torch.nn.utils import parameters_to_vector
 from torch.optim import SGD, Adam, AdamW, Muon, Optimizer
 
 from tests.optim.resuming import save_and_restore
+from tests.sampling import few
 from thalweg.contrib.blockwise import blockwise_groups
 from thalweg.contrib.dion import Dion
 from thalweg.contrib.grad_power import GradPower
@@ -110,7 +111,7 @@ def test_the_dominant_and_the_bulk_update_add_up_to_the_full_one(
     assert abs(float(dominant @ bulk)) < 1e-9 * float(dominant.norm() * bulk.norm())
 
 
-@pytest.mark.parametrize("name", [*OTHERS, "Muon", "split"])
+@pytest.mark.parametrize("name", few(3, ["split", "Muon", *OTHERS]))
 def test_a_restored_optimizer_goes_on_bit_for_bit(name: str, device: torch.device) -> None:
     def build() -> tuple[nn.Module, Optimizer]:
         model = network(device, torch.float32)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer, lr_scheduler
 
 from tests.optim.local_training import alone
+from tests.sampling import few
 from thalweg.contrib.averaging_period import ConstantPeriod
 from thalweg.contrib.dion import Dion
 from thalweg.contrib.grad_power import GradPower
@@ -195,7 +196,7 @@ def test_a_saved_file_continues_bit_for_bit(name: str) -> None:
     assert torch.equal(theta(model), theta(twin))
 
 
-@pytest.mark.parametrize("name", AROUND)
+@pytest.mark.parametrize("name", few(4, AROUND))
 @pytest.mark.parametrize("through", ["outer", "inner"])
 def test_groups_and_state_are_one_after_either_has_loaded(name: str, through: str) -> None:
     model, optimizer = built(name)
@@ -249,7 +250,7 @@ def test_every_scheduler_of_torch_is_tried() -> None:
 
 
 @pytest.mark.parametrize("scheduled", ["outer", "inner"])
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("scheduler", few(3, SCHEDULERS))
 @pytest.mark.parametrize("name", ["SplitUpdate", "SAM", "GradPower", "LocalSGD", "Combined"])
 def test_schedulers_do_as_on_a_bare_optimizer(name: str, scheduler: str, scheduled: str) -> None:
     model, optimizer = built(name)
@@ -379,7 +380,7 @@ def test_gradients_are_cleared_either_way_and_it_says_what_it_is(name: str) -> N
     assert "lr: 0.1" in repr(optimizer)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", few(2, OPTIMIZERS))
 def test_its_steps_are_seen_by_the_profiler(name: str) -> None:
     model, optimizer = built(name)
     with torch.autograd.profiler.profile() as profile:

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map_only
 
 from tests import dense
 from tests.networks import Case, digits
+from tests.sampling import few
 from thalweg.linalg import norm
 from thalweg.loss.objective import Objective
 from thalweg.spectrum.gap import GapClosed
@@ -94,7 +95,7 @@ def followed(case: Case, k: int, steps: int, look_every: int, **options: Any) ->
 
 
 @pytest.mark.parametrize(
-    ("k", "dtype"), [(2, torch.float64), (5, torch.float32), (9, torch.float64)]
+    ("k", "dtype"), few(1, [(2, torch.float64), (5, torch.float32), (9, torch.float64)])
 )
 def test_along_a_training_the_error_is_that_of_a_dense_hessian(k: int, dtype: torch.dtype) -> None:
     ratios, values, silent = [], [], 0
@@ -163,7 +164,7 @@ class Overtaking(nn.Module):
         return (each * curvature * self.x.square()).sum(1) / 2 + 0 * self.p.sum()
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.3])
+@pytest.mark.parametrize("noise", few(1, [0.3, 0.0]))
 def test_a_direction_that_overtakes_is_seen_within_a_renewal(noise: float) -> None:
     model = Overtaking()
     each = 1 + noise * torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
@@ -190,7 +191,7 @@ def test_a_direction_that_overtakes_is_seen_within_a_renewal(noise: float) -> No
     assert all(44 <= step <= 56 for step in warned)
 
 
-@pytest.mark.parametrize("k", [3, 5, 10])
+@pytest.mark.parametrize("k", few(1, [5, 3, 10]))
 def test_after_a_solve_every_place_says_the_same(k: int) -> None:
     case = small_digits()
     objective = objective_of(case)
@@ -233,7 +234,7 @@ def test_sources_that_solve_state_residuals_over_gaps() -> None:
         assert restored.split(gradient).error == split.error
 
 
-@pytest.mark.parametrize("k", [3, 9])
+@pytest.mark.parametrize("k", few(1, [3, 9]))
 def test_a_tracker_with_guards_goes_on_bit_for_bit_from_every_step(k: int) -> None:
     case = small_digits()
     objective = objective_of(case)

@@ -13,6 +13,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
 from tests import dense
 from tests.networks import Case, descend, digits, silu
+from tests.sampling import few
 from thalweg.errors import InvalidInput
 from thalweg.lab.store.packing import pack_state, unpack_state
 from thalweg.loss.objective import Objective
@@ -72,12 +73,15 @@ class Training:
 
 @pytest.mark.parametrize(
     ("kind", "settings", "shift"),
-    [
-        (Adam, {}, 0.0),
-        (Adam, {"weight_decay": 0.3}, 0.3),
-        (AdamW, {"weight_decay": 0.3}, 0.0),
-        (RMSprop, {"momentum": 0.5}, 0.0),
-    ],
+    few(
+        2,
+        [
+            (Adam, {}, 0.0),
+            (Adam, {"weight_decay": 0.3}, 0.3),
+            (AdamW, {"weight_decay": 0.3}, 0.0),
+            (RMSprop, {"momentum": 0.5}, 0.0),
+        ],
+    ),
 )
 def test_the_split_is_that_of_the_generalized_eigenvectors_at_every_step(
     kind: type[Optimizer], settings: dict[str, Any], shift: float
@@ -122,7 +126,7 @@ def followed_and_solved(kind: type[Optimizer], begin: int, steps: int) -> Iterat
         yield float(error), followed.error, *(source.report.subspace_cost for source in sources)
 
 
-@pytest.mark.parametrize("kind", [Adam, RMSprop])
+@pytest.mark.parametrize("kind", few(1, [Adam, RMSprop]))
 def test_in_steady_training_it_is_followed_cheaply_with_the_error_estimated(
     kind: type[Optimizer],
 ) -> None:
@@ -172,9 +176,9 @@ def test_a_frozen_one_keeps_metric_and_subspace_of_the_first_update() -> None:
 # From scratch Adam's metric drifts: the tracker begins anew, or follows where that is allowed.
 @pytest.mark.parametrize("drift", [optimizer_metric.DRIFT, math.inf])
 @pytest.mark.parametrize(
-    "options", [{"every": 3}, {"frozen": True}, {"bulk_error": 1e-6}, {"error": 0.5}]
+    "options", few(2, [{"every": 3}, {"frozen": True}, {"bulk_error": 1e-6}, {"error": 0.5}])
 )
-@pytest.mark.parametrize("after", [0, 4])
+@pytest.mark.parametrize("after", few(1, [4, 0]))
 def test_a_restored_one_goes_on_bit_for_bit(
     options: dict[str, Any], after: int, drift: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:

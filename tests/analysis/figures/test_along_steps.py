@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 from tests.analysis import synthetic
 from thalweg.analysis.figures import save_figures
@@ -10,6 +11,7 @@ from thalweg.analysis.figures import save_figures
 ROLES = {"plain": "sgd", "dominant": "dom-sgd", "bulk": "bulk-sgd"}
 
 
+@pytest.mark.slow
 def test_a_study_of_many_branches_is_drawn_over_both_columns_with_all_in_the_csv(
     tmp_path: Path,
 ) -> None:

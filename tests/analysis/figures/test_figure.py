@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from tests.analysis import synthetic
+from tests.sampling import few
 from thalweg import registry
 from thalweg.analysis.figures import SavedFigures, drawing, save_figures
 from thalweg.errors import InvalidInput
@@ -129,7 +130,7 @@ def test_a_figure_whose_columns_were_never_measured_is_named(
 
 @pytest.mark.parametrize(
     "branches",
-    [["sgd"], ["trunk"], ["trunk", "sgd"], ["dom-sgd", "bulk-sgd"], ["trunk", "dom-sgd"]],
+    few(1, [["sgd"], ["trunk"], ["trunk", "sgd"], ["dom-sgd", "bulk-sgd"], ["trunk", "dom-sgd"]]),
 )
 def test_studies_with_fewer_branches_are_drawn(
     branches: list[str], study: pd.DataFrame, tmp_path: Path

@@ -15,6 +15,7 @@ import pytest
 from tests.analysis import synthetic
 from tests.analysis.claims.branches import MAIN_NAMES
 from tests.analysis.report.browser import CHROMIUM, Browser
+from tests.sampling import few
 from thalweg import registry
 from thalweg.analysis.claims import Verdict, judge_all
 from thalweg.analysis.figures import SavedFigures, save_figures
@@ -209,7 +210,7 @@ def test_infinite_and_missing_values_are_null_in_the_page(
     assert embedded(path.read_text(encoding="utf-8"))["panels"]
 
 
-@pytest.mark.parametrize("branches", [["trunk"], ["sgd"]])
+@pytest.mark.parametrize("branches", few(1, [["trunk"], ["sgd"]]))
 def test_a_study_of_one_run_has_a_report(
     branches: list[str], study: pd.DataFrame, tmp_path: Path
 ) -> None:

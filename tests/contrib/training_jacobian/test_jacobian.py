@@ -18,6 +18,7 @@ from tests.contrib.training_jacobian.training_problems import (
 )
 from tests.dense import flat_parameters
 from tests.networks import Case
+from tests.sampling import few
 from thalweg.contrib.training_jacobian.jacobian import TrainingJacobian, training_jacobian
 from thalweg.contrib.training_jacobian.training_run import TrainingRun
 from thalweg.errors import Diverged, InvalidInput
@@ -39,7 +40,7 @@ def differences(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
     return torch.stack([(4 * central(e, 1e-3) - central(e, 2e-3)) / 3 for e in unit], dim=1)
 
 
-@pytest.mark.parametrize("settings", [{}, HEAVY_BALL], ids=["plain", "heavy ball"])
+@pytest.mark.parametrize("settings", few(1, [HEAVY_BALL, {}]), ids=["plain", "heavy ball"])
 def test_it_is_the_derivative_of_the_whole_run_by_differences(
     case: Case, settings: dict[str, float]
 ) -> None:

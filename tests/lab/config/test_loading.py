@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -323,6 +323,7 @@ SPLITS = st.fixed_dictionaries(
 )
 
 
+@settings(max_examples=30, deadline=None)
 @given(
     lr=NUMBERS,
     seeds=st.lists(st.integers(0, 2**63 - 1), min_size=1, unique=True),

@@ -6,6 +6,7 @@ import tomllib
 
 import pytest
 
+from tests.sampling import few
 from thalweg import registry
 from thalweg.errors import InvalidInput
 from thalweg.lab.config import builtin_studies, dump_spec, load_spec, load_study, parse_spec
@@ -26,7 +27,7 @@ def test_a_study_is_valid_and_read_back_exactly(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OVER_PROBLEMS)
-@pytest.mark.parametrize("problem", ["mnist", "digits-cross-entropy", "sst2"])
+@pytest.mark.parametrize("problem", few(1, ["mnist", "digits-cross-entropy", "sst2"]))
 def test_a_study_is_valid_on_other_problems(name: str, problem: str) -> None:
     spec, of_problem = load_study(name, problem), load_study("main", problem)
     check_spec(spec)

@@ -384,7 +384,7 @@ import torch
 from thalweg.lab.store.checkpoint import save_checkpoint
 torch.set_num_threads(1)
 instants = random.Random(11)
-for attempt in range(12):
+for attempt in range(6):
     folder = pathlib.Path(sys.argv[1]) / str(attempt)
     folder.mkdir()
     child = os.fork()
@@ -393,7 +393,7 @@ for attempt in range(12):
             save_checkpoint(folder / "checkpoints", step,
                             {"theta": torch.full((20000,), float(step))}, {"step": step})
             (folder / "said").write_text(str(step))
-    time.sleep(0.02 + 0.15 * instants.random())
+    time.sleep(0.02 + 0.1 * instants.random())
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
 """

@@ -183,6 +183,7 @@ def repacked(path: Path, to: Path, packing: int, data: bytes) -> None:
             new.writestr(info.filename, content)
 
 
+@pytest.mark.slow
 def test_parameters_that_unpack_to_gigabytes_are_refused_in_bounded_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from tests.dense import flat_loss, flat_parameters, gradient, hessian
 from tests.lab.small_study import begin, differing, execute, left, small_spec
 from tests.networks import Case
+from tests.sampling import few
 from thalweg.errors import Interrupted, InvalidInput
 from thalweg.lab.config import Spec, dump_spec, parse_spec
 from thalweg.lab.training import Run
@@ -37,7 +38,7 @@ def expected_step(run: Run, theta: Tensor, rows: Tensor) -> Tensor:
     return theta - 0.05 * (slope - vectors @ (vectors.T @ slope))
 
 
-@pytest.mark.parametrize("batch_size", [20, "all"])
+@pytest.mark.parametrize("batch_size", few(1, [20, "all"]))
 def test_each_step_loses_the_dominant_part_of_its_own_batch(
     quick_path: Path, batch_size: int | str
 ) -> None:
@@ -89,9 +90,11 @@ def test_it_costs_the_batchs_share_of_a_solve_over_all_samples(quick_path: Path)
     assert 0 < cost["own-thirds"][-1] < 0.6 * cost["own"][-1]
 
 
-@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("every", few(1, [3, 1]))
 def test_an_interrupted_run_goes_on_bit_for_bit(quick_path: Path, every: int) -> None:
-    spec = small_spec({"branches.bulk-sgd.subspace": {"k": K, **OWN, "every": every}})
+    spec = small_spec(
+        {"phases.0.steps": 5, "branches.bulk-sgd.subspace": {"k": K, **OWN, "every": every}}
+    )
     whole = begin(quick_path / "whole", spec)
     execute(whole, spec, "trunk", "bulk-sgd")
     study = begin(quick_path / "stopped", spec)
@@ -110,7 +113,11 @@ def test_an_interrupted_run_goes_on_bit_for_bit(quick_path: Path, every: int) ->
 
 
 def test_what_is_measured_leaves_the_trajectory_alone(quick_path: Path) -> None:
-    changes = {"branches.bulk-sgd.subspace": {"k": K, **OWN}}
+    changes = {
+        "phases.0.steps": 4,
+        "branches.bulk-sgd.steps": 8,
+        "branches.bulk-sgd.subspace": {"k": K, **OWN},
+    }
     found = []
     for number, probes in enumerate(({"loss": 6}, {"sharpness": 1, "alignment_update": 2})):
         spec = small_spec({**changes, "probes": probes})

@@ -110,16 +110,16 @@ def test_rounds_grow_as_the_schedule_lowers_the_learning_rate() -> None:
 
 
 CHANGES: dict[str, Any] = {
-    "phases.0.steps": 11,
+    "phases.0.steps": 8,
     "phases.0.optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9},
     "phases.0.local": {"workers": 3, "period": 4},
     "branches": {
-        "rule": {"steps": 9, "local": {"workers": 2, "alpha": 0.15, "minimum": 2}},
+        "rule": {"steps": 8, "local": {"workers": 2, "alpha": 0.15, "minimum": 2}},
         "sam": {
-            "steps": 9,
+            "steps": 8,
             "optimizer": {"name": "sam", "lr": 0.05, "rho": 0.1, "momentum": 0.9},
         },
-        "alone": {"steps": 9, "local": "off"},
+        "alone": {"steps": 8, "local": "off"},
     },
     "probes": {"loss": 2, "sharpness": 4},
     "checkpoint": {"every_steps": 3, "every_seconds": 0.0},

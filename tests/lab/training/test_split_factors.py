@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 import thalweg
 from tests.lab.small_study import begin, differing, execute, left, small_spec
+from tests.sampling import few
 from thalweg.errors import Interrupted
 from thalweg.lab.config import Spec
 from thalweg.lab.store import StudyFolder
@@ -36,14 +38,15 @@ def study_with_trunk(folder: Path, spec: Spec) -> StudyFolder:
 
 
 @pytest.mark.parametrize("split", SPLITS.values(), ids=SPLITS)
-@pytest.mark.parametrize("stopped_after", [2, 7])
+@pytest.mark.parametrize("stopped_after", few(1, [7, 2]))
 def test_a_stopped_run_goes_on_bit_for_bit(
     quick_path: Path, split: dict[str, Any], stopped_after: int
 ) -> None:
     spec = spec_with(split)
-    undisturbed = study_with_trunk(quick_path / "undisturbed", spec)
-    execute(undisturbed, spec, "bulk-sgd")
     stopped = study_with_trunk(quick_path / "stopped", spec)
+    shutil.copytree(stopped.path, quick_path / "undisturbed")
+    undisturbed = StudyFolder(quick_path / "undisturbed")
+    execute(undisturbed, spec, "bulk-sgd")
     asked = iter([False] * stopped_after + [True])
     with pytest.raises(Interrupted):
         Run(spec, stopped, 0, "bulk-sgd", should_stop=lambda: next(asked)).execute()

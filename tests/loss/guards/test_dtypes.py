@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tests import dense
+from tests.sampling import few
 from thalweg.errors import InvalidInput
 from thalweg.loss.objective import Objective
 from thalweg.measure.watch import watch
@@ -70,7 +71,7 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("name", few(2, list(MODELS)))
 def test_derivatives_are_those_of_the_float64_copy(name: str) -> None:
     model = MODELS[name]()
     before = {n: t.clone() for n, t in model.state_dict().items()}

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tests.dense import hessian
+from tests.sampling import few
 from thalweg.errors import InvalidInput
 from thalweg.loss.function_loss import FunctionLoss
 from thalweg.loss.lockstep_objective import LockstepObjective
@@ -98,8 +99,8 @@ ENTRANCES: dict[str, Callable[[Objective], object]] = {
 }
 
 
-@pytest.mark.parametrize("check", [True, False])
-@pytest.mark.parametrize("vectorize_up_to", [None, 0, 50])
+@pytest.mark.parametrize("check", few(1, [True, False]))
+@pytest.mark.parametrize("vectorize_up_to", few(1, [None, 0, 50]))
 @pytest.mark.parametrize("entrance", ENTRANCES)
 def test_a_layer_without_second_derivative_is_named_with_a_mend_at_every_entrance(
     entrance: str, vectorize_up_to: int | None, check: bool

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from tests import dense
 from tests.networks import Case
+from tests.sampling import few
 from thalweg.loss.chunk_multiplier import EVERY_SIZE
 from thalweg.loss.guards.precision import has_recurrent_layers
 from thalweg.loss.objective import Objective
@@ -118,7 +119,7 @@ def test_on_a_gpu_float32_is_not_lowered_by_what_the_user_has_set(device: torch.
     assert dense.relative(solved.basis.T @ solved.basis, torch.eye(3, device=device)) < 1e-5
 
 
-@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("kind", few(1, [nn.RNN, nn.LSTM, nn.GRU]))
 def test_recurrent_layers_have_second_derivatives(
     kind: type[nn.RNNBase], device: torch.device
 ) -> None:

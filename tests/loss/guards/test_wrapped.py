@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests import dense
 from tests.loss.test_swapped import INPUTS, LOSS, TARGETS, Plain, elsewhere
+from tests.sampling import few
 from thalweg.errors import InvalidInput
 from thalweg.loss.guards.wrapped import patterns_inside, unwrapped
 from thalweg.loss.objective import Objective
@@ -49,7 +50,7 @@ WRAPPERS: dict[str, Callable[[Plain], Any]] = {
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.parametrize("name", list(WRAPPERS))
+@pytest.mark.parametrize("name", few(2, dict.fromkeys(["compiled", "in parallel", *WRAPPERS])))
 def test_derivatives_are_those_of_the_model_inside(name: str) -> None:
     torch.manual_seed(0)
     plain = Plain().double()

@@ -59,7 +59,7 @@ def write_zip(path: Path, members: dict[str, bytes], packing: int = zipfile.ZIP_
 
 def write_bombs(folder: Path) -> None:
     """Files of at most a few hundred kilobytes, each of which would take a gigabyte or more."""
-    half = npy(zeros((3 * 2**28,)), bytes(3 * 2**24))  # claims 805 MB, holds some
+    half = npy(zeros((3 * 2**28,)), bytes(3 * 2**22))  # claims 805 MB, holds some
     write_zip(folder / "two-claims.npz", {"x.npy": half, "y.npy": half})
     write_zip(folder / "packed.npz", {"x.npy": half, "y.npy": half}, zipfile.ZIP_LZMA)
     write_zip(folder / "packed.zip", {"SST-2/train.tsv": bytes(2**26)}, zipfile.ZIP_BZIP2)
