@@ -18,9 +18,10 @@ import pytest
 import tomli_w
 
 import thalweg
-from tests.lab.small_study import PLUGIN, RAW
+from tests.lab.small_study import PLUGIN, RAW, begin, in_a_process
 from tests.sampling import few
 from thalweg.cli import build_parser, main
+from thalweg.lab.config import parse_spec
 from thalweg.lab.store import StudyFolder, find_studies
 from thalweg.lab.store.lock import locked
 from thalweg.lab.store.status import Status
@@ -401,26 +402,26 @@ def test_ctrl_c_saves_says_how_to_go_on_and_ends_with_status_75(
 
 def test_a_phase_is_ended_by_hand(command: Command, quick_path: Path) -> None:
     phase = {"optimizer": {"name": "sgd", "lr": 0.01}, "batch_size": 20, "steps": 1_000_000}
-    spec = write_spec(
-        quick_path / "by-hand.toml",
-        phases=[{**phase, "name": "first"}, {**phase, "name": "second", "steps": 5}],
-        branches={},
-        claims=[],
-        probes={"loss": 100},
-    )
+    raw = {
+        **TINY,
+        "phases": [{**phase, "name": "first"}, {**phase, "name": "second", "steps": 5}],
+        "branches": {},
+        "claims": [],
+        "probes": {"loss": 100},
+    }
     root = quick_path / "runs"
-    words = [sys.executable, "-m", "thalweg", "run", str(spec), "--root", str(root), "-q"]
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    study = begin(root / "by-hand", parse_spec(raw))
+    child = in_a_process(study, "trunk")
     deadline = time.monotonic() + 90
     while "running" not in command("list", "--root", root).out:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    name = f"{study_in(root).name}/seed-0/trunk"
+    name = "by-hand/seed-0/trunk"
     answer = command("stop-phase", name, "--root", root)
     assert answer.status == 0, answer.err
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
-    log = (study_in(root).run(0, "trunk").path / "log.txt").read_text(encoding="utf-8")
+    ending = child.ending()
+    assert ending.exit_code == 0, ending.message
+    log = (study.run(0, "trunk").path / "log.txt").read_text(encoding="utf-8")
     assert log.count("by hand") == 1
     assert "it is done; only a running run" in command("stop-phase", name, "--root", root).error
 

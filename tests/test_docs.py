@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
+import runpy
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
+
+from tests.sampling import few
+from thalweg.lab.execution.processes import Child
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "ARCHITECTURE.md"])
@@ -27,7 +33,8 @@ def name_of(page: Path) -> str:
     ],
     ids=name_of,
 )
-def test_the_python_of_a_page_runs(page: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", few(1, ["a process that has imported torch", "python"]))
+def test_the_python_of_a_page_runs(page: Path, by: str, tmp_path: Path) -> None:
     text = page.read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
     if not blocks:
@@ -35,10 +42,21 @@ def test_the_python_of_a_page_runs(page: Path, tmp_path: Path) -> None:
     script = tmp_path / "page.py"
     script.write_text("\n".join(blocks), encoding="utf-8")
     # In a process of its own: pages register names.
+    if by != "python":
+        ending = Child(run_in, (tmp_path, script), tmp_path / "printed").ending()
+        assert ending.exit_code == 0, (tmp_path / "printed").read_text(encoding="utf-8")
+        return
     done = subprocess.run(
         [sys.executable, "-W", "error", script], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def run_in(folder: Path, script: Path) -> None:
+    """As `python -W error` would there."""
+    os.chdir(folder)
+    warnings.simplefilter("error")
+    runpy.run_path(str(script), run_name="__main__")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -49,6 +49,7 @@ def test_own_model_finds_the_gap_and_follows_the_subspace(run) -> None:
     assert numbers(cost)[0] < numbers(solve)[0]
 
 
+@pytest.mark.slow
 def test_split_update_learns_in_the_bulk_and_stalls_in_the_dominant_subspace(run) -> None:
     losses = [numbers(line.split("loss")[1])[0] for line in run("split_update.py")]
     start, sgd, dominant, bulk = losses

@@ -103,6 +103,8 @@ def test_a_trunk_of_no_steps_leaves_the_initial_parameters(quick_path: Path) -> 
 
 def test_a_branch_has_its_own_subspace(quick_path: Path) -> None:
     changes = {
+        "phases.0.steps": 4,
+        **{f"branches.{name}.steps": 4 for name in ("sgd", "dom-sgd", "bulk-sgd")},
         "branches.sgd.subspace.k": 5,
         "branches.dom-sgd.subspace": {"source": "random"},
         "branches.bulk-sgd.subspace": {"samples": 50, "every": 2},

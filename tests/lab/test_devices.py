@@ -49,6 +49,7 @@ def stopped_at(step: int, spec: Spec, study: StudyFolder, branch: str, name: str
         run.execute()
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_with_the_same_numbers(
     device: torch.device, quick_path: Path
 ) -> None:

@@ -118,6 +118,7 @@ def test_of_some_samples_each_term_has_its_own_and_none_is_left_out(
     assert dense.relative(product, dense.hessian(reference, theta)) < 1e-11
 
 
+@pytest.mark.slow
 def test_on_average_over_random_samples_it_is_right() -> None:
     net = _network()
     total = _equation_and_boundary(net)

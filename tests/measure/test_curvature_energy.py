@@ -62,6 +62,7 @@ def test_of_all_directions_it_is_one() -> None:
     assert [row[part] for part in PARTS] == pytest.approx([1.0, 1.0])
 
 
+@pytest.mark.slow
 def test_the_estimate_of_the_denominator_is_unbiased() -> None:
     # Of 1 / share the mean over draws is exact: 60 draws, seen within four standard errors.
     rows = [measure(state(4, step)) for step in range(60)]

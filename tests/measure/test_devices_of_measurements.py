@@ -59,6 +59,7 @@ def tensors(held: Any) -> list[Tensor]:
     ]
 
 
+@pytest.mark.slow
 def test_watching_leaves_a_training_as_it_is(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,6 +118,7 @@ def test_every_probe_measures_what_it_measures_on_the_cpu(name: str, device: tor
     assert asked > 20
 
 
+@pytest.mark.slow
 def test_sharpnesses_of_batches_and_in_adams_metric_are_those_of_the_cpu(
     device: torch.device,
 ) -> None:

@@ -51,7 +51,7 @@ def plain(case: Case, run: int, steps: int) -> Tensor:
 
 
 def test_every_run_goes_where_it_goes_by_itself(trained: Case) -> None:
-    sgd, steps = lockstep(trained), 10
+    sgd, steps = lockstep(trained), 5
     begin = sgd.thetas.clone()
     travelled = torch.zeros(3)
     for step in range(steps):
@@ -72,7 +72,7 @@ def test_every_run_goes_where_it_goes_by_itself(trained: Case) -> None:
 
 def test_mini_batches_may_be_common_or_all_samples(trained: Case) -> None:
     own, common, full, every = (lockstep(trained) for _ in range(4))
-    for step in range(2):
+    for step in range(1):
         own.step(batch(step).expand(3, -1))
         common.step(batch(step))
         full.step(None)

@@ -120,7 +120,9 @@ def operators(
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("vectorize_up_to", few(1, [None, 0, EVERY_SIZE]))
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), few(1, [(torch.float64, 1e-9), (torch.float32, 1e-4)])
+)
 def test_every_operator_is_the_dense_matrix(
     name: str,
     vectorize_up_to: int | None,
@@ -208,6 +210,7 @@ def tracker_of(case: Case) -> SubspaceTracker:
     return SubspaceTracker(objective, TRACKED, error=TARGET, gap_every=0)
 
 
+@pytest.mark.slow
 def test_a_tracked_projection_is_within_its_target(trained: Case, device: torch.device) -> None:
     case = trained.on(device)
     tracker = tracker_of(case)
@@ -278,6 +281,7 @@ def test_runs_in_lockstep_are_the_dense_matrix(
             assert (products.cpu() - expected).norm() < 1e-9 * expected.norm()
 
 
+@pytest.mark.slow
 def test_a_restored_lockstep_goes_on_bit_for_bit(device: torch.device) -> None:
     objective = objective_of(CASES["silu"]().on(device))
     # What is recorded serves both.

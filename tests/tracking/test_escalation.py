@@ -87,7 +87,7 @@ def test_where_following_does_not_pay_updates_are_solves_and_cost_as_much(
     objective: Objective,
 ) -> None:
     tracker, costs = SubspaceTracker(objective, K), []
-    for theta in far_apart(objective, 10):
+    for theta in far_apart(objective, 7):
         vector = objective.gradient(theta)
         subspace = tracker.update(theta, vector)
         costs.append(tracker.report.subspace_cost)

@@ -135,6 +135,7 @@ def test_after_a_jump_of_theta_the_error_is_stated_or_small() -> None:
         assert torch.allclose(subspace.eigenvalues, values[:2], rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_weights_of_another_training_are_a_jump_too() -> None:
     case = small_digits()
     objective, other = objective_of(case), copy.deepcopy(case)

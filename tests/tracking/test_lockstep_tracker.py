@@ -18,7 +18,7 @@ from thalweg.spectrum.eigensolver import top_eigenpairs
 from thalweg.tracking.lockstep_tracker import LockstepTracker
 from thalweg.tracking.tracker import SubspaceTracker
 
-K, RUNS, STEPS = 10, 3, 30
+K, RUNS, STEPS = 10, 3, 21
 LR = 0.1
 
 
@@ -122,6 +122,7 @@ def test_one_run_in_lockstep_is_followed_as_the_tracker_of_one_run_follows_it(
     }
 
 
+@pytest.mark.slow
 def test_the_order_of_runs_and_the_chunk_size_do_not_matter(trained: Case) -> None:
     order = torch.tensor([2, 0, 1])
     found = {}

@@ -137,6 +137,7 @@ def test_in_steady_training_it_is_followed_cheaply_with_the_error_estimated(
         assert following < solving / 10
 
 
+@pytest.mark.slow
 def test_while_the_metric_of_adam_takes_shape_it_is_not_trusted() -> None:
     rows = list(followed_and_solved(Adam, begin=6, steps=6))
     assert max(error for error, *_ in rows) < 0.03

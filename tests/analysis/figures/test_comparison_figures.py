@@ -91,6 +91,7 @@ def source(data: pd.DataFrame) -> Source:
     return Source(data, step_axis(data), STANDARD_ROLES)
 
 
+@pytest.mark.slow
 def test_a_comparison_grows_with_its_rows(tmp_path: Path) -> None:
     from PIL import Image
 

@@ -35,6 +35,7 @@ NAMES = [
     "noise",
     "test-accuracy",
 ]
+SOME = ["training-loss", "branch-comparison", "eigenvalues", "overlap"]
 ONE_BRANCH = {"batch-size": "fewer than two unsplit branches to compare"}
 FIRST = "training-loss"
 
@@ -47,11 +48,16 @@ def study() -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def saved(study: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> SavedFigures:
     folder = tmp_path_factory.mktemp("study") / "figures"
-    return save_figures(study, folder, figures=[*NAMES, "batch-size"])
+    return save_figures(study, folder, figures=[*SOME, "batch-size"])
 
 
-def test_every_figure_is_saved_as_png_pdf_and_csv(saved: SavedFigures) -> None:
-    assert [figure.name for figure in saved.saved] == NAMES
+@pytest.mark.parametrize("names", few(1, [SOME, NAMES]), ids=["some", "all"])
+def test_every_figure_is_saved_as_png_pdf_and_csv(
+    names: list[str], saved: SavedFigures, study: pd.DataFrame, tmp_path: Path
+) -> None:
+    if names != SOME:
+        saved = save_figures(study, tmp_path, figures=[*names, "batch-size"])
+    assert [figure.name for figure in saved.saved] == names
     assert dict(saved.skipped) == ONE_BRANCH
     for figure in saved.saved:
         assert figure.png.read_bytes().startswith(b"\x89PNG")

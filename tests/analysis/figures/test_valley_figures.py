@@ -49,6 +49,7 @@ def test_a_trunk_of_no_steps_is_no_trajectory(study: pd.DataFrame, tmp_path: Pat
     assert "trunk" not in set(pd.read_csv(saved.csv)["branch"])
 
 
+@pytest.mark.slow
 def test_a_study_with_one_branch_is_drawn(study: pd.DataFrame, tmp_path: Path) -> None:
     assert len(draw(study[study["branch"] == "sgd"], tmp_path).saved) == 1
 

@@ -50,7 +50,7 @@ WRAPPERS: dict[str, Callable[[Plain], Any]] = {
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.parametrize("name", few(2, dict.fromkeys(["compiled", "in parallel", *WRAPPERS])))
+@pytest.mark.parametrize("name", few(1, dict.fromkeys(["compiled", "in parallel", *WRAPPERS])))
 def test_derivatives_are_those_of_the_model_inside(name: str) -> None:
     torch.manual_seed(0)
     plain = Plain().double()
@@ -67,6 +67,7 @@ def test_derivatives_are_those_of_the_model_inside(name: str) -> None:
     assert dense.relative(model(INPUTS).detach(), plain(INPUTS).detach()) < 1e-12
 
 
+@pytest.mark.slow
 def test_a_compiled_loss_is_evaluated_as_it_was_written() -> None:
     torch.manual_seed(0)
     plain = Plain().double()

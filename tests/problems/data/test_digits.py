@@ -15,6 +15,7 @@ def by_content(images: np.ndarray, labels: np.ndarray) -> list[bytes]:
     )
 
 
+@pytest.mark.slow
 def test_the_images_are_those_that_scikit_learn_bundles() -> None:
     reference = pytest.importorskip("sklearn.datasets").load_digits()
     samples = Digits(held_out=0).build()
