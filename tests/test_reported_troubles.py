@@ -324,7 +324,8 @@ def test_a_gradient_scaled_by_how_often_an_entry_is_used() -> None:
     assert_right(model.double(), CROSS_ENTROPY, data)
 
 
-@pytest.mark.parametrize("kind", few(1, [nn.LSTM, nn.GRU]))
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
 def test_recurrent_layers(kind: type[nn.LSTM] | type[nn.GRU]) -> None:
     """pytorch #20449, #25315: recurrent layers had no second derivative."""
 

@@ -115,7 +115,7 @@ def _loss(branch: str, seed: int, part: np.ndarray, stream: np.random.Generator)
 def random_directions(seeds: int = 3) -> pd.DataFrame:
     """The study with k random directions in place of S_k: chi is near sqrt(k / P)."""
     stream = np.random.default_rng(0)
-    data = study(seeds)
+    data = study(seeds, every=20)
     gradients = stream.standard_normal((len(data), PARAMETERS))
     # The first k coordinates of a normal vector are its part along k random directions.
     data["alignment_gradient"] = np.linalg.norm(gradients[:, :K], axis=1) / np.linalg.norm(

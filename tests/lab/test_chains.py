@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from tests.lab.small_study import begin, differing, execute, in_a_process, left, small_spec
-from tests.sampling import few
 from thalweg.errors import InvalidInput
 from thalweg.lab.config import Spec
 from thalweg.lab.execution.schedule import Task, tasks_of
@@ -208,7 +207,8 @@ OWN_METRIC: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("branch", few(1, ["bulk", "frozen"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("branch", ["bulk", "frozen"])
 def test_a_split_in_the_optimizers_metric_goes_on_bit_for_bit(
     quick_path: Path, branch: str
 ) -> None:

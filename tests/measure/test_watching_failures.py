@@ -776,6 +776,7 @@ def test_a_function_without_second_derivative_is_named_by_what_torch_says() -> N
     assert "cdist" in refusal
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
 def test_a_compiled_step_is_the_same_and_is_reported() -> None:
     def train_compiled(watched: bool) -> tuple[Any, list[dict[str, Any]]]:

@@ -380,7 +380,7 @@ def test_gradients_are_cleared_either_way_and_it_says_what_it_is(name: str) -> N
     assert "lr: 0.1" in repr(optimizer)
 
 
-@pytest.mark.parametrize("name", few(2, OPTIMIZERS))
+@pytest.mark.parametrize("name", few(1, OPTIMIZERS))
 def test_its_steps_are_seen_by_the_profiler(name: str) -> None:
     model, optimizer = built(name)
     with torch.autograd.profiler.profile() as profile:

@@ -399,6 +399,7 @@ for attempt in range(6):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_kill_9_while_saving_leaves_the_last_finished_checkpoint(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", SAVE_FOREVER, str(tmp_path)], check=True, timeout=60)

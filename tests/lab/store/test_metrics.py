@@ -319,6 +319,7 @@ for step in itertools.count(start):
 """
 
 
+@pytest.mark.slow
 def test_kill_9_loses_no_sealed_row_and_a_reader_never_sees_a_gap(tmp_path: Path) -> None:
     instants = random.Random(7)
     sealed = -1

@@ -112,6 +112,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(quick_path: Path, every: int) ->
     assert differing(left(study, "bulk-sgd"), left(whole, "bulk-sgd")) == []
 
 
+@pytest.mark.slow
 def test_what_is_measured_leaves_the_trajectory_alone(quick_path: Path) -> None:
     changes = {
         "phases.0.steps": 4,

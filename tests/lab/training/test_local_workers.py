@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.lab.small_study import begin, differing, execute, left, small_spec
+from tests.sampling import few
 from thalweg.errors import Interrupted
 from thalweg.lab.config import PhaseSpec
 from thalweg.lab.training import Run, Setup
@@ -126,10 +127,11 @@ CHANGES: dict[str, Any] = {
 }
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(quick_path: Path) -> None:
+@pytest.mark.parametrize("branches", few(1, [["sam"], ["rule", "alone"]]), ids=str)
+def test_a_stopped_run_goes_on_bit_for_bit(quick_path: Path, branches: list[str]) -> None:
     spec = small_spec(CHANGES)
     whole, stopped = (begin(quick_path / folder, spec) for folder in ("whole", "stopped"))
-    for branch in ("trunk", "rule", "sam", "alone"):
+    for branch in ("trunk", *branches):
         execute(whole, spec, branch)
         calls = iter(range(100))
         run = Run(spec, stopped, 0, branch, should_stop=lambda: next(calls) == 6)  # noqa: B023

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from tests.lab.small_study import begin, differing, execute, left, small_spec
-from tests.sampling import few
 from thalweg.errors import Diverged, Interrupted
 from thalweg.lab.config import PhaseSpec
 from thalweg.lab.training import Run, Setup
@@ -238,7 +237,8 @@ RESUMED: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", few(1, RESUMED))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RESUMED)
 def test_a_stopped_run_goes_on_bit_for_bit(quick_path: Path, name: str) -> None:
     spec = small_spec(
         {

@@ -109,6 +109,7 @@ def read_all(folder: Path) -> str:
     return "\n".join(said)
 
 
+@pytest.mark.slow
 def test_bombs_are_refused_in_bounded_memory_and_time(tmp_path: Path) -> None:
     write_bombs(tmp_path)
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 3 * MEGABYTES
