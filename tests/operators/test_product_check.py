@@ -283,7 +283,7 @@ RIGHT: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("name", RIGHT)
+@pytest.mark.parametrize("name", few(10, RIGHT))
 @pytest.mark.parametrize("dtype", few(1, [torch.float32, torch.float64]))
 def test_a_right_model_passes_and_is_left_alone(name: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)

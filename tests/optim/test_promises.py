@@ -126,7 +126,7 @@ def inner(optimizer: Optimizer) -> Optimizer:
     return optimizer.optimizers[0] if isinstance(optimizer, Combined) else optimizer
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", few(5, OPTIMIZERS))
 def test_a_copy_with_its_model_trains_on_as_the_original_does(name: str) -> None:
     model, optimizer = built(name)
     for number in range(4):

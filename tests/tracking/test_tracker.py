@@ -442,6 +442,7 @@ def test_a_repeated_eigenvalue_is_tracked_with_its_copies() -> None:
     assert torch.allclose(eigenvalues, expected, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "k"), few(1, [(GaussNewton, 10), (GradientCovariance, 8)]))
 def test_any_operator_of_the_loss_is_tracked(trained: Case, kind: Any, k: int) -> None:
     objective = Objective(trained.model, trained.loss, trained.data, vectorize_up_to=0)
