@@ -53,9 +53,13 @@ class MissingExtra(InvalidInput, ImportError):
 
 
 class Interrupted(ThalwegError):
-    """A run stopped on request after saving a checkpoint; it can be resumed."""
+    """Something was ended from outside: on request, or its process was; it can be resumed."""
 
     exit_code = 75
+
+
+class DiskFull(ThalwegError):
+    """There is no room for a file; what was saved before is kept, and goes on once there is."""
 
 
 def level_of_caller() -> int:

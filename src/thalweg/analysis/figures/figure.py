@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -29,6 +30,7 @@ from thalweg.analysis.figures.curves import (
 from thalweg.analysis.figures.drawing import Look
 from thalweg.analysis.figures.families import unsplit
 from thalweg.analysis.quantities import Quantity
+from thalweg.lab.store.durable import make_folder, remove_unfinished, write_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,7 +124,12 @@ class SavedFigures:
 def save_figure(
     figure: Figure[T], curves: Mapping[str, T | None], look: Look, folder: Path
 ) -> SavedFigure:
-    """Draw one figure and write its three files; an earlier version of them is replaced."""
+    """Draw one figure and write its three files; an earlier version of them is replaced.
+
+    Each is made in memory and is there whole or not at all.
+
+    Raises DiskFull where there is no room for one.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
 
@@ -136,9 +143,12 @@ def save_figure(
         # The layout is found: each file would find it again, most of the time of small panels.
         canvas.set_layout_engine("none")
         # The files hold no date: the same data give the same bytes.
-        canvas.savefig(png, metadata={"Title": figure.title, "Software": None})
-        canvas.savefig(pdf, metadata={"Title": figure.title, "CreationDate": None})
-    tidy(curves).to_csv(csv, index=False)
+        for path, left_out in ((png, "Software"), (pdf, "CreationDate")):
+            drawn = BytesIO()
+            metadata = {"Title": figure.title, left_out: None}
+            canvas.savefig(drawn, format=path.suffix[1:], metadata=metadata)
+            write_file(path, drawn.getvalue(), flush=False)
+    write_file(csv, tidy(curves).to_csv(index=False), flush=False)
     return SavedFigure(figure.name, figure.title, figure.caption, png, pdf, csv)
 
 
@@ -156,7 +166,8 @@ def save_figures(
     Raises InvalidInput for a name that is not registered.
     """
     chosen = figures_named(figures)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
+    remove_unfinished(folder)
     axis = step_axis(data)
     look = Look(axis, branch_styles(branches_of(data, roles), roles), roles)
     saved: list[SavedFigure] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
@@ -12,6 +11,7 @@ from typing import Any
 
 from thalweg.analysis.claims.judgement import Verdict
 from thalweg.analysis.claims.verdicts import verdict_text
+from thalweg.lab.store.durable import write_file
 
 
 def template(name: str) -> Any:
@@ -49,13 +49,11 @@ def verdict_rows(verdicts: Iterable[Verdict]) -> list[dict[str, Any]]:
 
 
 def write_page(path: Path, html: str) -> None:
-    """Write a page, replacing an earlier one: a reader must never load half of it."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_text(html, encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    """Write a page, replacing an earlier one: a reader must never load half of it.
+
+    Raises DiskFull where there is no room for it.
+    """
+    write_file(path, html, flush=False)
 
 
 # Where the seeds, their interval and the rule lie: a small drawing beside each verdict.

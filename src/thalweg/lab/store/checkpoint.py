@@ -79,7 +79,7 @@ def save_checkpoint(
 
     Raises:
         InvalidInput: a bad argument, a tensor with gaps or overlaps, a read-only folder.
-        ThalwegError: the disk is full. What was saved before is kept in both cases.
+        DiskFull: the disk is full. What was saved before is kept in both cases.
     """
     if step < 0:
         raise invalid("checkpoint: step", step, "an integer >= 0")
@@ -91,10 +91,10 @@ def save_checkpoint(
     durable.make_folder(folder)
     needed = sum(t.numel() * t.element_size() for t in tensors.values()) + len(text)
     building = folder / f"{durable.UNFINISHED}{target.name}"
-    with durable.storage_errors(folder, needed):
+    with durable.storage_errors(folder, needed, target):
         _tidy(folder)
         if durable.free_bytes(folder) < needed:
-            raise durable.disk_full(folder, needed)
+            raise durable.disk_full(target, needed)
         permanent = permanent or _is_permanent(target)
         try:
             building.mkdir()

@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from thalweg.errors import IntegrityError, InvalidInput, ThalwegError, invalid
+from thalweg.errors import DiskFull, IntegrityError, InvalidInput, invalid
 from thalweg.limits import read_bytes
 
 #: Names with this prefix are unfinished; readers such as pandas skip names that start with a dot.
@@ -36,7 +36,7 @@ _serial = itertools.count()
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._+-]{0,118}[A-Za-z0-9_+-])?")
 _NUMBERED = tuple(f"{device}{digit}" for device in ("COM", "LPT") for digit in range(10))
 _DEVICES = frozenset(("CON", "PRN", "AUX", "NUL", *_NUMBERED))
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NOT_A_FOLDER = (errno.ENOTDIR, errno.EEXIST)
 
@@ -63,22 +63,26 @@ def is_folder_name(name: str) -> bool:
     return bool(_NAME.fullmatch(name)) and name.partition(".")[0].upper() not in _DEVICES
 
 
-def write_file(path: Path, content: bytes | str) -> None:
+def write_file(path: Path, content: bytes | str, *, flush: bool = True) -> None:
     """Write `content` to `path` so that the old file or the whole new one is there at any instant.
+
+    Args:
+        flush: onto the disk before this returns; not for what can be made again, such as a figure.
 
     Raises:
         InvalidInput: the folder cannot be written to.
-        ThalwegError: the disk is full; the message says how many bytes were needed.
+        DiskFull: the disk is full; the message says how many bytes were needed.
     """
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f"{UNFINISHED}{path.name}-{os.getpid()}-{next(_serial)}")
-    with storage_errors(path.parent, len(data)):
+    with storage_errors(path.parent, len(data), path):
         try:
             with temporary.open("xb") as file:
                 file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            rename(temporary, path)
+                if flush:
+                    file.flush()
+                    os.fsync(file.fileno())
+            rename(temporary, path) if flush else temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -89,8 +93,9 @@ def make_folder(path: Path) -> None:
 
     Raises:
         InvalidInput: a folder above cannot be written to, or is a file.
+        DiskFull: there is no room for one.
     """
-    with storage_errors(path):
+    with storage_errors(path, file=path):
         missing = []
         for folder in (path, *path.parents):
             if folder.is_dir():
@@ -147,19 +152,23 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def storage_errors(folder: Path, needed: int | None = None) -> Iterator[None]:
+def storage_errors(
+    folder: Path, needed: int | None = None, file: Path | None = None
+) -> Iterator[None]:
     """Turn failures of the disk below `folder` into errors with a hint.
 
     Args:
         folder: where the write goes; named in the message.
         needed: bytes to be written, where known.
+        file: what could not be written, where known; named in place of the folder.
 
     Raises:
         InvalidInput: the folder is read-only, or a file stands where a folder should be.
-        ThalwegError: the disk is full.
+        DiskFull: the disk is full.
     """
     try:
-        yield
+        with full_disk_told(folder, needed, file):
+            yield
     except OSError as error:
         if error.errno in _FORBIDDEN:
             raise InvalidInput(
@@ -171,26 +180,74 @@ def storage_errors(folder: Path, needed: int | None = None) -> Iterator[None]:
                 f"folder {folder}: {error.filename} is a file where a folder is needed; "
                 "choose another folder or move that file"
             ) from error
-        if error.errno in _FULL:
-            raise disk_full(folder, needed) from error
         raise
 
 
-def disk_full(folder: Path, needed: int | None) -> ThalwegError:
-    """Build the error for a full disk."""
-    wanted = f"{format_bytes(needed)} needed" if needed is not None else "no space left"
-    return ThalwegError(
-        f"disk full: folder {folder}: {wanted}, {format_bytes(free_bytes(folder))} free; "
+@contextmanager
+def full_disk_told(
+    folder: Path, needed: int | None = None, file: Path | None = None
+) -> Iterator[None]:
+    """Turn a full disk alone into the error that says what to do; see `storage_errors`.
+
+    For all that is done in a folder, also by libraries and by a user's own code, which write where
+    they like: the file that the system names is named.
+    """
+    try:
+        yield
+    except DiskFull as error:
+        if file is None or needed is None:
+            raise
+        # What was being built has a name that nobody knows: the whole of it is named.
+        raise disk_full(file, needed) from error
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        named = Path(error.filename) if isinstance(error.filename, str) else folder
+        raise disk_full(file or named, needed, error.errno) from error
+
+
+def disk_full(place: Path, needed: int | None, number: int = errno.ENOSPC) -> DiskFull:
+    """Build the error for a full disk.
+
+    Args:
+        place: the file or folder.
+        needed: bytes, where known.
+        number: of the system's error; a quota and a limit on one file's size count as full, too.
+    """
+    wanted = "more room needed" if needed is None else f"{format_bytes(needed)} needed"
+    if number == errno.EFBIG:
+        return DiskFull(
+            f"file too large: {place}: {wanted}, and this process may not write so much into one"
+            " file (ulimit -f); what was saved before is kept: raise that limit, then resume"
+        )
+    if number == errno.EDQUOT:
+        wanted += ", and your quota is used up"
+    elif not _takes_one_more_file(place):
+        wanted = "no room for one more file (no inodes left)"
+    return DiskFull(
+        f"disk full: {place}: {wanted}, {format_bytes(free_bytes(place))} free; "
         "what was saved before is kept: make room, then resume"
     )
 
 
+def _takes_one_more_file(place: Path) -> bool:
+    """Whether the file system has an inode left, as far as it says."""
+    if not hasattr(os, "statvfs"):
+        return True
+    state = os.statvfs(_nearest_folder(place))
+    return state.f_files == 0 or state.f_favail > 0
+
+
+def _nearest_folder(place: Path) -> Path:
+    for existing in (place, *place.absolute().parents):
+        if existing.is_dir():
+            return existing
+    raise InvalidInput(f"folder {place}: no folder above it exists")
+
+
 def free_bytes(folder: Path) -> int:
     """Return the bytes free on the disk that holds `folder` (or will hold it, once created)."""
-    for existing in (folder, *folder.absolute().parents):
-        if existing.is_dir():
-            return shutil.disk_usage(existing).free
-    raise InvalidInput(f"folder {folder}: no folder above it exists")
+    return shutil.disk_usage(_nearest_folder(folder)).free
 
 
 def format_bytes(count: int) -> str:

@@ -149,13 +149,19 @@ class RunFolder:
         return status
 
     def log(self, message: str) -> None:
-        """Append to `log.txt`, with the time in UTC; further lines of a message are indented."""
+        """Append to `log.txt`, with the time in UTC; further lines of a message are indented.
+
+        A line that was cut short, by a kill or a full disk, is closed first.
+        """
+        path = self.path / "log.txt"
         line = f"{utc_now()} " + message.rstrip().replace("\n", "\n    ") + "\n"
-        with durable.storage_errors(self.path, len(line)):
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-            descriptor = open_plain(self.path / "log.txt", flags)
-            with os.fdopen(descriptor, "a", encoding="utf-8") as file:
-                file.write(line)
+        with durable.storage_errors(self.path, len(line), path):
+            descriptor = open_plain(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+            with os.fdopen(descriptor, "rb+") as file:
+                if file.seek(0, os.SEEK_END):
+                    file.seek(-1, os.SEEK_END)
+                    line = line if file.read(1) == b"\n" else "\n" + line
+                file.write(line.encode())
 
     @property
     def hash(self) -> str:

@@ -45,7 +45,7 @@ def locked(folder: Path, what: str = "run folder") -> Iterator[None]:
             folder cannot be written to.
         IntegrityError: the lock is a link, or no plain file.
     """
-    with durable.storage_errors(folder):
+    with durable.storage_errors(folder, file=folder / _FILE):
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
         file = os.fdopen(open_plain(folder / _FILE, flags), "a+", encoding="utf-8")
     with file:
@@ -53,7 +53,7 @@ def locked(folder: Path, what: str = "run folder") -> Iterator[None]:
             raise InvalidInput(
                 f"{what} {folder}: in use by {_holder(file)}; wait until that ends, or stop it"
             )
-        with durable.storage_errors(folder):
+        with durable.storage_errors(folder, file=folder / _FILE):
             file.seek(0)
             file.truncate()
             now = datetime.now(UTC).isoformat(timespec="seconds")

@@ -134,7 +134,7 @@ class MetricsWriter:
 
         Raises:
             InvalidInput: the folder cannot be written to.
-            ThalwegError: the disk is full.
+            DiskFull: the disk is full.
         """
         if self._waiting == 0:
             return
@@ -386,7 +386,7 @@ def write_segment(folder: Path, table: pyarrow.Table, place: Place) -> str:
 
     Raises:
         InvalidInput: the folder cannot be written to.
-        ThalwegError: the disk is full.
+        DiskFull: the disk is full.
     """
     import pyarrow
     from pyarrow import parquet

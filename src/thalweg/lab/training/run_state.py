@@ -204,7 +204,7 @@ def save_basis(folder: Path, step: int, subspace: Subspace) -> Path:
     target = folder / f"{checkpoint_path(folder, step).name}.safetensors"
     building = target.with_name(durable.UNFINISHED + target.name)
     needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    with durable.storage_errors(folder, needed):
+    with durable.storage_errors(folder, needed, target):
         try:
             save_tensors(building, tensors)
             durable.rename(building, target)
