@@ -19,6 +19,7 @@ ROOT = Path(thalweg.__file__).parent
 ROOMS = (
     "errors",
     "limits",
+    "interruption",
     "environment",
     "registry",
     "settings",

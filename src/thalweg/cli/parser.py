@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from math import inf
 from typing import NoReturn
 
 from thalweg import __version__
@@ -12,6 +13,9 @@ from thalweg.cli.output import out
 from thalweg.errors import InvalidInput, shown
 
 Handler = Callable[[argparse.Namespace], int]
+
+HUNG_AFTER = 30.0
+"""That of `thalweg.lab`, which is imported with the command that needs it."""
 
 WITH_OVERRIDES = ("reproduce", "run", "spec")
 OVERRIDES = """
@@ -239,6 +243,20 @@ def _execution_options(parser: Parser) -> None:
     parser.add_argument(
         "--workers", type=_count, help="processes side by side (default: the cores)"
     )
+    parser.add_argument(
+        "--retries",
+        type=_count_from_zero,
+        default=0,
+        metavar="TIMES",
+        help="begin a run again whose process was killed or hung (default: 0)",
+    )
+    parser.add_argument(
+        "--hung-after",
+        type=_minutes,
+        default=HUNG_AFTER,
+        metavar="MINUTES",
+        help="end a process without a sign of life for so long (default: %(default)g; 0: never)",
+    )
     _plugins(parser)
     parser.add_argument("-q", "--quiet", action="store_true", help="say only what went wrong")
     parser.add_argument("--json", action="store_true", help="verdicts as JSON on standard output")
@@ -250,6 +268,22 @@ def _count(word: str) -> int:
     if not (word.isascii() and word.isdigit() and len(word) <= 6 and int(word) >= 1):
         raise argparse.ArgumentTypeError(f"got {shown(word, 80)}, allowed: an integer >= 1")
     return int(word)
+
+
+def _count_from_zero(word: str) -> int:
+    if word != "0":
+        return _count(word)
+    return 0
+
+
+def _minutes(word: str) -> float:
+    try:
+        minutes = float(word)
+    except ValueError:
+        minutes = -1.0
+    if not 0 <= minutes < inf:
+        raise argparse.ArgumentTypeError(f"got {shown(word, 80)}, allowed: minutes, or 0 for never")
+    return minutes
 
 
 def _dry_run(parser: Parser) -> None:

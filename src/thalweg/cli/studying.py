@@ -61,13 +61,12 @@ def _reproduce_all(options: argparse.Namespace) -> int:
         for spec in specs:
             out(f"# study {spec.name}\n{dump_spec(spec)}")
         return 0
-    progress = _progress(options)
+    progress = _progress(options, command=options.command)
     results: list[StudyResult] = []
     for number, spec in enumerate(specs, start=1):
         progress.say(f"\nstudy {number} of {len(specs)}: {spec.name}: {spec.description}")
         results.append(_run_study(spec, options, progress))
         if results[-1].outcome.interrupted:
-            progress.say("to continue: the same command; what is done is kept")
             return results[-1].exit_code
     page = conclude_all(results, options.root, extensions=options.extensions)
     if options.json:
@@ -75,7 +74,8 @@ def _reproduce_all(options: argparse.Namespace) -> int:
     else:
         _print_verdicts([verdict for result in results for verdict in result.verdicts])
         out(f"report   {page}")
-    return next((result.exit_code for result in results if result.exit_code), 0)
+    codes = [result.exit_code for result in results if result.exit_code]
+    return 75 if 75 in codes else next(iter(codes), 0)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -97,6 +97,8 @@ def resume(options: argparse.Namespace) -> int:
         workers=options.workers,
         plugins=options.plugin,
         progress=_progress(options),
+        retries=options.retries,
+        hung_after=options.hung_after,
     )
     return _conclude(result, as_json=options.json)
 
@@ -149,6 +151,8 @@ def _run_study(spec: Spec, options: argparse.Namespace, progress: Progress) -> S
         workers=options.workers,
         plugins=options.plugin,
         progress=progress,
+        retries=options.retries,
+        hung_after=options.hung_after,
     )
 
 
@@ -181,7 +185,7 @@ def _print_verdicts(verdicts: Sequence[Verdict]) -> None:
         Console().print(render_verdicts(verdicts))
 
 
-def _progress(options: argparse.Namespace) -> Progress:
+def _progress(options: argparse.Namespace, command: str | None = None) -> Progress:
     from thalweg.lab.progress import Progress
 
-    return Progress.to_stderr(quiet=options.quiet)
+    return Progress.to_stderr(quiet=options.quiet, command=command)

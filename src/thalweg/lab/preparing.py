@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from thalweg.errors import IntegrityError
 from thalweg.lab.config import TRUNK, Spec, dump_spec, parse_spec, spec_hash
 from thalweg.lab.execution.schedule import Task, longest_first, tasks_of
+from thalweg.lab.execution.signs_of_life import HUNG_AFTER
 from thalweg.lab.identity import bound_of, run_hash
 from thalweg.lab.problem_facts import ProblemFacts, examine
 from thalweg.lab.progress import Progress
@@ -128,9 +129,17 @@ def merged(study: StudyFolder, asked: Spec) -> tuple[Spec, list[str]]:
 
 
 def opened(
-    path: Path, asked: Spec, plugins: Sequence[str], device: str, progress: Progress
+    path: Path,
+    asked: Spec,
+    plugins: Sequence[str],
+    device: str,
+    progress: Progress,
+    hung_after: float = HUNG_AFTER,
 ) -> tuple[StudyFolder, ProblemFacts | None]:
     """The folder of a study, made where it is not there; and what was found out for that.
+
+    Args:
+        hung_after: see `examine`.
 
     Raises:
         InvalidInput: something cannot be built; no folder is left behind then.
@@ -146,7 +155,7 @@ def opened(
         return StudyFolder(path), None
     known = known_way_to_multiply(asked, path.parent)
     asked = with_way_to_multiply(asked, *known) if known else asked
-    facts = _examined(asked, plugins, device, progress)
+    facts = _examined(asked, plugins, device, progress, hung_after)
     asked = with_way_to_multiply(asked, facts.chunk_size, facts.vectorize_up_to)
     return StudyFolder.create(path.parent, path.name, dump_spec(asked)), facts
 
@@ -158,11 +167,13 @@ def planned(
     device: str,
     progress: Progress,
     facts: ProblemFacts | None = None,
+    hung_after: float = HUNG_AFTER,
 ) -> Plan:
     """What is left to do of a study, each of its runs with a folder.
 
     Args:
         facts: of the problem, where they are known already.
+        hung_after: see `examine`.
 
     Raises:
         InvalidInput: something cannot be built.
@@ -182,7 +193,7 @@ def planned(
     if not tasks:
         progress.say(f"{study.path}: all runs are done")
         return Plan(study, spec, [], facts, "")
-    facts = facts or _examined(spec, plugins, device, progress)
+    facts = facts or _examined(spec, plugins, device, progress, hung_after)
     check_data(study, facts.fingerprint)
     space = check_disk(study.path, disk_of(spec, tasks, facts))
     study.record_environment()
@@ -322,9 +333,11 @@ def _state(study: StudyFolder, task: Task) -> str:
     return "waiting" if status is None else status.state
 
 
-def _examined(spec: Spec, plugins: Sequence[str], device: str, progress: Progress) -> ProblemFacts:
+def _examined(
+    spec: Spec, plugins: Sequence[str], device: str, progress: Progress, hung_after: float
+) -> ProblemFacts:
     progress.say("building the problem ...")
-    return examine(spec, plugins, device, inline=spec.holds_objects)
+    return examine(spec, plugins, device, inline=spec.holds_objects, hung_after=hung_after)
 
 
 def _is_missing(study: StudyFolder, spec: Spec, task: Task) -> bool:

@@ -6,16 +6,22 @@ as few samples as tell, where the spec leaves them open. Vectorizing a block sav
 do larger chunks: both are tried from the smallest size on, and no further once a size saves none.
 The choice is written into the spec, so that every run of the study, and a resumed one, computes
 alike.
+
+Nothing that diverges here ends a study: it belongs to the run that does. The next seed is tried, and
+where none tells what is to be found out, that is guessed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from thalweg.errors import Diverged, Interrupted
 from thalweg.lab.config import PhaseSpec, Spec, dump_spec, parse_spec
+from thalweg.lab.execution.signs_of_life import HUNG_AFTER
 from thalweg.lab.tables import parse_toml
 
 if TYPE_CHECKING:
@@ -40,6 +46,8 @@ SLOW_SECONDS = 1.0
 """Beside a product that takes so long overheads do not count: no larger chunk is tried."""
 FEW = 8
 """Samples in the step that shows what an optimizer keeps."""
+MOST_VECTORS = 2
+"""Kept by an optimizer whose step has diverged: as many as Adam keeps."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,12 @@ class ProblemFacts:
 
 
 def examine(
-    spec: Spec, plugins: Sequence[str], device: str, *, inline: bool = False
+    spec: Spec,
+    plugins: Sequence[str],
+    device: str,
+    *,
+    inline: bool = False,
+    hung_after: float = HUNG_AFTER,
 ) -> ProblemFacts:
     """Build everything that the runs need, with the threads of a run.
 
@@ -75,15 +88,20 @@ def examine(
         device: where the runs compute.
         inline: build in this process, as for a spec that holds Python objects; otherwise in one of
             its own, so that this one need not import PyTorch.
+        hung_after: minutes without a sign of life after which that process is ended; 0: never.
 
     Raises:
         InvalidInput: something cannot be built.
+        Interrupted: the process was ended from outside.
     """
     if inline:
         return examine_here(spec, plugins, device)
     from thalweg.lab.execution.processes import call
 
-    return call(_examine_text, (dump_spec(spec), plugins, device))
+    try:
+        return call(_examine_text, (dump_spec(spec), plugins, device), hung_after=hung_after)
+    except Interrupted as error:
+        raise Interrupted(f"building the problem: {error}") from error
 
 
 def _examine_text(spec_text: str, plugins: Sequence[str], device: str) -> ProblemFacts:
@@ -106,7 +124,6 @@ def examine_here(spec: Spec, plugins: Sequence[str], device: str) -> ProblemFact
 
     from thalweg.lab.execution.machine import compute_repeatably
     from thalweg.lab.training.building import build_setup
-    from thalweg.measure.clock import Clock
     from thalweg.registry import load_plugin
 
     compute_repeatably(device)
@@ -115,23 +132,49 @@ def examine_here(spec: Spec, plugins: Sequence[str], device: str) -> ProblemFact
     threads = torch.get_num_threads()
     torch.set_num_threads(spec.threads)
     try:
-        seed = spec.seeds[0]
-        setup = build_setup(spec, seed, device)
-        _build_every_phase(spec, setup, seed)
-        objective = setup.objective
-        choose_way_to_multiply(spec, setup, Clock(objective.device, BUDGET_SECONDS))
-        return ProblemFacts(
-            objective.num_parameters,
-            objective.num_samples,
-            setup.k,
-            _vectors_kept(spec, setup, seed),
-            objective.multiplier.vectorize_up_to,
-            objective.chunk_size or objective.num_samples,
-            setup.problem.fingerprint(),
-            tuple(setup.problem.notes),
-        )
+        for seed in spec.seeds:
+            with suppress(Diverged):
+                return _facts(spec, build_setup(spec, seed, device), seed)
+        return _guessed_facts(spec, device)
     finally:
         torch.set_num_threads(threads)
+
+
+def _facts(spec: Spec, setup: Setup, seed: int) -> ProblemFacts:
+    """Build everything of one seed, and find out what is to be known.
+
+    Raises:
+        Diverged: a product with the Hessian is NaN or infinite.
+    """
+    from thalweg.measure.clock import Clock
+
+    _build_every_phase(spec, setup, seed)
+    objective = setup.objective
+    choose_way_to_multiply(spec, setup, Clock(objective.device, BUDGET_SECONDS))
+    return _facts_of(setup, _vectors_kept(spec, setup, seed))
+
+
+def _guessed_facts(spec: Spec, device: str) -> ProblemFacts:
+    """What is known of a problem whose loss is no number at any seed's initial parameters."""
+    from thalweg.lab.training.building import build_setup
+
+    given = 1 if spec.subspace.k == "gap" else spec.subspace.k  # a gap cannot be found here
+    known = spec.model_copy(update={"subspace": spec.subspace.model_copy(update={"k": given})})
+    return _facts_of(build_setup(known, spec.seeds[0], device), MOST_VECTORS)
+
+
+def _facts_of(setup: Setup, vectors: int) -> ProblemFacts:
+    objective = setup.objective
+    return ProblemFacts(
+        objective.num_parameters,
+        objective.num_samples,
+        setup.k,
+        vectors,
+        objective.multiplier.vectorize_up_to,
+        objective.chunk_size or objective.num_samples,
+        setup.problem.fingerprint(),
+        tuple(setup.problem.notes),
+    )
 
 
 def choose_way_to_multiply(spec: Spec, setup: Setup, clock: Clock) -> None:
@@ -240,9 +283,13 @@ def _build_every_phase(spec: Spec, setup: Setup, seed: int) -> None:
 
 def _vectors_kept(spec: Spec, setup: Setup, seed: int) -> int:
     """Vectors of length P that the last phase's optimizer keeps: seen after a step."""
+    try:
+        optimizer = _optimizer_after_a_step(spec, spec.phases[-1], setup, seed)
+    except Diverged:
+        return MOST_VECTORS
     kept = sum(
         value.numel()
-        for state in _optimizer_after_a_step(spec, spec.phases[-1], setup, seed).state.values()
+        for state in optimizer.state.values()
         for value in state.values()
         if hasattr(value, "numel")
     )

@@ -5,6 +5,7 @@ Everything for people goes to standard error; results go to standard output.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shlex
 import sys
@@ -38,10 +39,17 @@ class Progress:
     Args:
         console: where to; None says nothing.
         failures: where runs that did not end well are named even if `console` is None.
+        command: what goes on with all of it; default: `thalweg resume` of the study.
     """
 
-    def __init__(self, console: Console | None, failures: Console | None = None) -> None:
+    def __init__(
+        self,
+        console: Console | None,
+        failures: Console | None = None,
+        command: str | None = None,
+    ) -> None:
         self.console = console
+        self._given_command = command
         self.failures = failures or console
         self._live: Live | None = None
         self._tasks: list[Task] = []
@@ -55,16 +63,20 @@ class Progress:
         return cls(None)
 
     @classmethod
-    def to_stderr(cls, *, quiet: bool = False) -> Progress:
+    def to_stderr(cls, *, quiet: bool = False, command: str | None = None) -> Progress:
         """Say it on standard error; `NO_COLOR` is honoured. If quiet, only what went wrong."""
         from rich.console import Console
 
         console = Console(file=sys.stderr)
-        return cls(None if quiet else console, console)
+        return cls(None if quiet else console, console, command)
 
     def say(self, message: str) -> None:
         """One line."""
         _line(self.console, message)
+
+    def warn(self, message: str) -> None:
+        """One line on what went wrong, also if quiet."""
+        _line(self.failures, message)
 
     def begin(
         self,
@@ -78,7 +90,8 @@ class Progress:
     ) -> None:
         """Say what will be done, and how much disk it takes."""
         words = [word for plugin in plugins for word in ("--plugin", plugin)]
-        self._command = shlex.join(["thalweg", "resume", str(study.path), *words])
+        resume = shlex.join(["thalweg", "resume", str(study.path), *words])
+        self._command = self._given_command or resume
         self._study, self._spec, self._tasks, self._workers = study, spec, list(tasks), workers
         self._num_samples = facts.num_samples
         self._begun = time.monotonic()
@@ -121,16 +134,20 @@ class Progress:
         if self.console is not None:
             self._say_finished(self._statuses())
         for task, ending in outcome.endings.items():
-            if ending.exit_code not in (0, 75):
+            if ending.exit_code not in (0, 75) or (ending.killed and not outcome.interrupted):
                 log = self._study.run(task.seed, task.branch).path / "log.txt"
                 reason = " ".join(ending.message.split())
                 verb = "diverged" if ending.exit_code == 3 else "failed"
-                _line(self.failures, f"{task}: {verb}: {reason}; see {log}")
+                verb = "killed" if ending.killed else verb
+                self.warn(f"{task}: {verb}: {reason}; see {log}")
         for task in outcome.left_out:
             reason = "interrupted" if outcome.interrupted else f"{task.after} did not end well"
-            _line(self.failures, f"{task}: not begun, {reason}")
-        if outcome.exit_code:
-            _line(self.failures, f"to continue: {self._command}")
+            self.warn(f"{task}: not begun, {reason}")
+        if outcome.can_continue:
+            self.warn(f"to continue: {self._command}")
+        again = [str(task) for task, ending in outcome.endings.items() if ending.exit_code == 3]
+        if again:
+            self.warn(f"what would diverge again with these settings (a lower lr?): {', '.join(again)}")
         self.say(f"took {duration(time.monotonic() - self._begun)}")
 
     def table(
@@ -233,7 +250,9 @@ def _steps(spec: Spec, task: Task, status: Status | None, num_samples: int) -> t
 
 def _line(console: Console | None, message: str) -> None:
     if console is not None:
-        console.print(without_controls(message), highlight=False, markup=False, soft_wrap=True)
+        # A terminal that was closed, or a pipe that nobody reads, ends no study.
+        with contextlib.suppress(OSError, ValueError):
+            console.print(without_controls(message), highlight=False, markup=False, soft_wrap=True)
 
 
 def _numbers(status: Status) -> tuple[str, ...]:

@@ -13,14 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thalweg import registry
-from thalweg.errors import InvalidInput, invalid
+from thalweg.errors import Interrupted, InvalidInput, invalid
 from thalweg.lab.config import Spec, SplitSpec, check_names, load_spec, load_study
 from thalweg.lab.execution.machine import default_workers, resolve_device
 from thalweg.lab.execution.schedule import Executor, Outcome, run_tasks
+from thalweg.lab.execution.signs_of_life import HUNG_AFTER
 from thalweg.lab.in_python import Study
 from thalweg.lab.preparing import (
     Plan,
@@ -32,6 +34,7 @@ from thalweg.lab.preparing import (
 )
 from thalweg.lab.progress import Progress
 from thalweg.lab.store import StudyFolder, load, open_study
+from thalweg.lab.store.durable import full_disk_told, remove_unfinished
 from thalweg.lab.store.lock import locked
 from thalweg.registry import load_plugin
 
@@ -132,6 +135,8 @@ def run(
     plugins: Sequence[str] = (),
     executor: str | Executor | None = None,
     progress: Progress | None = None,
+    retries: int = 0,
+    hung_after: float = HUNG_AFTER,
 ) -> StudyResult:
     """Run what is missing of a study, then judge its claims, draw its figures, write its report.
 
@@ -147,17 +152,23 @@ def run(
         executor: what runs the runs: "local", "inline", another registered name, or an executor;
             default: processes of this machine, or this process for a study of Python objects.
         progress: where to say how it goes; default: nowhere.
+        retries: how often a run is begun again, from its last checkpoint, whose process was killed
+            or hung; the other runs go on in either case.
+        hung_after: minutes without a sign of life after which a process is ended; 0 for never.
 
     Raises:
         InvalidInput: an unknown probe or claim, data that cannot be read, k > P; another process
             is at work on the study.
         IntegrityError: the data has changed since the study was begun.
         ThalwegError: not enough room on the disk.
+        DiskFull: the disk ran full on the way; called again, it goes on.
+        Interrupted: stopped between the last run and the report; called again, it goes on.
     """
     for plugin in plugins:
         load_plugin(plugin)
     spec = with_absolute_paths(_spec_of(study, overrides))
-    means = _Means(workers, plugins, executor, progress or Progress.silent())
+    progress = progress or Progress.silent()
+    means = _Means(workers, plugins, executor, progress, retries, hung_after)
     return _run_in(Path(root) / study_name(spec), spec, means)
 
 
@@ -169,12 +180,15 @@ def resume(
     plugins: Sequence[str] = (),
     executor: str | Executor | None = None,
     progress: Progress | None = None,
+    retries: int = 0,
+    hung_after: float = HUNG_AFTER,
 ) -> StudyResult:
     """Continue a study that was interrupted, or judge anew one that is done; see `run`."""
     for plugin in plugins:
         load_plugin(plugin)
     folder = open_study(study, root)
-    means = _Means(workers, plugins, executor, progress or Progress.silent())
+    progress = progress or Progress.silent()
+    means = _Means(workers, plugins, executor, progress, retries, hung_after)
     return _run_in(folder.path, read_spec(folder), means)
 
 
@@ -183,13 +197,15 @@ def conclude(study: StudyFolder, spec: Spec, outcome: Outcome | None = None) -> 
 
     Raises:
         InvalidInput: an unknown claim; nothing has been measured yet.
+        DiskFull: there is no room for a file; what was made before is whole.
     """
     check_spec(spec)
     if load(study).empty:
         raise InvalidInput(f"{study.path}: nothing has been measured yet; thalweg resume goes on")
     made: dict[str, Any] = {}
-    for name, conclusion in registry.conclusions.items():
-        made[name] = conclusion(study, spec, made)
+    with full_disk_told(study.path):
+        for name, conclusion in registry.conclusions.items():
+            made[name] = conclusion(study, spec, made)
     return StudyResult(study, made, outcome or Outcome())
 
 
@@ -242,6 +258,16 @@ class _Means:
     plugins: Sequence[str]
     executor: str | Executor | None
     progress: Progress
+    retries: int
+    hung_after: float
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise invalid("workers", self.workers, "an integer >= 1")
+        if self.retries < 0:
+            raise invalid("retries", self.retries, "an integer >= 0")
+        if not 0 <= self.hung_after < inf:
+            raise invalid("hung_after", self.hung_after, "minutes, or 0 for never")
 
 
 def _spec_of(
@@ -256,18 +282,21 @@ def _spec_of(
 
 def _run_in(path: Path, asked: Spec, means: _Means) -> StudyResult:
     """Run what is missing in the folder at `path`, which may not exist yet."""
-    if means.workers is not None and means.workers < 1:
-        raise invalid("workers", means.workers, "an integer >= 1")
     check_spec(asked)
     device = resolve_device(asked.device)
-    study, facts = opened(path, asked, means.plugins, device, means.progress)
-    # A second process is refused before it touches anything.
-    with locked(study.path, "study"):
-        plan = planned(study, asked, means.plugins, device, means.progress, facts)
-        outcome = _run_tasks(plan, means, device) if plan.tasks else Outcome()
-        if outcome.interrupted or (plan.tasks and load(study).empty):
-            return StudyResult(study, {}, outcome)
-        return conclude(study, plan.spec, outcome)
+    how = (means.plugins, device, means.progress)
+    with full_disk_told(path):
+        study, facts = opened(path, asked, *how, means.hung_after)
+        # A second process is refused before it touches anything.
+        with locked(study.path, "study"):
+            remove_unfinished(study.path)
+            plan = planned(study, asked, *how, facts, means.hung_after)
+            outcome = _run_tasks(plan, means, device) if plan.tasks else Outcome()
+            if outcome.interrupted and not outcome.exit_code:
+                raise Interrupted("stopped on request; all runs are done, and the report is left")
+            if outcome.interrupted or (plan.tasks and load(study).empty):
+                return StudyResult(study, {}, outcome)
+            return conclude(study, plan.spec, outcome)
 
 
 def _run_tasks(plan: Plan, means: _Means, device: str) -> Outcome:
@@ -290,6 +319,9 @@ def _run_tasks(plan: Plan, means: _Means, device: str) -> Outcome:
             spec=plan.spec if inline else None,
             watch=progress.show,
             executor=executor,
+            say=progress.warn,
+            retries=means.retries,
+            hung_after=means.hung_after,
         )
     finally:
         progress.stop()

@@ -9,10 +9,10 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from thalweg.errors import ThalwegError
-from thalweg.lab.execution.local import on_stop_signals
+from thalweg.interruption import on_stop_signals
 from thalweg.lab.execution.processes import Ending
 from thalweg.lab.execution.schedule import Assignment, Outcome, Task, next_ready
 from thalweg.lab.execution.worker import execute_run
@@ -26,7 +26,8 @@ def run_inline(assignment: Assignment) -> Outcome:
     """Run the tasks one after another in this process, whatever `workers` says.
 
     The first Ctrl-C or SIGTERM makes the run save a checkpoint and end with status 75, the second
-    ends it at once. PyTorch's threads and random state are put back afterwards.
+    ends it at once. PyTorch's threads and random state are put back afterwards. A run that hangs or
+    is killed takes this process with it: nothing is noticed, or begun again.
     """
     waiting = list(assignment.tasks)
     outcome = Outcome()
@@ -70,13 +71,14 @@ def _ending(assignment: Assignment, task: Task, interrupted: Callable[[], bool])
             spec=assignment.spec,
         )
     except ThalwegError as error:
-        return Ending(error.exit_code, str(error))
+        return Ending.by_error(error)
     except KeyboardInterrupt:
         return Ending(75, "ended at once")
     except Exception as error:
-        # Not the user's mistake, so the place is wanted.
-        assignment.study.run(task.seed, task.branch).log(traceback.format_exc())
-        return Ending(1, " ".join(f"{type(error).__name__}: {error}".split()))
+        with suppress(ThalwegError, OSError):
+            # Not the user's mistake, so the place is wanted.
+            assignment.study.run(task.seed, task.branch).log(traceback.format_exc())
+        return Ending.by_error(error)
     return Ending(0)
 
 

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import Counter
 from multiprocessing.connection import wait
 
 from thalweg.errors import InvalidInput
-from thalweg.lab.execution.processes import Child
+from thalweg.interruption import on_stop_signals
+from thalweg.lab.execution.processes import POLL_SECONDS, Child, Ending
 from thalweg.lab.execution.schedule import Assignment, Outcome, Task, next_ready
-from thalweg.lab.execution.worker import work
+from thalweg.lab.execution.worker import note_killed, work
 from thalweg.registry import executors
 
-POLL_SECONDS = 0.1
 GRACE_SECONDS = 30.0
 """For a run to save a checkpoint once the study's process is gone; then it ends as if killed."""
 
@@ -35,55 +32,84 @@ def run_in_processes(assignment: Assignment) -> Outcome:
             "executor 'local': the spec holds Python objects, which another process cannot read;"
             " take executor 'inline', or register them in a --plugin file"
         )
-    study, device, threads = assignment.study, assignment.device, assignment.threads
     # Read by the processes' linear algebra when it is loaded.
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    waiting = list(assignment.tasks)
-    running: dict[Task, Child] = {}
-    outcome = Outcome()
-
-    def stop() -> None:
-        for child in running.values():
-            child.kill() if outcome.interrupted else child.ask_to_stop()
-        outcome.interrupted = True
-
-    with on_stop_signals(stop):
+    os.environ.setdefault("OMP_NUM_THREADS", str(assignment.threads))
+    crew = _Crew(assignment)
+    with on_stop_signals(crew.ask_to_stop):
         try:
-            while waiting or running:
-                for task in [task for task, child in running.items() if not child.is_running]:
-                    outcome.endings[task] = running.pop(task).ending()
-                while len(running) < assignment.workers and not outcome.interrupted:
-                    task = next_ready(waiting, outcome, assignment.tasks)
-                    if task is None:
-                        break
-                    plugins = assignment.plugins
-                    arguments = (str(study.path), task.seed, task.branch, device, threads, plugins)
-                    log = study.run(task.seed, task.branch).path / "log.txt"
-                    running[task] = Child(work, arguments, log, grace=GRACE_SECONDS)
-                if not running:
-                    break
-                assignment.watch(list(running))
-                wait([child.sentinel for child in running.values()], POLL_SECONDS)
+            while crew.goes_on():
+                assignment.watch(list(crew.running))
+                wait([child.sentinel for child in crew.running.values()], POLL_SECONDS)
         finally:
-            for child in running.values():
-                child.ask_to_stop()
-            for task, child in running.items():
-                outcome.endings[task] = child.ending()
-    outcome.left_out = waiting
-    return outcome
+            crew.leave()
+    return crew.outcome
 
 
-@contextmanager
-def on_stop_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Call `stop` when a signal asks to; Python hears signals in its main thread only."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    names = [name for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-    numbers = [getattr(signal, name) for name in names]
-    earlier = {number: signal.signal(number, lambda *_: stop()) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
+class _Crew:
+    """The processes of an assignment: begun, asked to stop, ended where they hang, begun again."""
+
+    def __init__(self, assignment: Assignment) -> None:
+        self.assignment = assignment
+        self.running: dict[Task, Child] = {}
+        self.outcome = Outcome(left_out=list(assignment.tasks))
+        self._asked = self._passed_on = 0
+        self._retried: Counter[Task] = Counter()
+
+    def ask_to_stop(self) -> None:
+        """Heard from a signal, at any instant: the next look passes it on."""
+        self._asked += 1
+
+    def goes_on(self) -> bool:
+        """Look after the processes; whether there is one left."""
+        self._pass_requests_on()
+        for child in self.running.values():
+            child.kill_if_hung(self.assignment.hung_after)
+        for task in [task for task, child in self.running.items() if not child.is_running]:
+            self._note(task, self.running.pop(task).ending())
+        self._begin()
+        return bool(self.running)
+
+    def leave(self) -> None:
+        """Stop what still runs, after an error here."""
+        for child in self.running.values():
+            child.ask_to_stop()
+        for task, child in self.running.items():
+            self.outcome.endings[task] = child.ending()
+
+    def _pass_requests_on(self) -> None:
+        while self._passed_on < self._asked:
+            for child in self.running.values():
+                child.kill() if self._passed_on else child.ask_to_stop()
+            self._passed_on += 1
+            self.outcome.interrupted = True
+
+    def _note(self, task: Task, ending: Ending) -> None:
+        if ending.killed:
+            note_killed(self.assignment.study.run(task.seed, task.branch), ending.message)
+        times = self.assignment.retries
+        if ending.killed and not self._asked and self._retried[task] < times:
+            self._retried[task] += 1
+            count = f"{self._retried[task]} of {times}"
+            again = f"begun again from its last checkpoint ({count})"
+            self.assignment.say(f"{task}: killed: {ending.message}; {again}")
+            self.outcome.left_out.insert(0, task)
+        else:
+            self.outcome.endings[task] = ending
+
+    def _begin(self) -> None:
+        """Begin what has its start, as far as there are workers."""
+        todo, waiting = self.assignment, self.outcome.left_out
+        while len(self.running) < todo.workers and not self._asked:
+            task = next_ready(waiting, self.outcome, todo.tasks)
+            if task is None:
+                return
+            arguments = (
+                *(str(todo.study.path), task.seed, task.branch),
+                *(todo.device, todo.threads, todo.plugins),
+            )
+            log = todo.study.run(task.seed, task.branch).path / "log.txt"
+            try:
+                self.running[task] = Child(work, arguments, log, grace=GRACE_SECONDS)
+            except (EOFError, ConnectionError, BlockingIOError) as error:
+                why = f"no process could be started for it ({type(error).__name__}: {error})"
+                self._note(task, Ending.from_outside(why))

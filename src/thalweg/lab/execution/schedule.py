@@ -11,13 +11,17 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from thalweg import registry
 from thalweg.lab.config import TRUNK, PhaseSpec, Spec
 from thalweg.lab.execution.processes import Ending
+from thalweg.lab.execution.signs_of_life import HUNG_AFTER
 from thalweg.lab.store import StudyFolder
+
+Argument = TypeVar("Argument")
 
 STEPS_OF_A_SOLVE = 20
 """Solving for S_k takes about as many products as following it for so many steps."""
@@ -62,11 +66,24 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        """0: all done; 75: interrupted; else the first failure's."""
-        unfinished = self.left_out or any(e.exit_code for e in self.endings.values())
-        if self.interrupted and unfinished:
+        """0: all done; 75: interrupted, or a run was killed; else the first failure's."""
+        codes = [ending.exit_code for ending in self.endings.values() if ending.exit_code]
+        if 75 in codes or (self.interrupted and (self.left_out or codes)):
             return 75
-        return next((e.exit_code for e in self.endings.values() if e.exit_code), 0)
+        return codes[0] if codes else 0
+
+    @property
+    def can_continue(self) -> bool:
+        """Whether something is left to do that does not diverge again by the same steps."""
+        again = {task for task, ending in self.endings.items() if ending.exit_code == 3}
+        waiting = [t for t in self.left_out if not self._waits_for(t, again)]
+        return bool(waiting) or any(e.exit_code not in (0, 3) for e in self.endings.values())
+
+    def _waits_for(self, task: Task, ended: set[Task]) -> bool:
+        needed = task.needs
+        if needed is None or needed in ended:
+            return needed is not None
+        return any(self._waits_for(t, ended) for t in self.left_out if t == needed)
 
 
 def tasks_of(spec: Spec, seeds: Sequence[int] | None = None) -> list[Task]:
@@ -126,6 +143,9 @@ class Assignment:
         spec: the study's spec where it holds Python objects, which no other process can read; None
             where the study's `spec.toml` says all.
         watch: to be called a few times a second with the running tasks, to show progress.
+        say: takes a line on what happens on the way, such as a run that is begun again.
+        retries: how often a run is begun again, from its last checkpoint, whose process was killed.
+        hung_after: minutes without a sign of life after which a run's process is ended; 0: never.
     """
 
     study: StudyFolder
@@ -136,6 +156,9 @@ class Assignment:
     plugins: Sequence[str] = ()
     spec: Spec | None = None
     watch: Callable[[Sequence[Task]], None] = lambda running: None
+    say: Callable[[str], None] = lambda line: None
+    retries: int = 0
+    hung_after: float = HUNG_AFTER
 
 
 class Executor(Protocol):
@@ -160,6 +183,9 @@ def run_tasks(
     spec: Spec | None = None,
     watch: Callable[[Sequence[Task]], None] = lambda running: None,
     executor: str | Executor = "local",
+    say: Callable[[str], None] = lambda line: None,
+    retries: int = 0,
+    hung_after: float = HUNG_AFTER,
 ) -> Outcome:
     """Have the tasks run by an executor; see `Assignment` for the other arguments.
 
@@ -170,7 +196,20 @@ def run_tasks(
         InvalidInput: no executor has that name.
     """
     run = registry.executors.find(executor) if isinstance(executor, str) else executor
-    return run(Assignment(study, tasks, workers, device, threads, plugins, spec, watch))
+    means = (workers, device, threads, plugins, spec)
+    return run(
+        Assignment(study, tasks, *means, _harmless(watch), _harmless(say), retries, hung_after)
+    )
+
+
+def _harmless(callback: Callable[[Argument], None]) -> Callable[[Argument], None]:
+    """The same without errors: what cannot be shown, as on a closed terminal, ends no run."""
+
+    def without_errors(argument: Argument) -> None:
+        with suppress(Exception):
+            callback(argument)
+
+    return without_errors
 
 
 def next_ready(waiting: list[Task], outcome: Outcome, asked: Sequence[Task]) -> Task | None:

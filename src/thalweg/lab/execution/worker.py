@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
-import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from thalweg.errors import Diverged, IntegrityError, Interrupted, ThalwegError
 from thalweg.lab.config import Spec, parse_spec
 from thalweg.lab.execution.machine import compute_repeatably
+from thalweg.lab.execution.processes import is_asked_to_stop
 from thalweg.lab.store import RunFolder, StudyFolder
-from thalweg.lab.store.status import Status
+from thalweg.lab.store.durable import full_disk_told
+from thalweg.lab.store.status import State, Status
 from thalweg.lab.store.verifying import read_run_table
 from thalweg.lab.tables import parse_toml
 from thalweg.registry import load_plugin
 
-STOP_SIGNALS = ("SIGTERM", "SIGUSR1")
+if TYPE_CHECKING:
+    from thalweg.lab.training import Run
+
 PARENT_SECONDS = 1.0
+KEPT = ("step", "end_step", "seconds", "loss", "alignment", "sharpness")
+"""What the status of a run that ended badly still says."""
 
 
 def work(
@@ -55,16 +62,40 @@ def execute_run(
     """
     folder = study.run(seed, branch)
     try:
-        import torch
+        with full_disk_told(folder.path):
+            run = _built(study, seed, branch, device, threads, plugins, should_stop, spec)
+            run.execute()
+    except (Diverged, Interrupted):
+        raise  # the run has said so itself
+    except Exception as error:
+        is_known = isinstance(error, ThalwegError)
+        _note(folder, "failed", str(error) if is_known else f"{type(error).__name__}: {error}")
+        raise
 
-        from thalweg.lab.training import Run
 
-        torch.set_num_threads(threads)
-        compute_repeatably(device)
-        for plugin in plugins:
-            load_plugin(plugin)
-        spec = spec or parse_spec(parse_toml(study.spec_text, "spec.toml"), source="spec.toml")
-        known = read_run_table(folder)
+def _built(
+    study: StudyFolder,
+    seed: int,
+    branch: str,
+    device: str,
+    threads: int,
+    plugins: Sequence[str],
+    should_stop: Callable[[], bool],
+    spec: Spec | None,
+) -> Run:
+    """Build a run; see `execute_run`."""
+    import torch
+
+    from thalweg.lab.training import Run
+
+    folder = study.run(seed, branch)
+    torch.set_num_threads(threads)
+    compute_repeatably(device)
+    for plugin in plugins:
+        load_plugin(plugin)
+    spec = spec or parse_spec(parse_toml(study.spec_text, "spec.toml"), source="spec.toml")
+    known = read_run_table(folder)
+    try:
         run = Run(
             spec,
             study,
@@ -74,58 +105,56 @@ def execute_run(
             fingerprint=known.get("data_fingerprint", ""),
             should_stop=should_stop,
         )
-        recorded = known.get("run_hash", run.hash)
-        if recorded != run.hash:
-            raise IntegrityError(
-                f"{study.path / 'spec.toml'}: its settings are not those that"
-                f" {folder.path / 'run.toml'} was written with: one of the two was changed"
-            )
-        run.execute()
-    except (Diverged, Interrupted):
-        raise  # the run has said so itself
-    except Exception as error:
-        is_known = isinstance(error, ThalwegError)
-        _note_failure(folder, str(error) if is_known else f"{type(error).__name__}: {error}")
-        raise
+    except Diverged as error:
+        message = f"before its first step: {error}"
+        _note(folder, "diverged", message)
+        raise Diverged(message) from error
+    recorded = known.get("run_hash", run.hash)
+    if recorded != run.hash:
+        raise IntegrityError(
+            f"{study.path / 'spec.toml'}: its settings are not those that"
+            f" {folder.path / 'run.toml'} was written with: one of the two was changed"
+        )
+    if should_stop():
+        raise Interrupted("stopped on request before its first step")
+    return run
 
 
-def _note_failure(folder: RunFolder, message: str) -> None:
-    """Say in the folder that the run failed, unless another process is at work on it."""
-    try:
-        with folder.locked():
-            known = folder.status()
-            if known is not None and known.state == "done":
-                return
-            step = known.step if known else 0
-            folder.write_status(Status("failed", step=step, message=message, run_hash=folder.hash))
-            folder.log(f"failed: {message}")
-    except (ThalwegError, OSError):
-        return  # nothing can be written: the parent tells
+def note_killed(folder: RunFolder, message: str) -> None:
+    """Say in the folder why the run's process is gone; the run can be continued."""
+    _note(folder, "interrupted", message)
+
+
+def _note(folder: RunFolder, state: State, message: str) -> None:
+    """Say in the folder how the run ended, unless it is done or another process is at work on it.
+
+    Where nothing can be written, the study's process alone tells it.
+    """
+    with contextlib.suppress(ThalwegError, OSError), folder.locked():
+        known = folder.status() or Status(state)
+        if known.state == "done":
+            return
+        # Numbers stay those of the last status; who writes it, and when, are those of now.
+        kept = {name: getattr(known, name) for name in KEPT}
+        folder.write_status(Status(state, message=message, run_hash=folder.hash, **kept))
+        folder.log(f"{state}: {message}")
 
 
 def _stop_flag() -> Callable[[], bool]:
-    """Turn the signals that ask to stop into a flag that the loop reads between two steps.
+    """Whether the run has been asked to stop: the loop asks between two steps.
 
-    The death of the parent counts as one: nobody would be left to report to, and a resumed study
-    would find its runs in use.
+    The death of the parent counts as a request: nobody would be left to report to, and a resumed
+    study would find its runs in use.
     """
-    asked = False
+    orphaned = False
     looked = time.monotonic()
-
-    def note(signum: int, frame: object) -> None:
-        nonlocal asked
-        asked = True
-
-    for name in STOP_SIGNALS:
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), note)
     parent = multiprocessing.parent_process()
 
     def stopping() -> bool:
-        nonlocal asked, looked
-        if not asked and parent is not None and time.monotonic() - looked >= PARENT_SECONDS:
+        nonlocal orphaned, looked
+        if parent is not None and time.monotonic() - looked >= PARENT_SECONDS:
             looked = time.monotonic()
-            asked = not parent.is_alive()
-        return asked
+            orphaned = orphaned or not parent.is_alive()
+        return orphaned or is_asked_to_stop()
 
     return stopping

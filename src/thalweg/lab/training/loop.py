@@ -121,9 +121,10 @@ class Run:
             try:
                 rows = self._train()
             except Diverged as error:
-                self.status.write("diverged", f"at step {self.step}: {error}")
-                self.folder.log(f"diverged at step {self.step}: {error}")
-                raise
+                message = f"at step {self.step}: {error}"
+                self.status.write("diverged", message)
+                self.folder.log(f"diverged {message}")
+                raise Diverged(message) from error
             self.status.write("done", rows=rows)
             self.folder.log(f"done at step {self.step}")
 
