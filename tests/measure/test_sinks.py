@@ -153,7 +153,7 @@ def test_half_a_line_that_a_full_disk_took_is_taken_back(
         with pytest.raises(OSError, match="No space left"):
             file.log({"loss": 1.0}, 0)
     file.log({"loss": 2.0}, 1)
-    assert path.read_text() == "step,loss,sharpness\n1,2.0,\n"
+    assert path.read_text() == "step,loss,sharpness\n0,1.0,\n1,2.0,\n", "nothing whole is lost"
 
 
 class Failing:

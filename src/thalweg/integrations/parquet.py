@@ -20,7 +20,7 @@ from typing import Any
 
 from thalweg.errors import InvalidInput, invalid
 from thalweg.limits import check_limit
-from thalweg.measure.sinks import TEXT_COLUMNS
+from thalweg.measure.sinks import TEXT_COLUMNS, replacing
 from thalweg.registry import sinks
 
 # The file is rewritten when so many rows are new, and a tenth of all: a kill loses no more, and
@@ -32,7 +32,7 @@ NEW_ROWS, NEW_FRACTION = 100, 0.1
 class Parquet:
     """Writes rows into one Parquet file: after each 100 rows at first, and when it is closed.
 
-    All rows stay in memory. A column that first comes up later is empty (null) in the rows before.
+    All rows stay in memory, and are in the file once there is room. A column that first comes up later is empty (null) in the rows before.
 
     Args:
         path: the file; its folder must exist.
@@ -102,10 +102,8 @@ class Parquet:
     def _write(self) -> None:
         names = dict.fromkeys(name for row in self._rows for name in row) or {"step": None}
         columns = {name: self._column(name) for name in names}
-        # The old file is whole until the new one takes its place.
-        beside = self.path.with_name(self.path.name + ".part")
-        self._pyarrow.parquet.write_table(self._pyarrow.table(columns), beside)
-        beside.replace(self.path)
+        with replacing(self.path) as beside:
+            self._pyarrow.parquet.write_table(self._pyarrow.table(columns), beside)
         self._written = len(self._rows)
 
     def _column(self, name: str) -> Any:

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import inspect
 import io
 import os
@@ -58,6 +59,9 @@ class Sink(Protocol):
         """Write what is not written yet; no row follows."""
         ...
 
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Numbers of the errors of a full disk, a quota, and a limit on the size of a file."""
 
 # Of an error's message in a warning and in a cell.
 MOST_LETTERS = 300
@@ -173,9 +177,17 @@ class Sinks:
         if id(sink) not in self._failed:
             self._failed.add(id(sink))
             warn(
-                f"{_name(sink)}: {what} ({reason_of(error)}); the training continues, and further"
-                " failures of this sink are not reported"
+                f"{_name(sink)}: {what} ({reason_of(error)}{_mend_of(sink, error)}); the training"
+                " continues, and further failures of this sink are not reported"
             )
+
+
+def _mend_of(sink: Sink, error: Exception) -> str:
+    """Which file it is, what is kept, what to do, where a disk is full."""
+    path = getattr(sink, "path", None)
+    if not (isinstance(error, OSError) and error.errno in FULL and path is not None):
+        return ""
+    return f": {path} keeps its earlier rows, and gets the others once there is room: make some"
 
 
 class History:
@@ -207,8 +219,11 @@ class CSV:
         path: the file; its folder must exist.
         columns: the header, beginning with "step"; None for the keys of the first row.
         overwrite: replace a file that is there.
-        resume_at: continue a file that is there: its rows of earlier steps stay; later ones and a
-            last line that was cut short are dropped, since they are about to be made again.
+        resume_at: continue a file that is there: its rows of earlier steps stay; later ones are
+            dropped, since they are about to be made again, and so is a last line that a kill or a
+            power cut left torn.
+
+    A row that the disk has no room for is kept in memory, and written with the next one.
 
     Raises:
         InvalidInput: the file is there and neither was asked for; it has other columns; it is a
@@ -233,6 +248,7 @@ class CSV:
         self.path = Path(path)
         self.columns = None if columns is None else tuple(columns)
         self._left_out: set[str] = set()
+        self._unwritten = ""
         kept: list[list[str]] = []
         if not self.path.parent.is_dir():
             raise invalid("file", str(self.path), "a path in a folder that exists")
@@ -260,35 +276,47 @@ class CSV:
         if self.columns is None:
             self.columns = tuple(row)
             self._begin([])
-        # Opened for each row: nothing is left open or unwritten if the training dies.
-        size = self.path.stat().st_size
-        try:
-            with self.path.open("a", encoding="utf-8", newline="") as file:
-                file.write(_line([row.get(column) for column in self.columns]))
-        except OSError:
-            # A full disk may have taken half of the line, which the next row would be joined to.
-            with contextlib.suppress(OSError):
-                os.truncate(self.path, size)
-            raise
+        self._unwritten += _line([row.get(column) for column in self.columns])
+        self._write()
         if new := row.keys() - self._left_out - set(self.columns):
             self._left_out |= new
             warn(f"{self.path}: {', '.join(sorted(new))} not in its header; give `columns`")
 
     def close(self) -> None:
-        """Nothing: every row is on disk already."""
+        """Write what had no room before; usually nothing, for every row is on disk already.
+
+        Raises:
+            OSError: there is none still.
+        """
+        self._write()
+
+    def _write(self) -> None:
+        if not self._unwritten:
+            return
+        # Opened for each row: nothing is left open or unwritten if the training dies.
+        size = self.path.stat().st_size
+        try:
+            with self.path.open("a", encoding="utf-8", newline="") as file:
+                file.write(self._unwritten)
+        except OSError:
+            # A full disk may have taken half of the line, which the next row would be joined to.
+            with contextlib.suppress(OSError):
+                os.truncate(self.path, size)
+            raise
+        self._unwritten = ""
 
     def _begin(self, rows: list[list[str]]) -> None:
         assert self.columns is not None
-        # The old file is whole until the new one takes its place.
-        beside = self.path.with_name(self.path.name + ".part")
-        beside.write_text(_line(self.columns) + "".join(map(_line, rows)), encoding="utf-8")
-        beside.replace(self.path)
+        text = _line(self.columns) + "".join(map(_line, rows))
+        with replacing(self.path) as beside:
+            beside.write_text(text, encoding="utf-8", newline="")
 
     def _rows_before(self, step: int) -> list[list[str]]:
         try:
-            text = read_bytes(self.path, "table_bytes").decode("utf-8")
-            # What follows the last line break was cut short.
-            rows = list(csv.reader(text[: text.rfind("\n") + 1].splitlines()))
+            content = read_bytes(self.path, "table_bytes")
+            # A power cut may leave zeros; what follows the last line break was cut short.
+            content = content.partition(b"\0")[0]
+            rows = _whole_rows(content[: content.rfind(b"\n") + 1].decode("utf-8"))
         except (UnicodeDecodeError, csv.Error) as error:
             allowed = "a CSV file in UTF-8"
             raise invalid("file", str(self.path), allowed, "give another file") from error
@@ -304,6 +332,19 @@ class CSV:
         whole = [row for row in rows[1:] if len(row) == len(found) and row[0].isdecimal()]
         cells = [dict(zip(found, row, strict=True)) for row in whole if int(row[0]) < step]
         return [[row.get(column, "") for column in columns] for row in cells]
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file beside `path` that takes its place in the end; the old one is whole until then."""
+    beside = path.with_name(path.name + ".part")
+    try:
+        yield beside
+        beside.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise
 
 
 CONSOLE_COLUMNS = {
@@ -436,6 +477,23 @@ def _name(sink: Sink) -> str:
     if isinstance(sink, _Function):
         return str(getattr(sink.function, "__qualname__", sink.function))
     return type(sink).__qualname__
+
+
+def _whole_rows(text: str) -> list[list[str]]:
+    """The rows of a CSV text; without a last one whose quotation is not closed.
+
+    Raises:
+        csv.Error: a row before it is none.
+    """
+    rows: list[list[str]] = []
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for row in reader:
+            rows.append(row)
+    except csv.Error:
+        if reader.line_num < text.count("\n"):
+            raise
+    return rows
 
 
 def _line(values: Sequence[Any]) -> str:

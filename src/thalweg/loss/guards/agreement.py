@@ -167,6 +167,9 @@ def _agreement(
             parts = whole, seen(union[:at]), seen(union[at:])
             weights = zip(*(weights for _, weights in parts), strict=True)
             cuts.append(Cut(tuple(value for value, _ in parts), tuple(weights)))
+    if not all(math.isfinite(cut.losses[0]) for cut in cuts if cut.weights[0][0]):
+        # That is to be told where the loss is evaluated, and is no fault of the mean.
+        return Agreement((0,), note="the loss is NaN or infinite")
     tolerance, rounding = ROUGH if loss.is_rough else TOLERANCE.get(theta.dtype, ROUGH)
     apart = [max(cut.apart(i, rounding) for cut in cuts) for i in range(len(candidates))]
     fits = tuple(i for i, far in enumerate(apart) if far <= tolerance)
