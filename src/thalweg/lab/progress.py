@@ -147,7 +147,9 @@ class Progress:
             self.warn(f"to continue: {self._command}")
         again = [str(task) for task, ending in outcome.endings.items() if ending.exit_code == 3]
         if again:
-            self.warn(f"what would diverge again with these settings (a lower lr?): {', '.join(again)}")
+            self.warn(
+                f"what would diverge again with these settings (a lower lr?): {', '.join(again)}"
+            )
         self.say(f"took {duration(time.monotonic() - self._begun)}")
 
     def table(

@@ -438,7 +438,9 @@ def test_a_full_disk_removes_the_half_written_and_keeps_the_rest(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(ThalwegError, match=f"disk full: {tmp_path / 'step-00000002'}: .* needed"):
+        with pytest.raises(
+            ThalwegError, match=f"disk full: {tmp_path / 'step-00000002'}: .* needed"
+        ):
             save_steps(tmp_path, 2)
     assert names(tmp_path) == ["step-00000001"]
     save_steps(tmp_path, 2)
