@@ -21,10 +21,9 @@ from thalweg.interruption import STOP_SIGNALS
 from thalweg.lab import checking, preparing
 from thalweg.lab import study as study_module
 from thalweg.lab.execution.processes import Ending
-from thalweg.lab.execution.schedule import Outcome
+from thalweg.lab.execution.schedule import Outcome, Task
 from thalweg.lab.problem_facts import ProblemFacts
 from thalweg.lab.store import StudyFolder, durable
-from thalweg.lab.study import StudyResult
 from thalweg.registry import conclusions
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
@@ -118,8 +117,7 @@ def test_while_all_studies_run_the_command_that_does_all_goes_on(
 def test_while_a_run_of_one_of_all_studies_goes_on_the_same_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def stopped(*_: Any, **options: Any) -> Outcome:
-        study, tasks, *_ = _
+    def stopped(study: StudyFolder, tasks: list[Task], **_: Any) -> Outcome:
         return Outcome({task: Ending(75) for task in tasks}, interrupted=True)
 
     monkeypatch.setattr(preparing, "examine", lambda *_, **__: FACTS)

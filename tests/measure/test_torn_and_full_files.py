@@ -78,16 +78,20 @@ def small(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
+def log(sinks: Sinks, steps: range) -> None:
+    for step in steps:
+        sinks.log({"loss": float(step), "text": "x" * 100, "failure": None}, step)
+
+
 @pytest.mark.parametrize("kind", [CSV, Parquet])
 def test_rows_wait_for_room_on_a_full_disk_and_the_file_is_named(small: Path, kind: type) -> None:
     path = small / "rows"
     sinks = Sinks([kind(path)])
-    sinks.log({"loss": 0.0, "text": ""}, 0)
+    log(sinks, range(1))
     filling = small / "filling"
     filling.write_bytes(bytes(shutil.disk_usage(small).free))
     with pytest.warns(WatchWarning, match="No space left") as told:
-        for step in range(1, 150):
-            sinks.log({"loss": float(step), "text": "x" * 100}, step)
+        log(sinks, range(1, 150))
     (warning,) = [str(each.message) for each in told if "room" in str(each.message)]
     assert f"{path} keeps its earlier rows, and gets the others once there is room" in warning
     filling.unlink()
@@ -104,13 +108,12 @@ def test_rows_wait_for_room_on_a_full_disk_and_the_file_is_named(small: Path, ki
 def test_a_limit_on_the_size_of_a_file_is_a_full_disk(tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
     path = tmp_path / "rows.csv"
-    sinks = Sinks([CSV(path, COLUMNS)])
+    sinks = Sinks([CSV(path, (*COLUMNS, "text"))])
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
         with pytest.warns(WatchWarning, match="File too large.*gets the others once there is room"):
-            for step in range(20):
-                sinks.log({"loss": 0.5}, step)
+            log(sinks, range(20))
         assert path.read_bytes().endswith(b"\n")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -1,4 +1,4 @@
-"""What does a command line give: the command's exit status, or that of its error, said in a line?"""
+"""What does a command line give? Its exit status, or that of its error, which is said in a line."""
 
 from __future__ import annotations
 

@@ -32,7 +32,8 @@ NEW_ROWS, NEW_FRACTION = 100, 0.1
 class Parquet:
     """Writes rows into one Parquet file: after each 100 rows at first, and when it is closed.
 
-    All rows stay in memory, and are in the file once there is room. A column that first comes up later is empty (null) in the rows before.
+    All rows stay in memory, and are in the file once there is room for it. A column that first
+    comes up later is empty (null) in the rows before.
 
     Args:
         path: the file; its folder must exist.

@@ -7,8 +7,8 @@ do larger chunks: both are tried from the smallest size on, and no further once 
 The choice is written into the spec, so that every run of the study, and a resumed one, computes
 alike.
 
-Nothing that diverges here ends a study: it belongs to the run that does. The next seed is tried, and
-where none tells what is to be found out, that is guessed.
+Nothing that diverges here ends a study: it belongs to the run that does. The next seed is tried,
+and where none tells what is to be found out, that is guessed.
 """
 
 from __future__ import annotations

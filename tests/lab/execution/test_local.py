@@ -146,5 +146,5 @@ def test_a_callback_that_fails_ends_no_run(
 def test_what_is_called_before_the_runs_may_be_killed_or_hang_too() -> None:
     with pytest.raises(Interrupted, match="ended by SIGKILL"):
         call(send_oneself, ("SIGKILL",))
-    with pytest.raises(Interrupted, match="no sign of life for 0.03 min"):
+    with pytest.raises(Interrupted, match=r"no sign of life for 0\.03 min"):
         call(send_oneself, ("SIGSTOP",), hung_after=QUICK_MINUTES)
