@@ -5,6 +5,7 @@ A file may hold anything: what would control the terminal is written out.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import Any
 
@@ -24,5 +25,6 @@ def out_json(value: Any) -> None:
 
 
 def err(text: str) -> None:
-    """A line for people."""
-    sys.stderr.write(without_controls(text) + "\n")
+    """A line for people, where somebody still reads."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(without_controls(text) + "\n")

@@ -77,7 +77,7 @@ def warn(message: str) -> None:
         warnings.warn(message, WatchWarning, stacklevel=3)
     # The class, where it is turned into an error; any other, where what shows warnings fails.
     except Exception:
-        _say_somehow(f"thalweg: {message}")
+        say_if_possible(f"thalweg: {message}")
 
 
 @contextlib.contextmanager
@@ -114,7 +114,7 @@ def warnings_that_stop_nothing() -> Iterator[None]:
             line = f"thalweg: {each.category.__name__}: {each.message}"
             if line not in _said:
                 _said.add(line)
-                _say_somehow(line)
+                say_if_possible(line)
 
 
 _shown: dict[Any, Any] = {}
@@ -420,7 +420,7 @@ def say(line: str) -> None:
     sys.stderr.write(without_controls(line) + "\n")
 
 
-def _say_somehow(line: str) -> None:
+def say_if_possible(line: str) -> None:
     """Say it where there is a standard error: it may be closed, or None without a console."""
     with contextlib.suppress(Exception):
         say(line)

@@ -39,7 +39,7 @@ from thalweg.loss.objective import Objective
 from thalweg.loss.protocol import Loss
 from thalweg.loss.reduce import Reduction
 from thalweg.loss.samples import TensorSamples, are_whole, as_samples
-from thalweg.measure.sinks import Sink, reason_of, say
+from thalweg.measure.sinks import Sink, reason_of, say_if_possible
 from thalweg.measure.watcher import Watcher, undisturbed
 from thalweg.operators.hessian import Hessian
 from thalweg.optim.stability import stability_threshold
@@ -248,7 +248,7 @@ def _watching(
     # Of the outermost that is known around it.
     note = stability_threshold(stepping(optimizer)[-1], objective.parameters()).note
     if note and not quiet:
-        say(f"thalweg.watch: {note}")
+        say_if_possible(f"thalweg.watch: {note}")
     return Watcher(objective, source, optimizer, quiet=quiet, **options)
 
 

@@ -89,7 +89,7 @@ def test_a_run_that_hangs_is_noticed_said_and_ended(
     outcome, _, _ = troubled(quick_path, monkeypatch, how, hung_after=QUICK_MINUTES)
     ending = outcome.endings[TRUNK]
     assert (ending.exit_code, ending.killed, outcome.exit_code) == (75, True, 75)
-    assert ending.message.startswith("no sign of life for 0.03 min: its process ")
+    assert ending.message.startswith("no sign of life for 0.03 min (no step, ")
     assert outcome.endings[OTHER].exit_code == 0
 
 

@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -167,8 +168,8 @@ class Child:
         self._hear()
         if 0 < 60 * minutes <= self._signs.silence() and self._killed_because is None:
             self.kill(
-                f"no sign of life for {minutes:g} min: its process {self.pid} has made no step and"
-                " used no processor time (stopped, or waiting for a dead disk?), and was ended"
+                f"no sign of life for {minutes:g} min (no step, no processor time: stopped, or a"
+                f" dead disk?): its process {self.pid} was ended"
             )
 
     def ending(self) -> Ending:
@@ -181,7 +182,7 @@ class Child:
         self._receiving.close()
         if self.is_running:
             # The end of this process would wait for it, too.
-            vars(multiprocessing.process).get("_children", set()).discard(self._process)
+            vars(process).get("_children", set()).discard(self._process)
         if self._ending is not None:
             return self._ending
         if self._killed_because:
