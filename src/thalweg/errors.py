@@ -6,6 +6,7 @@ Each error class says the exit status that it gives the command line.
 from __future__ import annotations
 
 import difflib
+import errno
 import functools
 import importlib.util
 import sys
@@ -16,6 +17,8 @@ from typing import ParamSpec, TypeVar, cast
 
 LONGEST_VALUE = 400
 """Characters of a given value that a message shows."""
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Numbers of the system's errors: no room or no inodes, a quota, a limit on the size of a file."""
 LARGEST_BITS = 4096
 """Python writes no integers of many more bits."""
 _REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")

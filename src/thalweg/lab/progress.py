@@ -31,6 +31,7 @@ REFRESH_SECONDS = 0.5
 RATE_SECONDS, RATE_STEPS = 2.0, 20
 """A run's own rate counts once it has lasted so long: its first solve is no step."""
 ENDED = ("done", "diverged", "failed")
+VERBS = {3: "diverged", 75: "stopped"}
 
 
 class Progress:
@@ -134,11 +135,10 @@ class Progress:
         if self.console is not None:
             self._say_finished(self._statuses())
         for task, ending in outcome.endings.items():
-            if ending.exit_code not in (0, 75) or (ending.killed and not outcome.interrupted):
+            if ending.exit_code != 0 and not (ending.exit_code == 75 and outcome.interrupted):
                 log = self._study.run(task.seed, task.branch).path / "log.txt"
                 reason = " ".join(ending.message.split())
-                verb = "diverged" if ending.exit_code == 3 else "failed"
-                verb = "killed" if ending.killed else verb
+                verb = "killed" if ending.killed else VERBS.get(ending.exit_code, "failed")
                 self.warn(f"{task}: {verb}: {reason}; see {log}")
         for task in outcome.left_out:
             reason = "interrupted" if outcome.interrupted else f"{task.after} did not end well"

@@ -21,7 +21,7 @@ from thalweg.lab.config import TRUNK, Spec
 from thalweg.lab.config.former_keys import with_former_keys
 from thalweg.lab.config.loading import MEASURED
 from thalweg.lab.execution.schedule import Task
-from thalweg.lab.store import RunFolder, StudyFolder, find_studies
+from thalweg.lab.store import RunFolder, StudyFolder, durable, find_studies
 from thalweg.lab.store.verifying import verify_run
 from thalweg.lab.tables import parse_toml, stored_toml
 
@@ -181,9 +181,7 @@ def _copied(source: RunFolder, run: RunFolder) -> bool:
             if bad := _found_wrong(source, _read(run, "run_hash")):
                 run.log(f"not taken over from {source.path}: {bad[0]}")
                 return False
-            names = [p.name for p in source.path.iterdir()]
-            for name in sorted(names, key=lambda name: name == "status.json"):
-                _copy(source.path / name, run.path / name)
+            _copy_all(source.path, run.path)
     except (ThalwegError, OSError):
         return False  # another process is at work there, or it cannot be read
     run.log(f"taken over from {source.path.parent.parent.name}, which has made the same run")
@@ -197,9 +195,19 @@ def _found_wrong(source: RunFolder, identity: str) -> list[str]:
     return found
 
 
+def _copy_all(source: Path, target: Path) -> None:
+    """Copy a run's files into a run's folder, or leave none there: not half a run."""
+    names = [p.name for p in source.iterdir() if p.name != "run.toml" and "lock" not in p.name]
+    try:
+        for name in sorted(names, key=lambda name: name == "status.json"):
+            _copy(source / name, target / name)
+    except BaseException:
+        for name in names:
+            durable.remove(target / name)
+        raise
+
+
 def _copy(source: Path, target: Path) -> None:
-    if source.name == "run.toml" or "lock" in source.name:
-        return
     if source.is_dir():
         shutil.copytree(source, target, dirs_exist_ok=True)
     else:

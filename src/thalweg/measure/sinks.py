@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import errno
 import inspect
 import io
 import os
@@ -37,7 +36,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from thalweg import registry
-from thalweg.errors import ThalwegError, invalid, without_controls
+from thalweg.errors import FULL_DISK, ThalwegError, invalid, without_controls
 from thalweg.limits import read_bytes
 
 Row = Mapping[str, Any]
@@ -59,9 +58,6 @@ class Sink(Protocol):
         """Write what is not written yet; no row follows."""
         ...
 
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Numbers of the errors of a full disk, a quota, and a limit on the size of a file."""
 
 # Of an error's message in a warning and in a cell.
 MOST_LETTERS = 300
@@ -185,7 +181,7 @@ class Sinks:
 def _mend_of(sink: Sink, error: Exception) -> str:
     """Which file it is, what is kept, what to do, where a disk is full."""
     path = getattr(sink, "path", None)
-    if not (isinstance(error, OSError) and error.errno in FULL and path is not None):
+    if not (isinstance(error, OSError) and error.errno in FULL_DISK and path is not None):
         return ""
     return f": {path} keeps its earlier rows, and gets the others once there is room: make some"
 

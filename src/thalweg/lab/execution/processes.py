@@ -316,12 +316,9 @@ def _call(
                 signal.signal(number, _note_request)
     release_stop_signals()
     try:
-        if out is not None:
-            with full_disk_told(out.parent, file=out):
-                _redirect_output(out)
-        else:
-            os.dup2(2, 1)
-        ending = Ending(0, value=function(*arguments))
+        with full_disk_told(Path.cwd() if out is None else out):
+            _redirect_output(out)
+            ending = Ending(0, value=function(*arguments))
     except ThalwegError as error:
         ending = Ending.by_error(error)
     except BaseException as error:
@@ -344,10 +341,13 @@ def is_asked_to_stop() -> bool:
     return bool(_requests)
 
 
-def _redirect_output(out: Path) -> None:
-    """Send all output of the process, also that of libraries written in C, to one file."""
+def _redirect_output(out: Path | None) -> None:
+    """Send all output of the process, also that of libraries written in C, to one place."""
     sys.stdout.flush()
     sys.stderr.flush()
+    if out is None:
+        os.dup2(2, 1)
+        return
     descriptor = open_plain(out, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

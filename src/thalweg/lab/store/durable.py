@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from thalweg.errors import DiskFull, IntegrityError, InvalidInput, invalid
+from thalweg.errors import FULL_DISK, DiskFull, IntegrityError, InvalidInput, invalid
 from thalweg.limits import read_bytes
 
 #: Names with this prefix are unfinished; readers such as pandas skip names that start with a dot.
@@ -36,7 +36,6 @@ _serial = itertools.count()
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._+-]{0,118}[A-Za-z0-9_+-])?")
 _NUMBERED = tuple(f"{device}{digit}" for device in ("COM", "LPT") for digit in range(10))
 _DEVICES = frozenset(("CON", "PRN", "AUX", "NUL", *_NUMBERED))
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NOT_A_FOLDER = (errno.ENOTDIR, errno.EEXIST)
 
@@ -200,7 +199,7 @@ def full_disk_told(
         # What was being built has a name that nobody knows: the whole of it is named.
         raise disk_full(file, needed) from error
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in FULL_DISK:
             raise
         named = Path(error.filename) if isinstance(error.filename, str) else folder
         raise disk_full(file or named, needed, error.errno) from error

@@ -13,7 +13,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from thalweg.errors import IntegrityError, InvalidInput
+from thalweg.errors import FULL_DISK, IntegrityError, InvalidInput
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,8 @@ def fetch(file: RemoteFile, folder: str) -> Path:
                 "not kept; try again, or fetch it yourself and give its folder as data_dir"
             ) from error
         except OSError as error:  # also what requests raises: no network, an error status
+            if error.errno in FULL_DISK:
+                raise  # another address would not help
             failures.append(f"{url}: {' '.join(str(error).split())[:200]}")
     raise InvalidInput(
         f"cannot download {file.name} to {place}: {'; '.join(failures)}; "
