@@ -31,7 +31,8 @@ def on_stop_signals(stop: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         for number, handler in earlier.items():
-            signal.signal(number, handler)
+            # None: it was not set by Python, which cannot set it again.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 @contextmanager

@@ -26,11 +26,15 @@ KILLED = "its process was ended by SIGKILL: out of memory, or killed by hand"
 
 
 def troubled(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, how: str, **options: Any
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
+    seeds: tuple[int, ...] = (0, 1),
+    **options: Any,
 ) -> tuple[Outcome, RunFolder, list[str]]:
-    """Two seeds of a trunk and a branch; what becomes of them where seed 0's trunk has trouble."""
+    """A trunk and a branch of each seed; what becomes of them where seed 0's trunk has trouble."""
     monkeypatch.setattr(local, "work", trouble)
-    spec = small_spec({"seeds": [0, 1], "branches": {"sgd": {"steps": 2}}})
+    spec = small_spec({"seeds": list(seeds), "branches": {"sgd": {"steps": 2}}})
     study = begin(folder / "study", spec)
     trunk = study.run(0, "trunk")
     (trunk.path / "kind").write_text(how)
@@ -86,18 +90,19 @@ def test_a_crash_is_no_kill_and_is_not_tried_again(
 def test_a_run_that_hangs_is_noticed_said_and_ended(
     how: str, quick_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outcome, _, _ = troubled(quick_path, monkeypatch, how, hung_after=QUICK_MINUTES)
+    # Alone: so short a time is too short for a sound one on a busy machine.
+    outcome, _, _ = troubled(quick_path, monkeypatch, how, (0,), hung_after=QUICK_MINUTES)
     ending = outcome.endings[TRUNK]
     assert (ending.exit_code, ending.killed, outcome.exit_code) == (75, True, 75)
     assert ending.message.startswith("no sign of life for 0.03 min (no step, ")
-    assert outcome.endings[OTHER].exit_code == 0
+    assert outcome.left_out == [BRANCH]
 
 
 @pytest.mark.slow
 def test_a_run_that_computes_is_alive_however_long_its_step(
     quick_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outcome, _, _ = troubled(quick_path, monkeypatch, "compute 9 8", hung_after=2 * QUICK_MINUTES)
+    outcome, _, _ = troubled(quick_path, monkeypatch, "compute 9 15", hung_after=5 * QUICK_MINUTES)
     assert outcome.exit_code == 0
 
 

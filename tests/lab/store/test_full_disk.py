@@ -54,10 +54,12 @@ def test_a_disk_without_inodes_is_told_to_be(tmp_path: Path) -> None:
         with pytest.raises(DiskFull) as caught:
             durable.write_file(path, "new")
         assert path.read_text() == "old"
-        with pytest.raises(DiskFull, match="no inodes left"):
+        with pytest.raises(DiskFull, match="no inode is left"):
             durable.make_folder(folder / "b")
     said = str(caught.value)
-    assert said.startswith(f"disk full: {path}: no room for one more file (no inodes left), ")
+    assert said.startswith(
+        f"disk full: {path}: 3 bytes needed, and no inode is left for one more file, "
+    )
     assert said.endswith(f" free; {KEPT}: make room, then resume")
 
 
@@ -135,3 +137,10 @@ def test_a_run_on_a_disk_that_runs_full_goes_on_to_the_same_bits(
         filling.unlink()
         assert run_tasks(study, tasks_of(spec), **means).exit_code == 0
         assert differing(left(study, "trunk"), left(undisturbed, "trunk")) == []
+
+
+def test_a_checkpoint_without_inodes_is_told_after_it_was_taken_away(tmp_path: Path) -> None:
+    with small(tmp_path / "small", "size=1m,nr_inodes=4") as folder:
+        with pytest.raises(DiskFull, match=f"{folder / 'step-00000001'}: .* perhaps no inode was"):
+            save_checkpoint(folder, 1, {"theta": torch.zeros(10)}, {})
+        assert list(folder.iterdir()) == []

@@ -36,6 +36,7 @@ _serial = itertools.count()
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._+-]{0,118}[A-Za-z0-9_+-])?")
 _NUMBERED = tuple(f"{device}{digit}" for device in ("COM", "LPT") for digit in range(10))
 _DEVICES = frozenset(("CON", "PRN", "AUX", "NUL", *_NUMBERED))
+_OVERHEAD = 2**16
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NOT_A_FOLDER = (errno.ENOTDIR, errno.EEXIST)
 
@@ -219,12 +220,16 @@ def disk_full(place: Path, needed: int | None, number: int = errno.ENOSPC) -> Di
             f"file too large: {place}: {wanted}, and this process may not write so much into one"
             " file (ulimit -f); what was saved before is kept: raise that limit, then resume"
         )
+    free = free_bytes(place)
     if number == errno.EDQUOT:
         wanted += ", and your quota is used up"
     elif not _takes_one_more_file(place):
-        wanted = "no room for one more file (no inodes left)"
+        wanted += ", and no inode is left for one more file"
+    elif needed is not None and free > needed + _OVERHEAD:
+        # What was half built is gone again by now, with its inodes.
+        wanted += ", perhaps no inode was left for one more file"
     return DiskFull(
-        f"disk full: {place}: {wanted}, {format_bytes(free_bytes(place))} free; "
+        f"disk full: {place}: {wanted}, {format_bytes(free)} free; "
         "what was saved before is kept: make room, then resume"
     )
 
