@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.lab.execution.troubles import send_oneself, trouble
+from tests.lab.execution.troubles import refuse, send_oneself, trouble
 from tests.lab.small_study import begin, small_spec
-from thalweg.errors import Interrupted
+from thalweg.errors import Interrupted, MissingExtra
 from thalweg.lab.execution import local
 from thalweg.lab.execution.processes import Child, call
 from thalweg.lab.execution.schedule import Outcome, Task, run_tasks, tasks_of
@@ -153,3 +153,9 @@ def test_what_is_called_before_the_runs_may_be_killed_or_hang_too() -> None:
         call(send_oneself, ("SIGKILL",))
     with pytest.raises(Interrupted, match=r"no sign of life for 0\.03 min"):
         call(send_oneself, ("SIGSTOP",), hung_after=QUICK_MINUTES)
+
+
+def test_an_error_of_ones_own_class_is_what_it_derives_from() -> None:
+    with pytest.raises(MissingExtra, match="no such package") as caught:
+        call(refuse, ())
+    assert caught.value.exit_code == 2

@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from thalweg.errors import MissingExtra
+
 
 def trouble(path: str, seed: int, branch: str, *more: Any) -> None:
     """In place of a run: what its file `kind` says, so many times, then nothing.
@@ -29,6 +31,15 @@ def trouble(path: str, seed: int, branch: str, *more: Any) -> None:
             pass
     else:
         send_oneself(how[0])
+
+
+class Own(MissingExtra):
+    """An error of a user's own, which the parent does not know."""
+
+
+def refuse() -> None:
+    """Raise it."""
+    raise Own("no such package")
 
 
 def send_oneself(name: str) -> None:

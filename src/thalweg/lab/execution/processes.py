@@ -24,6 +24,7 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
+from thalweg import errors
 from thalweg.errors import Interrupted, ThalwegError
 from thalweg.interruption import STOP_SIGNALS, release_stop_signals, stop_signals_held
 from thalweg.lab.execution.signs_of_life import (
@@ -63,7 +64,7 @@ class Ending:
         exit_code: 0, the `exit_code` of the error, or 1 for an error that was nobody's intention.
         message: of the error, one line or more.
         value: what the function returned.
-        kind: name of the error's class.
+        kind: name of the error's class, or of what it derives from, in `thalweg.errors`.
         killed: whether it was ended from outside; it may do well if it is tried again.
     """
 
@@ -77,7 +78,8 @@ class Ending:
     def by_error(cls, error: BaseException) -> Ending:
         """That of a function which raised."""
         if isinstance(error, ThalwegError):
-            return cls(error.exit_code, str(error), kind=type(error).__name__)
+            known = (one for one in type(error).__mro__ if one.__module__ == errors.__name__)
+            return cls(error.exit_code, str(error), kind=next(known).__name__)
         return cls(1, " ".join(f"{type(error).__name__}: {error}".split()))
 
     @classmethod
@@ -231,8 +233,8 @@ def call(
 
 
 def _error_of(ending: Ending) -> ThalwegError:
-    classes = {kind.__name__: kind for kind in ThalwegError.__subclasses__()}
-    return classes.get(ending.kind, ThalwegError)(ending.message)
+    kind: type[ThalwegError] = getattr(errors, ending.kind or ThalwegError.__name__)
+    return kind(ending.message)
 
 
 def _start_server() -> None:
@@ -316,7 +318,7 @@ def _call(
                 signal.signal(number, _note_request)
     release_stop_signals()
     try:
-        with full_disk_told(Path.cwd() if out is None else out):
+        with full_disk_told(out or Path()):
             _redirect_output(out)
             ending = Ending(0, value=function(*arguments))
     except ThalwegError as error:
