@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 from tests.lab.execution.troubles import refuse, send_oneself, trouble
 from tests.lab.small_study import begin, small_spec
 from thalweg.errors import Interrupted, MissingExtra
-from thalweg.lab.execution import local
+from thalweg.lab.execution import local, processes
 from thalweg.lab.execution.processes import Child, call
 from thalweg.lab.execution.schedule import Outcome, Task, run_tasks, tasks_of
 from thalweg.lab.store import RunFolder
@@ -159,3 +161,21 @@ def test_an_error_of_ones_own_class_is_what_it_derives_from() -> None:
     with pytest.raises(MissingExtra, match="no such package") as caught:
         call(refuse, ())
     assert caught.value.exit_code == 2
+
+
+def test_a_process_that_not_even_a_kill_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Such as one that waits for a dead disk; here, one whose kill is lost.
+    monkeypatch.setattr(processes, "UNKILLABLE_SECONDS", 0.1)
+    child = Child(time.sleep, (100,))
+    end = child._process.kill
+    try:
+        monkeypatch.setattr(child._process, "kill", lambda: None)
+        child.kill("hangs")
+        time.sleep(0.15)
+        assert not child.is_running
+        ending = child.ending()
+        assert (ending.exit_code, ending.message, ending.killed) == (75, "hangs", True)
+        assert child._process not in multiprocessing.active_children()
+    finally:
+        end()
+        child._process.join()

@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from multiprocessing import process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
@@ -131,6 +132,7 @@ class Child:
         self._ending: Ending | None = None
         self._heard_all = False
         self._killed_because: str | None = None
+        self._killed_at = inf
 
     @property
     def pid(self) -> int | None:
@@ -139,8 +141,9 @@ class Child:
 
     @property
     def is_running(self) -> bool:
-        """Whether it has not ended yet."""
-        return self._process.exitcode is None
+        """Whether it has not ended yet; one that not even SIGKILL ends is given up."""
+        given_up = time.monotonic() - self._killed_at > UNKILLABLE_SECONDS
+        return self._process.exitcode is None and not given_up
 
     @property
     def sentinel(self) -> int:
@@ -157,7 +160,8 @@ class Child:
         Args:
             because: what its ending says; default: that it was ended by SIGKILL.
         """
-        self._killed_because = because
+        if self._killed_because is None:
+            self._killed_because, self._killed_at = because, time.monotonic()
         self._process.kill()
 
     @property
@@ -182,13 +186,13 @@ class Child:
             self._hear()
         self._process.join(patience)
         self._receiving.close()
-        if self.is_running:
+        if self._process.exitcode is None:
             # The end of this process would wait for it, too.
             vars(process).get("_children", set()).discard(self._process)
         if self._ending is not None:
             return self._ending
-        if self._killed_because:
-            return Ending.from_outside(self._killed_because)
+        if self._killed_because or self._process.exitcode is None:
+            return Ending.from_outside(self._killed_because or "its process could not be ended")
         return _without_word(self._process.exitcode or 0)
 
     def _hear(self) -> None:
@@ -289,7 +293,7 @@ class _Parent:
 
     def tell_the_end(self, ending: Ending) -> None:
         """Nothing is told after it."""
-        with self._one_at_a_time:
+        with self._one_at_a_time, contextlib.suppress(OSError):  # it may be gone
             _set_blocking(self._sending, True)
             self._sending.send(ending)
             self._sending.close()
