@@ -249,7 +249,7 @@ def test_a_command_that_waits_for_the_problem_ends_with_all_its_processes(
 def test_a_study_that_is_stopped_at_any_time_says_how_to_go_on(
     number: int, whole_group: bool, spec: Path, quick_path: Path
 ) -> None:
-    for tenths in range(1, 60, 5):
+    for tenths in range(1, 60, 8):
         root = str(quick_path / f"runs-{tenths}")
         command = Process(quick_path, "run", str(spec), "--root", root)
         time.sleep(tenths / 10)
