@@ -263,17 +263,15 @@ def _execution_options(parser: Parser) -> None:
     _root(parser)
 
 
-def _count(word: str) -> int:
-    """A number of processes: of few digits, since Python reads no others."""
-    if not (word.isascii() and word.isdigit() and len(word) <= 6 and int(word) >= 1):
-        raise argparse.ArgumentTypeError(f"got {shown(word, 80)}, allowed: an integer >= 1")
+def _count(word: str, least: int = 1) -> int:
+    """A number of few digits: Python reads no others."""
+    if not (word.isascii() and word.isdigit() and len(word) <= 6 and int(word) >= least):
+        raise argparse.ArgumentTypeError(f"got {shown(word, 80)}, allowed: an integer >= {least}")
     return int(word)
 
 
 def _count_from_zero(word: str) -> int:
-    if word != "0":
-        return _count(word)
-    return 0
+    return _count(word, least=0)
 
 
 def _minutes(word: str) -> float:
