@@ -139,6 +139,28 @@ def test_a_damaged_file_is_found(harm: str, file: str, folder: Path) -> None:
     assert any(path.is_relative_to(found.path) for found in findings)
 
 
+def test_one_bit_of_the_datas_fingerprint_is_told_of_run_toml(folder: Path) -> None:
+    file = folder / "seed-1/bulk/run.toml"
+    text = file.read_text()
+    file.write_text(text.replace('fingerprint = "fb3c', 'fingerprint = "fb2c'))
+    assert file.read_text() != text
+    assert [found.path for found in check(StudyFolder(folder)).findings] == [file]
+
+
+def test_another_number_in_a_status_is_found(folder: Path) -> None:
+    run = StudyFolder(folder).run(0, "trunk")
+    status = run.status()
+    assert status is not None
+    run.write_status(status)
+    assert run.status() == status
+    assert not check(StudyFolder(folder)).findings
+    file = run.path / "status.json"
+    file.write_text(file.read_text().replace('"loss": 0.', '"loss": 1.'))
+    assert [found.path for found in check(StudyFolder(folder)).findings] == [file]
+    with pytest.raises(IntegrityError, match=r"status\.json: damaged, its SHA-256"):
+        run.status()
+
+
 def test_a_spec_that_is_made_to_be_large_in_memory_is_not_read(folder: Path) -> None:
     file = folder / "spec.toml"
     file.write_text("a" + ".a" * 40_000 + " = 1\n" + file.read_text())

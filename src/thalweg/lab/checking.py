@@ -180,14 +180,22 @@ def _identity(study: StudyFolder, spec: Spec | None, run: RunFolder, checked: Ch
     file = study.path / "spec.toml"
     if wanted and wanted in _said_by_files(run):
         file, recorded = run.path / "run.toml", wanted
+    elif wanted and hash_of_run(spec, run, _data_of(study, run)) == recorded:
+        file = run.path / "run.toml"  # its fingerprint of the data is not the other runs'
     if not checked.of(file):
         checked.say(file, f"{file}: was changed since seed {run.seed} {run.branch} was begun")
     return recorded
 
 
-def _data_of(study: StudyFolder) -> dict[str, str]:
-    """What a `run.toml` says of the data: that of any run, since all of a study are of one."""
+def _data_of(study: StudyFolder, but: RunFolder | None = None) -> dict[str, str]:
+    """What a `run.toml` says of the data: that of any run, since all of a study are of one.
+
+    Args:
+        but: a run that is not asked.
+    """
     for run in study.runs():
+        if run == but:
+            continue
         try:
             return {"data_fingerprint": read_run_table(run)["data_fingerprint"]}
         except (IntegrityError, KeyError):

@@ -254,7 +254,7 @@ def _manifest(
         "mark": asdict(mark),
         "before": before,
     }
-    return {**manifest, "sha256": _digest(manifest)}
+    return {**manifest, "sha256": durable.digest_of(manifest)}
 
 
 def _before(folder: Path, step: int) -> dict[str, Any] | None:
@@ -262,7 +262,7 @@ def _before(folder: Path, step: int) -> dict[str, Any] | None:
     for path in reversed(list_checkpoints(folder)):
         if _step_of(path) < step:
             try:
-                return {"step": _step_of(path), "sha256": _digest(_read_manifest(path))}
+                return {"step": _step_of(path), "sha256": durable.digest_of(_read_manifest(path))}
             except IntegrityError:
                 continue
     return None
@@ -275,7 +275,7 @@ def _check_before(path: Path, manifest: Mapping[str, Any]) -> None:
         return
     earlier = checkpoint_path(path.parent, before["step"])
     try:
-        known = _digest(_read_manifest(earlier)) if earlier.is_dir() else before["sha256"]
+        known = durable.digest_of(_read_manifest(earlier)) if earlier.is_dir() else before["sha256"]
     except IntegrityError:
         return  # that one is the damaged one
     if known != before["sha256"]:
@@ -292,16 +292,14 @@ def _mark_of(path: Path, manifest: Mapping[str, Any]) -> Mark:
         return Mark()
 
 
-def _digest(manifest: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = durable.read_json(path / _MANIFEST)
     except OSError as error:
         raise IntegrityError(f"{path}: no readable {_MANIFEST} ({error.strerror})") from error
-    if not isinstance(manifest, dict) or manifest.pop("sha256", None) != _digest(manifest):
+    if not isinstance(manifest, dict) or manifest.pop("sha256", None) != durable.digest_of(
+        manifest
+    ):
         raise IntegrityError(f"{path / _MANIFEST}: damaged")
     check_format(path / _MANIFEST, manifest.get("format"))
     if not _has_all(manifest):

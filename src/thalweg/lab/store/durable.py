@@ -15,13 +15,14 @@ Example:
 from __future__ import annotations
 
 import errno
+import hashlib
 import itertools
 import json
 import math
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -281,6 +282,11 @@ def to_json(value: Any) -> str:
         return json.dumps(_finite(value), indent=1, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"not JSON: {error}") from error
+
+
+def digest_of(content: Mapping[str, Any]) -> str:
+    """SHA-256 of what a JSON file holds, however it is laid out."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _finite(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from dataclasses import asdict, dataclass, field
@@ -77,7 +78,10 @@ class Status:
 
 def write_status(path: Path, status: Status) -> None:
     """Replace `status.json` in one instant; a reader sees the old one or the new one."""
-    durable.write_file(path, durable.to_json(asdict(status)))
+    # As it is read back: NaN is text in JSON.
+    content = json.loads(durable.to_json(asdict(status)))
+    content["sha256"] = durable.digest_of(content)
+    durable.write_file(path, durable.to_json(content))
 
 
 def read_status(path: Path) -> Status | None:
@@ -93,6 +97,14 @@ def read_status(path: Path) -> Status | None:
         return None
     if isinstance(content, dict) and "format" in content:
         check_format(path, content["format"])
+    # The first files of format 3 had no digest.
+    if isinstance(content, dict) and "sha256" in content:
+        written = content.pop("sha256")
+        if written != durable.digest_of(content):
+            raise IntegrityError(
+                f"{path}: damaged, its SHA-256 is not the one written; remove it, then resume the"
+                " run"
+            )
     try:
         return Status(**_typed_values(content))
     except (TypeError, ValueError, AttributeError, OverflowError, InvalidInput) as error:
