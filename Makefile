@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # One thread a process: on small problems several times faster than two processes of two threads.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: reproduce test lint unit slow fuzz clean
+.PHONY: reproduce test lint unit slow fuzz faults clean
 
 reproduce: $(READY)
 	$(BIN)/thalweg reproduce
@@ -30,6 +30,11 @@ slow: $(READY)
 SECONDS_EACH ?= 600
 fuzz: $(READY)
 	THALWEG_FUZZ_SECONDS=$(SECONDS_EACH) $(BIN)/python -m pytest -n 2 -m slow --timeout 0 tests/test_fuzzing.py
+
+# Every fault of the table in docs/reliability.md, which this writes; `make faults MINUTES=5` for less.
+MINUTES ?= 60
+faults: $(READY)
+	$(BIN)/python -m benchmarks.reliability --minutes $(MINUTES) --page docs/reliability.md
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -23,6 +23,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -246,7 +247,8 @@ TARGETS: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], None]]] = {
 }
 
 
-def fuzz(target: str, examples: int) -> None:
+def fuzz(target: str, examples: int, seed: int | None = None) -> None:
+    """Give a reader so many inputs; others at each call, or those of a seed."""
     strategy, function = TARGETS[target]
 
     @settings(
@@ -259,7 +261,7 @@ def fuzz(target: str, examples: int) -> None:
     def tried(value: Any) -> None:
         function(value)
 
-    tried()
+    tried() if seed is None else hypothesis.seed(seed)(tried)()
 
 
 @pytest.mark.parametrize("target", TARGETS)
