@@ -114,7 +114,7 @@ def all_killed(attempt: Attempt) -> float:
 
 @FAMILY.fault(
     "a run's process, SIGKILL at a random instant",
-    survived="the study says which run, its log and how to go on, exit 75 or 1; " + SAME,
+    survived="the study says which run and how to go on, exit 75; " + SAME,
     lost=SINCE_CHECKPOINT,
     unit="steps again",
 )
@@ -127,9 +127,28 @@ def worker_killed(attempt: Attempt) -> float:
     if victims:
         kill(attempt.chance.choice(victims))
     code = command.wait()
-    assert code in (0, 1, 75), f"exit {code}: {command.said}"
+    assert code in (0, 75), f"exit {code}: {command.said}"
     if code:
         assert "thalweg resume" in is_polite(command), command.said
+    return at_most(harmed.recovered(), MOST)
+
+
+@FAMILY.fault(
+    "the same with `--retries 1`",
+    survived="the study says so, begins the run again and ends with 0 and the same numbers",
+    lost=SINCE_CHECKPOINT,
+    unit="steps again",
+)
+def worker_killed_and_retried(attempt: Attempt) -> float:
+    harmed = Harmed(attempt)
+    command = forked([*harmed.words(), "--retries", "1"], attempt.folder / "said.txt")
+    wait_until(lambda: bool(running_processes(harmed)), command)
+    let_run(attempt, command, attempt.chance.uniform(0.0, reference().seconds / 2))
+    victims = running_processes(harmed)
+    if victims:
+        kill(attempt.chance.choice(victims))
+    code = command.wait()
+    assert code == 0, f"exit {code}: {is_polite(command)}"
     return at_most(harmed.recovered(), MOST)
 
 

@@ -19,6 +19,7 @@ from benchmarks.faults.studies import (
     is_polite,
     reference,
     started,
+    wait_until,
 )
 
 from thalweg.lab.store import StudyFolder
@@ -44,8 +45,7 @@ def stopped_politely(command: Command, number: int, harmed: Harmed) -> None:
     if code == -number and harmed.path is None:
         return  # Python itself was still starting
     assert code in (0, 75), f"signal {number}: exit {code}: {said}"
-    if code == 75:
-        assert "to continue" in said or "thalweg resume" in said, f"signal {number}: {said}"
+    assert code == 0 or "to continue" in said, f"signal {number}: {said}"
 
 
 def asked_to_stop(attempt: Attempt, begin: Callable[..., Command], seconds: float) -> float:
@@ -95,6 +95,33 @@ def asked_twice(attempt: Attempt) -> float:
     let_run(attempt, command, attempt.chance.uniform(0.0, 1.0) ** 2)
     command.send(number)
     stopped_politely(command, number, harmed)
+    return at_most(harmed.recovered(), MOST)
+
+
+HUNG_AFTER = 0.03
+"""Minutes after which a run that shows no sign of life is ended here."""
+
+
+@FAMILY.fault(
+    "a run's process that hangs (SIGSTOP), with `--hung-after` 2 s",
+    survived="it is noticed, said and ended after that time, exit 75; " + SAME,
+    lost="steps since the last checkpoint of that run",
+    unit="steps again",
+)
+def hung(attempt: Attempt) -> float:
+    harmed = Harmed(attempt)
+    words = [*harmed.words(), "--hung-after", str(HUNG_AFTER)]
+    command = forked(words, attempt.folder / "said.txt")
+    wait_until(lambda: bool(running_processes(harmed)), command)
+    let_run(attempt, command, attempt.chance.uniform(0.0, reference().seconds / 2))
+    victims = running_processes(harmed)
+    if victims:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(attempt.chance.choice(victims), signal.SIGSTOP)
+    code = command.wait()
+    said = is_polite(command)
+    assert code in (0, 75), f"exit {code}: {said}"
+    assert code == 0 or ("no sign of life" in said and "thalweg resume" in said), said
     return at_most(harmed.recovered(), MOST)
 
 

@@ -60,7 +60,9 @@ def server() -> Any:
     """What processes are forked from: it has imported all that a study needs."""
     chosen = multiprocessing.get_context("forkserver")
     more = ["thalweg.cli.studying", "thalweg.lab.study", "thalweg.analysis.conclusion"]
-    more += ["thalweg.analysis.report", "thalweg.analysis.figures", "tests.lab.small_study"]
+    more += ["thalweg.analysis.report", "thalweg.analysis.figures"]
+    more += ["benchmarks.faults.healthy", "benchmarks.faults.readers", "benchmarks.faults.watching"]
+    more += ["benchmarks.faults.stops", "benchmarks.faults.page"]
     chosen.set_forkserver_preload([*PRELOADED, *more])
     return chosen
 
@@ -205,7 +207,7 @@ class Harmed:
         return start(self.words(*plugins), self.attempt.folder / "said.txt")
 
     def go_on(self) -> str:
-        """Take it to its end as its user would: resume, or the same command where nothing is there.
+        """Take it to its end as a user would: resume, or the same command where nothing is there.
 
         Runs whose study was killed save a checkpoint first: until then they are in use.
 
