@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from tests.lab.test_whole_folders import NAME, folder, thalweg
 from thalweg.errors import IntegrityError
 from thalweg.lab.execution.schedule import tasks_of
 from thalweg.lab.sharing import take_over
-from thalweg.lab.store import StudyFolder, find_studies, open_study
+from thalweg.lab.store import StudyFolder, find_studies, load, open_study
 from thalweg.lab.store.checkpoint import load_checkpoint
 from thalweg.lab.store.links import open_plain
 from thalweg.lab.store.lock import is_locked, locked
@@ -95,6 +96,24 @@ def test_a_pipe_is_refused_and_nobody_waits(
         assert str(folder / place) in said.err + said.out
     assert thalweg("list", folder=folder) == 0
     assert thalweg("check", NAME, "--repair", folder=folder) == 0
+
+
+def test_what_a_run_at_work_removes_is_passed_over(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writing = folder / "seed-0/trunk/checkpoints/.writing-step-00000011"
+    writing.mkdir()
+    scandir = os.scandir
+
+    def removed_just_now(path: Path) -> Any:
+        if Path(path) == writing:
+            writing.rmdir()
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", removed_just_now)
+    assert [study.path for study in find_studies(folder.parent)] == [folder]
+    assert not writing.exists()
+    assert load(folder) is not None
 
 
 def test_a_study_that_is_a_link_out_of_the_root_is_opened_by_its_own_path_alone(

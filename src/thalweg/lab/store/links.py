@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from thalweg.errors import IntegrityError
@@ -28,18 +29,31 @@ _CAREFUL = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
 def foreign_entries(folder: Path) -> list[Path]:
-    """Return what is neither a file nor a folder, anywhere in a study's folder."""
+    """Return what is neither a file nor a folder, anywhere in a study's folder.
+
+    A run at work may remove what it has made while this looks: that is passed over.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
     found: list[Path] = []
-    waiting = [folder]
+    waiting = _entries(folder)
     while waiting:
-        with os.scandir(waiting.pop()) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    if not entry.name.startswith(ASIDE):
-                        waiting.append(Path(entry.path))
-                elif not entry.is_file(follow_symlinks=False):
-                    found.append(Path(entry.path))
+        entry = waiting.pop()
+        if entry.is_dir(follow_symlinks=False):
+            if not entry.name.startswith(ASIDE):
+                with suppress(FileNotFoundError):
+                    waiting += _entries(Path(entry.path))
+        elif not entry.is_file(follow_symlinks=False):
+            path = Path(entry.path)
+            if path.is_symlink() or path.exists():
+                found.append(path)
     return sorted(found)
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return list(entries)
 
 
 def refuse_foreign_entries(folder: Path) -> None:
