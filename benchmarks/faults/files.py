@@ -55,7 +55,7 @@ def measured(folder: Path) -> dict[str, Any]:
     Raises:
         ThalwegError: they cannot be had.
     """
-    return {name: repr(list(values)) for name, values in load(StudyFolder(folder)).items()}
+    return {str(name): repr(list(values)) for name, values in load(StudyFolder(folder)).items()}
 
 
 def told(folder: Path) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def strike(harm: Harm) -> None:
 
 
 def _striking(harm: Harm) -> Callable[[str], None]:
-    count = 0
+    count, tally = 0, -1
     if harm.kind == "count":
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         tally = os.open(Path(harm.tally) / str(os.getpid()), flags)

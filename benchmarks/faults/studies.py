@@ -6,7 +6,6 @@ them (`started`), where imports are part of what is tried.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import copy
 import io
@@ -22,6 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing import forkserver
+from multiprocessing.util import Finalize
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -72,7 +72,7 @@ def _thalweg(words: Sequence[str], output: str, address: str) -> None:
 
     Its own processes are forked from the same server, which saves the four seconds of the imports.
     """
-    shared = forkserver._forkserver  # type: ignore[attr-defined]
+    shared: Any = vars(forkserver)["_forkserver"]
     shared._forkserver_address = address
     shared.ensure_running = lambda: None
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -136,7 +136,7 @@ def forked(words: Sequence[str | Path], output: Path) -> Command:
     """Begin `thalweg WORDS`."""
     chosen = server()
     forkserver.ensure_running()
-    address = forkserver._forkserver._forkserver_address  # type: ignore[attr-defined]
+    address = vars(forkserver)["_forkserver"]._forkserver_address
     arguments = ([str(word) for word in words], str(output), address)
     process = chosen.Process(target=_thalweg, args=arguments, name=STUDY)
     process.start()
@@ -214,19 +214,19 @@ class Harmed:
         Raises:
             AssertionError: it does not come to its end.
         """
-        output = self.attempt.folder / "resumed.txt"
+        output, said = self.attempt.folder / "resumed.txt", ""
         for _ in range(60):
             path = self.path
             words = ["resume", path, *_means(())] if path else self.words()
             output.unlink(missing_ok=True)
             command = forked(words, output)
-            code = command.wait()
+            code, said = command.wait(), command.said
             if code == 0:
-                return command.said
-            assert code in (1, 2), f"resume: exit {code}: {command.said}"
-            assert "in use by" in command.said, f"resume: exit {code}: {command.said}"
+                return said
+            assert code in (1, 2), f"resume: exit {code}: {said}"
+            assert "in use by" in said, f"resume: exit {code}: {said}"
             time.sleep(0.5)
-        raise AssertionError(f"runs stay in use: {command.said}")
+        raise AssertionError(f"runs stay in use: {said}")
 
     def settle(self) -> None:
         """Wait until no run is at work any more."""
@@ -294,8 +294,8 @@ def reference(lr: float = LR) -> Reference:
     """The undisturbed study, made once in each process."""
     place = MEMORY if MEMORY.is_dir() else None
     folder = Path(tempfile.mkdtemp(prefix="thalweg-reference-", dir=place))
-    owner = os.getpid()
-    atexit.register(lambda: os.getpid() == owner and shutil.rmtree(folder, ignore_errors=True))
+    # Unlike `atexit`, also at the end of a process of a pool.
+    Finalize(None, shutil.rmtree, (folder, True), exitpriority=0)
     made = Harmed(Attempt(0, Random(0), folder), lr)
     ready = server().Process(target=int)
     ready.start()
