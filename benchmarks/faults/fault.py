@@ -22,9 +22,9 @@ from pathlib import Path
 from random import Random
 
 MEMORY = Path("/dev/shm")
-PATIENCE = 120.0
+PATIENCE = 300.0
 """Seconds in which a command of a small study must have ended."""
-LONGEST = 400
+LONGEST = 1200
 """Seconds of the longest attempt."""
 
 

@@ -30,8 +30,8 @@ SAME = (
     " study"
 )
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-OF_A_START = 12.0
-"""Seconds that a study takes from the shell, imports included."""
+IMPORTS = 8.0
+"""Seconds of the imports of a command from the shell, its runs' included."""
 
 
 def stopped_politely(command: Command, number: int, harmed: Harmed) -> None:
@@ -77,7 +77,7 @@ def asked(attempt: Attempt) -> float:
     unit="steps again",
 )
 def asked_from_the_shell(attempt: Attempt) -> float:
-    return asked_to_stop(attempt, started, OF_A_START)
+    return asked_to_stop(attempt, started, IMPORTS + reference().seconds)
 
 
 @FAMILY.fault(
