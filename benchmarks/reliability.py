@@ -31,6 +31,7 @@ import thalweg
 FAMILIES: Sequence[Family] = [
     module.FAMILY for module in (kills, stops, disks, files, readers, watching, healthy)
 ]
+TOLD_EVERY = 50
 FAULTS = {fault.key: fault for family in FAMILIES for fault in family.faults}
 
 
@@ -143,8 +144,10 @@ def main() -> int:
         families = [Family(options.only, [FAULTS[options.only]])]
     print(f"seed {seed}", flush=True)
     begun, turns = time.monotonic(), Turns(families)
-    for tried in attempts(turns, 60 * options.minutes, seed, options.workers):
+    for number, tried in enumerate(attempts(turns, 60 * options.minutes, seed, options.workers), 1):
         tell(tried, seed)
+        if number % TOLD_EVERY == 0:
+            print(f"{number} attempts, {time.monotonic() - begun:.0f} s", flush=True)
     made = made_with(turns.counts, time.monotonic() - begun, seed)
     text = page(families, turns.counts, made, CHECKPOINT_EVERY)
     if options.page:

@@ -74,7 +74,7 @@ def _thalweg(words: Sequence[str], output: str, address: str) -> None:
     """
     shared: Any = vars(forkserver)["_forkserver"]
     shared._forkserver_address = address
-    shared.ensure_running = lambda: None
+    shared.ensure_running = vars(forkserver)["ensure_running"] = lambda: None
     signal.signal(signal.SIGINT, signal.default_int_handler)
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
