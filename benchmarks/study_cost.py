@@ -11,6 +11,7 @@ two neighbours.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
@@ -19,26 +20,46 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parents[1]
 PROGRAM = """
-import sys, time
-from thalweg.lab.study import reproduce
+import json, sys, time
+import thalweg.analysis, thalweg.lab.training, torch._dynamo
+from thalweg.lab.config import parse_spec
+from thalweg.lab.study import reproduction_spec, run
+changes = json.loads(sys.argv[2])
+spec = parse_spec(changes) if "phases" in changes else reproduction_spec("main", overrides=changes)
 begun, used = time.perf_counter(), time.process_time()
-result = reproduce("main", "digits", overrides=sys.argv[2:], root=sys.argv[1], executor="inline")
-assert result.exit_code == 0
+assert run(spec, root=sys.argv[1], executor="inline").exit_code == 0
 print(time.perf_counter() - begun, time.process_time() - used)
 """
-STUDIES = {
-    "tiny": {"problem.samples": 200, "phases.0.steps": 12, "branches.*.steps": 12},
-    "digits": {"phases.0.steps": 150, "branches.*.steps": 100},
+TINY: dict[str, Any] = {
+    "problem": {
+        "data": {"name": "digits"},
+        "samples": 200,
+        "model": {"name": "mlp", "hidden": [12]},
+        "loss": "mse",
+        "chunk_size": 256,
+        "vectorize_up_to": 0,
+    },
+    "subspace": {"k": 3},
+    "phases": [{"optimizer": {"name": "sgd", "lr": 0.05}, "batch_size": 20, "steps": 50}],
+    "branches": {"sgd": {"steps": 50}, "bulk-sgd": {"steps": 50, "split": {"dominant": 0.0}}},
+    "probes": {"loss": 1, "sharpness": 5},
+    "checkpoint": {"every_steps": 10},
+    "claims": [],
+    "figures": [],
 }
-SHARED = {
-    "seeds": 0,
+MAIN: dict[str, Any] = {
+    "seeds": [0],
+    "phases.0.steps": 150,
     "phases.0.until_alignment": "unset",
+    "branches.*.steps": 100,
     "problem.chunk_size": 1024,
     "problem.vectorize_up_to": 0,
 }
+STUDIES = {"tiny": TINY, "main": MAIN}
 
 
 @dataclass(frozen=True)
@@ -51,11 +72,9 @@ class Cost:
 
 def measure(tree: Path, study: str) -> Cost:
     """Run a study with the package of a tree."""
-    values = {**SHARED, **STUDIES[study]}
-    overrides = [word for key in values for word in (f"--{key}", str(values[key]))]
     with tempfile.TemporaryDirectory() as root:
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", PROGRAM, root, *overrides],
+            [sys.executable, "-W", "ignore", "-c", PROGRAM, root, json.dumps(STUDIES[study])],
             env={**os.environ, "PYTHONPATH": str(tree / "src"), "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,

@@ -14,10 +14,7 @@ from benchmarks.faults.kills import MOST, at_most, harmed_at_an_operation, let_r
 from benchmarks.faults.studies import Command, Harmed, is_polite, reference
 
 FAMILY = Family("Disks")
-SAME = (
-    "exit 0, 1, 2 or 75, no traceback; once the disk is well, `thalweg resume` ends with metrics"
-    " and last checkpoints bit for bit those of an undisturbed study; `check` finds nothing"
-)
+SAME = "exit 0, 1, 2 or 75, no traceback; once the disk is well: resumed, the same"
 LOST = "steps since the last checkpoint of each run at work"
 ERRORS = ("EIO", "ENOSPC", "EDQUOT", "EROFS", "EACCES", "EMFILE", "ENOMEM", "ESTALE")
 BLOCK = 4096

@@ -30,10 +30,7 @@ from thalweg.errors import ThalwegError
 from thalweg.lab.store import StudyFolder
 
 FAMILY = Family("Killed")
-SAME = (
-    "`thalweg resume` ends with metrics and last checkpoints bit for bit those of an undisturbed"
-    " study; `check` finds nothing before and after"
-)
+SAME = "resumed, the same"
 SINCE_CHECKPOINT = "steps since the last checkpoint of each run at work"
 MOST = WORKERS * (CHECKPOINT_EVERY + 1)
 """Steps that two runs can have made since their last checkpoints, with the rows at both ends."""

@@ -16,10 +16,12 @@ came of it. `make faults` does all of it again and writes this page: an hour on 
 {made}
 
 A study here is two seeds of a trunk and two branches, two processes at a time, a checkpoint every
-{every} steps, small enough to be harmed thousands of times. "The same" is always bit for bit, of
-every measured number and every tensor of the last checkpoints, against an undisturbed study of the
-same machine. Random instants are uniform over the study's duration, so that some lie before its
-first step and some in the drawing of figures.
+{every} steps, small enough to be harmed thousands of times. *Resumed, the same* means: `thalweg
+check` finds nothing; `thalweg resume`, or the same command where nothing was written yet, ends with
+0; every measured number and every tensor of the last checkpoints is bit for bit that of an
+undisturbed study on the same machine; and `check` finds nothing then. Random instants are uniform
+over the study's duration, so that some lie before its first step and some in the drawing of
+figures. "Steps again" are steps that were made twice, of 66 in all.
 """
 TAIL = """
 ## Not in this table

@@ -25,10 +25,7 @@ from benchmarks.faults.studies import (
 from thalweg.lab.store import StudyFolder
 
 FAMILY = Family("Stopped")
-SAME = (
-    "`thalweg resume` ends with metrics and last checkpoints bit for bit those of an undisturbed"
-    " study"
-)
+SAME = "resumed, the same"
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 IMPORTS = 8.0
 """Seconds of the imports of a command from the shell, its runs' included."""
