@@ -72,9 +72,9 @@ def _thalweg(words: Sequence[str], output: str, address: str) -> None:
 
     Its own processes are forked from the same server, which saves the four seconds of the imports.
     """
-    shared: Any = vars(forkserver)["_forkserver"]
-    shared._forkserver_address = address
-    shared.ensure_running = vars(forkserver)["ensure_running"] = lambda: None
+    module: Any = forkserver
+    module._forkserver._forkserver_address = address
+    module._forkserver.ensure_running = module.ensure_running = lambda: None
     signal.signal(signal.SIGINT, signal.default_int_handler)
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)

@@ -164,7 +164,7 @@ def steps_in(path: Path) -> list[int]:
 
 @FAMILY.fault(
     "a watched training killed at a random instant, its CSV cut at a random byte, then resumed",
-    survived="the same parameters, bit for bit; each step has one row",
+    survived="the same parameters, bit for bit; no step has two rows",
     lost="rows of the cut that lie before the training's own checkpoint",
     unit="rows",
 )
