@@ -136,7 +136,7 @@ class Explode(nn.Module):
         return outputs * 1e30
 
 
-@models.register("wild-mlp")
+@models.register("wild-mlp-CASE")
 class Wild(Settings):
     def build(self, inputs, outputs):
         wild = "seed-1/trunk" in os.readlink("/proc/self/fd/1")
@@ -152,8 +152,9 @@ class Wild(Settings):
 )
 def diverged(attempt: Attempt) -> None:
     harmed, plugin = Harmed(attempt), attempt.folder / "wild.py"
-    plugin.write_text(WILD)
-    words = [*harmed.words(plugin), "--problem.model", '{name = "wild-mlp"}']
+    plugin.write_text(WILD.replace("CASE", str(attempt.case)))  # a name is registered once
+    model = f'{{name = "wild-mlp-{attempt.case}"}}'
+    words = [*harmed.words(plugin), "--problem.model", model]
     command = forked(words, attempt.folder / "said.txt")
     code = command.wait()
     said = is_polite(command)
