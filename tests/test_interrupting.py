@@ -186,7 +186,7 @@ def test_a_full_disk_says_the_command_that_goes_on(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--retries", "-1"], "--retries: got '-1', allowed: an integer >= 1"),
+        (["--retries", "-1"], "--retries: got '-1', allowed: an integer >= 0"),
         (["--hung-after", "nan"], "--hung-after: got 'nan', allowed: minutes, or 0 for never"),
         (["--hung-after", "-2"], "--hung-after: got '-2', allowed: minutes, or 0 for never"),
     ],
