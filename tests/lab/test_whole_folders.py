@@ -57,6 +57,14 @@ def say_done(folder: Path, branch: str = "seed-0/trunk") -> None:
     shutil.rmtree(list_checkpoints(folder / branch / "checkpoints")[-1])
 
 
+def test_rows_of_a_run_without_its_table_are_not_left_out(folder: Path) -> None:
+    (folder / "seed-1" / "trunk" / "run.toml").unlink()
+    with pytest.raises(IntegrityError, match=r"seed-1/trunk/run\.toml: is missing"):
+        load(folder)
+    (row,) = [row for row in run_rows(folder.parent) if row["run"].endswith("seed-1/trunk")]
+    assert row["state"] == "damaged"
+
+
 def remove_all(folder: Path) -> None:
     for path in folder.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()

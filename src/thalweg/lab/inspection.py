@@ -31,6 +31,9 @@ def run_rows(root: Path | str = "runs") -> list[dict[str, Any]]:
             except (ThalwegError, OSError) as error:
                 state = {"state": "damaged", "message": str(error)}
             rows.append({"run": f"{study.name}/seed-{run.seed}/{run.branch}", **state})
+        for file in study.missing_run_tables():
+            name = f"{study.name}/{file.parent.relative_to(study.path).as_posix()}"
+            rows.append({"run": name, "state": "damaged", "message": f"{file}: is missing"})
     return rows
 
 

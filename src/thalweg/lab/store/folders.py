@@ -298,6 +298,13 @@ class StudyFolder:
         ]
         return sorted(found, key=lambda run: (run.seed, run.branch != TRUNK, run.branch))
 
+    def missing_run_tables(self) -> list[Path]:
+        """The `run.toml` that folders with metrics do not have: `runs` does not see these."""
+        files = [metrics.parent / "run.toml" for metrics in self.path.glob("seed-*/*/metrics")]
+        return sorted(
+            file for file in files if _SEED.fullmatch(file.parent.parent.name) and not file.exists()
+        )
+
 
 def find_studies(root: Path | str = "runs") -> list[StudyFolder]:
     """Return the studies below `root` by name; none if there is no such folder.
@@ -372,12 +379,18 @@ def load(study: StudyFolder | Path | str, root: Path | str = "runs") -> pandas.D
 
     Raises:
         InvalidInput: there is no such study.
-        IntegrityError: a file of metrics is damaged.
+        IntegrityError: a file of metrics is damaged, or a run that measured has no `run.toml`.
     """
     import pyarrow
 
+    study = open_study(study, root)
+    for file in study.missing_run_tables():
+        raise IntegrityError(
+            f"{file}: is missing, and rows were measured beside it; restore it from a copy, or:"
+            f" thalweg check {study.path} --repair"
+        )
     tables = []
-    for run in open_study(study, root).runs():
+    for run in study.runs():
         table = run.read_metrics()
         count = len(table)
         seeds = pyarrow.array([run.seed] * count, pyarrow.int64())
