@@ -40,12 +40,14 @@ if TYPE_CHECKING:
     from thalweg.optim.sam import SAM as SAM
     from thalweg.optim.split import SplitUpdate as SplitUpdate
     from thalweg.optim.stability import stability_threshold as stability_threshold
+    from thalweg.spectrum.curvature_profile import curvature_profile as curvature_profile
     from thalweg.spectrum.density import spectral_density as spectral_density
     from thalweg.spectrum.eigensolver import NotConverged as NotConverged
     from thalweg.spectrum.eigensolver import eigenpairs as eigenpairs
     from thalweg.spectrum.eigensolver import top_eigenpairs as top_eigenpairs
     from thalweg.spectrum.gap import GapClosed as GapClosed
     from thalweg.spectrum.subspace import Subspace as Subspace
+    from thalweg.spectrum.threshold_split import split_at as split_at
     from thalweg.spectrum.trace_estimation import trace as trace
     from thalweg.tracking.source import TargetMissed as TargetMissed
     from thalweg.tracking.tracker import SubspaceTracker as SubspaceTracker
@@ -56,7 +58,10 @@ __version__ = "0.2.0.dev0"
 _NAMES = {
     "loss": "FunctionLoss Objective",
     "operators": "GaussNewton GradientCovariance Hessian Preconditioned ResidualHessian",
-    "spectrum": "GapClosed NotConverged Subspace eigenpairs spectral_density trace",
+    "spectrum": (
+        "GapClosed NotConverged Subspace curvature_profile eigenpairs spectral_density split_at"
+        " trace"
+    ),
     "tracking": "SubspaceTracker TargetMissed",
     "optim": "SAM SplitUpdate stability_threshold",
     "measure": "batch_sharpness diagnose preconditioned_sharpness probe watch",
