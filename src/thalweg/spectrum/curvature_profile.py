@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,8 +45,6 @@ from thalweg.surroundings import shielded
 USUAL_THRESHOLDS = (0.5, 0.2, 0.1)
 # Width of the smooth step at tau, in units of tau.
 WIDTH = 0.1
-# Fewer steps do not show how the recurrence goes on.
-FEWEST_STEPS = 3
 MAX_MATVECS = 200
 
 
@@ -226,16 +224,21 @@ def curvature_profiles(
         steps = ((seen.step(coordinates, tau, width), tau) for tau in taus)
         return max(step.mean_error + space.rounding / (width * tau) for step, tau in steps)
 
-    reached = grow(space, reached_by, error, max_matvecs)
+    reached = space.grow_until(reached_by, error, max_matvecs)
     tell_if_not_converged("curvature_profile", reached, error, space.num_matvecs)
-    seen = space.compression()
     caveat = estimate_caveat(operator, known, keep_basis=keep_basis)
+    return profiles_of(space, converged=reached <= error, caveat=caveat)
+
+
+def profiles_of(space: LanczosSpace, *, converged: bool, caveat: str) -> list[CurvatureProfile]:
+    """The profile of each vector that a space began with."""
+    seen = space.compression()
     return [
         CurvatureProfile(
             *seen.quadrature(coordinates),
             float(length),
             space.num_matvecs,
-            reached <= error,
+            converged,
             caveat,
             seen,
             coordinates,
@@ -243,23 +246,6 @@ def curvature_profiles(
         )
         for coordinates, length in zip(space.coordinates.T, space.lengths, strict=True)
     ]
-
-
-def grow(
-    space: LanczosSpace, reached_by: Callable[[Compression], float], error: float, max_matvecs: int
-) -> float:
-    """Grow a space until a result of it has the target error, and return the error reached."""
-    steps = 0
-    while True:
-        if not space.is_invariant:
-            space.grow()
-            steps += 1
-        is_last = space.is_invariant or space.num_matvecs >= max_matvecs
-        if steps < FEWEST_STEPS and not is_last:
-            continue
-        reached = reached_by(space.compression())
-        if reached <= error or is_last:
-            return reached
 
 
 def check_threshold(threshold: float) -> None:

@@ -26,13 +26,13 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from thalweg.errors import Diverged, invalid
-from thalweg.linalg import coordinates, dot, linear_combination, norm
+from thalweg.linalg import combine, coordinates, dot, linear_combination, norm
 from thalweg.operators.symmetric import SymmetricOperator
 from thalweg.spectrum.compression import Compression, continued
 from thalweg.spectrum.subspace import Subspace
@@ -43,6 +43,8 @@ ASYMMETRY = 1e-3
 PATTERNS = (2, 6, 1000)
 # It is continued by this many blocks more than it has.
 CONTINUED_BY = 10
+# Fewer steps do not show how the recurrence goes on.
+FEWEST_STEPS = 3
 # Vectors that are allocated at a time.
 ROWS_AT_A_TIME = 16
 
@@ -148,10 +150,39 @@ class LanczosSpace:
         self._coupling[:, -width:] = into
         self._widths.append(width)
 
+    def grow_until(
+        self, error_of: Callable[[Compression], float], error: float, max_matvecs: int
+    ) -> float:
+        """Grow until what is made of the space has the target error; the error reached.
+
+        Args:
+            error_of: the estimated error of what is made of it.
+            error: the target.
+            max_matvecs: the most vectors to multiply.
+        """
+        while True:
+            if not self.is_invariant:
+                self.grow()
+            is_last = self.is_invariant or self.num_matvecs >= max_matvecs
+            if len(self._widths) < FEWEST_STEPS and not is_last:
+                continue
+            reached = error_of(self.compression())
+            if reached <= error or is_last:
+                return reached
+
     def compression(self) -> Compression:
         """T, S and continuations of T: what `Compression` reads."""
         continuations = tuple(self._continuations())
         return Compression(self._projected, self._coupling, continuations, len(self._widths))
+
+    def rows_and_images(self) -> tuple[Tensor, Tensor]:
+        """V and A V as rows, (m, P) each: no product is made. The basis must be kept.
+
+        Of known eigenvectors the image is what their eigenvalues say.
+        """
+        rows = self._basis.all()
+        images = combine(self._projected.to(rows), rows)
+        return rows, images + combine(self._coupling.T.to(rows), self._next)
 
     def combine(self, coefficients: Tensor) -> Tensor:
         """V c (P,) of coefficients (m,); every product once more where the basis is not kept."""
@@ -240,9 +271,13 @@ class _Rows:
 
     def keep_last(self, count: int) -> None:
         """Forget all but the last rows."""
-        last = torch.cat([*self._filled()])[-count:].clone()
+        last = self.all()[-count:].clone()
         self._parts, self._used = [], 0
         self.append(last)
+
+    def all(self) -> Tensor:
+        """All rows in one piece, a copy."""
+        return torch.cat([*self._filled()]) if self._parts else self._empty
 
     def coordinates(self, vectors: Tensor) -> Tensor:
         """U^T v (n, m) of vectors (P, m)."""

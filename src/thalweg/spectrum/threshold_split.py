@@ -39,7 +39,7 @@ from thalweg.spectrum.curvature_profile import (
     check_settings,
     check_threshold,
     estimate_caveat,
-    grow,
+    profiles_of,
     tell_if_not_converged,
 )
 from thalweg.spectrum.lanczos import LanczosSpace
@@ -79,6 +79,7 @@ def split_at(
     vector: Tensor,
     threshold: float,
     *,
+    relative: bool = False,
     width: float = WIDTH,
     error: float = 0.01,
     max_matvecs: int = MAX_MATVECS,
@@ -93,6 +94,8 @@ def split_at(
             for its Hessian at the parameters.
         vector: v, (P,). The zero vector has two zero parts, without a product.
         threshold: tau > 0, in units of the operator (in a metric: of D^-1/2 A D^-1/2).
+        relative: take the threshold as a part of the largest curvature seen from v, which is
+            lambda_1 where v has a part along u_1.
         width: of the smooth step 1 / (1 + exp(-(lambda - tau) / (width tau))).
         error: target, of either part, relative to norm(v).
         max_matvecs: the most products.
@@ -125,31 +128,80 @@ def split_at(
         operator = Preconditioned(operator, diagonal)
     scaled = vector if diagonal is None else to_metric(vector, diagonal)
     space = LanczosSpace(operator, scaled[:, None], known, keep_basis=keep_basis)
-    own = _error_of(known, scaled)
-
-    def reached_by(seen: Compression) -> float:
-        found = seen.step(space.coordinates[:, 0], threshold, width)
-        return math.hypot(found.error, own) + space.rounding / (width * threshold)
-
-    reached = grow(space, reached_by, error, max_matvecs)
-    tell_if_not_converged("split_at", reached, error, space.num_matvecs)
-    seen, coordinates = space.compression(), space.coordinates[:, 0]
-    inside = seen.step(coordinates, threshold, width).coordinates
-    above = (space.combine(inside) * float(space.lengths[0])).to(vector.dtype)
+    found = filter_start(
+        space,
+        threshold,
+        relative=relative,
+        width=width,
+        error=error,
+        max_matvecs=max_matvecs,
+        own_error=_error_of(known, scaled),
+    )
+    tell_if_not_converged("split_at", found.error, error, space.num_matvecs)
+    above = (found.above * float(space.lengths[0])).to(vector.dtype)
     above = above if diagonal is None else from_metric(above, diagonal)
-    profile = CurvatureProfile(
-        *seen.quadrature(coordinates),
-        float(space.lengths[0]),
-        space.num_matvecs,
-        reached <= error,
-        estimate_caveat(operator, known, keep_basis=keep_basis),
-        seen,
-        coordinates,
-        space.rounding,
-    )
+    converged = found.error <= error
+    caveat = estimate_caveat(operator, known, keep_basis=keep_basis)
     return ThresholdSplit(
-        above, vector - above, threshold, reached, space.num_matvecs, reached <= error, profile
+        above,
+        vector - above,
+        found.threshold,
+        found.error,
+        space.num_matvecs,
+        converged,
+        profiles_of(space, converged=converged, caveat=caveat)[0],
     )
+
+
+@dataclass(frozen=True)
+class Filtered:
+    """The part of a unit vector above a curvature.
+
+    Attributes:
+        above: f(A) v, (P,).
+        threshold: tau.
+        error: estimated, relative to norm(v).
+    """
+
+    above: Tensor
+    threshold: float
+    error: float
+
+
+def filter_start(
+    space: LanczosSpace,
+    threshold: float,
+    *,
+    relative: bool,
+    width: float,
+    error: float,
+    max_matvecs: int,
+    own_error: float = 0.0,
+) -> Filtered:
+    """Grow the Krylov space of one vector until its part above tau has the target error.
+
+    Args:
+        space: of one start; further products are added to those it has.
+        own_error: of what the space was given, such as known eigenpairs.
+
+    The other arguments are those of `split_at`.
+    """
+
+    def step(seen: Compression) -> tuple[Tensor, float, float]:
+        tau = threshold
+        if relative:
+            tau *= float(torch.linalg.eigvalsh(seen.projected)[-1])
+        coordinates = space.coordinates[:, 0]
+        if tau <= 0:
+            # No curvature above 0 was seen: all is below.
+            return torch.zeros_like(coordinates), tau, seen.step_bounds(coordinates, 0.0)[1] ** 0.5
+        found = seen.step(coordinates, tau, width)
+        reached = math.hypot(found.error, own_error) + space.rounding / (width * tau)
+        return found.coordinates, tau, reached
+
+    space.grow_until(lambda seen: step(seen)[2], error, max_matvecs)
+    inside, tau, reached = step(space.compression())
+    return Filtered(space.combine(inside), tau, reached)
 
 
 def _error_of(known: Subspace | None, vector: Tensor) -> float:
