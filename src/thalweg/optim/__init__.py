@@ -6,7 +6,12 @@ from thalweg.optim.combined import Combined
 from thalweg.optim.lockstep_sgd import LockstepSGD
 from thalweg.optim.sam import SAM
 from thalweg.optim.split import SplitUpdate
-from thalweg.optim.stability import StabilityThreshold, sam_threshold, stability_threshold
+from thalweg.optim.stability import (
+    StabilityThreshold,
+    edge_of_stability,
+    sam_threshold,
+    stability_threshold,
+)
 from thalweg.tracking.wrapping import needs_closure
 
 __all__ = [
@@ -15,6 +20,7 @@ __all__ = [
     "LockstepSGD",
     "SplitUpdate",
     "StabilityThreshold",
+    "edge_of_stability",
     "needs_closure",
     "sam_threshold",
     "stability_threshold",

@@ -140,6 +140,40 @@ def _threshold_of(
     )
 
 
+def edge_of_stability(optimizer: Optimizer, multiple: float = 1.0) -> Callable[[], float]:
+    """A multiple of an optimizer's own stability threshold, as it is when asked: a threshold for
+    `ThresholdSource`, which splits off what is beyond the edge.
+
+    Args:
+        optimizer: one that `stability_threshold` knows. Its threshold may be one in its own metric:
+            give the source the same `optimizer` then.
+        multiple: > 0.
+
+    Returns:
+        A function without arguments; it raises `InvalidInput` where there is no threshold.
+
+    Raises:
+        InvalidInput: a multiple that is not > 0; an optimizer without a threshold.
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+        >>> edge_of_stability(optimizer, 0.5)()
+        10.0
+    """
+    if not multiple > 0:
+        raise invalid("multiple", multiple, "a number > 0")
+
+    def edge() -> float:
+        found = stability_threshold(optimizer)
+        if found.value is None:
+            raise InvalidInput(f"edge of stability: {found.note}")
+        return multiple * found.value
+
+    edge()
+    return edge
+
+
 def sam_threshold(gradient_norm: float, lr: float, rho: float) -> float:
     """The sharpness at which sharpness-aware minimization (SAM) overshoots.
 

@@ -15,6 +15,7 @@ from thalweg.tracking.source import (
     TargetMissed,
     TrackerReport,
 )
+from thalweg.tracking.threshold_source import ThresholdSource
 from thalweg.tracking.tracker import SubspaceTracker
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "SubspaceSource",
     "SubspaceTracker",
     "TargetMissed",
+    "ThresholdSource",
     "TrackerReport",
     "UpdateSubspace",
     "preconditioner",
