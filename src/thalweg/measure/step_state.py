@@ -33,6 +33,7 @@ from thalweg.spectrum.metric_subspace import MetricSubspace
 from thalweg.spectrum.subspace import Subspace
 from thalweg.tracking.preconditioner import has_preconditioner
 from thalweg.tracking.source import Split, SubspaceSource
+from thalweg.tracking.threshold_source import ThresholdSource
 
 Parts = tuple[Tensor, Tensor]
 
@@ -176,9 +177,17 @@ class StepState:
         self._parts[id(self.proposed)] = (self.proposed, (split.dominant, split.bulk))
         self._parts[id(self.update)] = (self.update, made)
 
+    def _split(self, vector: Tensor) -> Parts:
+        subspace = self.subspace
+        if isinstance(self.source, ThresholdSource):
+            # Its subspace is what one vector has seen; another one needs products of its own.
+            split = self.source.split(vector)
+            return split.dominant, split.bulk
+        return subspace.split(vector)
+
     def parts(self, vector: Tensor) -> Parts:
         """Dominant and bulk part of a vector, split once."""
         key = id(vector)
         if key not in self._parts:
-            self._parts[key] = (vector, self.subspace.split(vector))
+            self._parts[key] = (vector, self._split(vector))
         return self._parts[key][1]

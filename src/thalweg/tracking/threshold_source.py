@@ -123,6 +123,10 @@ class ThresholdSource:
         self._plan = _Plan(few_samples and _has_enough(objective.num_samples))
         self._generator = torch.Generator().manual_seed(seed)
 
+    def ask(self, threshold: Callable[[], float]) -> None:
+        """Ask a function for the threshold from now on, at every update."""
+        self._given = threshold
+
     @property
     def subspace(self) -> Subspace:
         """What the last update's products saw above tau: Ritz vectors, at least one.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from thalweg.lab.config.phases import FolderName, Name, PhaseSpec
+from thalweg.lab.config.phases import FolderName, Name, PhaseSpec, Positive
 from thalweg.lab.store.folders import TRUNK
 from thalweg.limits import SETTING, limit
 from thalweg.problems.problem_spec import ProblemSpec
@@ -32,6 +32,10 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63), Wording("an integer from 0 to 2^63 - 1")]
 
 
+USUAL_THRESHOLD = 0.1
+"""Of lambda_1."""
+
+
 class SubspaceSpec(SpecModel):
     """Which subspace is called dominant, and how closely it is followed."""
 
@@ -39,10 +43,21 @@ class SubspaceSpec(SpecModel):
         default="classes",
         description="dimension: a number, the number of classes, or the widest gap",
     )
-    source: Literal["tracker", "exact", "random", "next"] = Field(
+    source: Literal["tracker", "exact", "threshold", "random", "next"] = Field(
         default="tracker",
-        description="tracker: followed from step to step; exact: solved at every step; as controls "
-        "random: k random directions, next: the k eigenvectors below the dominant ones",
+        description="tracker: followed from step to step; exact: solved at every step; threshold: "
+        "no k, each vector is split at a curvature; as controls random: k random directions, next: "
+        "the k eigenvectors below the dominant ones",
+    )
+    threshold: Positive | None = Field(
+        default=None,
+        description="curvature tau at which vectors are split, with source = 'threshold'; 0.1 if "
+        "not given, of what relative_to says",
+    )
+    relative_to: Literal["sharpness", "edge", "one"] | None = Field(
+        default=None,
+        description="unit of the threshold, sharpness if not given: the largest curvature seen; "
+        "edge: that at which the phase's optimizer becomes unstable, such as 2 / lr; one: none",
     )
     every: Count = Field(default=1, description="steps from one update of the subspace to the next")
     error: Share = Field(
@@ -65,6 +80,24 @@ class SubspaceSpec(SpecModel):
         default=0,
         description="seed of start vectors, subsets and random directions, beside the run's own",
     )
+
+    @model_validator(mode="after")
+    def _has_one_kind_of_split(self) -> Self:
+        is_threshold = self.source == "threshold"
+        for key in ("threshold", "relative_to"):
+            given = getattr(self, key)
+            if given is not None and not is_threshold:
+                raise bad_value(key, given, "not given, without source = 'threshold'")
+        if is_threshold and self.samples is not None:
+            raise bad_value("samples", self.samples, "not given, with source = 'threshold'")
+        if self.relative_to in (None, "sharpness") and self.tau >= 1:
+            raise bad_value("threshold", self.tau, "a number below 1, as a part of lambda_1")
+        return self
+
+    @property
+    def tau(self) -> float:
+        """The threshold, in the unit of `relative_to`."""
+        return USUAL_THRESHOLD if self.threshold is None else self.threshold
 
     @model_validator(mode="after")
     def _solves_for_the_batch(self) -> Self:
@@ -284,6 +317,10 @@ class Spec(SpecModel):
             raise bad_value("batch_size", phase.batch_size, allowed, within=where)
         if subspace.samples == "batch":
             _check_has_one_batch(phase, where)
+        is_frozen = phase.split is not None and phase.split.basis == "frozen"
+        if subspace.source == "threshold" and is_frozen:
+            allowed = "'live' with subspace.source = 'threshold', which has no basis"
+            raise bad_value("basis", "frozen", allowed, within=(*where, "split"))
 
 
 def _check_has_one_batch(phase: PhaseSpec, where: tuple[str | int, ...]) -> None:

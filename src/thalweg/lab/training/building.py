@@ -20,6 +20,7 @@ from thalweg.lab.store.parameters import load_parameters
 from thalweg.loss.objective import Objective
 from thalweg.operators.hessian import Hessian
 from thalweg.optim.split import SplitUpdate
+from thalweg.optim.stability import edge_of_stability, stability_threshold
 from thalweg.problems import Problem, build_problem
 from thalweg.spectrum.eigensolver import top_eigenpairs
 from thalweg.spectrum.gap import widest_gap
@@ -29,6 +30,7 @@ from thalweg.tracking.batch_subspace import BatchSubspace
 from thalweg.tracking.gradient_subspaces import GradientSubspace, UpdateSubspace
 from thalweg.tracking.optimizer_metric import OptimizerMetricSource
 from thalweg.tracking.source import FixedSubspace, SubspaceSource
+from thalweg.tracking.threshold_source import ThresholdSource
 from thalweg.tracking.tracker import SubspaceTracker
 
 if TYPE_CHECKING:
@@ -144,7 +146,24 @@ def make_source(spec: Spec, setup: Setup, seed: int) -> SubspaceSource:
         return NextEigenspace(
             objective, setup.k, tolerance=settings.tolerance, every=settings.every
         )
+    if settings.source == "threshold":
+        return _threshold_source(spec, setup, seed)
     return SubspaceTracker(objective, setup.k, **_tracking(spec, seed))
+
+
+def _threshold_source(
+    spec: Spec, setup: Setup, seed: int, optimizer: Optimizer | None = None
+) -> ThresholdSource:
+    """A split at the spec's curvature; in the metric of an optimizer, if one is given."""
+    settings = spec.subspace
+    return ThresholdSource(
+        setup.objective,
+        settings.tau,
+        relative=settings.relative_to in (None, "sharpness"),
+        optimizer=optimizer,
+        error=settings.error,
+        seed=stream_seed("subspace", settings.seed, seed),
+    )
 
 
 def _tracking(spec: Spec, seed: int) -> dict[str, Any]:
@@ -213,6 +232,8 @@ def make_optimizer(
     frozen = phase.split.basis == "frozen"
     if phase.split.source is not None:
         source = _cheap_source(phase.split.source, spec, setup, seed)
+    elif phase.split.metric == "optimizer" and spec.subspace.source == "threshold":
+        source = _threshold_source(spec, setup, seed, optimizer)
     elif phase.split.metric == "optimizer":
         source = OptimizerMetricSource(
             setup.objective, setup.k, optimizer, frozen=frozen, **_tracking(spec, seed)
@@ -220,6 +241,8 @@ def make_optimizer(
     elif frozen:
         assert at_branch_point is not None
         source = FixedSubspace(at_branch_point)
+    if isinstance(source, ThresholdSource) and spec.subspace.relative_to == "edge":
+        _split_at_the_edge(source, optimizer, spec.subspace.tau)
     return SplitUpdate(
         optimizer,
         source,
@@ -227,6 +250,20 @@ def make_optimizer(
         phase.split.bulk,
         parameters=setup.objective.layout.parameters(model),
     )
+
+
+def _split_at_the_edge(source: ThresholdSource, optimizer: Optimizer, multiple: float) -> None:
+    """Let a source split at a multiple of the optimizer's stability threshold.
+
+    Raises:
+        InvalidInput: there is no threshold, or it is one in another metric than the split's.
+    """
+    is_preconditioned = stability_threshold(optimizer).preconditioned
+    if is_preconditioned != (source.optimizer is not None):
+        name = type(optimizer).__name__
+        metric = "optimizer" if is_preconditioned else "euclidean"
+        raise invalid("split.metric", f"another one for {name}", f"{metric!r}, that of its edge")
+    source.ask(edge_of_stability(optimizer, multiple))
 
 
 def _make_workers(

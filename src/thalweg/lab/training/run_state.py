@@ -39,6 +39,7 @@ from thalweg.spectrum.subspace import Subspace
 from thalweg.tracking.gradient_subspaces import GradientSubspace, UpdateSubspace
 from thalweg.tracking.optimizer_metric import OptimizerMetricSource
 from thalweg.tracking.source import SubspaceSource
+from thalweg.tracking.threshold_source import ThresholdSource
 from thalweg.tracking.tracker import SubspaceTracker
 
 if TYPE_CHECKING:
@@ -131,8 +132,8 @@ class RunState:
     def _split_source(self) -> SubspaceSource | None:
         """What the split alone follows, in the optimizer's metric or cheaply; None elsewhere."""
         source = getattr(self.optimizer, "source", None)
-        own = (OptimizerMetricSource, UpdateSubspace, GradientSubspace)
-        return source if isinstance(source, own) else None
+        own = (OptimizerMetricSource, ThresholdSource, UpdateSubspace, GradientSubspace)
+        return source if isinstance(source, own) and source is not self.source else None
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors in any nesting, for `save_state`."""
