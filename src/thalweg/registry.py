@@ -164,6 +164,7 @@ probes: Registry[Any] = Registry(
     "thalweg.measure.batch_sharpness",
     "thalweg.contrib.block_sharpness",
     "thalweg.measure.curvature_energy",
+    "thalweg.measure.curvature_shares",
     "thalweg.measure.stability_probes",
     fit="thalweg.measure.probes:fit",
 )

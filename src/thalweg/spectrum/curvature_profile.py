@@ -42,7 +42,7 @@ from thalweg.spectrum.subspace import Subspace
 from thalweg.surroundings import shielded
 
 # Parts of the largest curvature seen at which the share is to be known, where none are given.
-USUAL_THRESHOLDS = (0.5, 0.2, 0.1)
+USUAL_PARTS = (0.5, 0.2, 0.1)
 # Width of the smooth step at tau, in units of tau.
 WIDTH = 0.1
 MAX_MATVECS = 200
@@ -142,6 +142,7 @@ def curvature_profile(
     vector: Tensor,
     *,
     thresholds: Sequence[float] | None = None,
+    parts: Sequence[float] = USUAL_PARTS,
     error: float = 0.01,
     width: float = WIDTH,
     max_matvecs: int = MAX_MATVECS,
@@ -157,6 +158,7 @@ def curvature_profile(
         operator,
         [vector],
         thresholds=thresholds,
+        parts=parts,
         error=error,
         width=width,
         max_matvecs=max_matvecs,
@@ -171,6 +173,7 @@ def curvature_profiles(
     vectors: Sequence[Tensor],
     *,
     thresholds: Sequence[float] | None = None,
+    parts: Sequence[float] = USUAL_PARTS,
     error: float = 0.01,
     width: float = WIDTH,
     max_matvecs: int = MAX_MATVECS,
@@ -186,8 +189,8 @@ def curvature_profiles(
         operator: anything with `shape`, `dtype`, `device` and `@` on a block (P, b); or a loss, for
             its Hessian at the parameters.
         vectors: (P,) each, not zero.
-        thresholds: > 0, in units of the operator; None for a half, a fifth and a tenth of the
-            largest curvature seen.
+        thresholds: > 0, in units of the operator; None for `parts` of the largest curvature seen.
+        parts: > 0 and at most 1.
         error: target, of the shares.
         width: of the step that the error is about, in units of the threshold.
         max_matvecs: the most vectors to multiply.
@@ -215,7 +218,7 @@ def curvature_profiles(
     space = LanczosSpace(operator, torch.stack(list(vectors), dim=1), known, keep_basis=keep_basis)
 
     def reached_by(seen: Compression) -> float:
-        taus = thresholds or _usual_thresholds(seen)
+        taus = thresholds or _parts_of_largest(seen, parts)
         return max(_error_at(seen, coordinates, taus) for coordinates in space.coordinates.T)
 
     def _error_at(seen: Compression, coordinates: Tensor, taus: Sequence[float]) -> float:
@@ -315,7 +318,7 @@ def estimate_caveat(
     return "; ".join(reasons)
 
 
-def _usual_thresholds(seen: Compression) -> list[float]:
+def _parts_of_largest(seen: Compression, parts: Sequence[float]) -> list[float]:
     """Parts of the largest curvature seen; none where there is no curvature above 0."""
     largest = float(torch.linalg.eigvalsh(seen.projected)[-1])
-    return [part * largest for part in USUAL_THRESHOLDS] if largest > 0 else []
+    return [part * largest for part in parts] if largest > 0 else []

@@ -1,0 +1,165 @@
+"""Probes of where vectors lie in the spectrum: shares above a curvature, without a gap and a k.
+
+The Krylov spaces of the gradient, the mini-batch gradient and the proposed update are one, so that
+each helps the others; shares are those of a smooth step of width 0.1 at each threshold.
+
+Example:
+    >>> import torch
+    >>> from thalweg.loss.objective import Objective
+    >>> from thalweg.spectrum.subspace import Subspace
+    >>> from thalweg.tracking.source import FixedSubspace
+    >>> data = (torch.diag(torch.tensor([3.0, 1.0])), torch.ones(2, 1))
+    >>> objective = Objective(torch.nn.Linear(2, 1, bias=False), torch.nn.MSELoss(), data)
+    >>> source = FixedSubspace(Subspace(torch.eye(2)[:, :1], torch.tensor([9.0])))
+    >>> row = curvature_shares(StepState(0, torch.zeros(2), objective, source, learning_rate=0.1))
+    >>> [round(tau, 2) for tau in row["share_curvatures"]]  # g = (-3, -1), H = diag(9, 1)
+    [4.5, 1.8, 0.9, 0.45, 0.18]
+    >>> [round(share, 2) for share in row["gradient_shares"]]
+    [0.9, 0.9, 0.98, 1.0, 1.0]
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from thalweg.measure.probes import Value, probe
+from thalweg.measure.stability_probes import threshold_at
+from thalweg.measure.step_state import StepState
+from thalweg.operators.hessian import Hessian
+from thalweg.operators.preconditioned import Preconditioned
+from thalweg.spectrum.curvature_profile import WIDTH, CurvatureProfile, curvature_profiles
+from thalweg.spectrum.eigensolver import NotConverged
+from thalweg.tracking.preconditioner import metric_of
+
+PARTS_OF_SHARPNESS = (0.5, 0.2, 0.1, 0.05, 0.02)
+"""Thresholds as parts of the largest curvature seen."""
+MULTIPLES_OF_EDGE = (0.25, 0.5, 1.0, 2.0)
+"""Thresholds as multiples of the optimizer's stability threshold."""
+ERROR = 0.01
+MATVECS_A_VECTOR = 40
+"""The most; what is less exact then says so in its error."""
+
+Profiles = Mapping[str, CurvatureProfile]
+
+
+@probe(
+    "curvature_shares",
+    [
+        "share_curvatures",
+        "gradient_shares",
+        "minibatch_shares",
+        "update_shares",
+        "share_error",
+        "gradient_curvature",
+        "update_curvature",
+        "update_curvature_spread",
+    ],
+    vectors=["share_curvatures", "gradient_shares", "minibatch_shares", "update_shares"],
+    needs_gradient=True,
+)
+def curvature_shares(state: StepState) -> Mapping[str, Value]:
+    """Shares of the gradient, the mini-batch gradient and the proposed update above curvatures.
+
+    The thresholds are parts of the largest curvature seen, `PARTS_OF_SHARPNESS`, and in units of
+    the Hessian in `share_curvatures`; shares are of the squared norm, with the largest estimated
+    error in `share_error`. The curvature along the gradient and the update is v^T H v / norm(v)^2,
+    with the spread of the update's spectral measure.
+    """
+    vectors = {"gradient": state.gradient}
+    if state.step_was_made and state.minibatch_gradient is not None and state.proposed is not None:
+        vectors |= {"minibatch": state.minibatch_gradient, "update": state.proposed}
+    hessian = Hessian(state.objective, state.theta, keep_graph=True)
+    profiles = _profiles(hessian, vectors, None)
+    if not profiles:
+        return {}
+    sharpness = max(float(profile.nodes[-1]) for profile in profiles.values())
+    if sharpness <= 0:
+        return {}
+    curvatures = [part * sharpness for part in PARTS_OF_SHARPNESS]
+    row = _shares(profiles, curvatures, "{}_shares", "share_error")
+    update = profiles.get("update")
+    return {
+        **row,
+        "share_curvatures": curvatures,
+        "gradient_curvature": profiles["gradient"].mean if "gradient" in profiles else None,
+        "update_curvature": None if update is None else update.mean,
+        "update_curvature_spread": None if update is None else update.spread,
+    }
+
+
+@probe(
+    "edge_shares",
+    ["gradient_edge_shares", "update_edge_shares", "edge_share_error", "update_edge_curvature"],
+    vectors=["gradient_edge_shares", "update_edge_shares"],
+    needs_gradient=True,
+)
+def edge_shares(state: StepState) -> Mapping[str, Value]:
+    """Shares of the gradient and the proposed update beyond multiples of the edge of stability.
+
+    The edge is the optimizer's own threshold, such as 2 / lr, and the spectrum that of the matrix
+    which it is about: for Adam and RMSprop D^-1/2 (H + w I) D^-1/2, with D^-1/2 g for the gradient
+    and D^1/2 delta for the update. The multiples are `MULTIPLES_OF_EDGE`. The curvature along the
+    update is in units of the edge. Not measured where there is no threshold, or no step was made.
+
+    Source: Cohen et al. 2021 (arXiv 2103.00065), 2022 (2207.14484) for the thresholds.
+    """
+    if state.optimizer is None or state.proposed is None or not state.step_was_made:
+        return {}
+    threshold = threshold_at(state, state.optimizer, lr=state.learning_rate)
+    edge = threshold.value
+    if edge is None or not 0 < edge < math.inf:
+        return {}
+    hessian = Hessian(state.objective, state.theta, keep_graph=True)
+    vectors, operator = {"gradient": state.gradient, "update": state.proposed}, hessian
+    if threshold.preconditioned:
+        diagonal, shift = metric_of(state.optimizer, state.objective)
+        operator = Preconditioned(hessian, diagonal, shift=shift)
+        root = diagonal.sqrt()
+        vectors = {"gradient": state.gradient / root, "update": root * state.proposed}
+    curvatures = [multiple * edge for multiple in MULTIPLES_OF_EDGE]
+    profiles = _profiles(operator, vectors, curvatures)
+    update = profiles.get("update")
+    return {
+        **_shares(profiles, curvatures, "{}_edge_shares", "edge_share_error"),
+        "update_edge_curvature": None if update is None else update.mean / edge,
+    }
+
+
+def _profiles(
+    operator: Hessian | Preconditioned,
+    vectors: Mapping[str, Tensor],
+    thresholds: list[float] | None,
+) -> Profiles:
+    """The profiles of the vectors that are not zero."""
+    found = {name: vector for name, vector in vectors.items() if bool(vector.any())}
+    if not found:
+        return {}
+    with warnings.catch_warnings():
+        # The row has the error that was reached.
+        warnings.simplefilter("ignore", NotConverged)
+        profiles = curvature_profiles(
+            operator,
+            list(found.values()),
+            thresholds=thresholds,
+            parts=PARTS_OF_SHARPNESS,
+            error=ERROR,
+            max_matvecs=MATVECS_A_VECTOR * len(found),
+        )
+    return dict(zip(found, profiles, strict=True))
+
+
+def _shares(
+    profiles: Profiles, curvatures: list[float], column: str, error: str
+) -> dict[str, Value]:
+    """A list of shares for each vector, and the largest of their errors."""
+    row: dict[str, Value] = {}
+    worst = 0.0
+    for name, profile in profiles.items():
+        shares = [profile.share_above(tau, WIDTH) for tau in curvatures]
+        row[column.format(name)] = [share.value for share in shares]
+        worst = max(worst, *(share.error for share in shares))
+    return row | {error: worst}
