@@ -33,6 +33,7 @@ from thalweg.operators.hessian import Hessian
 from thalweg.operators.preconditioned import Preconditioned
 from thalweg.spectrum.curvature_profile import WIDTH, CurvatureProfile, curvature_profiles
 from thalweg.spectrum.eigensolver import NotConverged
+from thalweg.spectrum.subspace import Subspace
 from thalweg.tracking.preconditioner import metric_of
 
 PARTS_OF_SHARPNESS = (0.5, 0.2, 0.1, 0.05, 0.02)
@@ -129,10 +130,37 @@ def edge_shares(state: StepState) -> Mapping[str, Value]:
     }
 
 
+def alignments_above(state: StepState) -> Mapping[str, float]:
+    """Alignments for where no gap is: square roots of the shares above lambda_k.
+
+    In a gap they are chi_k; without one they are as well defined as with one. The subspace that is
+    known is part of the Krylov space, so that products are spent on what it misses.
+
+    Returns:
+        `alignment_gradient`, `alignment_minibatch` and `alignment_update`, of the vectors that
+        there are; nothing where lambda_k is not above 0.
+    """
+    known = state.subspace
+    tau = float(known.eigenvalues[-1])
+    if not tau > 0:
+        return {}
+    vectors = {
+        "gradient": state.gradient,
+        "minibatch": state.minibatch_gradient,
+        "update": state.update,
+    }
+    found = {name: vector for name, vector in vectors.items() if vector is not None}
+    hessian = Hessian(state.objective, state.theta, keep_graph=True)
+    profiles = _profiles(hessian, found, [tau], known)
+    shares = {name: profile.share_above(tau, WIDTH).value for name, profile in profiles.items()}
+    return {f"alignment_{name}": max(0.0, share) ** 0.5 for name, share in shares.items()}
+
+
 def _profiles(
     operator: Hessian | Preconditioned,
     vectors: Mapping[str, Tensor],
     thresholds: list[float] | None,
+    known: Subspace | None = None,
 ) -> Profiles:
     """The profiles of the vectors that are not zero."""
     found = {name: vector for name, vector in vectors.items() if bool(vector.any())}
@@ -148,6 +176,7 @@ def _profiles(
             parts=PARTS_OF_SHARPNESS,
             error=ERROR,
             max_matvecs=MATVECS_A_VECTOR * len(found),
+            known=known,
         )
     return dict(zip(found, profiles, strict=True))
 

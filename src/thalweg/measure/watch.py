@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from thalweg.errors import Diverged, InvalidInput, ThalwegError, invalid
+from thalweg.errors import Diverged, InvalidInput, ThalwegError, invalid, unknown_name
 from thalweg.loss.guards.wrapped import patterns_inside, unwrapped
 from thalweg.loss.layout import ParameterLayout
 from thalweg.loss.objective import Objective
@@ -42,13 +42,17 @@ from thalweg.loss.samples import TensorSamples, are_whole, as_samples
 from thalweg.measure.sinks import Sink, reason_of, say_if_possible
 from thalweg.measure.watcher import Watcher, undisturbed
 from thalweg.operators.hessian import Hessian
-from thalweg.optim.stability import stability_threshold
+from thalweg.optim.stability import edge_of_stability, stability_threshold
+from thalweg.tracking.source import SubspaceSource
+from thalweg.tracking.threshold_source import ThresholdSource
 from thalweg.tracking.tracker import SubspaceTracker
 from thalweg.tracking.wrapping import require_optimizer, stepping
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+UNITS = ("sharpness", "edge", "one")
+"""Of a threshold."""
 MOST_INFERRED_CLASSES = 100
 # Enough for a mean, few enough to cost nothing.
 SAMPLES_CHECKED = 8
@@ -63,6 +67,8 @@ def watch(
     *,
     every: int = 50,
     k: int | None = None,
+    threshold: float | None = None,
+    relative_to: Literal["sharpness", "edge", "one"] = "sharpness",
     file: str | os.PathLike[str] | None = None,
     sinks: Iterable[Sink | str | Callable[[Any, int], Any]] = (),
     samples: int | None = None,
@@ -104,6 +110,10 @@ def watch(
             functions of (row, step), or names such as "parquet:rows.parquet".
         k: dimension of the dominant subspace; None for the number of classes, where the model's
             output is (n, classes) with at most 100 of them.
+        threshold: split at this curvature tau instead of a k, see `ThresholdSource`: where no gap
+            is. Alignments are then norm(f(H) v) / norm(v), f a smooth step at tau.
+        relative_to: unit of the threshold: the largest curvature seen; "edge": that at which the
+            optimizer becomes unstable, such as 2 / lr; "one": that of the Hessian.
         samples: watch a random subset of so many samples, drawn once and held in memory; None for
             all of `data`.
         parameters: shell patterns of names, to watch a part of the model only.
@@ -158,8 +168,10 @@ def watch(
         ):
             classes = _number_of_classes(objective)
         _refuse_without_second_derivative(objective)
+    if threshold is not None and k is not None:
+        raise invalid("k", k, "None with a threshold")
     k = classes if k is None else k
-    if k is None:
+    if k is None and threshold is None:
         raise invalid(
             "k",
             None,
@@ -170,7 +182,7 @@ def watch(
     return _watching(
         objective,
         optimizer,
-        k,
+        k if threshold is None else (threshold, relative_to),
         error=error,
         exact=exact,
         seed=seed or 0,
@@ -187,7 +199,9 @@ def watch_loss(
     objective: Loss,
     optimizer: Optimizer,
     *,
-    k: int,
+    k: int | None = None,
+    threshold: float | None = None,
+    relative_to: Literal["sharpness", "edge", "one"] = "sharpness",
     every: int = 50,
     error: float = 0.01,
     exact: bool = False,
@@ -198,7 +212,8 @@ def watch_loss(
 
     Args:
         objective: any `Loss`; its parameters are trained by the optimizer.
-        optimizer, k, every, error, exact: as for `watch`.
+        optimizer, k, threshold, relative_to, every, error, exact: as for `watch`; k or a threshold
+            is needed.
         seed: of the tracker.
         options: `file`, `sinks`, `quiet`, `overwrite` and `resume_at` of `Watcher`.
 
@@ -228,15 +243,18 @@ def watch_loss(
             raise invalid("group", "a group in a sum", "None for each term", hint)
     with undisturbed(objective.device):
         _refuse_without_second_derivative(objective)
+    if (k is None) == (threshold is None):
+        raise invalid("k", k, "an integer, or None with a threshold")
+    split_by = k if threshold is None else (threshold, relative_to)
     return _watching(
-        objective, optimizer, k, error=error, exact=exact, seed=seed, every=every, **options
+        objective, optimizer, split_by, error=error, exact=exact, seed=seed, every=every, **options
     )
 
 
 def _watching(
     objective: Loss,
     optimizer: Optimizer,
-    k: int,
+    split_by: int | tuple[float, str] | None,
     *,
     error: float,
     exact: bool,
@@ -244,12 +262,44 @@ def _watching(
     quiet: bool = False,
     **options: Any,
 ) -> Watcher:
-    source = SubspaceTracker(objective, k, error=error, exact=exact, seed=seed)
+    source: SubspaceSource
+    if isinstance(split_by, tuple):
+        source = _threshold_source(objective, optimizer, *split_by, error=error, seed=seed)
+    else:
+        assert split_by is not None
+        source = SubspaceTracker(objective, split_by, error=error, exact=exact, seed=seed)
     # Of the outermost that is known around it.
     note = stability_threshold(stepping(optimizer)[-1], objective.parameters()).note
     if note and not quiet:
         say_if_possible(f"thalweg.watch: {note}")
     return Watcher(objective, source, optimizer, quiet=quiet, **options)
+
+
+def _threshold_source(
+    objective: Loss,
+    optimizer: Optimizer,
+    threshold: float,
+    relative_to: str,
+    *,
+    error: float,
+    seed: int,
+) -> ThresholdSource:
+    """A split at a threshold in the unit that is asked for, Euclidean.
+
+    Raises:
+        InvalidInput: an unknown unit; the edge of an optimizer that has none, or one in a metric.
+    """
+    if relative_to not in UNITS:
+        raise unknown_name("relative_to", relative_to, UNITS)
+    relative = relative_to == "sharpness"
+    source = ThresholdSource(objective, threshold, relative=relative, error=error, seed=seed)
+    if relative_to == "edge":
+        outermost = stepping(optimizer)[-1]
+        if stability_threshold(outermost, objective.parameters()).preconditioned:
+            hint = f"the edge of {type(outermost).__name__} is in its own metric"
+            raise invalid("relative_to", relative_to, "'sharpness' or 'one' here", hint)
+        source.ask(edge_of_stability(outermost, threshold))
+    return source
 
 
 def _watched_layout(

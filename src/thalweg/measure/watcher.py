@@ -56,6 +56,7 @@ from thalweg.errors import InvalidInput, invalid
 from thalweg.loss.guards.memory import is_out_of_memory
 from thalweg.loss.protocol import Loss
 from thalweg.measure.agreement import all_or_none
+from thalweg.measure.curvature_shares import alignments_above
 from thalweg.measure.effective_learning_rate import effective_learning_rate
 from thalweg.measure.preconditioned_sharpness import preconditioned_sharpness
 from thalweg.measure.sinks import (
@@ -118,8 +119,9 @@ the tracker's estimate of the error of the full gradient's dominant part, relati
 `subspace_gradients` is what the subspace cost, in gradients of the loss over the watched data, the
 one gradient that each report takes not included; `seconds` is what the whole report took; `caveat`
 is None, or a text that says why the subspace is not to be trusted: its target was missed, or it is
-ill defined at this k; `failure` is None, or a text that says why the columns that are None could
-not be measured.
+ill defined at this k. Then alignments are square roots of the shares above lambda_k, which need no
+gap (see `curvature_profile`), and the text says so; `failure` is None, or a text that says why the
+columns that are None could not be measured.
 """
 
 # A single step's ratio is ruled by the noise of its mini-batch.
@@ -353,6 +355,9 @@ class Watcher:
             for name in MEASURED:
                 row.update(registry.probes[name].measure(state))
             row["caveat"] = state.source.report.caveat or None
+            if state.source.report.ill_defined and (above := alignments_above(state)):
+                row.update(above)
+                row["caveat"] = f"{row['caveat']}; alignments are by the share above lambda_k"
             threshold = threshold_at(state, optimizer)
             row["stability_threshold"] = threshold.value
             row["preconditioned_sharpness"] = threshold.preconditioned or None
