@@ -41,8 +41,10 @@ from thalweg.spectrum.subspace import Subspace
 ASYMMETRY = 1e-3
 # By how many of its last blocks T is continued; one way each.
 PATTERNS = (2, 6, 1000)
-# It is continued by this many blocks more than it has.
-CONTINUED_BY = 10
+# It is continued by as many blocks as it has and some more, but by no more than that.
+CONTINUED_BY, MOST_CONTINUED = 10, 50
+# An error is looked at after each step, and from this one on after each eighth more.
+LOOKED_AT_EACH = 16
 # Fewer steps do not show how the recurrence goes on.
 FEWEST_STEPS = 3
 # Vectors that are allocated at a time.
@@ -160,15 +162,19 @@ class LanczosSpace:
             error: the target.
             max_matvecs: the most vectors to multiply.
         """
+        next_look = FEWEST_STEPS
         while True:
             if not self.is_invariant:
                 self.grow()
             is_last = self.is_invariant or self.num_matvecs >= max_matvecs
-            if len(self._widths) < FEWEST_STEPS and not is_last:
+            steps = len(self._widths)
+            if steps < next_look and not is_last:
                 continue
             reached = error_of(self.compression())
             if reached <= error or is_last:
                 return reached
+            # A look costs the cube of the steps.
+            next_look = steps + max(1, steps // 8 if steps >= LOOKED_AT_EACH else 1)
 
     def compression(self) -> Compression:
         """T, S and continuations of T: what `Compression` reads."""
@@ -246,7 +252,7 @@ class LanczosSpace:
         alike = next(
             (i for i, width in enumerate(reversed(self._widths)) if width != r), len(self._widths)
         )
-        steps = len(self._widths) + CONTINUED_BY
+        steps = min(len(self._widths) + CONTINUED_BY, MOST_CONTINUED)
         for pattern in sorted({min(pattern, alike) for pattern in PATTERNS}) if r else ():
             if pattern:
                 yield continued(self._projected, self._coupling, pattern, steps)
