@@ -136,7 +136,7 @@ def _errors_by_products(
 def along(options: argparse.Namespace) -> Iterator[dict[str, object]]:
     """Cost and error of splitting every update of a stretch of training."""
     for part in options.parts:
-        for target in TARGETS:
+        for target in options.targets:
             for few in (True, False):
                 yield _stretch(options, part, target, few)
 
@@ -159,7 +159,7 @@ def _stretch(
         estimates.append(report.error)
         reports.append(report)
         hessian = Hessian(training.objective, theta, keep_graph=True)
-        true = split_at(hessian, update, source.threshold, error=1e-4)
+        true = split_at(hessian, update, source.threshold, error=target / 20)
         apart = source.split(update).dominant - true.above
         errors.append(float(apart.norm() / update.norm()))
     seconds = _seconds_of_a_gradient(training.objective, training.objective.theta())
@@ -217,6 +217,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=500, help="of training before")
     parser.add_argument("--length", type=int, default=30, help="of the stretch, in steps")
     parser.add_argument("--parts", type=float, nargs="+", default=(0.5, 0.1))
+    parser.add_argument("--targets", type=float, nargs="+", default=TARGETS)
     parser.add_argument("--figure", type=Path, help="PNG of `along`")
     options = parser.parse_args()
     torch.set_num_threads(1)
