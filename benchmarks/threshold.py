@@ -4,6 +4,7 @@
     python benchmarks/threshold.py products tinyshakespeare --data-dir DIR --samples 128 \
         --optimizer adamw --lr 0.001 --steps 300
     python benchmarks/threshold.py along digits-cross-entropy --figure threshold-cost.png
+    python benchmarks/threshold.py together digits-cross-entropy
 
 `products`: after some steps of training, the mini-batch gradient of the next step is split by the
 Hessian of all samples. A row for each threshold: its share above, then true and estimated error
@@ -12,6 +13,9 @@ Hessian of all samples. A row for each threshold: its share above, then true and
 `along`: training goes on, and each update is split by `ThresholdSource` at some target errors, with
 and without few samples. A row for each: gradients a step, counted (a product 1.3) and measured in
 gradients timed in the same run, and the true error, median and 95 % of the steps.
+
+`together`: products for the shares of full gradient, mini-batch gradient and update, one by one and
+from one Krylov space.
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ from thalweg.lab.config import load_spec
 from thalweg.loss.objective import Objective
 from thalweg.operators.hessian import Hessian
 from thalweg.problems import build_problem
+from thalweg.spectrum.curvature_profile import curvature_profile, curvature_profiles
 from thalweg.spectrum.lanczos import LanczosSpace
 from thalweg.spectrum.threshold_split import split_at
 from thalweg.tracking.threshold_source import ThresholdSource
@@ -178,6 +183,29 @@ def _stretch(
     }
 
 
+def together(options: argparse.Namespace) -> Iterator[dict[str, object]]:
+    """Products for three vectors, one by one and at once."""
+    training = Training.of(options, torch.float32)
+    for _ in range(options.steps):
+        training.step()
+    theta, minibatch, update = training.step()
+    full = training.objective.value_and_gradient(theta)[1]
+    hessian = Hessian(training.objective, theta, keep_graph=True)
+    sharpness = float(curvature_profile(hessian, full).nodes[-1])
+    for part in PARTS:
+        for error in options.targets:
+            settings = {"thresholds": [part * sharpness], "error": error}
+            vectors = [full, minibatch, update]
+            alone = [curvature_profile(hessian, v, **settings).num_matvecs for v in vectors]
+            shared = curvature_profiles(hessian, vectors, **settings)[0].num_matvecs
+            yield {
+                "tau / lambda_1": part,
+                "target": f"{error:.1%}",
+                "one by one": sum(alone),
+                "at once": shared,
+            }
+
+
 def _seconds_of_a_gradient(objective: Objective, theta: Tensor) -> float:
     times = []
     for _ in range(5):
@@ -205,9 +233,12 @@ def draw(rows: list[dict[str, str]], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+MODES = {"products": products, "along": along, "together": together}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("products", "along"))
+    parser.add_argument("what", choices=tuple(MODES))
     parser.add_argument("problem", help="a built-in spec, such as digits-cross-entropy")
     parser.add_argument("--data-dir")
     parser.add_argument("--samples", type=int, help="of the problem; default: the spec's")
@@ -223,7 +254,7 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     rows, writer = [], None
-    for row in (products if options.what == "products" else along)(options):
+    for row in MODES[options.what](options):
         writer = writer or csv.DictWriter(sys.stdout, list(row), lineterminator="\n")
         if not rows:
             writer.writeheader()

@@ -59,6 +59,7 @@ def test_the_bounds_of_a_sharp_step_hold() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_bounds_of_a_sharp_step_hold_in_ten_thousand_cases() -> None:
     check_bounds(5_000)  # two vectors each in the mean
 
@@ -68,6 +69,7 @@ def test_the_errors_of_a_smooth_step_tell_the_truth() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_errors_of_a_smooth_step_tell_the_truth_in_two_thousand_cases() -> None:
     check_errors(2_000)
 
