@@ -46,7 +46,7 @@ def reproductions(
 
     Args:
         extensions: those on the methods around the paper instead of the paper's own.
-        problem: its name; None for digits.
+        problem: its name; None for each study's default.
         data_dir: folder or file with the data, for the studies whose data are read from files.
         overrides: as for `load_spec`; studies with a problem of their own stay as they are.
 

@@ -35,11 +35,14 @@ from thalweg.spectrum.curvature_profile import WIDTH, CurvatureProfile, curvatur
 from thalweg.spectrum.eigensolver import NotConverged
 from thalweg.spectrum.subspace import Subspace
 from thalweg.tracking.preconditioner import metric_of
+from thalweg.tracking.threshold_source import ThresholdSource
 
 PARTS_OF_SHARPNESS = (0.5, 0.2, 0.1, 0.05, 0.02)
 """Thresholds as parts of the largest curvature seen."""
 MULTIPLES_OF_EDGE = (0.25, 0.5, 1.0, 2.0)
 """Thresholds as multiples of the optimizer's stability threshold."""
+CLEAR_GAP = 0.5
+"""Of lambda_{k+1} / lambda_k: at their geometric mean the smooth step is then 2 % from a sharp one."""
 ERROR = 0.01
 MATVECS_A_VECTOR = 40
 """The most; what is less exact then says so in its error."""
@@ -154,6 +157,47 @@ def alignments_above(state: StepState) -> Mapping[str, float]:
     profiles = _profiles(hessian, found, [tau], known)
     shares = {name: profile.share_above(tau, WIDTH).value for name, profile in profiles.items()}
     return {f"alignment_{name}": max(0.0, share) ** 0.5 for name, share in shares.items()}
+
+
+@probe(
+    "share_at_gap", ["gradient_share_at_gap", "share_at_gap_error", "gap_ratio"], needs_gradient=True
+)
+def share_at_gap(state: StepState) -> Mapping[str, Value]:
+    """The gradient's share above sqrt(lambda_k lambda_{k+1}): chi_k^2 by another way.
+
+    Only where lambda_{k+1} is below `CLEAR_GAP` lambda_k: elsewhere S_k is ill defined. The ratio
+    of the two is measured wherever the subspace's source knows lambda_{k+1}.
+    """
+    last = float(state.subspace.eigenvalues[-1])
+    following = state.source.report.next_eigenvalue
+    if not (last > 0 and math.isfinite(following)):
+        return {}
+    row: dict[str, Value] = {"gap_ratio": following / last}
+    if not 0 < following < CLEAR_GAP * last:
+        return row
+    tau = math.sqrt(last * following)
+    hessian = Hessian(state.objective, state.theta, keep_graph=True)
+    profiles = _profiles(hessian, {"gradient": state.gradient}, [tau])
+    if not profiles:
+        return row
+    share = profiles["gradient"].share_above(tau, WIDTH)
+    return row | {"gradient_share_at_gap": share.value, "share_at_gap_error": share.error}
+
+
+@probe("split_threshold", ["split_threshold", "split_threshold_part"])
+def split_threshold(state: StepState) -> Mapping[str, Value]:
+    """The curvature tau at which the step's update was split, and as a part of the largest seen.
+
+    Both in the metric of the split. Only where updates are split at a curvature.
+    """
+    source = getattr(state.optimizer, "source", None)
+    if not (isinstance(source, ThresholdSource) and state.step_was_made):
+        return {}
+    tau, largest = float(source.threshold), float(source.subspace.eigenvalues[0])
+    return {
+        "split_threshold": tau,
+        "split_threshold_part": tau / largest if largest > 0 else None,
+    }
 
 
 def _profiles(

@@ -66,9 +66,26 @@ def measured(seed: SeedTables, role: str, *columns: str) -> tuple[Vector, ...]:
     Raises NotMeasurableError where nothing was measured; NonFiniteError where a value is infinite,
     or the values stop well before the branch does: divergence leaves NaN from there on.
     """
-    table, what = rows(seed, role), f"{', '.join(columns)} of {seed.names[role]}"
-    steps = table["step"].to_numpy(dtype=np.float64)
+    table = rows(seed, role)
     values = [table[column].to_numpy(dtype=np.float64) for column in columns]
+    return _known(table, values, f"{', '.join(columns)} of {seed.names[role]}")
+
+
+def measured_entry(seed: SeedTables, role: str, column: str, index: int) -> tuple[Vector, Vector]:
+    """Steps, and one entry of a column of lists, where it was measured; raises as `measured`."""
+    table = rows(seed, role)
+    values = [
+        float(row[index]) if np.ndim(row) == 1 and len(row) > index else math.nan
+        for row in table[column]
+    ]
+    what = f"{column} of {seed.names[role]}"
+    steps, found = _known(table, [np.array(values, dtype=np.float64)], what)
+    return steps, found
+
+
+def _known(table: pd.DataFrame, values: list[Vector], what: str) -> tuple[Vector, ...]:
+    """Steps, then the values, in the rows where all are known; raises as `measured` does."""
+    steps = table["step"].to_numpy(dtype=np.float64)
     known = ~np.isnan(values).any(axis=0)
     if not known.any():
         raise NotMeasurableError(f"{what} was not measured")

@@ -6,9 +6,9 @@ own spec:
 
     load_study("noise", "mnist", ["--seeds", "0"])
 
-A table `[on.mnist]` in it holds values by key path that are different on that problem. A study
-with a `[problem]` of its own, such as the toy, has that one alone. "main" is the problem's own
-spec.
+A table `[on.mnist]` in it holds values by key path that are different on that problem, and
+`default_problem` names the one that it is about where none is asked for. A study with a `[problem]`
+of its own, such as the toy, has that one alone. "main" is the problem's own spec.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def load_study(
 
     Args:
         study: its name.
-        problem: its name; None for digits, or for the problem that the study itself has.
+        problem: its name; None for the study's default, or the problem that it itself has.
         overrides: as for `load_spec`.
 
     Raises:
@@ -79,12 +79,13 @@ def _composed(study: str, problem: str | None) -> dict[str, Any]:
         return _problem_spec(problem or DEFAULT_PROBLEM)
     raw = _read(STUDIES / f"{study}.toml")
     raw.pop("order", None)
+    default = raw.pop("default_problem", DEFAULT_PROBLEM)
     special = raw.pop("on", {})
     if "problem" in raw:
         if problem is not None:
             raise InvalidInput(f"problem: got {problem!r}, allowed: none, {study} has its own")
         return {"name": study, **raw}
-    problem = problem or DEFAULT_PROBLEM
+    problem = problem or default
     base = _problem_spec(problem)
     kept = {key: value for key, value in base.items() if key not in OF_THE_MAIN_STUDY}
     composed = laid_over(kept, {"phases": [{}], **raw})
