@@ -13,7 +13,7 @@ from thalweg.analysis.claims.judgement import Verdict, judge_all, with_note
 from thalweg.analysis.claims.subspace_caveat import subspace_caveat
 from thalweg.analysis.claims.verdicts import verdicts_to_json
 from thalweg.lab.config.spec import Spec
-from thalweg.lab.store.folders import StudyFolder, load
+from thalweg.lab.store.folders import TRUNK, StudyFolder, load
 from thalweg.lab.study import roles_of
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ def verdicts(study: StudyFolder, spec: Spec, made: Made) -> list[Verdict]:
     """Judge the claims on what has been measured, and write the verdicts into the folder."""
     uses = [ClaimUse(registry.claims[use.name], use.roles) for use in spec.claim_uses]
     data = load(study)
-    caveat = subspace_caveat(data, spec.subspace.error)
+    targets = {name: spec.of_branch(name).subspace.error for name in (TRUNK, *spec.branches)}
+    caveat = subspace_caveat(data, targets)
     found = [with_note(each, caveat) for each in judge_all(uses, data, roles_of(spec))]
     study.write_verdicts(json.loads(verdicts_to_json(found)))
     return found

@@ -33,6 +33,7 @@ class Quantity:
         line: a value that matters, drawn across.
         columns: numerator and denominator of a ratio of sums; empty: it has a column of its own.
         groups: of a column of lists: how many times k its entries are, each a line; 0: of numbers.
+        entries: of a column of lists that are not by rank: what each entry is called, each a line.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Quantity:
     line: float | None = None
     columns: tuple[str, str] | tuple[()] = ()
     groups: int = 0
+    entries: tuple[str, ...] = ()
 
     @property
     def axis(self) -> str:
@@ -70,6 +72,14 @@ BLOCKS: Mapping[str, str] = {
 """Blocks of a Transformer in the published order of their average sharpness, the flattest first."""
 
 _FRACTION = (0.0, 1.02)
+SHARES: Mapping[str, str] = {
+    "gradient": "full gradient",
+    "minibatch": "mini-batch gradient",
+    "update": "proposed update",
+}
+"""The vectors whose shares above curvatures are measured."""
+SHARE_THRESHOLDS = ("λ₁ / 2", "λ₁ / 5", "λ₁ / 10", "λ₁ / 20", "λ₁ / 50")
+"""The curvatures above which they are, those of the probe `curvature_shares`."""
 
 _CATALOGUE = (
     Quantity(
@@ -200,6 +210,27 @@ _CATALOGUE = (
         "overlap",
         "mean squared cosine of the dominant subspace with that at the branch point",
         limits=_FRACTION,
+    ),
+    *(
+        Quantity(
+            f"{vector}_shares",
+            f"share of the {of} above a curvature",
+            of,
+            f"part of the squared length of the {of} above parts of the largest curvature seen",
+            limits=_FRACTION,
+            entries=SHARE_THRESHOLDS,
+        )
+        for vector, of in SHARES.items()
+    ),
+    *(
+        Quantity(
+            f"{vector}_curvature",
+            f"curvature along the {SHARES[vector]}",
+            SHARES[vector],
+            f"vᵀHv / ‖v‖² of the {SHARES[vector]} v",
+            logarithmic=True,
+        )
+        for vector in ("gradient", "update")
     ),
     Quantity(
         "subspace_error",

@@ -42,7 +42,7 @@ PARTS_OF_SHARPNESS = (0.5, 0.2, 0.1, 0.05, 0.02)
 MULTIPLES_OF_EDGE = (0.25, 0.5, 1.0, 2.0)
 """Thresholds as multiples of the optimizer's stability threshold."""
 CLEAR_GAP = 0.5
-"""Of lambda_{k+1} / lambda_k: at their geometric mean the smooth step is then 2 % from a sharp one."""
+"""Of lambda_{k+1} / lambda_k: a smooth step between the two is then 2 % from a sharp one."""
 ERROR = 0.01
 MATVECS_A_VECTOR = 40
 """The most; what is less exact then says so in its error."""
@@ -160,7 +160,9 @@ def alignments_above(state: StepState) -> Mapping[str, float]:
 
 
 @probe(
-    "share_at_gap", ["gradient_share_at_gap", "share_at_gap_error", "gap_ratio"], needs_gradient=True
+    "share_at_gap",
+    ["gradient_share_at_gap", "share_at_gap_error", "gap_ratio"],
+    needs_gradient=True,
 )
 def share_at_gap(state: StepState) -> Mapping[str, Value]:
     """The gradient's share above sqrt(lambda_k lambda_{k+1}): chi_k^2 by another way.

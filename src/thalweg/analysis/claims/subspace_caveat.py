@@ -3,12 +3,13 @@
 Example:
     >>> import pandas as pd
     >>> rows = {"branch": ["trunk"] * 4, "subspace_error": [0.001, 0.002, 0.02, 0.001]}
-    >>> subspace_caveat(pd.DataFrame(rows), target=0.01)
+    >>> subspace_caveat(pd.DataFrame(rows), {"trunk": 0.01})
     "the subspace missed its target of 1 % in 25 % of trunk's rows"
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,29 +23,34 @@ FEWEST = 0.05
 """A smaller fraction of a branch's rows is not worth a word: the row itself has its error."""
 
 
-def subspace_caveat(data: pd.DataFrame, target: float) -> str:
+def subspace_caveat(data: pd.DataFrame, targets: Mapping[str, float]) -> str:
     """Which branches' subspaces missed the target, or were ill defined; "" where none did.
 
     Args:
         data: metric table with the column `branch`, as `thalweg.load` gives it.
-        target: for the error, as a fraction.
+        targets: for the error of each branch, as a fraction.
     """
     if "subspace_error" not in data.columns:
         return ""
-    missed, ill = [], []
+    ill: list[str] = []
+    missed: dict[float, list[str]] = {}
     for branch, rows in data.groupby("branch", sort=False, observed=True):
         errors = rows["subspace_error"].to_numpy(dtype=float)
         known = ~np.isnan(errors)
         if not known.any():
             continue
         closed = _closed(rows) & known
-        for found, where in ((missed, (errors > target) & ~closed), (ill, closed)):
+        target = targets[str(branch)]
+        misses = (errors > target) & ~closed
+        for found, where in ((missed.setdefault(target, []), misses), (ill, closed)):
             fraction = where.sum() / known.sum()
             if fraction >= FEWEST:
                 found.append(f"{fraction:.0%} of {branch}'s rows".replace("%", " %"))
-    parts = []
-    if missed:
-        parts.append(f"the subspace missed its target of {100 * target:g} % in {', '.join(missed)}")
+    parts = [
+        f"the subspace missed its target of {100 * target:g} % in {', '.join(found)}"
+        for target, found in missed.items()
+        if found
+    ]
     if ill:
         parts.append(f"the subspace is ill defined at this k in {', '.join(ill)}")
     return "; ".join(parts)

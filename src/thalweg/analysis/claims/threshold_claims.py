@@ -77,9 +77,7 @@ def _no_gap(branch: str, gap: Vector) -> str:
     if not len(known):
         return f"lambda_(k+1) of {branch} was not measured"
     mean = float(known.mean())
-    return (
-        f"no gap below lambda_k in {branch}: lambda_(k+1) / lambda_k is {mean:.2f}, S_k ill defined"
-    )
+    return f"no gap, S_k of {branch} is ill defined: lambda_(k+1) / lambda_k is {mean:.2f}"
 
 
 def measure_progress_below(seed: SeedTables) -> Measurement:
@@ -119,8 +117,8 @@ claims.add_named(
         name="share-equals-alignment",
         statement="Where the spectrum has a gap, the part above a curvature in it is that in S_k.",
         source="a check of Thalweg's own: chi_k^2 is the share above any curvature in the gap",
-        statistic="distance of the gradient's share above sqrt(lambda_k lambda_(k+1)) from chi_k^2, "
-        "mean over the last half of the plain branch",
+        statistic="distance of the gradient's share above sqrt(lambda_k lambda_(k+1)) from "
+        "chi_k^2, mean over the last half of the plain branch",
         measure=measure_agreement,
         rule=Rule(0.05, "below"),
         refuted_by="a split at another curvature, or a subspace that is not the dominant one",

@@ -55,6 +55,14 @@ _SHADES: Mapping[str | None, tuple[tuple[str, str], ...]] = {
         ("#7a5195", "#b999d6"),
     ),
 }
+IN_ORDER: tuple[tuple[str, str], ...] = (
+    ("#0d0887", "#8b88ff"),
+    ("#7e03a8", "#c86be6"),
+    ("#cc4778", "#ee7aa2"),
+    ("#f89540", "#f89540"),
+    ("#d3b400", "#f0e442"),
+)
+"""Colours on light and on dark of things that have an order, such as thresholds."""
 _OPTIMIZERS = {
     **{name: name.upper() for name in ("sgd", "gd", "sam", "bsfa", "qsr")},
     **{name: name.capitalize() for name in ("adam", "muon", "momentum", "nesterov")},
@@ -62,7 +70,10 @@ _OPTIMIZERS = {
     "rmsprop": "RMSprop",
 }
 #: Settings that a name gives after the optimizer's; other words are a part of the optimizer's name.
-_SETTINGS = ("frozen", "own", "start", "exact", "random", "next", "subset", "every", "batch")
+_SETTINGS = (
+    *("frozen", "own", "start", "exact", "random", "next", "subset", "every", "batch"),
+    *("half", "fifth", "tenth", "twentieth", "fiftieth"),
+)
 
 
 def branch_label(name: str) -> str:

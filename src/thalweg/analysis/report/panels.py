@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from thalweg import registry
-from thalweg.analysis.figures.branch_style import branch_styles
+from thalweg.analysis.figures.branch_style import IN_ORDER, branch_styles
 from thalweg.analysis.figures.curves import Curve, branches_of, entry, list_length, step_axis
 from thalweg.analysis.figures.figure import Source
-from thalweg.analysis.quantities import PARTS, Quantity, quantities
+from thalweg.analysis.quantities import PARTS, SHARES, Quantity, quantities
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,6 +76,24 @@ registry.panels.add_named(
         "Along the unsplit run; solid: the top k, dashed: the next k. Solved: converged from "
         "scratch; tracked: followed from step to step.",
         _of("solved_eigenvalues", "eigenvalues"),
+        logarithmic=True,
+    )
+)
+registry.panels.add_named(
+    Panel(
+        "curvature-shares",
+        "Where the gradient lies in the spectrum",
+        "Along the unsplit run: the part of a vector's squared length at curvatures above λ₁ / 2, "
+        "/ 5, / 10, / 20 and / 50 (the lines, from dark to light), without a k and without a gap.",
+        _of(*(f"{vector}_shares" for vector in SHARES)),
+    )
+)
+registry.panels.add_named(
+    Panel(
+        "curvature-along",
+        "Curvature along the gradient and the update",
+        "vᵀHv / ‖v‖², between 0 and λ₁ where the Hessian is positive.",
+        _of("gradient_curvature", "update_curvature"),
         logarithmic=True,
     )
 )
@@ -174,6 +192,10 @@ def page_data(data: pd.DataFrame, roles: Mapping[str, str]) -> dict[str, Any]:
         "top k": {"label": "top k", "light": "#0072b2", "dark": "#56b4e9", "dash": "solid"},
         "next k": {"label": "next k", "light": "#d55e00", "dark": "#ff9150", "dash": "3px,1.5px"},
     }
+    groups |= {
+        f"entry {place}": {"label": "", "light": light, "dark": dark, "dash": "solid"}
+        for place, (light, dark) in enumerate(IN_ORDER)
+    }
     panels = [_panel(panel, source) for panel in registry.panels.values()]
     return {
         "axisTitle": axis.label,
@@ -222,6 +244,12 @@ def _lines(
                     "top k" if rank < count / quantity.groups else "next k",
                     source.curve(branch, entry(quantity.name, rank), logarithmic=True),
                 )
+        return
+    if quantity.entries:
+        for place, name in enumerate(quantity.entries):
+            for branch in source.plain_and_trunk():
+                line = source.curve(branch, entry(quantity.name, place))
+                yield f"above {name}", f"entry {place % len(IN_ORDER)}", line
         return
     styles = branch_styles(branches, source.roles)
     for name, curve in source.each_branch(quantity, 0.0 if panel.every_step else None).items():
