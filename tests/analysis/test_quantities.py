@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from thalweg import registry
-from thalweg.analysis.quantities import Quantity, quantities
+from thalweg.analysis.quantities import SHARE_THRESHOLDS, Quantity, quantities
+from thalweg.measure.curvature_shares import PARTS_OF_SHARPNESS
 
 #: Columns of every row, and the parts of a row that no probe measures.
 OF_EVERY_ROW = {"learning_rate"}
@@ -30,3 +31,7 @@ def test_no_two_quantities_are_called_the_same() -> None:
 def test_the_title_of_an_axis_has_the_unit_of_the_values_shown() -> None:
     assert quantities["subspace_error"].axis == "estimated error (%)"
     assert quantities["loss"].axis == "training loss"
+
+
+def test_the_thresholds_of_shares_are_those_of_the_probe() -> None:
+    assert tuple(f"λ₁ / {1 / part:.0f}" for part in PARTS_OF_SHARPNESS) == SHARE_THRESHOLDS

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,9 +12,11 @@ from thalweg import registry
 from thalweg.loss.objective import Objective
 from thalweg.measure.curvature_shares import MULTIPLES_OF_EDGE, PARTS_OF_SHARPNESS
 from thalweg.measure.step_state import StepState
+from thalweg.optim.split import SplitUpdate
 from thalweg.spectrum.subspace import Subspace
 from thalweg.tracking.preconditioner import preconditioner
-from thalweg.tracking.source import FixedSubspace
+from thalweg.tracking.source import FixedSubspace, TrackerReport
+from thalweg.tracking.threshold_source import ThresholdSource
 
 
 def step(adaptive: bool) -> tuple[StepState, Tensor]:
@@ -103,3 +107,44 @@ def test_an_optimizer_without_a_threshold_has_no_edge() -> None:
     state, _ = step(adaptive=False)
     state.optimizer = torch.optim.Rprop(state.objective.parameters())
     assert measured("edge_shares", state) == {}
+
+
+def quadratic(following: float) -> StepState:
+    """H = diag(9, 4, 1), g = -(3, 2, 1), S_1 known, and lambda_2 as its source has it."""
+    inputs = torch.diag(torch.tensor([3.0, 2.0, 1.0]).double()) * math.sqrt(1.5)
+    data = (inputs, torch.full((3, 1), math.sqrt(1.5)).double())
+    model = torch.nn.Linear(3, 1, bias=False).double()
+    loss = torch.nn.MSELoss()
+    source = FixedSubspace(Subspace(torch.eye(3).double()[:, :1], torch.tensor([9.0]).double()))
+    source.report = TrackerReport(0.0, 0.0, True, 1, 0, next_eigenvalue=following)
+    return StepState(0, torch.zeros(3).double(), Objective(model, loss, data), source, 0.1)
+
+
+def test_the_share_at_the_gap_is_chi_squared() -> None:
+    state = quadratic(4.0)
+    row = measured("share_at_gap", state)
+    assert row["gap_ratio"] == pytest.approx(4 / 9)
+    hessian = torch.diag(torch.tensor([9.0, 4.0, 1.0])).double()
+    assert row["gradient_share_at_gap"] == pytest.approx(
+        shares(hessian, state.gradient, [6.0])[0], abs=0.01
+    )
+    assert row["gradient_share_at_gap"] == pytest.approx(9 / 14, abs=0.03)
+    assert row["share_at_gap_error"] < 0.01
+
+
+@pytest.mark.parametrize("following", [6.0, 9.0, -1.0, math.nan])
+def test_without_a_clear_gap_there_is_no_share_at_it(following: float) -> None:
+    row = measured("share_at_gap", quadratic(following))
+    assert "gradient_share_at_gap" not in row
+    assert row == ({} if math.isnan(following) else {"gap_ratio": pytest.approx(following / 9)})
+
+
+def test_the_threshold_of_a_split_is_a_part_of_the_largest_curvature_seen() -> None:
+    state, _ = step(adaptive=False)
+    assert measured("split_threshold", state) == {}
+    source = ThresholdSource(state.objective, 0.2, relative=True)
+    source.update(state.theta, state.gradient)
+    state.optimizer = SplitUpdate(state.optimizer, source, dominant=0.0, bulk=1.0)
+    row = measured("split_threshold", state)
+    assert row["split_threshold_part"] == pytest.approx(0.2, rel=1e-6)
+    assert row["split_threshold"] == pytest.approx(0.2 * float(source.subspace.eigenvalues[0]))

@@ -16,11 +16,10 @@ from thalweg.analysis.claims.claim import Measurement
 from thalweg.analysis.claims.judgement import DEFAULT_ROLES
 from thalweg.errors import InvalidInput
 
-#: Claims on columns of numbers; a spectrum is a column of vectors, and has its own tests.
+VECTORS = {column for probe in registry.probes.values() for column in probe.vectors}
+#: Claims on columns of numbers; those on columns of vectors, such as spectra, have their own tests.
 ON_NUMBERS = [
-    claim
-    for claim in registry.claims.values()
-    if not {"solved_eigenvalues", "position"}.intersection(claim.needs_columns)
+    claim for claim in registry.claims.values() if not VECTORS.intersection(claim.needs_columns)
 ]
 
 

@@ -42,6 +42,20 @@ def test_what_a_study_leaves_open_is_the_problems() -> None:
     assert load_study("noise").branch_phase("gd").optimizer.lr == 0.05
 
 
+def test_a_study_may_have_a_default_problem() -> None:
+    assert load_study("threshold").problem == load_spec("digits-cross-entropy").problem
+    assert load_study("threshold", "digits").problem == load_spec("digits").problem
+
+
+@pytest.mark.parametrize("problem", ["mnist-cross-entropy", "tinyshakespeare"])
+def test_the_branches_that_a_study_has_on_a_problem_alone_are_valid(problem: str) -> None:
+    spec = load_study("threshold", problem)
+    check_spec(spec)
+    assert len(spec.branches) > len(load_study("threshold").branches)
+    for use in spec.claim_uses:
+        assert set(use.roles.values()) <= set(spec.branches), use
+
+
 def test_values_on_a_problem_go_before_the_study_and_the_users_before_both() -> None:
     assert load_study("edge").phases[0].steps == 1100
     assert load_study("edge", "mnist").phases[0].steps == 500
