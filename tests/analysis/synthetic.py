@@ -171,7 +171,13 @@ def expected_progress() -> float:
 def with_later_probes(data: pd.DataFrame) -> pd.DataFrame:
     """The study with the columns of the probes that only some studies ask for."""
     chi, late = data["alignment_gradient"], data["step"] / data["step"].max()
+    shares = [[0.3 * x**2, 0.5 * x**2, 0.6 * x**2, 0.7 * x**2, x**2] for x in chi]
     return data.assign(
+        gradient_shares=shares,
+        minibatch_shares=shares,
+        update_shares=shares,
+        gradient_curvature=0.5 * data["sharpness"],
+        update_curvature=0.3 * data["sharpness"],
         noise_share_dominant=0.5 + 0.4 * late * chi,
         noise_norm=0.1,
         critical_lr_dominant=0.02 / (0.5 + late),

@@ -134,7 +134,7 @@ def _add_studying(verbs: Verbs) -> None:
     reproduce.add_argument(
         "--extensions", action="store_true", help="the same for the methods around the paper"
     )
-    reproduce.add_argument("--problem", help="which problem (default: digits)")
+    reproduce.add_argument("--problem", help="which problem (default: digits, for most)")
     reproduce.add_argument("--data-dir", help="folder or file with the data; else downloaded")
     _execution_options(reproduce)
     _dry_run(reproduce)

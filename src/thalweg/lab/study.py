@@ -95,7 +95,7 @@ def reproduce(
 
     Args:
         study: its name, see `builtin_studies`.
-        problem: its name; default: digits, or the one that the study itself has.
+        problem: its name; default: the study's own, for most digits.
         data_dir: folder or file with the data; default: downloaded.
         overrides: values by key path, or words of the command line.
 

@@ -188,9 +188,27 @@ def test_unmeasured_quantities_and_empty_panels_are_left_out(study: pd.DataFrame
 def test_a_panel_whose_columns_no_probe_measured_is_left_out(study: pd.DataFrame) -> None:
     drawn = page_data(synthetic.study(1), ROLES)
     names = [panel["name"] for panel in drawn["panels"]]
-    assert set(registry.panels) - set(names) == {"critical-learning-rates", "noise"}
+    assert set(registry.panels) - set(names) == {
+        "critical-learning-rates",
+        "curvature-along",
+        "curvature-shares",
+        "noise",
+    }
     sharpness = drawn["panels"][names.index("sharpness")]
     assert [quantity["label"] for quantity in sharpness["quantities"]] == ["lr · λ₁", "λ₁"]
+
+
+def test_lists_of_shares_are_a_line_an_entry_along_the_unsplit_run(study: pd.DataFrame) -> None:
+    shares = [0.1, 0.2, 0.3, 0.4, 0.5]
+    drawn = page_data(study.assign(gradient_shares=[shares] * len(study)), ROLES)
+    (panel,) = (panel for panel in drawn["panels"] if panel["name"] == "curvature-shares")
+    quantity = panel["quantities"][0]
+    assert quantity["label"] == "full gradient"
+    of_trunk, of_plain = quantity["lines"][::2], quantity["lines"][1::2]
+    for lines in (of_trunk, of_plain):
+        assert [line["mean"][0] for line in lines] == shares
+        assert len({line["name"] for line in lines}) == 5
+        assert {line["style"] for line in lines} <= drawn["styles"].keys()
 
 
 def test_long_curves_are_thinned_and_keep_their_last_point() -> None:

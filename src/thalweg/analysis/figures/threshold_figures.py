@@ -191,18 +191,20 @@ def _draw_line(axes: Axes, line: Sequence[AtThreshold]) -> None:
     axes.plot(taus, means, color=colour, linewidth=width, linestyle=dashes)
     if not shape:
         return
-    for tau, of_seeds in zip(taus, values, strict=True):
-        for value in of_seeds:
-            outside = {_LOWEST: "v", _HIGHEST: "^"}.get(float(value), shape)
-            axes.plot(
-                tau,
-                value,
-                outside,
-                color=colour,
-                markersize=3.4,
-                markeredgewidth=0.8,
-                markerfacecolor="white" if own else colour,
-            )
+    places = np.repeat(taus, [len(of_seeds) for of_seeds in values])
+    heights = np.concatenate(values)
+    low_ones, high_ones = heights <= _LOWEST, heights >= _HIGHEST
+    marks = {shape: ~(low_ones | high_ones), "v": low_ones, "^": high_ones}
+    for mark, shown in marks.items():
+        axes.plot(
+            places[shown],
+            heights[shown],
+            mark,
+            color=colour,
+            markersize=3.4,
+            markeredgewidth=0.8,
+            markerfacecolor="white" if own else colour,
+        )
 
 
 def _name_lines(canvas: Canvas, drawn: Sequence[AtThreshold]) -> None:
