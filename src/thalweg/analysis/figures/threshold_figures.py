@@ -319,6 +319,7 @@ def _draw_shares(canvas: Canvas, curves: Curves, look: Look) -> None:
 
 
 def _draw_bands(axes: Axes, curves: Curves, vector: str, runs: Sequence[str]) -> None:
+    steps: Vector = np.empty(0)
     below: Vector | float = 0.0
     for place, (colour, _) in enumerate(IN_ORDER):
         steps, above = _joined([curves.get(f"{vector}_share_above_{place}|{r}") for r in runs])

@@ -79,7 +79,7 @@ def _composed(study: str, problem: str | None) -> dict[str, Any]:
         return _problem_spec(problem or DEFAULT_PROBLEM)
     raw = _read(STUDIES / f"{study}.toml")
     raw.pop("order", None)
-    default = raw.pop("default_problem", DEFAULT_PROBLEM)
+    default: str = raw.pop("default_problem", DEFAULT_PROBLEM)
     special = raw.pop("on", {})
     if "problem" in raw:
         if problem is not None:
