@@ -42,7 +42,7 @@ _END, _LATE = 0.1, 0.5
 _LOWEST, _HIGHEST = -0.6, 1.6
 _MOST_A_ROW = 3
 
-Kind = Literal["dominant", "bulk", "gradient", "update"]
+Kind = Literal["dominant", "bulk", "gradient", "update", "last"]
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,10 @@ def _progress_of_branches(source: Source) -> dict[str, AtThreshold | None]:
     if not found:
         raise NotDrawableError("no branch is split at a curvature")
     bases = dict.fromkeys(drawn.against for drawn in found.values() if drawn is not None)
-    return found | {name: line for base in bases for name, line in _shares(tables[base], base)}
+    for base in bases:
+        found |= dict(_shares(tables[base], base))
+        found[f"last_eigenvalue|{base}"] = _last_eigenvalue(tables[base], base)
+    return found
 
 
 def _shares(tables: Mapping[int, pd.DataFrame], base: str) -> Iterable[tuple[str, AtThreshold]]:
@@ -136,6 +139,18 @@ def _shares(tables: Mapping[int, pd.DataFrame], base: str) -> Iterable[tuple[str
             if values:
                 name = f"{kind}_share_above_{part:g}|{base}"
                 yield name, AtThreshold(base, kind, part, values, base)
+
+
+def _last_eigenvalue(tables: Mapping[int, pd.DataFrame], base: str) -> AtThreshold | None:
+    """lambda_k over lambda_1 late in an unsplit run, where its k eigenvalues were measured."""
+    ratios = {
+        seed: float(np.mean([row[-1] / row[0] for row in known[-ceil(len(known) / 2) :]]))
+        for seed, table in tables.items()
+        if "eigenvalues" in table.columns
+        and (known := [row for row in table["eigenvalues"] if np.ndim(row) == 1 and row[0] > 0])
+    }
+    mean = float(np.mean(list(ratios.values()))) if ratios else 0.0
+    return AtThreshold(base, "last", mean, ratios, base) if mean > 0 else None
 
 
 #: Colour, shape and label of the lines.
@@ -170,6 +185,19 @@ def _draw_progress(canvas: Canvas, points: Mapping[str, AtThreshold | None], loo
 def _draw_base(axes: Axes, points: Sequence[AtThreshold]) -> None:
     for value in (0.0, 1.0):
         axes.axhline(value, color=drawing.FAINT, linewidth=0.6, linestyle=(0, (5, 2)), zorder=0)
+    for point in points:
+        if point.kind == "last":
+            axes.axvline(point.threshold, color=drawing.FAINT, linewidth=0.6, zorder=0)
+            axes.annotate(
+                r"$\lambda_k$",
+                (point.threshold, 1.0),
+                xycoords=("data", "axes fraction"),
+                xytext=(0, 1),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+                color="#6b6b6b",
+            )
     for kind in _LOOKS:
         for own in (False, True):
             line = [point for point in points if (point.kind, point.own) == (kind, own)]
@@ -252,7 +280,8 @@ figures.add_named(
         "curvature; 1: as far, 0: as at the branch point. Dots: seeds; line: mean. What is above "
         f"{_HIGHEST} or below \N{MINUS SIGN}{-_LOWEST}, or diverged, is at the edge as a triangle. "
         "Dotted: the part of the squared length of the unsplit run's gradient and proposed update "
-        "that lies above, over its last half; bands: lowest to highest seed.",
+        "that lies above, over its last half; bands: lowest to highest seed. Upright: lambda_k of "
+        "the unsplit run.",
         needs=("split_threshold_part", "loss"),
         curves=_progress_of_branches,
         draw=_draw_progress,
