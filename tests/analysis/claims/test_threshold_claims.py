@@ -64,7 +64,7 @@ def test_without_a_gap_nothing_is_compared() -> None:
     data = without(data, data["step"] > 0, "gradient_share_at_gap")
     verdict = verdict_of("share-equals-alignment", data, **PLAIN)
     assert verdict.outcome == "undecided"
-    assert "no gap" in verdict.note
+    assert "no clear gap" in verdict.note
     assert "0.80" in verdict.note
 
 

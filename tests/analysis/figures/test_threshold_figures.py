@@ -46,13 +46,24 @@ def test_progress_is_the_log_decrease_over_that_of_the_unsplit_branch(tmp_path: 
     assert of_bulk.to_numpy() == pytest.approx(1.0, abs=0.15)
     of_dom = rows[rows["branch"].str.startswith("dom")]["value"]
     assert of_dom.to_numpy() == pytest.approx(synthetic.expected_progress(), abs=0.15)
-    own = rows.set_index("branch")["own_metric"]
-    assert own["dom-sgd-own-tenth"].all()
-    assert not own["dom-sgd-tenth"].any()
+    how = dict(zip(rows["branch"], rows["split_at"], strict=True))
+    assert how["dom-sgd-own-tenth"] == "own metric"
+    assert how["dom-sgd-tenth"] == "curvature"
     lines = pd.read_csv(saved.csv).query("quantity == 'gradient_share_above_0.1'")
     assert lines["value"].to_numpy() == pytest.approx(SHARES[PARTS_OF_SHARPNESS.index(0.1)])
     for figure in (saved, shares):
         assert figure.png.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_split_by_the_dominant_subspace_is_drawn_at_its_last_eigenvalue(tmp_path: Path) -> None:
+    tracked = synthetic.study(2, every=50)
+    tracked = tracked[tracked["branch"].isin(["dom-sgd", "bulk-sgd"])]
+    data = pd.concat([study(), tracked], ignore_index=True)
+    (saved,) = draw(data, tmp_path, "progress-against-threshold").saved
+    rows = pd.read_csv(saved.csv).query("split_at == 'S_k'")
+    assert set(rows["branch"]) == {"dom-sgd", "bulk-sgd"}
+    spectrum = synthetic.SPECTRUM[: synthetic.K]
+    assert rows["threshold"].to_numpy() == pytest.approx(spectrum[-1] / spectrum[0], rel=0.05)
 
 
 def test_a_branch_that_diverges_is_drawn_at_the_edge(tmp_path: Path) -> None:

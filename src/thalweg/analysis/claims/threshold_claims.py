@@ -47,7 +47,7 @@ def measure_share_above(seed: SeedTables) -> Measurement:
 def measure_agreement(seed: SeedTables) -> Measurement:
     """Mean over the last half of abs(share above sqrt(lambda_k lambda_{k+1}) - chi_k^2).
 
-    Not measurable where the gap is closed at all of these steps: there S_k is ill defined.
+    Not measurable without a clear gap at any of these steps: there S_k is not well defined.
     """
     steps, chi = measured(seed, "plain", "alignment_gradient")
     table = rows(seed, "plain")
@@ -77,7 +77,7 @@ def _no_gap(branch: str, gap: Vector) -> str:
     if not len(known):
         return f"lambda_(k+1) of {branch} was not measured"
     mean = float(known.mean())
-    return f"no gap, S_k of {branch} is ill defined: lambda_(k+1) / lambda_k is {mean:.2f}"
+    return f"no clear gap in {branch}: lambda_(k+1) / lambda_k is {mean:.2f}"
 
 
 def measure_progress_below(seed: SeedTables) -> Measurement:

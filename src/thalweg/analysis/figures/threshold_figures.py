@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -43,6 +43,9 @@ _LOWEST, _HIGHEST = -0.6, 1.6
 _MOST_A_ROW = 3
 
 Kind = Literal["dominant", "bulk", "gradient", "update", "last"]
+#: The split is at a curvature, at one in the optimizer's own metric, or that of S_k at lambda_k.
+How = Literal["curvature", "own metric", "S_k"]
+_DASHES: Mapping[How, tuple[float, ...]] = {"curvature": (), "own metric": (4.0, 1.5), "S_k": ()}
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,6 @@ class AtThreshold:
     threshold   tau over the largest curvature
     of_seed     seed -> value; minus infinity where training diverged
     against     the unsplit branch
-    own         whether the threshold is one in the optimizer's own metric
     """
 
     branch: str
@@ -60,7 +62,7 @@ class AtThreshold:
     threshold: float
     of_seed: Mapping[int, float]
     against: str
-    own: bool = False
+    how: How = "curvature"
 
     def rows(self, quantity: str) -> pd.DataFrame:
         """A row a seed."""
@@ -72,7 +74,7 @@ class AtThreshold:
                 "branch": self.branch,
                 "divided_by": self.against,
                 "threshold": self.threshold,
-                "own_metric": self.own,
+                "split_at": self.how,
                 "seed": list(self.of_seed),
                 "value": list(self.of_seed.values()),
             }
@@ -101,24 +103,44 @@ def _progress_of_branches(source: Source) -> dict[str, AtThreshold | None]:
         part, base = part_of(branch, source.roles), base_of(branch, branches, source.roles)
         if part is None or base is None:
             continue
-        thresholds = [mean_since(t, "split_threshold_part", 1.0) for t in tables[branch].values()]
         values = {
             seed: value
             for seed, table in tables[branch].items()
             if seed in tables[base] and not math.isnan(value := progress(table, tables[base][seed]))
         }
-        if not values or not np.isfinite(thresholds).any():
-            continue
-        own = tail_of(branch, base).partition("-")[0] == "own"
-        threshold = float(np.nanmean(thresholds))
-        found[f"progress|{branch}"] = AtThreshold(branch, part, threshold, values, base, own)
-    if not found:
+        how, threshold = _split_of(branch, base, tables[branch], source.roles)
+        if values and math.isfinite(threshold):
+            found[f"progress|{branch}"] = AtThreshold(branch, part, threshold, values, base, how)
+    if all(drawn is None or drawn.how == "S_k" for drawn in found.values()):
         raise NotDrawableError("no branch is split at a curvature")
     bases = dict.fromkeys(drawn.against for drawn in found.values() if drawn is not None)
     for base in bases:
         found |= dict(_shares(tables[base], base))
         found[f"last_eigenvalue|{base}"] = _last_eigenvalue(tables[base], base)
     return found
+
+
+def _split_of(
+    branch: str, base: str, tables: Mapping[int, pd.DataFrame], roles: Mapping[str, str]
+) -> tuple[How, float]:
+    """How a branch is split, and the threshold over the largest curvature; NaN: neither way."""
+    thresholds = [mean_since(table, "split_threshold_part", 1.0) for table in tables.values()]
+    if np.isfinite(thresholds).any():
+        own = tail_of(branch, base).partition("-")[0] == "own"
+        return "own metric" if own else "curvature", float(np.nanmean(thresholds))
+    if branch in roles.values() and (ratios := _last_over_first(tables)):
+        return "S_k", float(np.mean(list(ratios.values())))
+    return "curvature", math.nan
+
+
+def _last_over_first(tables: Mapping[int, pd.DataFrame]) -> dict[int, float]:
+    """lambda_k over lambda_1 of each seed, over the last half of where they were measured."""
+    return {
+        seed: float(np.mean([row[-1] / row[0] for row in known[-ceil(len(known) / 2) :]]))
+        for seed, table in tables.items()
+        if "eigenvalues" in table.columns
+        and (known := [row for row in table["eigenvalues"] if np.ndim(row) == 1 and row[0] > 0])
+    }
 
 
 def _shares(tables: Mapping[int, pd.DataFrame], base: str) -> Iterable[tuple[str, AtThreshold]]:
@@ -143,12 +165,7 @@ def _shares(tables: Mapping[int, pd.DataFrame], base: str) -> Iterable[tuple[str
 
 def _last_eigenvalue(tables: Mapping[int, pd.DataFrame], base: str) -> AtThreshold | None:
     """lambda_k over lambda_1 late in an unsplit run, where its k eigenvalues were measured."""
-    ratios = {
-        seed: float(np.mean([row[-1] / row[0] for row in known[-ceil(len(known) / 2) :]]))
-        for seed, table in tables.items()
-        if "eigenvalues" in table.columns
-        and (known := [row for row in table["eigenvalues"] if np.ndim(row) == 1 and row[0] > 0])
-    }
+    ratios = _last_over_first(tables)
     mean = float(np.mean(list(ratios.values()))) if ratios else 0.0
     return AtThreshold(base, "last", mean, ratios, base) if mean > 0 else None
 
@@ -199,30 +216,29 @@ def _draw_base(axes: Axes, points: Sequence[AtThreshold]) -> None:
                 color="#6b6b6b",
             )
     for kind in _LOOKS:
-        for own in (False, True):
-            line = [point for point in points if (point.kind, point.own) == (kind, own)]
+        for how in _DASHES:
+            line = [point for point in points if (point.kind, point.how) == (kind, how)]
             if line:
                 _draw_line(axes, sorted(line, key=lambda point: point.threshold))
 
 
 def _draw_line(axes: Axes, line: Sequence[AtThreshold]) -> None:
     colour, shape, _ = _LOOKS[line[0].kind]
-    own = line[0].own
     taus = [point.threshold for point in line]
     values = [np.clip(list(point.of_seed.values()), _LOWEST, _HIGHEST) for point in line]
-    means = [float(of_seeds.mean()) for of_seeds in values]
-    width, dashes = (1.3, "solid") if shape else (0.9, (0, (1.2, 1.2)))
-    if own:
-        dashes = (0, (4.0, 1.5))
     low, high = [float(v.min()) for v in values], [float(v.max()) for v in values]
     axes.fill_between(taus, low, high, color=colour, alpha=0.15, linewidth=0)
-    axes.plot(taus, means, color=colour, linewidth=width, linestyle=dashes)
+    means = [float(of_seeds.mean()) for of_seeds in values]
+    handle = _handle(line[0])
+    axes.plot(
+        taus, means, color=colour, linewidth=handle["linewidth"], linestyle=handle["linestyle"]
+    )
     if not shape:
         return
     places = np.repeat(taus, [len(of_seeds) for of_seeds in values])
     heights = np.concatenate(values)
-    low_ones, high_ones = heights <= _LOWEST, heights >= _HIGHEST
-    marks = {shape: ~(low_ones | high_ones), "v": low_ones, "^": high_ones}
+    lowest, highest = heights <= _LOWEST, heights >= _HIGHEST
+    marks = {handle["marker"]: ~(lowest | highest), "v": lowest, "^": highest}
     for mark, shown in marks.items():
         axes.plot(
             places[shown],
@@ -231,30 +247,36 @@ def _draw_line(axes: Axes, line: Sequence[AtThreshold]) -> None:
             color=colour,
             markersize=3.4,
             markeredgewidth=0.8,
-            markerfacecolor="white" if own else colour,
+            markerfacecolor=handle["markerfacecolor"],
         )
+
+
+def _handle(point: AtThreshold) -> dict[str, Any]:
+    """How the line of a point looks, and its marks."""
+    colour, shape, text = _LOOKS[point.kind]
+    dashes = _DASHES[point.how] if shape else (1.2, 1.2)
+    endings: Mapping[How, str] = {
+        "own metric": ", own metric",
+        "S_k": " with $S_k$",
+        "curvature": "",
+    }
+    return {
+        "color": colour,
+        "linestyle": (0, dashes) if dashes else "solid",
+        "linewidth": 0.9 if not shape else 0.0 if point.how == "S_k" else 1.3,
+        "marker": "D" if point.how == "S_k" else shape or None,
+        "markersize": 4,
+        "markerfacecolor": colour if point.how == "curvature" else "white",
+        "label": text + endings[point.how],
+    }
 
 
 def _name_lines(canvas: Canvas, drawn: Sequence[AtThreshold]) -> None:
     from matplotlib.lines import Line2D
 
-    handles = []
-    for kind, (colour, shape, text) in _LOOKS.items():
-        for own in (False, True):
-            if any((point.kind, point.own) == (kind, own) for point in drawn):
-                dashes = (0, (4.0, 1.5)) if own else "solid" if shape else (0, (1.2, 1.2))
-                handle = Line2D(
-                    [],
-                    [],
-                    color=colour,
-                    linestyle=dashes,
-                    linewidth=1.2,
-                    marker=shape or None,
-                    markersize=4,
-                    markerfacecolor="white" if own else colour,
-                    label=text + (", own metric" if own else ""),
-                )
-                handles.append(handle)
+    order = [(kind, how) for kind in _LOOKS for how in _DASHES]
+    first = {(point.kind, point.how): point for point in reversed(drawn)}
+    handles = [Line2D([], [], **_handle(first[key])) for key in order if key in first]
     canvas.legend(
         handles=handles,
         loc="outside upper center",
@@ -281,7 +303,7 @@ figures.add_named(
         f"{_HIGHEST} or below \N{MINUS SIGN}{-_LOWEST}, or diverged, is at the edge as a triangle. "
         "Dotted: the part of the squared length of the unsplit run's gradient and proposed update "
         "that lies above, over its last half; bands: lowest to highest seed. Upright: lambda_k of "
-        "the unsplit run.",
+        "the unsplit run; there, diamonds: Dom and Bulk with S_k.",
         needs=("split_threshold_part", "loss"),
         curves=_progress_of_branches,
         draw=_draw_progress,
