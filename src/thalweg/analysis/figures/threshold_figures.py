@@ -195,7 +195,7 @@ def _draw_progress(canvas: Canvas, points: Mapping[str, AtThreshold | None], loo
     panels[0, 0].set_xscale("log")
     drawing.plain_log_ticks(panels[0, 0], horizontal=True)
     canvas.supxlabel(r"threshold $\tau\,/\,\lambda_1$ of the split", fontsize=9)
-    canvas.supylabel("part of the unsplit run's log-decrease", fontsize=9)
+    canvas.supylabel("progress (unsplit run: 1)", fontsize=9)
     _name_lines(canvas, drawn)
 
 
@@ -290,7 +290,7 @@ def _name_lines(canvas: Canvas, drawn: Sequence[AtThreshold]) -> None:
 def _size_of_progress(points: Mapping[str, AtThreshold | None], look: Look) -> Size:
     bases = {point.against for point in points.values() if point is not None}
     rows = ceil(len(bases) / _MOST_A_ROW)
-    return (drawing.COLUMN_WIDTH if len(bases) == 1 else drawing.PAGE_WIDTH), 0.9 + 1.8 * rows
+    return (drawing.COLUMN_WIDTH if len(bases) == 1 else drawing.PAGE_WIDTH), 1.0 + 1.8 * rows
 
 
 figures.add_named(
