@@ -101,11 +101,11 @@ class Compression:
             later = _applied(longer, function, coordinates)
             moved = max(moved, float((later - _padded(inside, longer)).norm()))
             turned = max(turned, abs(float(later[: len(coordinates)] @ coordinates) - mean))
-        # What T's continuations know nothing of. The mean's error is of the order of the square of
-        # f(A) v's, also where the continuations agree on the mean by chance.
+        # What T's continuations know nothing of. The mean's error is between that of f(A) v and its
+        # square; where the continuations agree on the mean by chance, say half-way.
         unseen = self._unseen(coordinates, threshold)
         error = max(moved, unseen**0.5)
-        return SmoothStep(inside, error, mean, max(turned, 2 * error**2))
+        return SmoothStep(inside, error, mean, max(turned, error**1.5 / 2))
 
     def step_bounds(self, coordinates: Tensor, threshold: float) -> tuple[float, float]:
         """The least and the most that v^T 1[A > tau] v can be, v = V c, c (m,) of norm 1."""
