@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thalweg import registry
-from thalweg.analysis.claims.claim import ClaimUse
-from thalweg.analysis.claims.judgement import Verdict, judge_all, with_note
-from thalweg.analysis.claims.subspace_caveat import subspace_caveat
+from thalweg.analysis.claims.claim import Claim, ClaimUse
+from thalweg.analysis.claims.judgement import TRUNK_ROLE, Verdict, judge_all, with_note
+from thalweg.analysis.claims.subspace_caveat import WITHOUT_SUBSPACE, subspace_caveat
 from thalweg.analysis.claims.verdicts import verdicts_to_json
 from thalweg.lab.config.spec import Spec
 from thalweg.lab.store.folders import TRUNK, StudyFolder, load
@@ -28,11 +28,29 @@ def verdicts(study: StudyFolder, spec: Spec, made: Made) -> list[Verdict]:
     """Judge the claims on what has been measured, and write the verdicts into the folder."""
     uses = [ClaimUse(registry.claims[use.name], use.roles) for use in spec.claim_uses]
     data = load(study)
+    roles = roles_of(spec)
     targets = {name: spec.of_branch(name).subspace.error for name in (TRUNK, *spec.branches)}
-    caveat = subspace_caveat(data, targets)
-    found = [with_note(each, caveat) for each in judge_all(uses, data, roles_of(spec))]
+    found = []
+    for use, verdict in zip(uses, judge_all(uses, data, roles), strict=True):
+        own = branches_on_subspace(use.claim, {**roles, **TRUNK_ROLE, **use.roles}, spec)
+        caveat = subspace_caveat(data[data["branch"].isin(own)], targets)
+        found.append(with_note(verdict, caveat))
     study.write_verdicts(json.loads(verdicts_to_json(found)))
     return found
+
+
+def branches_on_subspace(claim: Claim, roles: Mapping[str, str], spec: Spec) -> set[str]:
+    """The branches of a claim that rest on a tracked subspace: by what is measured, or by a split.
+
+    Args:
+        roles: the branch of each role.
+    """
+    own = {roles[role] for role in claim.needs_roles if role in roles}
+    if set(claim.needs_columns) - WITHOUT_SUBSPACE:
+        return own
+    phases = {name: spec.branch_phase(name) for name in own if name in spec.branches}
+    splits = {name for name, phase in phases.items() if phase.split and phase.split.changes}
+    return {name for name in splits if spec.of_branch(name).subspace.source != "threshold"}
 
 
 @registry.conclusions.register("figures")

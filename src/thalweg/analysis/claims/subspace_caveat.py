@@ -19,6 +19,10 @@ from thalweg.spectrum.gap import CLOSED
 if TYPE_CHECKING:
     import pandas as pd
 
+WITHOUT_SUBSPACE = frozenset(
+    ("loss", "test_loss", "test_accuracy", "minibatch_loss", "gradient_shares")
+)
+"""Columns that are what they are whichever subspace is followed."""
 FEWEST = 0.05
 """A smaller fraction of a branch's rows is not worth a word: the row itself has its error."""
 
