@@ -57,7 +57,7 @@ def test_the_share_is_the_squared_alignment_where_a_gap_is() -> None:
     tau = float((values[k - 1] * values[k]).sqrt())
     share = curvature_profile(objective, gradient, thresholds=[tau], error=1e-9).share_above(tau)
     chi = top_eigenpairs(objective, k, tolerance=1e-9).alignment(gradient)
-    assert share.value == pytest.approx(chi**2, abs=1e-6)
+    assert float(share) == pytest.approx(chi**2, abs=1e-6)
 
 
 def test_vectors_that_share_a_space_are_profiled_as_alone() -> None:
@@ -69,6 +69,14 @@ def test_vectors_that_share_a_space_are_profiled_as_alone() -> None:
         found, right = (p.share_above(0.3, width=0.1).value for p in (profile, single))
         assert found == pytest.approx(right, abs=1e-8)
     assert together[0].num_matvecs == together[2].num_matvecs
+    columns = curvature_profiles(operator, torch.stack([vector, other], dim=1), error=1e-9)
+    assert [p.mean for p in columns] == pytest.approx([p.mean for p in together[:2]])
+
+
+@pytest.mark.parametrize("vectors", [[], [torch.ones(60, 1)], [torch.ones(60), torch.ones(59)]])
+def test_vectors_of_other_shapes_are_refused(vectors: list[torch.Tensor]) -> None:
+    with pytest.raises(InvalidInput, match="vectors"):
+        curvature_profiles(operator_and_vector()[0], vectors)
 
 
 def test_the_error_asked_for_decides_the_products() -> None:

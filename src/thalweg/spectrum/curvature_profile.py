@@ -66,6 +66,9 @@ class Share:
         """The most that `value` is off by, where the bounds hold."""
         return max(self.upper - self.value, self.value - self.lower)
 
+    def __float__(self) -> float:
+        return self.value
+
     def __repr__(self) -> str:
         return f"Share({self.value:.4g}, from {self.lower:.4g} to {self.upper:.4g})"
 
@@ -170,7 +173,7 @@ def curvature_profile(
 @shielded()
 def curvature_profiles(
     operator: SymmetricOperator | Loss,
-    vectors: Sequence[Tensor],
+    vectors: Tensor | Sequence[Tensor],
     *,
     thresholds: Sequence[float] | None = None,
     parts: Sequence[float] = USUAL_PARTS,
@@ -188,7 +191,7 @@ def curvature_profiles(
     Args:
         operator: anything with `shape`, `dtype`, `device` and `@` on a block (P, b); or a loss, for
             its Hessian at the parameters.
-        vectors: (P,) each, not zero.
+        vectors: (P,) each, or the columns of (P, b); none of them zero.
         thresholds: > 0, in units of the operator; None for `parts` of the largest curvature seen.
         parts: > 0 and at most 1.
         error: target, of the shares.
@@ -213,9 +216,7 @@ def curvature_profiles(
     check_settings(error, width, max_matvecs)
     for threshold in thresholds or ():
         check_threshold(threshold)
-    if any(vector.dim() != 1 for vector in vectors) or not vectors:
-        raise invalid("vectors", [tuple(v.shape) for v in vectors], "vectors (P,), at least one")
-    space = LanczosSpace(operator, torch.stack(list(vectors), dim=1), known, keep_basis=keep_basis)
+    space = LanczosSpace(operator, _columns(vectors), known, keep_basis=keep_basis)
 
     def reached_by(seen: Compression) -> float:
         taus = thresholds or _parts_of_largest(seen, parts)
@@ -231,6 +232,16 @@ def curvature_profiles(
     tell_if_not_converged("curvature_profile", reached, error, space.num_matvecs)
     caveat = estimate_caveat(operator, known, keep_basis=keep_basis)
     return profiles_of(space, converged=reached <= error, caveat=caveat)
+
+
+def _columns(vectors: Tensor | Sequence[Tensor]) -> Tensor:
+    """Vectors as the columns of (P, b)."""
+    if isinstance(vectors, Tensor):
+        return vectors
+    shapes = [tuple(vector.shape) for vector in vectors]
+    if not shapes or any(len(shape) != 1 for shape in shapes) or len(set(shapes)) > 1:
+        raise invalid("vectors", shapes, "vectors (P,), at least one")
+    return torch.stack(list(vectors), dim=1)
 
 
 def profiles_of(space: LanczosSpace, *, converged: bool, caveat: str) -> list[CurvatureProfile]:
