@@ -83,6 +83,7 @@ def watch(
     quiet: bool = False,
     overwrite: bool = False,
     resume_at: int | None = None,
+    probes: Sequence[str] = (),
 ) -> Watcher:
     """Report the curvature of a loss, and where updates go, while an optimizer trains the model.
 
@@ -105,8 +106,8 @@ def watch(
         optimizer: any optimizer of torch; those of its parameters that belong to the model and
             require a gradient make up theta. Thalweg's own, Accelerate's and Lightning's wrappers
             are looked through, in both directions: the report is about the update that is made.
-        every, file, sinks, quiet, overwrite, resume_at: as for `Watcher`. Every row goes to the
-            console, to a CSV `file` and to all `sinks`: objects with log(row, step) and close(),
+        every, file, sinks, quiet, overwrite, resume_at, probes: as for `Watcher`. Every row goes
+            to the console, to a CSV `file` and to all `sinks`: objects with log(row, step) and close(),
             functions of (row, step), or names such as "parquet:rows.parquet".
         k: dimension of the dominant subspace; None for the number of classes, where the model's
             output is (n, classes) with at most 100 of them.
@@ -192,6 +193,7 @@ def watch(
         quiet=quiet,
         overwrite=overwrite,
         resume_at=resume_at,
+        probes=probes,
     )
 
 
@@ -215,7 +217,7 @@ def watch_loss(
         optimizer, k, threshold, relative_to, every, error, exact: as for `watch`; k or a threshold
             is needed.
         seed: of the tracker.
-        options: `file`, `sinks`, `quiet`, `overwrite` and `resume_at` of `Watcher`.
+        options: `file`, `sinks`, `quiet`, `overwrite`, `resume_at` and `probes` of `Watcher`.
 
     Raises:
         InvalidInput: the optimizer has none of the loss's parameters; the loss, or one product with

@@ -39,9 +39,9 @@ import random
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import torch
@@ -76,6 +76,9 @@ from thalweg.optim.stability import stability_threshold
 from thalweg.spectrum.subspace import Subspace
 from thalweg.tracking.source import SubspaceSource
 from thalweg.tracking.wrapping import stepping
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MEASURED = (
     "loss",
@@ -162,6 +165,8 @@ class Watcher:
         overwrite: replace the file, if it is there.
         resume_at: for a resumed training, the number of its next optimizer step: steps count from
             there, and a file that is there is continued.
+        probes: what else a report asks, by name, such as "curvature_shares"; their columns follow
+            `COLUMNS`.
 
     Attributes:
         history: one dict a report, keys `COLUMNS`; `pandas.DataFrame(watcher.history)`.
@@ -184,6 +189,7 @@ class Watcher:
         quiet: bool = False,
         overwrite: bool = False,
         resume_at: int | None = None,
+        probes: Sequence[str] = (),
     ) -> None:
         if every < 1:
             raise invalid("every", every, "an integer >= 1")
@@ -197,6 +203,9 @@ class Watcher:
         self.step = resume_at or 0
         history = History()
         self.history: list[dict[str, Any]] = history.rows
+        self._probes = [registry.probes.find(name) for name in probes]
+        further = [column for probe in self._probes for column in probe.columns]
+        self._columns = (*COLUMNS, *(column for column in further if column not in COLUMNS))
         self._parameters = list(objective.parameters())
         self._held = _held_by(optimizer)
         self._kind = objective.device, objective.dtype
@@ -218,7 +227,7 @@ class Watcher:
         if not (quiet or any(isinstance(sink, Console) for sink in self._sinks.sinks)):
             own.append(Console([column for column in CONSOLE_COLUMNS if column not in hidden]))
         if file is not None:
-            own.append(CSV(file, COLUMNS, overwrite=overwrite, resume_at=resume_at))
+            own.append(CSV(file, self._columns, overwrite=overwrite, resume_at=resume_at))
         self._sinks.sinks[:0] = own
         # Of a wrapped optimizer's step and that of what is in it, the first to begin counts.
         self._stepping: Optimizer | None = None
@@ -259,6 +268,20 @@ class Watcher:
         with undisturbed(self._device()):
             self._sinks.close()
 
+    def plot(self) -> Figure:
+        """Draw what was reported: a matplotlib figure, `watcher.plot().savefig("run.png")`.
+
+        Loss, sharpness beside its limit, alignments; with the probe "curvature_shares" also where
+        gradient and update lie in the spectrum.
+
+        Raises:
+            InvalidInput: nothing was reported yet.
+            MissingExtra: matplotlib is not installed.
+        """
+        from thalweg.measure.watch_plot import draw
+
+        return draw(self.history)
+
     def __enter__(self) -> Watcher:
         return self
 
@@ -298,6 +321,7 @@ class Watcher:
                 objective=self.objective,
                 source=self.source,
                 learning_rate=row["learning_rate"],
+                optimizer=optimizer,
             )
             # The gradient first: the subspace's error is measured by it.
             _ = state.gradient, state.subspace
@@ -352,8 +376,8 @@ class Watcher:
 
         def measure() -> None:
             state.update = state.proposed = self.objective.theta() - state.theta
-            for name in MEASURED:
-                row.update(registry.probes[name].measure(state))
+            for probe in (*(registry.probes[name] for name in MEASURED), *self._probes):
+                row.update(probe.measure(state))
             row["caveat"] = state.source.report.caveat or None
             if state.source.report.ill_defined and (above := alignments_above(state)):
                 row.update(above)
@@ -432,7 +456,7 @@ class Watcher:
         return {"preconditioned_sharpness": float(found[0].eigenvalues[0])}
 
     def _report(self, measured: Mapping[str, Any]) -> None:
-        row: dict[str, Any] = {column: measured.get(column) for column in COLUMNS}
+        row: dict[str, Any] = {column: measured.get(column) for column in self._columns}
         # Not those of `history`, which belong to the user.
         self._recent.append(row.copy())
         for part in ("dominant", "bulk"):

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.networks import silu
+from thalweg.errors import InvalidInput
+from thalweg.measure.curvature_shares import PARTS_OF_SHARPNESS
+from thalweg.measure.watch import watch
+from thalweg.measure.watch_plot import draw
+from thalweg.measure.watcher import COLUMNS
+
+
+def test_further_probes_fill_columns_of_their_own_and_are_drawn(tmp_path: Path) -> None:
+    case = silu()
+    optimizer = torch.optim.SGD(case.model.parameters(), lr=0.1)
+    file = tmp_path / "rows.csv"
+    options = {"every": 1, "k": 2, "quiet": True, "file": file, "probes": ["curvature_shares"]}
+    with watch(case.model, case.loss, case.data, optimizer, **options) as watcher:  # type: ignore[arg-type]
+        for _ in range(3):
+            optimizer.zero_grad()
+            case.loss(case.model(case.data[0]), case.data[1]).backward()
+            optimizer.step()
+    row = watcher.history[-1]
+    assert list(row)[: len(COLUMNS)] == list(COLUMNS)
+    assert len(row["update_shares"]) == len(PARTS_OF_SHARPNESS)
+    assert file.read_text().splitlines()[0].split(",") == list(row)
+    figure = watcher.plot()
+    assert [axes.get_ylabel() for axes in figure.axes] == [
+        "loss",
+        "curvature",
+        "alignment",
+        "share of the gradient",
+        "share of the update",
+    ]
+    # Gradient and update of full-batch SGD are one direction: the bands are those of both.
+    bands = [len(axes.collections) for axes in figure.axes[3:]]
+    assert bands == [len(PARTS_OF_SHARPNESS) + 1] * 2
+    figure.savefig(tmp_path / "run.png")
+
+
+def test_without_shares_three_panels_are_drawn_and_without_rows_none() -> None:
+    row = {"step": 0, "loss": 1.0, "sharpness": None, "preconditioned_sharpness": 3.0}
+    assert len(draw([row, {**row, "step": 1}]).axes) == 3
+    with pytest.raises(InvalidInput, match="nothing was reported"):
+        draw([])
+
+
+def test_an_unknown_probe_is_refused() -> None:
+    case = silu()
+    optimizer = torch.optim.SGD(case.model.parameters(), lr=0.1)
+    with pytest.raises(InvalidInput, match="curvature_shares"):
+        watch(case.model, case.loss, case.data, optimizer, k=2, probes=["curvature_share"])
