@@ -107,8 +107,8 @@ def watch(
             require a gradient make up theta. Thalweg's own, Accelerate's and Lightning's wrappers
             are looked through, in both directions: the report is about the update that is made.
         every, file, sinks, quiet, overwrite, resume_at, probes: as for `Watcher`. Every row goes
-            to the console, to a CSV `file` and to all `sinks`: objects with log(row, step) and close(),
-            functions of (row, step), or names such as "parquet:rows.parquet".
+            to the console, to a CSV `file` and to all `sinks`: objects with log(row, step) and
+            close(), functions of (row, step), or names such as "parquet:rows.parquet".
         k: dimension of the dominant subspace; None for the number of classes, where the model's
             output is (n, classes) with at most 100 of them.
         threshold: split at this curvature tau instead of a k, see `ThresholdSource`: where no gap

@@ -41,7 +41,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import Any
 from weakref import WeakSet
 
 import torch
@@ -76,9 +77,6 @@ from thalweg.optim.stability import stability_threshold
 from thalweg.spectrum.subspace import Subspace
 from thalweg.tracking.source import SubspaceSource
 from thalweg.tracking.wrapping import stepping
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 MEASURED = (
     "loss",
@@ -268,7 +266,7 @@ class Watcher:
         with undisturbed(self._device()):
             self._sinks.close()
 
-    def plot(self) -> Figure:
+    def plot(self) -> Any:
         """Draw what was reported: a matplotlib figure, `watcher.plot().savefig("run.png")`.
 
         Loss, sharpness beside its limit, alignments; with the probe "curvature_shares" also where
@@ -278,9 +276,8 @@ class Watcher:
             InvalidInput: nothing was reported yet.
             MissingExtra: matplotlib is not installed.
         """
-        from thalweg.measure.watch_plot import draw
-
-        return draw(self.history)
+        # By its name: the engine needs torch alone.
+        return import_module("thalweg.integrations.watch_plot").draw(self.history)
 
     def __enter__(self) -> Watcher:
         return self

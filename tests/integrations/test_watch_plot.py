@@ -7,9 +7,9 @@ import torch
 
 from tests.networks import silu
 from thalweg.errors import InvalidInput
+from thalweg.integrations.watch_plot import draw
 from thalweg.measure.curvature_shares import PARTS_OF_SHARPNESS
 from thalweg.measure.watch import watch
-from thalweg.measure.watch_plot import draw
 from thalweg.measure.watcher import COLUMNS
 
 
