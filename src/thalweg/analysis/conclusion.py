@@ -33,7 +33,7 @@ def verdicts(study: StudyFolder, spec: Spec, made: Made) -> list[Verdict]:
     found = []
     for use, verdict in zip(uses, judge_all(uses, data, roles), strict=True):
         own = branches_on_subspace(use.claim, {**roles, **TRUNK_ROLE, **use.roles}, spec)
-        caveat = subspace_caveat(data[data["branch"].isin(own)], targets)
+        caveat = subspace_caveat(data[data["branch"].isin(sorted(own))], targets)
         found.append(with_note(verdict, caveat))
     study.write_verdicts(json.loads(verdicts_to_json(found)))
     return found
