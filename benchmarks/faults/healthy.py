@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import shutil
 import socket
 import subprocess
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +35,7 @@ SMALL: dict[str, Any] = {
     "problem.data": {"name": "digits"},
     "problem.model": {"name": "mlp", "hidden": [8], "activation": "tanh"},
     "problem.preprocess": "unit",
-    "problem.samples": 300,
+    "problem.samples": 600,
     "problem.test_samples": 20,
     "subspace.k": 2,
 }
@@ -45,15 +48,42 @@ SHORT: dict[str, Any] = {
 }
 
 
+OF_A_TEXT: dict[str, Any] = {
+    "problem.samples": 60,
+    "problem.test_samples": 10,
+    "problem.data.context": 16,
+    "problem.model.width": 8,
+    "problem.model.heads": 2,
+    "problem.model.layers": 1,
+}
+
+
 def small_specs() -> dict[str, Callable[[], Spec]]:
     """Every built-in spec and study, but small: digits, a small network, 4 steps."""
     found: dict[str, Callable[[], Spec]] = {}
     for name in builtin_specs():
         found[name] = lambda name=name: load_spec(name, {**SMALL, **SHORT})
     for name in builtin_studies():
-        changes = SHORT if has_own_problem(name) else {**SMALL, **SHORT}
-        found[f"study {name}"] = lambda n=name, c=changes: load_study(n, None, c)
+        found[f"study {name}"] = lambda name=name: _small_study(name)
     return found
+
+
+def _small_study(name: str) -> Spec:
+    """A study, but small; one that is about text on a text of its own."""
+    if not has_own_problem(name):
+        return load_study(name, None, {**SMALL, **SHORT})
+    if load_study(name, None, SHORT).problem.data.registered_name != "tinyshakespeare":
+        return load_study(name, None, SHORT)
+    return load_study(name, None, {**OF_A_TEXT, **SHORT, "problem.data.data_dir": _text()})
+
+
+@functools.cache
+def _text() -> str:
+    """A file of 20,000 characters that repeat themselves."""
+    file = Path(tempfile.mkdtemp(prefix="thalweg-text-")) / "input.txt"
+    file.write_text("A thalweg is the line along the bottom of a valley.\n" * 400)
+    atexit.register(shutil.rmtree, file.parent, ignore_errors=True)
+    return str(file)
 
 
 def is_good(folder: Path, *plugins: str) -> str:
