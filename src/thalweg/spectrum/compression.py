@@ -183,7 +183,7 @@ def continued(projected: Tensor, coupling: Tensor, pattern: int, steps: int) -> 
         steps: blocks to append.
     """
     m, r = len(projected), len(coupling)
-    longer = torch.zeros(m + r * steps, m + r * steps, dtype=projected.dtype)
+    longer = projected.new_zeros(m + r * steps, m + r * steps)
     longer[:m, :m] = projected
     longer[m : m + r, :m], longer[:m, m : m + r] = coupling, coupling.T
     # Row block by row block, T with the coupling below it; the first of the pattern comes again

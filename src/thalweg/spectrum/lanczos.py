@@ -93,7 +93,7 @@ class LanczosSpace:
             raise invalid("vector", f"norms {self.lengths.tolist()}", "finite vectors, not zero")
         self._starts = rows / self.lengths[:, None].to(rows)
         self._basis = _Rows(rows[:0])
-        self._projected = torch.zeros(0, 0, dtype=torch.float64)
+        self._projected = torch.zeros(0, 0, dtype=torch.float64, device="cpu")
         if known is not None:
             self._basis.append(known.basis.T.to(rows))
             self._projected = torch.diag(known.eigenvalues.double().cpu())
@@ -102,7 +102,9 @@ class LanczosSpace:
         self._next, into = _orthonormal(self._starts, self._basis, alike)
         inside = self._basis.coordinates(self._starts.T).double().cpu()
         self._first = torch.cat([inside, into])
-        self._coupling = torch.zeros(len(self._next), self.dimension, dtype=torch.float64)
+        self._coupling = torch.zeros(
+            len(self._next), self.dimension, dtype=torch.float64, device="cpu"
+        )
         # The widths of the blocks that were multiplied.
         self._widths: list[int] = []
 
@@ -148,7 +150,9 @@ class LanczosSpace:
             self._basis.keep_last(width)
         left = max(0, self.operator.shape[0] - self.dimension)
         self._next, into = _orthonormal(images, self._basis, self.rounding, left)
-        self._coupling = torch.zeros(len(self._next), self.dimension, dtype=torch.float64)
+        self._coupling = torch.zeros(
+            len(self._next), self.dimension, dtype=torch.float64, device="cpu"
+        )
         self._coupling[:, -width:] = into
         self._widths.append(width)
 
@@ -223,7 +227,7 @@ class LanczosSpace:
         """Take the products' coordinates in the basis held (n, width) into T."""
         m, held = self.dimension, len(inside) - width
         corner = inside[held:]
-        across = torch.zeros(m, width, dtype=torch.float64)
+        across = torch.zeros(m, width, dtype=torch.float64, device="cpu")
         across[m - held :] = inside[:held]
         # Towards the block before, a product says again what that block's own product said.
         others = across[m - held :] - self._coupling.T[m - held :]
@@ -317,7 +321,7 @@ def _orthonormal(
         most: the largest r.
     """
     found: list[Tensor] = []
-    into = torch.zeros(len(block), len(block), dtype=torch.float64)
+    into = torch.zeros(len(block), len(block), dtype=torch.float64, device="cpu")
     for column, row in enumerate(block):
         vector = row - basis.combination(basis.coordinates(row[:, None]))[:, 0]
         for _ in range(2):

@@ -86,7 +86,8 @@ class FilterReference:
     ) -> FilterReference:
         """The reference at theta, from a space that was grown there over all samples."""
         rows, images = space.rows_and_images()
-        first, second = (images - (operator(objective, theta, half) @ rows.T).T for half in halves)
+        over_halves = (operator(objective, theta, half) for half in halves)
+        first, second = (images - (half @ rows.T).T for half in over_halves)
         return cls(rows, (first, second), halves)
 
     def corrected(
@@ -119,6 +120,6 @@ def drawn_halves(
     num_samples: int, count: int, generator: torch.Generator, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Two halves of `count` samples that are drawn at random, each in order."""
-    drawn = torch.randperm(num_samples, generator=generator)[:count].to(device)
+    drawn = torch.randperm(num_samples, generator=generator, device="cpu")[:count].to(device)
     half = count // 2
     return drawn[:half].sort().values, drawn[half : 2 * half].sort().values

@@ -43,7 +43,9 @@ def test_what_a_study_leaves_open_is_the_problems() -> None:
 
 
 def test_a_study_may_have_a_default_problem() -> None:
-    assert load_study("threshold").problem == load_spec("digits-cross-entropy").problem
+    usual, named = load_study("threshold"), load_study("threshold", "digits-cross-entropy")
+    assert usual == named
+    assert usual.problem.loss == load_spec("digits-cross-entropy").problem.loss
     assert load_study("threshold", "digits").problem == load_spec("digits").problem
 
 
