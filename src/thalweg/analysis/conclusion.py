@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from thalweg import registry
 from thalweg.analysis.claims.claim import Claim, ClaimUse
@@ -17,6 +17,8 @@ from thalweg.lab.store.folders import TRUNK, StudyFolder, load
 from thalweg.lab.study import roles_of
 
 if TYPE_CHECKING:
+    import pandas
+
     from thalweg.analysis.figures.figure import SavedFigures
 
 Made = Mapping[str, Any]
@@ -33,7 +35,8 @@ def verdicts(study: StudyFolder, spec: Spec, made: Made) -> list[Verdict]:
     found = []
     for use, verdict in zip(uses, judge_all(uses, data, roles), strict=True):
         own = branches_on_subspace(use.claim, {**roles, **TRUNK_ROLE, **use.roles}, spec)
-        caveat = subspace_caveat(data[data["branch"].isin(sorted(own))], targets)
+        rows = cast("pandas.DataFrame", data[data["branch"].isin(sorted(own))])
+        caveat = subspace_caveat(rows, targets)
         found.append(with_note(verdict, caveat))
     study.write_verdicts(json.loads(verdicts_to_json(found)))
     return found
