@@ -57,6 +57,12 @@ def say_done(folder: Path, branch: str = "seed-0/trunk") -> None:
     shutil.rmtree(list_checkpoints(folder / branch / "checkpoints")[-1])
 
 
+def test_rows_of_exchanged_folders_are_not_read(folder: Path) -> None:
+    exchange(folder / "seed-0" / "trunk", folder / "seed-1" / "trunk")
+    with pytest.raises(IntegrityError, match="is that of seed 1 trunk: folders were exchanged"):
+        load(folder)
+
+
 def test_rows_of_a_run_without_its_table_are_not_left_out(folder: Path) -> None:
     (folder / "seed-1" / "trunk" / "run.toml").unlink()
     with pytest.raises(IntegrityError, match=r"seed-1/trunk/run\.toml: is missing"):

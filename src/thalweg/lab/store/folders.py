@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -179,12 +179,27 @@ class RunFolder:
         except ValueError:  # `InvalidInput` is one
             return ""
 
+    def require_own_place(self, table: Mapping[str, Any]) -> None:
+        """Check that what `run.toml` holds is about the run that the folder stands for.
+
+        Raises:
+            IntegrityError: it is another run's.
+        """
+        found = (table.get("seed"), table.get("branch"))
+        if None not in found and found != (self.seed, self.branch):
+            raise IntegrityError(
+                f"{self.path / 'run.toml'}: is that of seed {found[0]} {found[1]}: folders were"
+                " exchanged; put them back"
+            )
+
     def read_metrics(self) -> pyarrow.Table:
         """Return the table of the sealed rows so far.
 
         Raises:
-            IntegrityError: a segment is damaged, missing, or of another run.
+            IntegrityError: a segment is damaged, missing, or of another run; the folder is.
         """
+        with suppress(ValueError):  # of a `run.toml` that is none, metrics tell enough
+            self.require_own_place(parse_toml(self.run_text, "run.toml"))
         table = read_metrics(self.metrics, self.hash)
         status = self.status()
         is_short = status and status.state == "done" and status.rows not in (None, len(table))

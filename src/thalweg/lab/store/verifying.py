@@ -45,11 +45,7 @@ def read_run_table(run: RunFolder) -> dict[str, Any]:
         check_format(path, table["format"])
     if not {"seed", "branch"} <= table.keys():
         raise IntegrityError(f"{path}: damaged, it does not say of which run it is; {MEND}")
-    found = (table["seed"], table["branch"])
-    if found != (run.seed, run.branch):
-        raise IntegrityError(
-            f"{path}: is that of seed {found[0]} {found[1]}: folders were exchanged; put them back"
-        )
+    run.require_own_place(table)
     return table
 
 
