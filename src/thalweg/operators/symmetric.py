@@ -196,3 +196,40 @@ def rows_of(vectors: Tensor, operator: SymmetricOperator) -> Tensor:
         raise invalid("vector", f"on {vectors.device}", f"on {operator.device}, like the operator")
     rows = vectors.reshape(1, -1) if vectors.dim() == 1 else vectors.T
     return rows.contiguous()
+
+
+def product(operator: SymmetricOperator, block: Tensor) -> Tensor:
+    """A V of the columns of a block (P, b), of the block's own kind.
+
+    Raises:
+        InvalidInput: it has another shape, dtype or device than the operator states.
+    """
+    images = operator @ block
+    if _description(images) != _description(block):
+        raise invalid(
+            "operator",
+            f"a product of {_description(images)}",
+            f"{_description(block)}, as its shape, dtype and device say",
+        )
+    return images
+
+
+def refuse_asymmetry(asymmetry: float, allowed: float) -> None:
+    """Refuse an operator whose u^T A v and v^T A u differ too much.
+
+    Args:
+        asymmetry: their difference, relative to norm(A).
+
+    Raises:
+        InvalidInput: it is larger than allowed.
+    """
+    if asymmetry > allowed:
+        raise invalid(
+            "operator",
+            f"u^T A v and v^T A u that differ by {asymmetry:.1e} of its norm",
+            "a symmetric operator, the same at every product",
+        )
+
+
+def _description(tensor: Tensor) -> str:
+    return f"shape {tuple(tensor.shape)}, {tensor.dtype} on {tensor.device}"

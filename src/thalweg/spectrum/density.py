@@ -44,7 +44,7 @@ from thalweg.errors import Diverged, invalid
 from thalweg.linalg import combine, coordinates, dots, gram, linear_combination, norm
 from thalweg.loss.protocol import Loss
 from thalweg.operators.hessian import as_operator
-from thalweg.operators.symmetric import CountsMatvecs, SymmetricOperator
+from thalweg.operators.symmetric import CountsMatvecs, SymmetricOperator, refuse_asymmetry
 from thalweg.spectrum.probe_vectors import known_part, probe_vectors
 from thalweg.spectrum.subspace import Subspace
 
@@ -295,12 +295,7 @@ def _check(alpha: Tensor, leaks: Tensor, scale: Tensor) -> None:
     if not bool(torch.isfinite(alpha).all() and torch.isfinite(scale).all()):
         raise Diverged("a product with the operator is NaN or infinite")
     asymmetry = float((leaks / scale.clamp(min=1e-300)).max())
-    if asymmetry > 1e-3:
-        raise invalid(
-            "operator",
-            f"u^T A v and v^T A u that differ by {asymmetry:.1e} of its norm",
-            "a symmetric operator, the same at every product",
-        )
+    refuse_asymmetry(asymmetry, 1e-3)
 
 
 def _quadrature(diagonal: Tensor, off_diagonal: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from thalweg.errors import Diverged, invalid
+from thalweg.errors import Diverged
 from thalweg.linalg import (
     column_blocks,
     combine,
@@ -35,7 +35,7 @@ from thalweg.linalg import (
     reject,
     squared_norm,
 )
-from thalweg.operators.symmetric import SymmetricOperator
+from thalweg.operators.symmetric import SymmetricOperator, product, refuse_asymmetry
 from thalweg.spectrum.subspace import Subspace
 
 Which = Literal["largest", "smallest", "magnitude"]
@@ -144,13 +144,7 @@ class Krylov:
         self.num_matvecs += block.shape[1]
 
     def _product(self, block: Tensor) -> Tensor:
-        images = self.operator @ block
-        if _description(images) != _description(block):
-            raise invalid(
-                "operator",
-                f"a product of {_description(images)}",
-                f"{_description(block)}, as its shape, dtype and device say",
-            )
+        images = product(self.operator, block)
         # The largest norm of a product bounds that of A from below, and shows NaN and Inf as well.
         largest = float(norm(images, dim=0).max())
         if not largest < float("inf"):
@@ -161,12 +155,7 @@ class Krylov:
     def _require_symmetric(self, one_way: Tensor, other_way: Tensor, allowed: float) -> None:
         difference = float((one_way.cpu() - other_way.cpu()).abs().max())
         asymmetry = difference / max(self.operator_norm, torch.finfo(torch.float64).tiny)
-        if asymmetry > allowed:
-            raise invalid(
-                "operator",
-                f"u^T A v and v^T A u that differ by {asymmetry:.1e} of its norm",
-                "a symmetric operator, the same at every product",
-            )
+        refuse_asymmetry(asymmetry, allowed)
 
     def remainder(self) -> Tensor:
         """The products of the block appended last, minus their part in the basis: (P, b)."""
@@ -381,7 +370,3 @@ def random_vector(operator: SymmetricOperator, generator: torch.Generator) -> Te
     """A random unit vector (P, 1), drawn on the CPU in float64: the same on every device."""
     vector = random_unit(operator.shape[0], generator)[:, None]
     return vector.to(dtype=operator.dtype, device=operator.device)
-
-
-def _description(tensor: Tensor) -> str:
-    return f"shape {tuple(tensor.shape)}, {tensor.dtype} on {tensor.device}"

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from thalweg.errors import Diverged, invalid
 from thalweg.linalg import combine, coordinates, dot, linear_combination, norm
-from thalweg.operators.symmetric import SymmetricOperator
+from thalweg.operators.symmetric import SymmetricOperator, product, refuse_asymmetry
 from thalweg.spectrum.compression import Compression, continued
 from thalweg.spectrum.subspace import Subspace
 
@@ -209,13 +209,7 @@ class LanczosSpace:
         return total
 
     def _product(self, block: Tensor) -> Tensor:
-        images = (self.operator @ block.T).T
-        if (images.shape, images.dtype, images.device) != (block.shape, block.dtype, block.device):
-            raise invalid(
-                "operator",
-                f"a product of shape {tuple(images.T.shape)}, {images.dtype}",
-                f"{tuple(block.T.shape)}, {block.dtype}, as its shape and dtype say",
-            )
+        images = product(self.operator, block.T).T
         largest = float(norm(images, dtype=torch.float64).max())
         if not largest < float("inf"):
             raise Diverged("a product with the operator is NaN or infinite")
@@ -243,12 +237,7 @@ class LanczosSpace:
     def _require_symmetric(self, leaks: Tensor, corner: Tensor) -> None:
         apart = torch.cat([leaks.flatten(), (corner - corner.T).flatten()]).abs().max()
         asymmetry = float(apart) / max(self.largest, torch.finfo(torch.float64).tiny)
-        if asymmetry > ASYMMETRY:
-            raise invalid(
-                "operator",
-                f"u^T A v and v^T A u that differ by {asymmetry:.1e} of its norm",
-                "a symmetric operator, the same at every product",
-            )
+        refuse_asymmetry(asymmetry, ASYMMETRY)
 
     def _continuations(self) -> Iterator[Tensor]:
         r = len(self._next)
