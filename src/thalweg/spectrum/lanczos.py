@@ -35,6 +35,7 @@ from thalweg.errors import Diverged, invalid
 from thalweg.linalg import combine, coordinates, dot, linear_combination, norm
 from thalweg.operators.symmetric import SymmetricOperator, product, refuse_asymmetry
 from thalweg.spectrum.compression import Compression, continued
+from thalweg.spectrum.probe_vectors import known_part
 from thalweg.spectrum.subspace import Subspace
 
 # How much u^T A v and v^T A u may differ, relative to the largest product.
@@ -67,7 +68,7 @@ class LanczosSpace:
 
     Raises:
         InvalidInput: a start that is zero or not finite, or of another shape than the operator's;
-            known eigenpairs without the basis.
+            known eigenpairs without the basis, or that `known_part` refuses.
     """
 
     def __init__(
@@ -93,10 +94,9 @@ class LanczosSpace:
             raise invalid("vector", f"norms {self.lengths.tolist()}", "finite vectors, not zero")
         self._starts = rows / self.lengths[:, None].to(rows)
         self._basis = _Rows(rows[:0])
-        self._projected = torch.zeros(0, 0, dtype=torch.float64, device="cpu")
-        if known is not None:
-            self._basis.append(known.basis.T.to(rows))
-            self._projected = torch.diag(known.eigenvalues.double().cpu())
+        before = known_part(operator, known)
+        self._basis.append(before.basis.T)
+        self._projected = torch.diag(before.eigenvalues.double().cpu())
         # A start that is another one's multiple but for rounding would add the rounding alone.
         alike = torch.finfo(rows.dtype).eps ** 0.5
         self._next, into = _orthonormal(self._starts, self._basis, alike)
