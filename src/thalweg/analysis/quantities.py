@@ -121,6 +121,32 @@ _CATALOGUE = (
         "curvature that mini-batches feel along their own gradients",
     ),
     Quantity(
+        "critical_sharpness",
+        "critical sharpness",
+        "critical",
+        "2 over the learning rate at which the optimizer's own update would raise the loss",
+    ),
+    Quantity(
+        "directional_sharpness_gradient",
+        "directional sharpness, gradient",
+        "along the gradient",
+        "curvature along the full gradient",
+    ),
+    Quantity(
+        "directional_sharpness_update",
+        "directional sharpness, update",
+        "along the update",
+        "curvature along the update that was made",
+    ),
+    Quantity(
+        "gradient_noise_scale",
+        "gradient noise scale",
+        "noise scale",
+        "batch size at which noise and signal of the gradient are as large",
+        unit="samples",
+        logarithmic=True,
+    ),
+    Quantity(
         "stability_ratio",
         "sharpness / threshold",
         "over threshold",

@@ -6,7 +6,14 @@ import warnings
 from typing import Any
 
 from thalweg.measure.batch_sharpness import BatchSharpness, batch_sharpness
+from thalweg.measure.critical_sharpness import (
+    CriticalSharpness,
+    critical_sharpness,
+    critical_sharpness_along,
+)
 from thalweg.measure.diagnosis import Diagnosis, Finding, diagnose
+from thalweg.measure.directional_sharpness import directional_sharpness
+from thalweg.measure.gradient_noise_scale import GradientNoiseScale, gradient_noise_scale
 from thalweg.measure.preconditioned_sharpness import preconditioned_sharpness
 from thalweg.measure.probes import Probe, probe
 from thalweg.measure.sinks import CSV, Console, History, Sink, Sinks, WatchWarning
@@ -19,8 +26,10 @@ __all__ = [
     "BatchSharpness",
     "BranchPoint",
     "Console",
+    "CriticalSharpness",
     "Diagnosis",
     "Finding",
+    "GradientNoiseScale",
     "History",
     "Probe",
     "Sink",
@@ -29,7 +38,11 @@ __all__ = [
     "WatchWarning",
     "Watcher",
     "batch_sharpness",
+    "critical_sharpness",
+    "critical_sharpness_along",
     "diagnose",
+    "directional_sharpness",
+    "gradient_noise_scale",
     "preconditioned_sharpness",
     "probe",
     "watch",

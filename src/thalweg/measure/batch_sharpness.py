@@ -29,6 +29,7 @@ from torch import Tensor
 
 from thalweg.errors import invalid
 from thalweg.loss.protocol import Loss
+from thalweg.measure.directional_sharpness import curvature_along
 from thalweg.measure.probes import Value, probe
 from thalweg.measure.step_state import StepState
 from thalweg.operators.hessian import Hessian
@@ -96,7 +97,7 @@ def batch_sharpness(
         # In ascending order the data is read forwards.
         samples = drawn.sort().values
         _, gradient = objective.value_and_gradient(theta, samples)
-        curvatures[number], squares[number] = curvature_along(objective, theta, samples, gradient)
+        curvatures[number], squares[number] = _terms(objective, theta, samples, gradient)
     value = curvatures.mean() / squares.mean()
     deviations = (curvatures - value * squares) / squares.mean()
     # The standard deviation of a single batch is unknown, and torch would warn of it.
@@ -104,20 +105,12 @@ def batch_sharpness(
     return BatchSharpness(float(value), error, batch_size, batches)
 
 
-def curvature_along(
-    objective: Loss, theta: Tensor, samples: Tensor | None, vector: Tensor
+def _terms(
+    objective: Loss, theta: Tensor, samples: Tensor | None, gradient: Tensor
 ) -> tuple[float, float]:
-    """v^T H_B v and norm(v)^2 of a vector v (P,), H_B the Hessian over some samples at theta.
-
-    Args:
-        samples: indices of the samples, int64 (n,); None for all.
-
-    Raises:
-        Diverged: the loss or the product is NaN or infinite.
-    """
-    product = Hessian(objective, theta, samples) @ vector
-    wide = vector.double()
-    return float(wide @ product.double()), float(wide.square().sum())
+    """g_B^T H_B g_B and norm(g_B)^2 of one batch."""
+    curvature, square = curvature_along(Hessian(objective, theta, samples), gradient[:, None])
+    return float(curvature), float(square)
 
 
 @probe("batch_sharpness", ["batch_sharpness"])
@@ -131,6 +124,6 @@ def batch_sharpness_of_state(state: StepState) -> Mapping[str, Value]:
     """
     curvature = square = 0.0
     for samples, gradient in zip(state.batch_samples, state.batch_gradients.T, strict=True):
-        terms = curvature_along(state.objective, state.theta, samples, gradient)
+        terms = _terms(state.objective, state.theta, samples, gradient)
         curvature, square = curvature + terms[0], square + terms[1]
     return {"batch_sharpness": curvature / square if square else math.nan}
