@@ -898,9 +898,10 @@ def test_in_a_group_that_fares_well_numbers_are_those_of_one_process() -> None:
     for key in COLUMNS:
         if key not in hidden:
             assert watcher.history[0][key] == alone.history[0][key], key
-    # A number goes ahead of each sum, and one behind the last of each of two parts.
-    assert len(group.said) == group.sums + 2
-    assert set(group.said) == {0.0}
+    # A number goes ahead of each sum, and one behind the last of each of two parts; and in a third
+    # part ahead of two numbers, what report and training have cost, which are said as well.
+    assert len(group.said) == group.sums + 2 + 5
+    assert sum(number != 0.0 for number in group.said) <= 2
 
 
 def test_all_or_none_leaves_interrupts_and_losses_without_reduction_alone() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -43,8 +44,15 @@ from thalweg.loss.swapped import Overwritten, Places, Replaced, Swapped
 from thalweg.loss.weighting import is_torch_loss, target_name
 from thalweg.surroundings import one_path, shielded
 
+_EVALUATING: ContextVar[bool] = ContextVar("evaluating", default=False)
+
 BETWEEN_SAMPLES = 1_000_003
 """How far apart the seeds of two samples are: more than those of a few repetitions."""
+
+
+def is_evaluating() -> bool:
+    """Whether a forward or backward pass is Thalweg's own, as seen by a hook of the model."""
+    return _EVALUATING.get()
 
 
 class Evaluation(NamedTuple):
@@ -173,6 +181,7 @@ class Evaluator:
         sparse = [layer for layer in self._with_sparse_gradients if layer.sparse]
         for layer in sparse:
             layer.sparse = False
+        evaluating = _EVALUATING.set(True)
         try:
             with ExitStack() as stack:
                 stack.enter_context(shielded())
@@ -185,6 +194,7 @@ class Evaluator:
                     stack.enter_context(InFloat32())
                 yield
         finally:
+            _EVALUATING.reset(evaluating)
             for layer in sparse:
                 layer.sparse = True
             for module in switched:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from thalweg.errors import InvalidInput
 from thalweg.loss.chunk_multiplier import ChunkGraph, ChunkMultiplier, pull_back
+from thalweg.loss.cost import PRODUCT, Cost
 from thalweg.loss.guards.memory import InChunks, within_memory
 from thalweg.loss.layout import ParameterLayout
 from thalweg.loss.reduce import Reduction
@@ -27,6 +28,7 @@ class Chunked(InChunks, Protocol):
     layout: ParameterLayout
     multiplier: ChunkMultiplier
     reduction: Reduction
+    cost: Cost
 
 
 class ChunkedLinearization:
@@ -93,6 +95,7 @@ class ChunkedLinearization:
                         # Seen as complex numbers, which have to begin at an even place.
                         shaped = [vectors.clone() for vectors in shaped]
                         part = objective.multiplier.multiply(chunk, shaped)
+                objective.cost.add(chunk.samples, len(part) * PRODUCT)
                 # In place: on small chunks the passes over (k, P) cost more than the arithmetic.
                 if chunk.fraction != 1:
                     part.mul_(chunk.fraction)

@@ -34,6 +34,7 @@ from thalweg.loss.batches import plain, refuse_rows
 from thalweg.loss.chunk_multiplier import ChunkMultiplier
 from thalweg.loss.compute_loss import ComputeLoss
 from thalweg.loss.copies import SamplesInDtype, few_of, in_dtype
+from thalweg.loss.cost import BACKWARD, FORWARD, Cost
 from thalweg.loss.evaluation import Evaluation, Evaluator, entries, in_groups, mapped
 from thalweg.loss.guards.agreement import Agreement, agreement
 from thalweg.loss.guards.determinism import refuse_changing
@@ -123,6 +124,7 @@ class Objective:
 
     Attributes:
         multiplier: how blocks are multiplied: a `ChunkMultiplier`.
+        cost: what was evaluated so far, by this process: a `Cost`.
 
     Raises:
         InvalidInput: a dropout or batch-norm layer in training mode without what it needs, here or
@@ -172,6 +174,7 @@ class Objective:
         size = _default_chunk(self.device) if chunk_size == "auto" else chunk_size
         self.chunk_size = 1 if self._whole else size
         self.multiplier = ChunkMultiplier(vectorize_up_to)
+        self.cost = Cost()
         self.check = check
         # Whether errors of torch are told in other words; in copies they are caught, not told.
         self._tells = True
@@ -448,6 +451,7 @@ class Objective:
         """
         pieces = self.evaluator.pieces(theta)
         for batch, count, fraction, first in self.chunks(samples):
+            self.cost.add(count, FORWARD)
             outputs, loss, at = self.evaluator.evaluate(pieces, batch, first, apart=apart)
             require_finite(loss.detach(), "the loss")
             yield Evaluation(fraction, count, at.leaves, outputs, loss, at)
@@ -479,6 +483,7 @@ class Objective:
             weights = self._weights_of_each(parts, count // batch_size)
             # A batch in which every target is ignored has the mean 0/0.
             parts, weights = entries(parts, weights > 0), weights[weights > 0]
+            self.cost.add(count, FORWARD)
             losses, at = self.evaluator.evaluate_each(pieces, parts, len(weights))
             with at:
                 loss = losses @ weights
@@ -493,6 +498,7 @@ class Objective:
         for batch, count, fraction, first in self.chunks(samples, batch_size):
             if count % batch_size:
                 raise invalid("batch_size", batch_size, f"a divisor of {count}, the data's batch")
+            self.cost.add(count, FORWARD)
             _, loss, at = self.evaluator.evaluate(pieces, batch, first)
             require_finite(loss.detach(), "the loss")
             with at:
@@ -511,6 +517,7 @@ class Objective:
         Raises:
             InvalidInput: the loss does not depend on any parameter.
         """
+        self.cost.add(evaluation.samples, BACKWARD)
         return self.evaluator.gradient(
             evaluation, create_graph=create_graph, retain_graph=retain_graph
         )
@@ -518,7 +525,8 @@ class Objective:
     def _value(self, theta: Tensor | None, samples: Tensor | None) -> Tensor:
         total = torch.zeros((), dtype=self.dtype, device=self.device)
         pieces = self.evaluator.pieces(theta)
-        for batch, _, fraction, first in self.chunks(samples):
+        for batch, count, fraction, first in self.chunks(samples):
+            self.cost.add(count, FORWARD)
             # With a graph, as for the gradient: without one torch and models may compute another
             # function.
             loss = self.evaluator.evaluate(pieces, batch, first)[1]
@@ -531,7 +539,7 @@ class Objective:
         value = torch.zeros((), dtype=self.dtype, device=self.device)
         gradient = torch.zeros(self.num_parameters, dtype=self.dtype, device=self.device)
         for evaluation in self.evaluations(theta, samples):
-            parts = self.layout.flatten(self.evaluator.gradient(evaluation))
+            parts = self.layout.flatten(self.gradient_of(evaluation))
             gradient.add_(parts, alpha=evaluation.fraction)
             value = value + evaluation.fraction * evaluation.loss.detach()
         return value.to(self.dtype), gradient

@@ -295,6 +295,8 @@ def critical_sharpness_of_state(state: StepState) -> Mapping[str, Value]:
         loss=state.loss,
         slope=float(dots(state.gradient, state.proposed, dim=-1)),
     )
+    if found.reason:
+        state.notes.append(f"critical sharpness: {found.reason}")
     return {
         "critical_sharpness": found.value,
         "critical_sharpness_error": found.error,

@@ -68,6 +68,7 @@ class StepState:
         steps_before, gradients_before: steps since the last recorded row, and what the subspace
             cost in them, in gradients of the full loss.
         k: dimension of S_k, where that is known without asking for it.
+        notes: what probes have to say in words, such as why a value is NaN.
         evaluate_test: gives (loss, accuracy or None) on held-out data at the model's parameters
             set to a theta; None without such data.
         optimizer: that of the run, in its state after the step; None where not known.
@@ -93,6 +94,7 @@ class StepState:
     optimizer: Optimizer | None = None
     batches: Callable[[int], list[Tensor]] | None = None
     k: int | None = None
+    notes: list[str] = field(default_factory=list)
     # The vector is kept beside its parts: the identity of one that is gone may be given again.
     _parts: dict[int, tuple[Tensor, Parts]] = field(default_factory=dict)
 

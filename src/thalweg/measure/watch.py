@@ -65,7 +65,8 @@ def watch(
     data: object,
     optimizer: Optimizer,
     *,
-    every: int = 50,
+    every: int | None = None,
+    budget: float = 0.05,
     k: int | None = None,
     threshold: float | None = None,
     relative_to: Literal["sharpness", "edge", "one"] = "sharpness",
@@ -96,9 +97,9 @@ def watch(
     parameters.
 
     A report costs one gradient over the watched data and at k = 10 up to about 20 more for the
-    subspace, fewer where it turns slowly, the first one several times that:
-    bound it by `samples`, or by giving less data. Under Adam, AdamW and RMSprop it also solves for
-    the preconditioned sharpness.
+    subspace, fewer where it turns slowly, the first one several times that. Under Adam, AdamW and
+    RMSprop it also solves for the preconditioned sharpness. Reports come as often as `budget`
+    allows: make them cheaper, and more, by `samples` or by giving less data.
 
     Args:
         model, loss, data, batch_weight, chunk_size, group: as for `Objective`; `data` is what the
@@ -106,7 +107,8 @@ def watch(
         optimizer: any optimizer of torch; those of its parameters that belong to the model and
             require a gradient make up theta. Thalweg's own, Accelerate's and Lightning's wrappers
             are looked through, in both directions: the report is about the update that is made.
-        every, file, sinks, quiet, overwrite, resume_at, probes: as for `Watcher`. Every row goes
+        every, budget, file, sinks, quiet, overwrite, resume_at, probes: as for `Watcher`; the
+            budget is 5 % of the training, counted in gradients of samples. Every row goes
             to the console, to a CSV `file` and to all `sinks`: objects with log(row, step) and
             close(), functions of (row, step), or names such as "parquet:rows.parquet".
         k: dimension of the dominant subspace; None for the number of classes, where the model's
@@ -188,6 +190,7 @@ def watch(
         exact=exact,
         seed=seed or 0,
         every=every,
+        budget=budget,
         file=file,
         sinks=sinks,
         quiet=quiet,
@@ -204,7 +207,7 @@ def watch_loss(
     k: int | None = None,
     threshold: float | None = None,
     relative_to: Literal["sharpness", "edge", "one"] = "sharpness",
-    every: int = 50,
+    every: int | None = None,
     error: float = 0.01,
     exact: bool = False,
     seed: int = 0,
@@ -217,7 +220,8 @@ def watch_loss(
         optimizer, k, threshold, relative_to, every, error, exact: as for `watch`; k or a threshold
             is needed.
         seed: of the tracker.
-        options: `file`, `sinks`, `quiet`, `overwrite`, `resume_at` and `probes` of `Watcher`.
+        options: `budget`, `file`, `sinks`, `quiet`, `overwrite`, `resume_at` and `probes` of
+            `Watcher`.
 
     Raises:
         InvalidInput: the optimizer has none of the loss's parameters; the loss, or one product with

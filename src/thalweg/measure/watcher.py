@@ -1,10 +1,10 @@
 """The reports of a watched training: a `Watcher` acts through the hooks of its optimizer.
 
-At every n-th step of an optimizer a `Watcher` reports sharpness and stability threshold, how much
-of the gradient and of the update lies in the dominant subspace, and the effective learning rate of
-either part, to the sinks that it was given. The training is bit for bit what it is without, also
-where a report fails: that is a row which says why. `watch` builds one; with an objective and a
-source of one's own:
+At every n-th step of an optimizer, or as often as a budget allows, a `Watcher` reports sharpness
+and stability threshold, how much of the gradient and of the update lies in the dominant subspace,
+and the effective learning rate of either part, to the sinks that it was given. The training is bit
+for bit what it is without, also where a report fails: that is a row which says why. `watch` builds
+one; with an objective and a source of one's own:
 
 Example:
     >>> import torch
@@ -48,18 +48,23 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
+from torch.nn import Module
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from thalweg import registry
 from thalweg.errors import InvalidInput, invalid
+from thalweg.loss.cost import PARTS, cost_of
 from thalweg.loss.guards.memory import is_out_of_memory
 from thalweg.loss.protocol import Loss
+from thalweg.loss.reduce import Reduction
+from thalweg.loss.samples import are_whole
 from thalweg.measure.agreement import all_or_none
 from thalweg.measure.curvature_shares import alignments_above
 from thalweg.measure.effective_learning_rate import effective_learning_rate
 from thalweg.measure.preconditioned_sharpness import preconditioned_sharpness
+from thalweg.measure.report_spacing import ReportSpacing
 from thalweg.measure.sinks import (
     CONSOLE_COLUMNS,
     CSV,
@@ -68,11 +73,13 @@ from thalweg.measure.sinks import (
     Sink,
     Sinks,
     reason_of,
+    say_if_possible,
     warn,
     warnings_that_stop_nothing,
 )
 from thalweg.measure.stability_probes import threshold_at
 from thalweg.measure.step_state import StepState
+from thalweg.measure.training_samples import TrainingSamples
 from thalweg.optim.stability import stability_threshold
 from thalweg.spectrum.subspace import Subspace
 from thalweg.tracking.source import SubspaceSource
@@ -103,6 +110,8 @@ COLUMNS = (
     *registry.probes["effective_learning_rates"].columns,
     "subspace_error",
     "subspace_gradients",
+    "report_gradients",
+    "overhead",
     "seconds",
     "caveat",
     "failure",
@@ -118,9 +127,11 @@ accumulated), and of the update it made; `effective_lr_*` is a ratio of sums ove
 `WINDOW` reports, whose terms are the `lr_numerator_*` and `lr_denominator_*`; `subspace_error` is
 the tracker's estimate of the error of the full gradient's dominant part, relative to the gradient;
 `subspace_gradients` is what the subspace cost, in gradients of the loss over the watched data, the
-one gradient that each report takes not included; `seconds` is what the whole report took; `caveat`
-is None, or a text that says why the subspace is not to be trusted: its target was missed, or it is
-ill defined at this k. Then alignments are square roots of the shares above lambda_k, which need no
+one gradient that each report takes not included; `report_gradients` is what the whole report cost,
+probes included, in the same unit; `overhead` what all reports have cost, as a part of the training
+so far, None where its samples are not seen; `seconds` is what the whole report took; `caveat` is
+None, or a text: why a value is NaN, or why the subspace is not to be trusted: its target was
+missed, or it is ill defined at this k. Then alignments are square roots of the shares above lambda_k, which need no
 gap (see `curvature_profile`), and the text says so; `failure` is None, or a text that says why the
 columns that are None could not be measured.
 """
@@ -134,7 +145,7 @@ MOST_FAILURES = 3
 
 
 class Watcher:
-    """Reports on every n-th step of an optimizer, until it is closed.
+    """Reports on steps of an optimizer, until it is closed.
 
     It acts through the optimizer's own hooks. The subspace, the loss and its gradient are those of
     theta before the step. A step without a report costs the check of a counter. Steps that are
@@ -156,7 +167,12 @@ class Watcher:
         objective: the loss, over the data that is watched.
         source: gives the dominant subspace; usually a `SubspaceTracker` of the objective.
         optimizer: whose steps are watched, or a wrapper.
-        every: report at steps 0, every, 2 every, ...
+        every: report at steps 0, every, 2 every, ..., whatever it costs; None for as often as
+            `budget` allows.
+        budget: the most that reports may cost, as a part of what the training costs, see
+            `ReportSpacing`: the first one, at step 0, is paid for before the next is made. Where
+            the samples of a training step are not seen (a compiled model, a loss without a model)
+            reports are `report_spacing.EVERY` steps apart.
         file: CSV file for the rows, one a report; None for `history` alone.
         sinks: where else the rows go, see `Sinks`; closed with the watcher.
         quiet: write nothing to the console (standard error).
@@ -169,6 +185,7 @@ class Watcher:
     Attributes:
         history: one dict a report, keys `COLUMNS`; `pandas.DataFrame(watcher.history)`.
         step: the number of the next step.
+        spacing: when reports are made: a `ReportSpacing`.
 
     Raises:
         InvalidInput: a number out of its range; the file is there already, or has other columns;
@@ -181,7 +198,8 @@ class Watcher:
         source: SubspaceSource,
         optimizer: Optimizer,
         *,
-        every: int = 50,
+        every: int | None = None,
+        budget: float = 0.05,
         file: str | os.PathLike[str] | None = None,
         sinks: Iterable[Sink | str | Callable[[Any, int], Any]] = (),
         quiet: bool = False,
@@ -189,16 +207,16 @@ class Watcher:
         resume_at: int | None = None,
         probes: Sequence[str] = (),
     ) -> None:
-        if every < 1:
-            raise invalid("every", every, "an integer >= 1")
         if resume_at is not None and resume_at < 0:
             raise invalid("resume_at", resume_at, "an integer >= 0")
         self.objective = objective
         self.source = source
         self.optimizer = optimizer
-        self.every = every
+        start = resume_at or 0
+        self.spacing = ReportSpacing(every, budget, begin=start, next_step=start)
+        self._trained = TrainingSamples(_models_of(objective), whole=_is_whole(objective))
         self.quiet = quiet
-        self.step = resume_at or 0
+        self.step = start
         history = History()
         self.history: list[dict[str, Any]] = history.rows
         self._probes = [registry.probes.find(name) for name in probes]
@@ -213,6 +231,7 @@ class Watcher:
         self._recent: deque[dict[str, Any]] = deque(maxlen=WINDOW)
         self._state: StepState | None = None
         self._seconds = 0.0
+        self._spent = 0
         self._direction: Tensor | None = None
         watched = stepping(optimizer)
         preconditioned = any(
@@ -251,6 +270,11 @@ class Watcher:
         ]
 
     @property
+    def every(self) -> int | None:
+        """Steps from one report to the next; None where a budget spaces them."""
+        return self.spacing.every
+
+    @property
     def ended(self) -> bool:
         """Whether reports have ended, since `MOST_FAILURES` failed in a row."""
         return self._failures >= MOST_FAILURES
@@ -259,12 +283,39 @@ class Watcher:
         """Stop watching and close the sinks; `history` stays. To close twice does nothing."""
         self._closed = True
         self._state = None
+        self._trained.close()
         # A sink may close a watcher: the optimizer is going through its hooks at that moment, and
         # those of a closed one do nothing.
         while self._hooks and not _hooks_at_work:
             self._hooks.pop().remove()
         with undisturbed(self._device()):
             self._sinks.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on bit for bit: steps, spacing, subspace, recent reports.
+
+        For a checkpoint of a training that is to be resumed; `history` is not in it. Numbers, texts
+        and tensors, in dicts and lists.
+        """
+        return {
+            "step": self.step,
+            "spacing": self.spacing.state_dict(),
+            "trained": self._trained.samples,
+            "source": self.source.state_dict(),
+            "direction": self._direction,
+            "failures": self._failures,
+            "recent": [row.copy() for row in self._recent],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave, into a watcher of the same loss and optimizer."""
+        self.step, self._failures = state["step"], state["failures"]
+        self.spacing.load_state_dict(state["spacing"])
+        self._trained.samples = state["trained"]
+        self.source.load_state_dict(state["source"])
+        self._direction = state["direction"]
+        self._recent.clear()
+        self._recent.extend(dict(row) for row in state["recent"])
 
     def plot(self) -> Any:
         """Draw what was reported: a matplotlib figure, `watcher.plot().savefig("run.png")`.
@@ -287,7 +338,8 @@ class Watcher:
 
     def __repr__(self) -> str:
         now = "closed" if self._closed else "ended" if self.ended else "watching"
-        return f"Watcher({now}, every={self.every}, step={self.step}, reports={len(self.history)})"
+        reports = len(self.history)
+        return f"Watcher({now}, every={self.every}, step={self.step}, reports={reports})"
 
     # A compiled `step` breaks off for the hooks, as torch's own optimizers do for `zero_grad`: a
     # report that is traced fails, and the step compiled with it differs in the last bits.
@@ -302,7 +354,7 @@ class Watcher:
         self._stepping = optimizer
         self._inside.clear()
         self._state = None
-        if self._closed or self.ended or self.step % self.every:
+        if self._closed or self.ended or not self.spacing.is_due(self.step):
             return None
         begin = time.perf_counter()
         row: dict[str, Any] = {"step": self.step}
@@ -375,7 +427,9 @@ class Watcher:
             state.update = state.proposed = self.objective.theta() - state.theta
             for probe in (*(registry.probes[name] for name in MEASURED), *self._probes):
                 row.update(probe.measure(state))
-            row["caveat"] = state.source.report.caveat or None
+            row["caveat"] = (
+                "; ".join(filter(None, [state.source.report.caveat, *state.notes])) or None
+            )
             if state.source.report.ill_defined and (above := alignments_above(state)):
                 row.update(above)
                 row["caveat"] = f"{row['caveat']}; alignments are by the share above lambda_k"
@@ -389,6 +443,8 @@ class Watcher:
         if row.pop("preconditioned_sharpness", None):
             # Without it the report is one still.
             row |= self._preconditioned_sharpness(state)
+        if reason is None:
+            self._account(state, row)
         row["seconds"] = self._seconds + time.perf_counter() - begin
         self._report(row | {"failure": reason} if reason else row)
 
@@ -401,6 +457,7 @@ class Watcher:
             return None
         self._failures += 1
         self._begin_anew()
+        self.spacing.postpone(self.step)
         warn(f"step {row['step']}: {reason}; this report is {left}")
         if self.ended:
             warn(
@@ -410,6 +467,7 @@ class Watcher:
 
     def _attempt(self, measure: Callable[[], None]) -> str | None:
         """Run it so that neither an error nor a random number of it reaches the training."""
+        begin = cost_of(self.objective)
         try:
             _refuse_capture()
             with (
@@ -427,12 +485,48 @@ class Watcher:
             # An interrupt ends the step, and may have come in the middle of an update.
             self._begin_anew()
             raise
+        finally:
+            self._spent += (cost_of(self.objective) or 0) - (begin or 0)
         if memory:
             # Outside of the handler: the traceback kept the graph alive.
             with contextlib.suppress(Exception):
                 gc.collect()
                 torch.cuda.empty_cache()
         return reason
+
+    def _account(self, state: StepState, row: dict[str, Any]) -> None:
+        """Note what the report and the training before it have cost, over all processes."""
+
+        def account() -> None:
+            samples, counted = self.objective.num_samples, cost_of(self.objective)
+            reduction = getattr(self.objective, "reduction", Reduction())
+            trained = reduction.total(float(self._trained.take()))
+            spent = reduction.total(float(self._spent)) / PARTS
+            if counted is None:
+                spent = (1 + state.source.report.subspace_cost) * samples
+            self.spacing.note(state.step, spent, trained)
+            row["report_gradients"] = spent / samples
+            if trained:
+                row["overhead"] = self.spacing.overhead
+
+        if self._attempt(account):
+            self.spacing.postpone(state.step)
+        else:
+            self._say_when_the_next_comes(row)
+        self._spent = 0
+
+    def _say_when_the_next_comes(self, row: Mapping[str, Any]) -> None:
+        """Once, after the first report: what it cost, and what that means."""
+        if self.quiet or self.history or self.spacing.every is not None:
+            return
+        cost = f"this report cost {row['report_gradients']:.3g} gradients over the watched data"
+        then = f"the next is at step {self.spacing.next_step}"
+        if row.get("overhead") is None:
+            say = f"{cost}; the training's samples are not seen, and {then}: give every="
+        else:
+            say = f"{cost}; at {self.spacing.budget:.0%} of the training {then}"
+            say += ": change budget= or every=, or watch fewer samples="
+        say_if_possible(f"thalweg.watch: {say}")
 
     def _preconditioned_sharpness(self, state: StepState) -> dict[str, Any]:
         found: list[Subspace] = []
@@ -522,6 +616,19 @@ class Watcher:
             for p, g in zip(self._parameters, gradients, strict=True)
         ]
         return torch.cat([part.reshape(-1) for part in dense])
+
+
+def _models_of(loss: Loss) -> list[Module]:
+    """The models whose training is seen: that of an `Objective`, those of a sum."""
+    model = getattr(loss, "model", None)
+    inside = [_models_of(term.loss) for term in getattr(loss, "terms", ())]
+    return [*([model] if isinstance(model, Module) else []), *itertools.chain(*inside)]
+
+
+def _is_whole(loss: Loss) -> bool:
+    """Whether its samples are batches."""
+    samples = getattr(loss, "samples", None)
+    return samples is not None and are_whole(samples)
 
 
 def _held_by(optimizer: Optimizer) -> set[int]:

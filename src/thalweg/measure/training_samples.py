@@ -1,0 +1,88 @@
+"""Counts the samples that a training evaluates, by a hook on the model's forward pass.
+
+The training is bit for bit what it is without. Evaluations under `torch.no_grad` and those of
+Thalweg itself do not count. A compiled model is not heard: what is compiled runs no hooks.
+
+Example:
+    >>> model = torch.nn.Linear(3, 2)
+    >>> counted = TrainingSamples([model])
+    >>> _ = model(torch.randn(5, 3))
+    >>> with torch.no_grad():
+    ...     _ = model(torch.randn(7, 3))
+    >>> counted.samples
+    5
+    >>> counted.close()
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
+
+from thalweg.loss.evaluation import is_evaluating
+
+
+class TrainingSamples:
+    """How many samples some models were given, in forward passes that build a graph.
+
+    Args:
+        models: those that are trained. TorchScript modules take no hooks, and are not heard.
+        whole: each pass counts as one sample, whatever its batch.
+
+    Attributes:
+        samples: since they were taken last: the sum of the first dimension of each pass's first
+            tensor.
+    """
+
+    def __init__(self, models: Iterable[nn.Module], *, whole: bool = False) -> None:
+        self.samples, self.whole = 0, whole
+        self._hooks: list[RemovableHandle] = []
+        for model in models:
+            with contextlib.suppress(RuntimeError):
+                self._hooks.append(model.register_forward_pre_hook(_Hook(self), with_kwargs=True))
+
+    def take(self) -> int:
+        """What was counted; from here on it begins at 0."""
+        taken, self.samples = self.samples, 0
+        return taken
+
+    def close(self) -> None:
+        """Take the hooks away."""
+        while self._hooks:
+            self._hooks.pop().remove()
+
+
+class _Hook:
+    """Hears the passes of a model, but not those of its copies, nor those of one that was saved."""
+
+    def __init__(self, counted: TrainingSamples | None = None) -> None:
+        self._counted = counted
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], keywords: Any) -> None:
+        # Compilers read this as nothing: what they compile counts no passes.
+        if torch.compiler.is_compiling() or self._counted is None:
+            return
+        if torch.is_grad_enabled() and not is_evaluating():
+            whole = self._counted.whole
+            self._counted.samples += 1 if whole else _first_dimension(args, keywords)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
+        return _Hook()
+
+    def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
+        return _Hook, ()
+
+
+def _first_dimension(args: tuple[Any, ...], keywords: Mapping[str, Any]) -> int:
+    """Of the first tensor that has one, 0 without."""
+    with contextlib.suppress(Exception):
+        for leaf in tree_leaves((args, dict(keywords))):
+            if isinstance(leaf, Tensor) and leaf.dim() > 0:
+                return int(leaf.shape[0])
+    return 0
