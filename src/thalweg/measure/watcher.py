@@ -131,9 +131,9 @@ one gradient that each report takes not included; `report_gradients` is what the
 probes included, in the same unit; `overhead` what all reports have cost, as a part of the training
 so far, None where its samples are not seen; `seconds` is what the whole report took; `caveat` is
 None, or a text: why a value is NaN, or why the subspace is not to be trusted: its target was
-missed, or it is ill defined at this k. Then alignments are square roots of the shares above lambda_k, which need no
-gap (see `curvature_profile`), and the text says so; `failure` is None, or a text that says why the
-columns that are None could not be measured.
+missed, or it is ill defined at this k. Then alignments are square roots of the shares above
+lambda_k, which need no gap (see `curvature_profile`), and the text says so; `failure` is None, or
+a text that says why the columns that are None could not be measured.
 """
 
 # A single step's ratio is ruled by the noise of its mini-batch.
