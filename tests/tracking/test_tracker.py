@@ -518,3 +518,15 @@ def test_an_eigenvector_that_overtakes_one_of_the_subspace_is_taken_in() -> None
                 subspace = tracker.update(theta, torch.tensor([0.0, 1.0, 1.0]))
     assert abs(float(subspace.basis[1, 0])) > 0.99
     assert float(subspace.eigenvalues[0]) == pytest.approx(2.5, rel=1e-3)
+
+
+def test_a_budget_bounds_the_first_solve_too() -> None:
+    case = mlp().to(torch.float64)
+    objective = Objective(case.model, case.loss, case.data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        free, bound = (SubspaceTracker(objective, 3, budget=b) for b in (None, 8.0))
+        free.update()
+        bound.update()
+    assert bound.report.subspace_cost <= 8.0 + 1.3 < free.report.subspace_cost
+    assert not bound.report.target_met

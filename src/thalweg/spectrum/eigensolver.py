@@ -32,6 +32,7 @@ Example:
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ from thalweg.operators.hessian import as_operator
 from thalweg.operators.symmetric import SymmetricOperator
 from thalweg.spectrum.krylov import WANTED, Krylov, Ritz, Which, random_vector
 from thalweg.spectrum.multiplicity import few_samples_see_none
+from thalweg.spectrum.progress import SolveClock
 from thalweg.spectrum.subspace import Subspace
 from thalweg.surroundings import shielded
 
@@ -246,7 +248,12 @@ class SolvedBlock:
 
 
 def solve_block(
-    operator: SymmetricOperator, k: int, width: Callable[[Tensor], int], *, tolerance: float
+    operator: SymmetricOperator,
+    k: int,
+    width: Callable[[Tensor], int],
+    *,
+    tolerance: float,
+    max_matvecs: float = math.inf,
 ) -> SolvedBlock:
     """The k largest eigenpairs as `top_eigenpairs` finds them, and Ritz vectors beside them.
 
@@ -255,6 +262,7 @@ def solve_block(
         k: how many have to converge.
         width: how many are wanted in all, given the Ritz values (m,) in descending order.
         tolerance: as for `eigenpairs`.
+        max_matvecs: likewise; at least k are made.
 
     Warns:
         NotConverged: as for `eigenpairs`.
@@ -263,7 +271,7 @@ def solve_block(
     krylov = Krylov(operator, min(operator.shape[0], 2 * k + 20), "largest")
     with shielded():
         start = _start_block(operator, None, generator)
-        limit = max(20 * k, 200)
+        limit = max(k, int(min(max_matvecs, max(20 * k, 200))))
         found = _iterate(krylov, start, k, tolerance, limit, CHECK_REPEATED, generator)
         rows, images, _ = krylov.block(width)
     _warn_unless_converged(krylov, found, tolerance)
@@ -315,11 +323,13 @@ def _iterate(
     """Grow the space from `block` until the first k pairs converged, or the limit of products."""
     checks_left = check_repeated
     settled_at: Ritz | None = None
+    clock = SolveClock(f"{k} {krylov.which} eigenpairs", limit, tolerance)
     while True:
         krylov.expand(block)
         exact = krylov.complete or settled_at is not None
         found = krylov.ritz(k, tolerance, exact=exact)
         settled = found.k == k and found.residual <= tolerance
+        clock.note(krylov.num_matvecs, found.residual if found.k == k else math.inf)
         if settled and settled_at is not None and krylov.rose(found, settled_at, tolerance):
             # The fresh direction brought in another copy: there may be more.
             checks_left = check_repeated

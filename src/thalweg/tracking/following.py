@@ -354,7 +354,11 @@ class Following(ABC, Generic[AnyStep, AnyReference]):
         found: dict[int, SolvedBlock] = {}
         for run in runs:
             operator = self._operator(run)
-            solved = solve_block(operator, self.k, self._width, tolerance=self._tolerance(run))
+            allowed = (self.budget - costs[run]) / PRODUCT_COST
+            tolerance = self._tolerance(run)
+            solved = solve_block(
+                operator, self.k, self._width, tolerance=tolerance, max_matvecs=allowed
+            )
             found[run] = self._padded(solved, operator)
             self._solved_with(operator)
             self._solve_cost = PRODUCT_COST * solved.num_matvecs

@@ -77,8 +77,9 @@ class SubspaceTracker(Following[PowerStep, Reference]):
         tolerance: residual of solves from scratch, see `top_eigenpairs`.
         gap_every: renewals of the reference from one thorough look for eigenvectors that the block
             may have missed to the next, 0 for none. Each costs at most 15 products.
-        budget: gradients that one update may cost: where the target would take more, it is missed,
-            and the report says so. None for as many as it takes, at most those of a solve.
+        budget: gradients that one update may cost, the first one too: where the target would take
+            more, it is missed, and the report says so. At least the k products of a basis are made.
+            None for as many as it takes, at most those of a solve.
         seed: of the subsets.
 
     Attributes:
