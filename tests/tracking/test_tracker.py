@@ -24,7 +24,7 @@ from thalweg.spectrum.eigensolver import top_eigenpairs
 from thalweg.spectrum.gap import GapClosed
 from thalweg.spectrum.subspace import Subspace, random_subspace
 from thalweg.tracking.power_step import PowerStep, power_step
-from thalweg.tracking.source import FixedSubspace, Split, TrackerReport
+from thalweg.tracking.source import FixedSubspace, Split, TargetMissed, TrackerReport
 from thalweg.tracking.tracker import SubspaceTracker
 
 K = 10
@@ -520,13 +520,24 @@ def test_an_eigenvector_that_overtakes_one_of_the_subspace_is_taken_in() -> None
     assert float(subspace.eigenvalues[0]) == pytest.approx(2.5, rel=1e-3)
 
 
-def test_a_budget_bounds_the_first_solve_too() -> None:
+def test_a_budget_bounds_the_first_solve_too_and_then_nothing_is_known() -> None:
     case = mlp().to(torch.float64)
     objective = Objective(case.model, case.loss, case.data)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        free, bound = (SubspaceTracker(objective, 3, budget=b) for b in (None, 8.0))
-        free.update()
-        bound.update()
-    assert bound.report.subspace_cost <= 8.0 + 1.3 < free.report.subspace_cost
-    assert not bound.report.target_met
+    gradient = objective.gradient()
+    for budget in (4.0, 8.0, 14.0, 20.0):
+        tracker = SubspaceTracker(objective, 3, budget=budget)
+        with pytest.warns(TargetMissed, match="the budget of"):
+            tracker.update(vector=gradient)
+        # Beyond it: the look beside the basis, and a fresh product.
+        assert tracker.report.subspace_cost <= max(budget, 4.0) + 5
+        assert (tracker.report.error, tracker.report.target_met) == (1.0, False)
+        assert tracker.report.eigenvalue_errors == ()
+        assert tracker.split(gradient).error == tracker.estimate_error(gradient) == 1.0
+        restored = SubspaceTracker(objective, 3, budget=budget)
+        restored.load_state_dict(copy.deepcopy(tracker.state_dict()))
+        assert restored.estimate_error(gradient) == 1.0
+        for each in (tracker, restored):
+            each.budget = 100.0
+            each.update(vector=gradient)
+            assert each.report.target_met
+        assert torch.equal(tracker.subspace.basis, restored.subspace.basis)

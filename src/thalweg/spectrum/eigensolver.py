@@ -239,12 +239,14 @@ class SolvedBlock:
         images: their products with the operator, (b, P).
         angles: of the first k, (k,), and
         num_matvecs: as for `Subspace`.
+        cut: whether `max_matvecs` ended it before the first k converged.
     """
 
     rows: Tensor
     images: Tensor
     angles: Tensor
     num_matvecs: float
+    cut: bool = False
 
 
 def solve_block(
@@ -265,18 +267,21 @@ def solve_block(
         max_matvecs: likewise; at least k are made.
 
     Warns:
-        NotConverged: as for `eigenpairs`.
+        NotConverged: as for `eigenpairs`, but not of what `max_matvecs` ends.
     """
     generator = torch.Generator().manual_seed(0)
     krylov = Krylov(operator, min(operator.shape[0], 2 * k + 20), "largest")
     with shielded():
         start = _start_block(operator, None, generator)
-        limit = max(k, int(min(max_matvecs, max(20 * k, 200))))
+        usual = max(20 * k, 200)
+        limit = max(k, int(min(max_matvecs, usual)))
         found = _iterate(krylov, start, k, tolerance, limit, CHECK_REPEATED, generator)
         rows, images, _ = krylov.block(width)
-    _warn_unless_converged(krylov, found, tolerance)
     assert found.angles is not None
-    return SolvedBlock(rows, images, found.angles, krylov.num_matvecs)
+    cut = limit < usual and found.residual > tolerance and not krylov.complete
+    if not cut:
+        _warn_unless_converged(krylov, found, tolerance)
+    return SolvedBlock(rows, images, found.angles, krylov.num_matvecs, cut)
 
 
 def _warn_unless_converged(krylov: Krylov, found: Ritz, tolerance: float) -> None:

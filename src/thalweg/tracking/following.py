@@ -261,7 +261,7 @@ class Following(ABC, Generic[AnyStep, AnyReference]):
         """One update: the cheapest measure that meets the target."""
         begins = self._escalation.begins
         first = self._step is None
-        if first or self.exact or self._leaped() or self._is_negative():
+        if first or self.exact or self._leaped() or self._is_negative() or self._was_cut():
             begins = SOLVE
         for edge in self._edges:
             edge.pass_by()
@@ -367,7 +367,11 @@ class Following(ABC, Generic[AnyStep, AnyReference]):
         runs_known = range(len(self._edges))
         rows = [found[r].rows if r in found else self._known(r)[0] for r in runs_known]
         images = [found[r].images if r in found else self._known(r)[1] for r in runs_known]
-        angles = [float(found[r].angles.max()) if r in found else 0.0 for r in runs_known]
+        # Of a solve that the budget ended nothing is known: an eigenvector may be missing.
+        angles = [
+            (math.inf if found[r].cut else float(found[r].angles.max())) if r in found else 0.0
+            for r in runs_known
+        ]
         self._settle(self._joined(rows), self._joined(images), angles=angles)
 
     def _padded(self, solved: SolvedBlock, operator: SymmetricOperator) -> SolvedBlock:
@@ -421,10 +425,12 @@ class Following(ABC, Generic[AnyStep, AnyReference]):
         self._fresh = rows, images
         # No power step leads to eigenvectors of a negative eigenvalue.
         positive = bool((by_run[:, self.k - 1] > VANISHED * by_run[:, 0]).all())
-        self._bare = None if angles is None or positive else angles
+        cut = angles is not None and math.inf in angles
+        self._bare = None if angles is None or (positive and not cut) else angles
         squares = squared_norm(images).double().cpu().reshape(-1, width) - by_run.square()
         self._value_errors = [
-            self._off(*each, b, rows.dtype) for each in zip(by_run, squares, strict=True)
+            () if cut else self._off(*each, b, rows.dtype)
+            for each in zip(by_run, squares, strict=True)
         ]
         block = rows[..., :b, :]
         if self._bare is None:
@@ -527,6 +533,10 @@ class Following(ABC, Generic[AnyStep, AnyReference]):
         """Whether some lambda_k is below zero: no power step leads there."""
         spectra = [self._spectrum(run) for run in range(len(self._edges))]
         return any(float(s[self.k - 1]) < -VANISHED * abs(float(s[0])) for s in spectra)
+
+    def _was_cut(self) -> bool:
+        """Whether the budget ended the last solve."""
+        return self._bare is not None and math.inf in self._bare
 
     def _parts(self, vector: Tensor, costs: list[float]) -> list[tuple[float, float]]:
         """Sampling error and bias of each run's P_k v at the last power step."""
@@ -646,6 +656,11 @@ class Following(ABC, Generic[AnyStep, AnyReference]):
         self.reports = reports
 
     def _missed(self, error: float, gap: Gap) -> str:
+        if self._was_cut():
+            return (
+                f"of an unknown error: the budget of {self.budget:g} gradients ended its solve;"
+                " raise budget="
+            )
         return (
             f"off by about {100 * error:.2g} % of the vector, more than the target of"
             f" {100 * self.error:.2g} %: lambda_{self.k} = {gap.last:.4g}, lambda_{self.k + 1} ="

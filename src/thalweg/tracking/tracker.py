@@ -77,9 +77,10 @@ class SubspaceTracker(Following[PowerStep, Reference]):
         tolerance: residual of solves from scratch, see `top_eigenpairs`.
         gap_every: renewals of the reference from one thorough look for eigenvectors that the block
             may have missed to the next, 0 for none. Each costs at most 15 products.
-        budget: gradients that one update may cost, the first one too: where the target would take
-            more, it is missed, and the report says so. At least the k products of a basis are made.
-            None for as many as it takes, at most those of a solve.
+        budget: gradients that one update may cost, but for a few: where the target would take more,
+            it is missed, and the report says so. A solve that it ends, as the first one may be, has
+            an error of 1, for an eigenvector may be missing, and the next update solves again. None
+            for as many as it takes, at most those of a solve.
         seed: of the subsets.
 
     Attributes:
