@@ -28,9 +28,15 @@ Result = TypeVar("Result")
 
 
 class ThalwegError(Exception):
-    """An error whose message is meant for the user; `exit_code` is the command line's status."""
+    """An error whose message is meant for the user.
+
+    Attributes:
+        exit_code: the command line's status.
+        of_all: all processes of a group raise it, see `loss/reduce.py`.
+    """
 
     exit_code = 1
+    of_all = False
 
 
 class InvalidInput(ThalwegError, ValueError):

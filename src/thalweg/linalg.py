@@ -114,6 +114,12 @@ def require_finite(tensor: Tensor, what: str) -> Tensor:
     return tensor
 
 
+def bits_of(tensor: Tensor) -> str:
+    """A text that differs where a bit of a floating-point tensor does, but for rare chances."""
+    words = tensor.detach().contiguous().view(torch.int32)
+    return f"{tuple(tensor.shape)} {tensor.dtype} {int(words.sum(dtype=torch.int64))}"
+
+
 @in_full_precision
 def orthonormalize(block: Tensor) -> Tensor:
     """An orthonormal basis of the columns of `block` (P, m), m <= P, stored column by column.

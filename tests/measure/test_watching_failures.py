@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from tests.sampling import few
 from thalweg.errors import InvalidInput
 from thalweg.loss.objective import Objective
-from thalweg.loss.reduce import Reduction
+from thalweg.loss.reduce import ProcessFailed, Reduction
 from thalweg.measure import watcher as watcher_module
-from thalweg.measure.agreement import OthersFailed, all_or_none
+from thalweg.measure.agreement import all_or_none
 from thalweg.measure.sinks import CSV, WatchWarning, reason_of, warnings_that_stop_nothing
 from thalweg.measure.watch import watch
 from thalweg.measure.watcher import COLUMNS, Watcher
@@ -842,10 +842,10 @@ class Group(Reduction):
     def __init__(self, others: Callable[[int], float] = lambda _: 0.0) -> None:
         self.others = others
         self.said: list[float] = []
-        self.sums = 0
+        self.closed = 0
 
     def sum(self, partial: Tensor) -> Tensor:
-        self.sums += 1
+        self.closed += 1
         return partial
 
     def total(self, partial: float) -> float:
@@ -869,11 +869,11 @@ def grouped(others: Callable[[int], float]) -> tuple[Group, Net, Any, Watcher]:
 @pytest.mark.parametrize("moment", [1, 2, 5])
 def test_where_another_process_fails_this_one_skips_the_report(moment: int) -> None:
     group, _, optimizer, watcher = grouped(lambda count: float(count == moment))
-    with pytest.warns(WatchWarning, match="step 0: another process could not make this report"):
+    with pytest.warns(WatchWarning, match="step 0: another process has failed"):
         optimizer.step()
     # It has heard of the failure at that moment and closed no other sum since.
     assert group.said == [0.0] * moment
-    assert watcher.history[0]["failure"] == "another process could not make this report"
+    assert watcher.history[0]["failure"] == "another process has failed"
     optimizer.step()
     assert watcher.history[1]["failure"] is None
     assert watcher.objective.reduction is group  # type: ignore[attr-defined]
@@ -884,7 +884,8 @@ def test_a_process_that_fails_says_so_once_and_the_number_of_its_calls_is_that_o
     model.broken = raises(torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.warns(WatchWarning, match="OutOfMemoryError"):
         optimizer.step()
-    assert group.said == [1.0]
+    # Before it looked at theta, before it evaluated its samples, and once it had failed.
+    assert group.said == [0.0, 0.0, 1.0]
     assert "OutOfMemoryError" in watcher.history[0]["failure"]
 
 
@@ -898,9 +899,10 @@ def test_in_a_group_that_fares_well_numbers_are_those_of_one_process() -> None:
     for key in COLUMNS:
         if key not in hidden:
             assert watcher.history[0][key] == alone.history[0][key], key
-    # A number goes ahead of each sum, and one behind the last of each of two parts; and in a third
-    # part ahead of two numbers, what report and training have cost, which are said as well.
-    assert len(group.said) == group.sums + 2 + 5
+    # A number goes ahead of each call of `sums` (that of value and gradient closes two) and of one
+    # look at theta, and one behind the last of each of two parts.
+    # In a third part ahead of two numbers, what report and training have cost, which are said too.
+    assert len(group.said) == group.closed - 1 + 1 + 2 + 5
     assert sum(number != 0.0 for number in group.said) <= 2
 
 
@@ -916,5 +918,5 @@ def test_all_or_none_leaves_interrupts_and_losses_without_reduction_alone() -> N
         raise ValueError("own")
     assert group.said == [1.0]
     loss.reduction = Group(lambda _: 2.0)
-    with pytest.raises(OthersFailed), all_or_none(loss):
+    with pytest.raises(ProcessFailed), all_or_none(loss):
         pass

@@ -332,20 +332,21 @@ def test_it_costs_a_few_evaluations_of_a_few_samples() -> None:
 
 
 class Shared(Reduction):
-    """Sums of two processes, of which the other has failed until `ready`."""
+    """Closes sums with another process, which has failed where it is not `ready`."""
 
-    ready = False
+    ready = True
 
-    def total(self, partial: float) -> float:
+    def gathered(self, text: str) -> list[str]:
         if not self.ready:
             raise InvalidInput("the other has failed")
-        return partial
+        return [text, ""]
 
 
 def test_a_comparison_that_another_process_broke_off_is_made_again() -> None:
     shared = Shared()
     loss = objective(around(Cube.apply), reduction=shared)
     vector = torch.ones(loss.num_parameters)
+    shared.ready = False
     with pytest.raises(InvalidInput, match="the other has failed"):
         _ = Hessian(loss) @ vector
     shared.ready = True

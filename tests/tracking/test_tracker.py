@@ -212,7 +212,7 @@ def test_a_refinement_shares_the_graph_of_the_gradient_at_its_theta(
             patch.setattr(
                 each.objective,
                 "evaluations",
-                lambda *a, f=original, p=passes: p.append(a) or f(*a),
+                lambda *a, f=original, p=passes, **k: p.append(a) or f(*a, **k),
             )
             parts.append(each.split(gradient))
         evaluated.append([samples for _, samples in passes].count(None))

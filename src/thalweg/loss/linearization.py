@@ -64,16 +64,24 @@ class ChunkedLinearization:
     def gradient(self) -> Tensor:
         """The gradient (P,): found on the way by the first product, before it by a pass alone."""
         if self._gradient is None:
-            if self._own_gradient is None:
-                within_memory(self._objective, lambda: self._pass(None))
-            assert self._own_gradient is not None
-            self._gradient = self._objective.reduction.sum(self._own_gradient)
+            (self._gradient,) = self._objective.reduction.sums(self._part, self._theta)
         return self._gradient
 
     def multiply(self, rows: Tensor) -> Tensor:
         """The curvature times each row of (k, P), as rows."""
-        result = within_memory(self._objective, lambda: self._pass(rows))
-        return self._objective.reduction.sum(torch.zeros_like(rows) if result is None else result)
+
+        def own() -> tuple[Tensor]:
+            result = within_memory(self._objective, lambda: self._pass(rows))
+            return (torch.zeros_like(rows) if result is None else result,)
+
+        return self._objective.reduction.sums(own, rows)[0]
+
+    def _part(self) -> tuple[Tensor]:
+        """The gradient over this process's samples."""
+        if self._own_gradient is None:
+            within_memory(self._objective, lambda: self._pass(None))
+        assert self._own_gradient is not None
+        return (self._own_gradient,)
 
     def _pass(self, rows: Tensor | None) -> Tensor | None:
         """The products over this process's samples, if any; leaves the gradient known."""

@@ -127,11 +127,15 @@ class LockstepObjective:
         """
         self._refuse_shape(thetas)
         self._look()
-        values, gradients = within_memory(
-            self.objective, lambda: self._values_and_gradients(thetas, samples)
-        )
-        close = self.objective.reduction.sum
-        return close(values), close(gradients)
+        weight = self._prepared(thetas, samples)
+
+        def own() -> tuple[Tensor, Tensor]:
+            return within_memory(
+                self.objective, lambda: self._values_and_gradients(thetas, samples, weight)
+            )
+
+        values, gradients = self.objective.reduction.sums(own, thetas[:, 0])
+        return values, gradients
 
     def hessian_products(
         self, thetas: Tensor, rows: Tensor, samples: Tensor | None = None
@@ -148,8 +152,16 @@ class LockstepObjective:
             allowed = f"(R, k, P) = ({thetas.shape[0]}, k, {self.num_parameters})"
             raise invalid("rows", tuple(rows.shape), allowed)
         self._look()
-        product = within_memory(self.objective, lambda: self._products(thetas, rows, samples))
-        return self.objective.reduction.sum(product)
+        weight = self._prepared(thetas, samples)
+
+        def own() -> tuple[Tensor]:
+            return (
+                within_memory(
+                    self.objective, lambda: self._products(thetas, rows, samples, weight)
+                ),
+            )
+
+        return self.objective.reduction.sums(own, rows)[0]
 
     def state_dict(self) -> dict[str, Any]:
         """The chunk size and the way to multiply, as far as they were found while running."""
@@ -163,11 +175,11 @@ class LockstepObjective:
         self.objective.chunk_size = state["chunk_size"]
 
     def _values_and_gradients(
-        self, thetas: Tensor, samples: Tensor | None
+        self, thetas: Tensor, samples: Tensor | None, weight: float
     ) -> tuple[Tensor, Tensor]:
         values, gradients = thetas.new_zeros(len(thetas)), torch.zeros_like(thetas)
         with self.objective.evaluator.settings():
-            for chunk in self._chunks(samples, len(thetas)):
+            for chunk in self._chunks(samples, len(thetas), weight):
                 losses, gradient = self._losses_and_gradients(thetas, chunk)
                 values += chunk.weighted(losses)
                 gradients += chunk.weighted(gradient)
@@ -183,10 +195,12 @@ class LockstepObjective:
         (gradients,) = torch.autograd.grad(losses.sum(), leaf)
         return losses.detach(), gradients
 
-    def _products(self, thetas: Tensor, rows: Tensor, samples: Tensor | None) -> Tensor:
+    def _products(
+        self, thetas: Tensor, rows: Tensor, samples: Tensor | None, weight: float
+    ) -> Tensor:
         result: Tensor | None = None
         with self.objective.evaluator.settings():
-            for chunk in self._chunks(samples, len(thetas)):
+            for chunk in self._chunks(samples, len(thetas), weight):
                 part = self._chunk_products(thetas, rows, chunk)
                 result = part if result is None else result.add_(part)
         return torch.zeros_like(rows) if result is None else result
@@ -248,13 +262,23 @@ class LockstepObjective:
         parts = self.objective.layout.unflatten(theta)
         return self.objective.evaluator.outputs_and_loss(parts, batch)[1]
 
-    def _chunks(self, samples: Tensor | None, runs: int) -> Iterator[Chunk]:
+    def _prepared(self, thetas: Tensor, samples: Tensor | None) -> float:
+        """The weight of samples that all runs share, see `Objective.prepared`."""
+        if samples is not None and samples.dim() == 2:
+            return 1.0
+        return self.objective.prepared(thetas, samples, self._size(len(thetas)))
+
+    def _size(self, runs: int) -> int | None:
+        """The most samples of a run in a chunk."""
         size = self.objective.chunk_size
-        size = None if size is None else max(1, size // runs)
+        return None if size is None else max(1, size // runs)
+
+    def _chunks(self, samples: Tensor | None, runs: int, weight: float) -> Iterator[Chunk]:
+        size = self._size(runs)
         if samples is not None and samples.dim() == 2:
             yield from self._own_chunks(samples, runs, size)
             return
-        for batch, count, fraction, _ in self.objective.chunks(samples, size):
+        for batch, count, fraction, _ in self.objective.chunks(samples, size, weight=weight):
             yield Chunk(batch, False, runs * count, fraction)
 
     def _own_chunks(self, samples: Tensor, runs: int, size: int | None) -> Iterator[Chunk]:
@@ -293,9 +317,12 @@ class LockstepObjective:
     def _look(self) -> None:
         """Refuse, once and by a few samples, a model that runs cannot share."""
         if not self._looked:
-            # Those of this process, whatever they weigh: no sum over all is closed here.
-            batch, _ = next(self.objective.samples.chunks(None, FEW_SAMPLES))
-            within_memory(self.objective, lambda: self.objective.evaluator.refuse_sharing(batch))
+            # Those of this process, whatever they weigh.
+            with self.objective.reduction.together():
+                batch, _ = next(self.objective.samples.chunks(None, FEW_SAMPLES))
+                within_memory(
+                    self.objective, lambda: self.objective.evaluator.refuse_sharing(batch)
+                )
             self._looked = True
 
     def _refuse_shape(self, thetas: Tensor) -> None:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from thalweg.errors import InvalidInput, invalid
-from thalweg.linalg import require_finite
+from thalweg.linalg import bits_of, require_finite
 from thalweg.loss.batches import plain, refuse_rows
 from thalweg.loss.chunk_multiplier import ChunkMultiplier
 from thalweg.loss.compute_loss import ComputeLoss
@@ -166,16 +166,21 @@ class Objective:
             self.wrapper = type(model).__name__
             model, parameters = inside, patterns_inside(parameters)
         self.model = model
-        self.layout = ParameterLayout.from_model(model, parameters)
-        like = self.layout.parameters(model)[0]
-        self.samples: Samples = as_samples(data, like, whole=mode == "train")
-        # Each sample a batch that is never cut: one at a time.
-        self._whole = are_whole(self.samples)
+        self.check = check
+        self.multiplier = ChunkMultiplier(vectorize_up_to)
+        with self.reduction.together():
+            self.layout = ParameterLayout.from_model(model, parameters)
+            like = self.layout.parameters(model)[0]
+            self.samples: Samples = as_samples(data, like, whole=mode == "train")
+            # Each sample a batch that is never cut: one at a time.
+            self._whole = are_whole(self.samples)
+            self.evaluator = Evaluator(
+                model, loss, self.layout, mode, forward_dtype, seed=seed, whole=self._whole
+            )
+            self._refuse_other_devices()
         size = _default_chunk(self.device) if chunk_size == "auto" else chunk_size
         self.chunk_size = 1 if self._whole else size
-        self.multiplier = ChunkMultiplier(vectorize_up_to)
         self.cost = Cost()
-        self.check = check
         # Whether errors of torch are told in other words; in copies they are caught, not told.
         self._tells = True
         self._samples_before, self._num_samples = self.reduction.place(len(self.samples))
@@ -184,13 +189,11 @@ class Objective:
         self.batch_weight = batch_weight or (None if self._whole else known)
         self._given_weight = batch_weight is not None
         self._mean: Agreement | None = None
-        # Whether that was tried; and whether an evaluation draws random numbers, to no effect.
+        # Whether processes were seen to be at one point.
+        self._same = False
+        # Whether it was seen to be fixed; and whether evaluating draws random numbers to no effect.
         self._repeatable = self._draws = False
         self._total_weight: float | None = None
-        self.evaluator = Evaluator(
-            model, loss, self.layout, mode, forward_dtype, seed=seed, whole=self._whole
-        )
-        self._refuse_other_devices()
 
     @property
     def num_parameters(self) -> int:
@@ -289,8 +292,12 @@ class Objective:
         Warns:
             ChunkHalved: memory did not suffice for a chunk.
         """
-        value = within_memory(self, lambda: self._value(theta, samples))
-        return require_finite(self.reduction.sum(value), "the loss")
+        weight = self.prepared(theta, samples)
+
+        def own() -> tuple[Tensor]:
+            return (within_memory(self, lambda: self._value(theta, samples, weight)),)
+
+        return require_finite(self.reduction.sums(own, self._zero())[0], "the loss")
 
     def gradient(self, theta: Tensor | None = None, samples: Tensor | None = None) -> Tensor:
         """The gradient of the mean loss, (P,). See `value` for arguments and errors."""
@@ -311,9 +318,13 @@ class Objective:
             return float(self.num_samples if samples is None else len(samples))
         if samples is None and self._total_weight is not None:
             return self._total_weight
-        chunks = self.samples.chunks(self._own(samples), self.chunk_size)
-        own = sum(float(self.batch_weight(batch)) for batch, _ in chunks)
-        total = self.reduction.total(own)
+        weigh = self.batch_weight
+
+        def own() -> float:
+            chunks = self.samples.chunks(self._own(samples), self.chunk_size)
+            return sum(float(weigh(batch)) for batch, _ in chunks)
+
+        total = self.reduction.total_of(lambda: within_memory(self, own))
         if not total > 0:
             raise invalid("batch_weight", total, "a positive sum over all batches")
         if samples is None:
@@ -325,8 +336,12 @@ class Objective:
         self, theta: Tensor | None = None, samples: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Loss and gradient (P,) from one pass. See `value` for arguments and errors."""
-        value, gradient = within_memory(self, lambda: self._value_and_gradient(theta, samples))
-        value, gradient = self.reduction.sum(value), self.reduction.sum(gradient)
+        weight = self.prepared(theta, samples)
+
+        def own() -> tuple[Tensor, Tensor]:
+            return within_memory(self, lambda: self._value_and_gradient(theta, samples, weight))
+
+        value, gradient = self.reduction.sums(own, self._zero())
         return require_finite(value, "the loss"), require_finite(gradient, "the gradient")
 
     def linearize(
@@ -345,9 +360,10 @@ class Objective:
                 memory.
         """
         point = self.theta() if theta is None else theta
+        weight = self.prepared(point, samples)
 
         def graphs() -> Iterator[GradientGraph]:
-            for evaluation in self.evaluations(point, samples):
+            for evaluation in self.evaluations(point, samples, weight=weight):
                 gradient = self.gradient_of(evaluation, create_graph=True)
                 yield GradientGraph(
                     evaluation.fraction,
@@ -440,6 +456,7 @@ class Objective:
         samples: Tensor | None = None,
         *,
         apart: bool = False,
+        weight: float | None = None,
     ) -> Iterator[Evaluation]:
         """Outputs and loss of each chunk, with their graph; drop one to free its memory.
 
@@ -448,21 +465,28 @@ class Objective:
         Args:
             apart: the loss is one of outputs of which none is computed from another, see
                 `outputs.py`; it cannot take derivatives of one by another then.
+            weight: what `prepared` gave, see there.
         """
         pieces = self.evaluator.pieces(theta)
-        for batch, count, fraction, first in self.chunks(samples):
+        for batch, count, fraction, first in self.chunks(samples, weight=weight):
             self.cost.add(count, FORWARD)
             outputs, loss, at = self.evaluator.evaluate(pieces, batch, first, apart=apart)
             require_finite(loss.detach(), "the loss")
             yield Evaluation(fraction, count, at.leaves, outputs, loss, at)
 
     def evaluations_of_each(
-        self, theta: Tensor | None = None, samples: Tensor | None = None, batch_size: int = 1
+        self,
+        theta: Tensor | None = None,
+        samples: Tensor | None = None,
+        batch_size: int = 1,
+        *,
+        weight: float | None = None,
     ) -> Iterator[Evaluation]:
         """Evaluations whose outputs are the losses of single samples, or of batches.
 
         Args:
             batch_size: b, a divisor of the number of samples; a batch is b samples in their order.
+            weight: what `prepared` gave, see there.
 
         Yields:
             Evaluations with outputs (losses (n,), weights (n,)), the weights of sum 1.
@@ -472,11 +496,12 @@ class Objective:
         """
         self.require_mean()
         if self._whole or self.evaluator.seed is not None:
-            yield from self._one_by_one(theta, samples, batch_size)
+            yield from self._one_by_one(theta, samples, batch_size, weight)
             return
         size = None if self.chunk_size is None else max(1, self.chunk_size // batch_size)
         pieces = self.evaluator.pieces(theta)
-        for batch, count, fraction, _ in self.chunks(samples, size and size * batch_size):
+        most = size and size * batch_size
+        for batch, count, fraction, _ in self.chunks(samples, most, weight=weight):
             if count % batch_size:
                 raise invalid("batch_size", batch_size, f"a divisor of {count}, the data's batch")
             parts = in_groups(batch, batch_size)
@@ -491,11 +516,11 @@ class Objective:
             yield Evaluation(fraction, count, at.leaves, (losses, weights), loss, at)
 
     def _one_by_one(
-        self, theta: Tensor | None, samples: Tensor | None, batch_size: int
+        self, theta: Tensor | None, samples: Tensor | None, batch_size: int, weight: float | None
     ) -> Iterator[Evaluation]:
         """See `evaluations_of_each`: where `vmap` would mix batches, or draw for all at once."""
         pieces = self.evaluator.pieces(theta)
-        for batch, count, fraction, first in self.chunks(samples, batch_size):
+        for batch, count, fraction, first in self.chunks(samples, batch_size, weight=weight):
             if count % batch_size:
                 raise invalid("batch_size", batch_size, f"a divisor of {count}, the data's batch")
             self.cost.add(count, FORWARD)
@@ -522,23 +547,23 @@ class Objective:
             evaluation, create_graph=create_graph, retain_graph=retain_graph
         )
 
-    def _value(self, theta: Tensor | None, samples: Tensor | None) -> Tensor:
-        total = torch.zeros((), dtype=self.dtype, device=self.device)
+    def _value(self, theta: Tensor | None, samples: Tensor | None, weight: float) -> Tensor:
+        total = self._zero()
         pieces = self.evaluator.pieces(theta)
-        for batch, count, fraction, first in self.chunks(samples):
+        for batch, count, fraction, first in self.chunks(samples, weight=weight):
             self.cost.add(count, FORWARD)
             # With a graph, as for the gradient: without one torch and models may compute another
             # function.
             loss = self.evaluator.evaluate(pieces, batch, first)[1]
             total = total + fraction * loss.detach()
-        return total.to(self.dtype)
+        return require_finite(total.to(self.dtype), "the loss")
 
     def _value_and_gradient(
-        self, theta: Tensor | None, samples: Tensor | None
+        self, theta: Tensor | None, samples: Tensor | None, weight: float
     ) -> tuple[Tensor, Tensor]:
-        value = torch.zeros((), dtype=self.dtype, device=self.device)
+        value = self._zero()
         gradient = torch.zeros(self.num_parameters, dtype=self.dtype, device=self.device)
-        for evaluation in self.evaluations(theta, samples):
+        for evaluation in self.evaluations(theta, samples, weight=weight):
             parts = self.layout.flatten(self.gradient_of(evaluation))
             gradient.add_(parts, alpha=evaluation.fraction)
             value = value + evaluation.fraction * evaluation.loss.detach()
@@ -554,32 +579,67 @@ class Objective:
         return found / found.sum()
 
     def chunks(
-        self, samples: Tensor | None, size: int | None = None
+        self, samples: Tensor | None, size: int | None = None, *, weight: float | None = None
     ) -> Iterator[tuple[Batch, int, float, int]]:
-        """Each chunk, its number of samples, its weight in the mean, and its first sample.
+        """Each chunk of this process, its size, its weight in the mean, and its first sample.
 
         Args:
             samples: indices, int64 (n,); None for all.
             size: the most samples in a chunk; None for `chunk_size`.
+            weight: what `prepared` gave, see there.
         """
-        if samples is not None:
-            refuse_unfit_indices(samples, self.num_samples)
-        self._require_repeatable()
-        if samples is not None or self._in_parts(size or self.chunk_size):
-            self.require_mean()
         # Where batches are weighed, the data is read twice rather than held in memory.
-        total = self.weight(samples)
+        total = self.prepared(None, samples, size) if weight is None else weight
         own, at = self._own(samples), 0
         order: Sequence[int] = ()
         if self.evaluator.seed is not None:
             order = read_order(self.samples, own)
         with generators_kept(self.device) if self._draws else nullcontext():
             for batch, count in self.samples.chunks(own, size or self.chunk_size):
-                weight = count if self.batch_weight is None else float(self.batch_weight(batch))
+                own_weight = count if self.batch_weight is None else float(self.batch_weight(batch))
                 first, at = self._samples_before + order[at] if order else 0, at + count
                 # A chunk in which every target is ignored has the mean 0/0.
-                if weight:
-                    yield batch, count, weight / total, first
+                if own_weight:
+                    yield batch, count, own_weight / total, first
+
+    @shielded()
+    def prepared(
+        self,
+        theta: Tensor | None,
+        samples: Tensor | None = None,
+        size: int | None = None,
+        *,
+        of_each: bool = False,
+    ) -> float:
+        """What processes find out together before each evaluates its own samples.
+
+        Once, whether all are at one point and whether the loss can be evaluated in parts, see
+        `is_mean`; each time the weight of the samples. No sum is closed afterwards while chunks are
+        evaluated with that weight, so that a process which fails, or begins again with smaller
+        chunks, leaves none waiting.
+
+        Args:
+            theta: the point (P,); None for the model's parameters.
+            samples, size: as for `chunks`.
+            of_each: samples are evaluated one by one, as by `evaluations_of_each`.
+
+        Returns:
+            The weight of the samples in the mean.
+
+        Raises:
+            InvalidInput: indices that name no samples; another theta in each process; a loss that
+                draws random numbers, or is no mean; batch weights without a positive sum.
+        """
+        if samples is not None:
+            refuse_unfit_indices(samples, self.num_samples)
+        if not self._same:
+            point = self.theta() if theta is None else theta
+            self.reduction.require_same("theta", lambda: bits_of(point), _BY_ONE_START)
+            self._same = True
+        self._require_repeatable()
+        if of_each or samples is not None or self._in_parts(size or self.chunk_size):
+            self.require_mean()
+        return self.weight(samples)
 
     @property
     def is_rough(self) -> bool:
@@ -595,15 +655,13 @@ class Objective:
         if not self.check or self._whole:
             return True
         if self._mean is None:
-            tried: Sequence[Callable[[Batch], Any]]
-            if self.batch_weight is not None:
-                tried = [self.batch_weight]
-            elif is_torch_loss(self.evaluator.loss):
-                tried = [Counted()]
-            else:
-                tried = candidates(self._first_batch())
-            size = self.chunk_size or len(self.samples)
-            self._mean = self._of_all(agreement(self.unchecked(), tried, size))
+            with self.reduction.together():
+                tried = self._candidates()
+                size = self.chunk_size or len(self.samples)
+                found = agreement(self.unchecked(), tried, size)
+                one = self._first_batch()
+                weights = [float(weigh(one)) if tried[1:] else 1.0 for weigh in tried]
+            self._mean = self._of_all(found, weights)
             if self.batch_weight is None and self._mean.fits and self._mean.fits[0]:
                 self.batch_weight = tried[self._mean.fits[0]]
         return bool(self._mean.fits) and not self._mean.ambiguous
@@ -612,25 +670,43 @@ class Objective:
         """Once: refuse a loss that changes from call to call, whatever the source of chance."""
         if self._repeatable or not self.check:
             return
-        self._repeatable = True
         alone, few = self.unchecked(), few_of(len(self.samples))
         rough = self.is_rough or self.dtype not in (torch.float32, torch.float64)
-        try:
+        with self.reduction.together():
             self._draws = refuse_changing(
                 lambda: float(alone.value(samples=few)), self.device, rough
             )
-        except InvalidInput:
-            self._repeatable = False
-            raise
+        self._repeatable = True
 
-    def _of_all(self, found: Agreement) -> Agreement:
-        """The agreement of all processes, which may hold different samples."""
+    def _candidates(self) -> Sequence[Callable[[Batch], Any]]:
+        """What the loss may average over: what is known, or what is to be tried."""
+        if self.batch_weight is not None:
+            return [self.batch_weight]
+        if is_torch_loss(self.evaluator.loss):
+            return [Counted()]
+        return candidates(self._first_batch())
+
+    def _of_all(self, found: Agreement, weights: Sequence[float]) -> Agreement:
+        """The agreement of all processes, which may hold different samples.
+
+        Args:
+            weights: that of the first sample by each candidate.
+        """
         total = self.reduction.total
-        processes, fit = total(1.0), found.fits[0] if found.fits else -1
-        failed, numbers, squares = total(float(fit < 0)), total(fit), total(fit**2)
-        if failed or processes * squares != numbers**2:
-            return replace(found, fits=())
-        return found if processes == 1 else replace(found, ambiguous=bool(total(found.ambiguous)))
+        processes = total(1.0)
+        if processes == 1:
+            return found
+        # A process that can say nothing is in nobody's way.
+        silent = bool(found.note)
+        fits = tuple(
+            number
+            for number in range(len(weights))
+            if total(float(silent or number in found.fits)) == processes
+        )
+        # In each process all samples may weigh the same, and elsewhere something else.
+        uneven = [processes * total(weight**2) != total(weight) ** 2 for weight in weights]
+        ambiguous = total(float(found.ambiguous)) > 0 or any(uneven[number] for number in fits)
+        return replace(found, fits=fits, ambiguous=ambiguous and 0 in fits)
 
     def require_mean(self) -> None:
         """Refuse a loss that is no mean over samples, nor over anything that was found.
@@ -649,6 +725,9 @@ class Objective:
         if count != self.num_samples or (size is not None and size < count):
             return True
         return isinstance(self.samples, BatchSamples) and len(self.samples.batches) > 1
+
+    def _zero(self) -> Tensor:
+        return torch.zeros((), dtype=self.dtype, device=self.device)
 
     def _first_batch(self) -> Batch:
         return next(iter(self.samples.chunks(torch.zeros(1, dtype=torch.int64, device="cpu"), 1)))[
@@ -681,6 +760,12 @@ class Objective:
             f"Objective(P={self.num_parameters}, N={self.num_samples},"
             f" chunk_size={self.chunk_size})"
         )
+
+
+_BY_ONE_START = (
+    "all processes ask for the loss at one point: wrap the model in DistributedDataParallel, or"
+    " build and load it in the same way in each"
+)
 
 
 def _no_mean(found: Agreement, given: bool) -> str:

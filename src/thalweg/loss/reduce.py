@@ -5,6 +5,12 @@ sums over the chunks of the samples that it holds, and gives every such sum (val
 products, weights) to its `Reduction`, here and nowhere else. In one process nothing is left to add;
 where the samples are divided among processes, another class with these members adds the parts.
 
+A process that fails between two sums (a bad sample, a NaN in its own samples, out of memory) must
+not leave the others waiting in the next. So what is computed on the way to a sum is computed by
+`sums`: a process that fails brings NaN in the place of its part, which makes the whole NaN in all
+processes alike; then all exchange what happened, and all raise the same. Where none fails, that
+costs nothing: no further message, and a look at one number.
+
 Example:
     >>> import torch
     >>> reduction = Reduction()
@@ -14,23 +20,47 @@ Example:
 
 from __future__ import annotations
 
+import math
+import re
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from thalweg.errors import InvalidInput
+from thalweg import errors
+from thalweg.errors import Interrupted, InvalidInput, ThalwegError, invalid, without_controls
+from thalweg.loss.guards.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+LONGEST = 1024
+"""Bytes of what processes tell one another, such as the message of an error."""
+LOST = re.compile(r"peer|[Tt]im(ed ?|e)out|Broken pipe|[Ss]ocket|[Cc]onnect")
+"""In what libraries say where another process is gone."""
+
+
+class ProcessFailed(ThalwegError):
+    """An error in one process of a group, raised in all of them; the message names its rank."""
+
+
+class ProcessOutOfMemory(ProcessFailed, MemoryError):
+    """Memory did not suffice in one process of a group; raised in all of them."""
 
 
 class Reduction:
     """Closes sums in one process, which holds all samples. Example: see the module.
 
-    A class for many processes overrides all three. They call each in the same order.
+    A class for many processes overrides `sum`, `total` and `place`, and `gathered` where all are to
+    hear what one says. They call each in the same order.
     """
+
+    rank = 0
+    """The number of this process among those of the group."""
 
     def sum(self, partial: Tensor) -> Tensor:
         """The sum of the processes' tensors of one shape; it may overwrite the one given."""
@@ -49,21 +79,100 @@ class Reduction:
         """
         return 0, count
 
+    def gathered(self, text: str) -> list[str]:
+        """The texts of all processes in the order of their ranks, each cut to `LONGEST` bytes."""
+        return [text]
+
+    def sums(self, compute: Callable[[], tuple[Tensor, ...]], like: Tensor) -> tuple[Tensor, ...]:
+        """The sums over processes of each of some tensors; where one fails, all raise.
+
+        Args:
+            compute: gives those of this process. No other sum is closed in it.
+            like: the shape, dtype and device of the first.
+
+        Raises:
+            Exception: what `compute` raises in this process; of several processes, see `settle`.
+        """
+        return tuple(map(self.sum, compute()))
+
+    def total_of(self, compute: Callable[[], float]) -> float:
+        """The sum of what each process computes; where one fails, all raise. See `sums`."""
+        return self.total(compute())
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Where the block fails in one process, all raise: for what is done once.
+
+        Costs an exchange; no sum is closed in the block.
+        """
+        failure = None
+        try:
+            yield
+        except Exception as error:
+            failure = error
+        self.settle(failure)
+
+    def settle(self, failure: Exception | None) -> None:
+        """Come to the others, some with an error: where there is any, all raise the first.
+
+        Raises:
+            Exception: this process's own, where it is alone. Of several: the class of the error
+                where it is Thalweg's, else `ProcessFailed`; the message names rank and error.
+        """
+        told = self.gathered("" if failure is None else _told(failure))
+        if len(told) == 1 and failure is not None:
+            raise failure
+        failed = [rank for rank, text in enumerate(told) if text]
+        if failed:
+            raise _untold(told, failed) from failure
+
+    def require_same(self, what: str, of_this: Callable[[], str], hint: str) -> None:
+        """Refuse what must be the same in all processes, and is not. Costs an exchange.
+
+        Args:
+            of_this: what it is in this process.
+
+        Raises:
+            InvalidInput: "{what}: rank 2 has another than rank 0; {hint}", in all of them.
+        """
+        if type(self) is Reduction:
+            return
+        values = self.gathered(of_this())
+        if other := [rank for rank, found in enumerate(values) if found != values[0]]:
+            raise InvalidInput(f"{what}: rank {other[0]} has another than rank 0; {hint}")
+
 
 class AcrossProcesses(Reduction):
     """Closes sums over the processes of a `torch.distributed` group, each with its own samples.
 
     Args:
         group: the processes. All ask the same of their losses, in the same order.
+
+    Attributes:
+        num_sums: how many sums this process has closed with the others.
+        num_bytes: how many bytes it has brought to them.
+
+    Raises:
+        InvalidInput: this process is none of the group.
+        Interrupted: from every method: another process is gone, or did not answer in the group's
+            time (`timeout=` of `init_process_group`).
     """
 
     def __init__(self, group: ProcessGroup) -> None:
         self.group = group
+        self.rank = dist.get_rank(group)
+        if self.rank < 0:
+            given = f"one without rank {dist.get_rank()}"
+            raise invalid("group", given, "one that this process belongs to")
+        self.num_sums = self.num_bytes = 0
 
     def sum(self, partial: Tensor) -> Tensor:
         """See `Reduction`."""
         whole = partial.contiguous()
-        dist.all_reduce(whole, group=self.group)
+        self.num_sums += 1
+        self.num_bytes += whole.numel() * whole.element_size()
+        with _lost_told(self.rank):
+            dist.all_reduce(whole, group=self.group)
         return whole
 
     def total(self, partial: float) -> float:
@@ -72,15 +181,49 @@ class AcrossProcesses(Reduction):
 
     def place(self, count: int) -> tuple[int, int]:
         """See `Reduction`."""
-        own = self._number(count, torch.int64)
-        counts = [torch.zeros_like(own) for _ in range(dist.get_world_size(self.group))]
-        dist.all_gather(counts, own, group=self.group)
-        before = counts[: dist.get_rank(self.group)]
-        return int(sum(map(int, before))), int(sum(map(int, counts)))
+        counts = [int(each) for each in self._all(self._number(count, torch.int64))]
+        return sum(counts[: self.rank]), sum(counts)
+
+    def gathered(self, text: str) -> list[str]:
+        """See `Reduction`."""
+        content = text.encode()[:LONGEST].ljust(LONGEST, b"\0")
+        own = torch.frombuffer(bytearray(content), dtype=torch.uint8).to(self._device)
+        found = [bytes(each.tolist()).rstrip(b"\0") for each in self._all(own)]
+        return [each.decode(errors="ignore") for each in found]
+
+    def sums(self, compute: Callable[[], tuple[Tensor, ...]], like: Tensor) -> tuple[Tensor, ...]:
+        """See `Reduction`."""
+        failure = None
+        try:
+            parts = compute()
+        except Exception as error:
+            # What it has held: memory may be what is missing.
+            traceback.clear_frames(error.__traceback__)
+            failure, parts = error, (torch.full_like(like, math.nan),)
+        first = self.sum(parts[0])
+        # The same bits in all processes, so that all go the same way.
+        if not first.numel() or bool(first.reshape(-1)[0].isnan()):
+            self.settle(failure)
+        return first, *map(self.sum, parts[1:])
+
+    def total_of(self, compute: Callable[[], float]) -> float:
+        """See `Reduction`."""
+        number = self._number(0.0, torch.float64)
+        return float(self.sums(lambda: (number + compute(),), number)[0])
+
+    def _all(self, own: Tensor) -> list[Tensor]:
+        found = [torch.zeros_like(own) for _ in range(dist.get_world_size(self.group))]
+        with _lost_told(self.rank):
+            dist.all_gather(found, own, group=self.group)
+        return found
 
     def _number(self, value: float, dtype: torch.dtype) -> Tensor:
-        on_gpu = dist.get_backend(self.group) == "nccl"
-        return torch.tensor(value, dtype=dtype, device="cuda" if on_gpu else "cpu")
+        return torch.tensor(value, dtype=dtype, device=self._device)
+
+    @property
+    def _device(self) -> str:
+        """Where the group takes small tensors."""
+        return "cuda" if dist.get_backend(self.group) == "nccl" else "cpu"
 
 
 def reduction_of(group: ProcessGroup | Literal["ask"] | None) -> Reduction:
@@ -101,6 +244,56 @@ def reduction_of(group: ProcessGroup | Literal["ask"] | None) -> Reduction:
     return Reduction() if group is None else AcrossProcesses(group)
 
 
+def reduction_in(loss: object) -> Reduction:
+    """What closes the sums of a loss; that of one process, where it does not say."""
+    found = getattr(loss, "reduction", None)
+    return found if isinstance(found, Reduction) else Reduction()
+
+
 def several_processes() -> bool:
     """Whether `torch.distributed` runs with more than one process."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+@contextmanager
+def _lost_told(rank: int) -> Iterator[None]:
+    """Say in one line that another process is gone.
+
+    Raises:
+        Interrupted: it is.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        if not isinstance(error, dist.DistError) and not LOST.search(text):
+            raise
+        # Without the place in the library's source.
+        text = re.sub(r"^\[[^]]*\] ", "", text)[:200]
+        raise Interrupted(
+            f"rank {rank} has lost another process of its group, which has ended or did not answer"
+            f" in time ({text}); start all of them again"
+        ) from error
+
+
+def _told(failure: Exception) -> str:
+    """What the others hear of an error: its class and its message."""
+    known = isinstance(failure, ThalwegError)
+    name = type(failure).__name__
+    text = " ".join(without_controls(str(failure)).split()) or "without a message"
+    if is_out_of_memory(failure):
+        kind = ProcessOutOfMemory
+    else:
+        kind = type(failure) if known else ProcessFailed
+    return f"{kind.__name__}\n{text if known else f'{name}: {text}'}"
+
+
+def _untold(told: list[str], failed: list[int]) -> ThalwegError:
+    """The error that all raise: the first one, and how many there are."""
+    rank = failed[0]
+    name, text = told[rank].split("\n", 1)
+    kind = globals().get(name) or getattr(errors, name, ProcessFailed)
+    also = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+    error = kind(f"rank {rank} of {len(told)}{also}: {text}")
+    error.of_all = True
+    return error

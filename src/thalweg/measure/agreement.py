@@ -1,8 +1,9 @@
 """Do all processes of a group make a report, or none? One that fails must not leave others waiting.
 
-Processes that share the samples of a loss close every sum together. Where one of them fails between
-two sums (out of memory, a NaN in its own samples), the others would wait for it in the next sum. So
-while a report is made a number goes ahead of each sum: how many have failed.
+Processes that share the samples of a loss close every sum together. What fails in the evaluation of
+a process's own samples all hear of by the sum itself, see `loss/reduce.py`. A report can fail
+elsewhere too, such as in a probe of the user's, and the training goes on afterwards. So while a
+report is made a number goes ahead of each sum: how many have failed.
 
 Example:
     >>> from types import SimpleNamespace
@@ -14,28 +15,23 @@ Example:
     >>> with all_or_none(loss):
     ...     loss.reduction.sum(None)
     Traceback (most recent call last):
-    thalweg.measure.agreement.OthersFailed: another process could not make this report
+    thalweg.loss.reduce.ProcessFailed: another process has failed
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
 
-from thalweg.errors import ThalwegError
-from thalweg.loss.reduce import Reduction
-
-
-class OthersFailed(ThalwegError):
-    """Another process of the group has failed, so this one skips as well."""
+from thalweg.loss.reduce import ProcessFailed, Reduction, reduction_in
 
 
 @contextmanager
 def all_or_none(loss: Any) -> Iterator[None]:
-    """Fail in every process where the block fails in one.
+    """Fail in every process where the block fails in one, with the same error.
 
     All processes must enter it, and within it close the same sums, by the `reduction` of the loss.
     In one process it does nothing. Not heard of: an interrupt, and sums that a loss of another
@@ -45,24 +41,24 @@ def all_or_none(loss: Any) -> Iterator[None]:
         loss: one with a `reduction`, such as an `Objective`; others are taken for one process.
 
     Raises:
-        OthersFailed: in the processes where the block did not fail.
+        Exception: of the block in this process, or in another: see `Reduction.settle`.
     """
-    reduction = getattr(loss, "reduction", None)
-    if not isinstance(reduction, Reduction) or type(reduction) is Reduction:
+    reduction = reduction_in(loss)
+    if type(reduction) is Reduction:
         yield
         return
-    loss.reduction = _Agreeing(reduction)
+    loss.reduction = agreeing = _Agreeing(reduction)
+    failure = None
     try:
         yield
-        # None has failed behind the last sum either.
-        loss.reduction.agree()
-    except OthersFailed:
-        raise
-    except Exception:
-        reduction.total(1.0)
-        raise
+    except Exception as error:
+        if getattr(error, "of_all", False):
+            raise
+        failure = error
     finally:
         loss.reduction = reduction
+    # None has failed behind the last sum either.
+    agreeing.agree(failure)
 
 
 class _Agreeing(Reduction):
@@ -70,10 +66,15 @@ class _Agreeing(Reduction):
 
     def __init__(self, inner: Reduction) -> None:
         self.inner = inner
+        self.rank = inner.rank
 
-    def agree(self) -> None:
-        if self.inner.total(0.0) > 0:
-            raise OthersFailed("another process could not make this report")
+    def agree(self, failure: Exception | None = None) -> None:
+        """Say whether this process has failed; where any has, all raise."""
+        if self.inner.total(float(failure is not None)) > 0:
+            self.inner.settle(failure)
+            unknown = ProcessFailed("another process has failed")
+            unknown.of_all = True
+            raise unknown
 
     def sum(self, partial: Tensor) -> Tensor:
         self.agree()
@@ -84,4 +85,21 @@ class _Agreeing(Reduction):
         return self.inner.total(partial)
 
     def place(self, count: int) -> tuple[int, int]:
+        self.agree()
         return self.inner.place(count)
+
+    def gathered(self, text: str) -> list[str]:
+        self.agree()
+        return self.inner.gathered(text)
+
+    def sums(self, compute: Callable[[], tuple[Tensor, ...]], like: Tensor) -> tuple[Tensor, ...]:
+        self.agree()
+        return self.inner.sums(compute, like)
+
+    def total_of(self, compute: Callable[[], float]) -> float:
+        self.agree()
+        return self.inner.total_of(compute)
+
+    def settle(self, failure: Exception | None) -> None:
+        self.agree()
+        self.inner.settle(failure)

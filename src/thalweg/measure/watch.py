@@ -37,7 +37,7 @@ from thalweg.loss.guards.wrapped import patterns_inside, unwrapped
 from thalweg.loss.layout import ParameterLayout
 from thalweg.loss.objective import Objective
 from thalweg.loss.protocol import Loss
-from thalweg.loss.reduce import Reduction
+from thalweg.loss.reduce import Reduction, reduction_in, reduction_of
 from thalweg.loss.samples import TensorSamples, are_whole, as_samples
 from thalweg.measure.sinks import Sink, reason_of, say_if_possible
 from thalweg.measure.watcher import Watcher, undisturbed
@@ -117,8 +117,8 @@ def watch(
             is. Alignments are then norm(f(H) v) / norm(v), f a smooth step at tau.
         relative_to: unit of the threshold: the largest curvature seen; "edge": that at which the
             optimizer becomes unstable, such as 2 / lr; "one": that of the Hessian.
-        samples: watch a random subset of so many samples, drawn once and held in memory; None for
-            all of `data`.
+        samples: watch a random subset of so many samples of this process's, drawn once and held in
+            memory; None for all of `data`.
         parameters: shell patterns of names, to watch a part of the model only.
         error, exact: as for `SubspaceTracker`; exact solves from scratch at every report, instead
             of only where following is no cheaper.
@@ -153,21 +153,29 @@ def watch(
     layout = _watched_layout(model, optimizer, parameters)
     watched = layout.parameters(model)
     with undisturbed(watched[0].device):
+        reduction = reduction_of(group)
+        with reduction.together():
+            if samples is not None:
+                data = _subset(data, samples, seed or 0, watched[0], mode)
         objective = Objective(
             model,
             loss,
-            data if samples is None else _subset(data, samples, seed or 0, watched[0], mode),
+            data,
             parameters=[glob.escape(name) for name in layout.names],
             batch_weight=batch_weight,
             chunk_size=chunk_size,
             mode=mode,
             seed=seed,
-            group=group,
+            group=None,
+            reduction=reduction,
         )
-        with _on_one_line(
-            objective,
-            "the loss of the first samples cannot be evaluated",
-            "loss(model(inputs), target) must work for `data` as it is given",
+        with (
+            objective.reduction.together(),
+            _on_one_line(
+                objective,
+                "the loss of the first samples cannot be evaluated",
+                "loss(model(inputs), target) must work for `data` as it is given",
+            ),
         ):
             classes = _number_of_classes(objective)
         _refuse_without_second_derivative(objective)
@@ -244,7 +252,7 @@ def watch_loss(
     if not any(id(parameter) in held for parameter in objective.parameters()):
         raise InvalidInput("watch: the optimizer updates none of the parameters of the loss")
     for term in getattr(objective, "terms", ()):
-        if type(getattr(term.loss, "reduction", Reduction())) is not Reduction:
+        if type(reduction_in(term.loss)) is not Reduction:
             hint = "watch each term by itself"
             raise invalid("group", "a group in a sum", "None for each term", hint)
     with undisturbed(objective.device):
@@ -276,7 +284,7 @@ def _watching(
         source = SubspaceTracker(objective, split_by, error=error, exact=exact, seed=seed)
     # Of the outermost that is known around it.
     note = stability_threshold(stepping(optimizer)[-1], objective.parameters()).note
-    if note and not quiet:
+    if note and not quiet and reduction_in(objective).rank == 0:
         say_if_possible(f"thalweg.watch: {note}")
     return Watcher(objective, source, optimizer, quiet=quiet, **options)
 

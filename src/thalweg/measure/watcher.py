@@ -58,7 +58,7 @@ from thalweg.errors import InvalidInput, invalid
 from thalweg.loss.cost import PARTS, cost_of
 from thalweg.loss.guards.memory import is_out_of_memory
 from thalweg.loss.protocol import Loss
-from thalweg.loss.reduce import Reduction
+from thalweg.loss.reduce import reduction_in
 from thalweg.loss.samples import are_whole
 from thalweg.measure.agreement import all_or_none
 from thalweg.measure.curvature_shares import alignments_above
@@ -160,8 +160,10 @@ class Watcher:
     Nothing that goes wrong in a report reaches the training (`KeyboardInterrupt` does): it is a
     `WatchWarning`, and a row whose `failure` says why. The next report is tried, its subspace
     solved from scratch, and after three failures in a row reports end. Warnings of a report that
-    the user turned into errors go to standard error. Processes that share the samples skip a report
-    together, see `agreement.py`.
+    the user turned into errors go to standard error.
+
+    Processes that share the samples skip a report together, see `agreement.py`; the first of them
+    alone writes: the others have `history`, and no console, file or sinks.
 
     Args:
         objective: the loss, over the data that is watched.
@@ -212,10 +214,12 @@ class Watcher:
         self.objective = objective
         self.source = source
         self.optimizer = optimizer
+        reduction = reduction_in(objective)
+        self._leads = reduction.rank == 0
         start = resume_at or 0
         self.spacing = ReportSpacing(every, budget, begin=start, next_step=start)
         self._trained = TrainingSamples(_models_of(objective), whole=_is_whole(objective))
-        self.quiet = quiet
+        self.quiet = quiet = quiet or not self._leads
         self.step = start
         history = History()
         self.history: list[dict[str, Any]] = history.rows
@@ -238,13 +242,14 @@ class Watcher:
             stability_threshold(each, self._parameters).preconditioned for each in watched
         )
         hidden = set() if preconditioned else {"preconditioned_sharpness"}
-        # The file last, so that none is made where something else is refused.
-        self._sinks = Sinks(sinks)
-        own: list[Sink] = [history]
-        if not (quiet or any(isinstance(sink, Console) for sink in self._sinks.sinks)):
-            own.append(Console([column for column in CONSOLE_COLUMNS if column not in hidden]))
-        if file is not None:
-            own.append(CSV(file, self._columns, overwrite=overwrite, resume_at=resume_at))
+        with reduction.together():
+            self._sinks = Sinks(sinks if self._leads else ())
+            own: list[Sink] = [history]
+            if not (quiet or any(isinstance(sink, Console) for sink in self._sinks.sinks)):
+                own.append(Console([column for column in CONSOLE_COLUMNS if column not in hidden]))
+            # Last, so that none is made where something else is refused.
+            if file is not None and self._leads:
+                own.append(CSV(file, self._columns, overwrite=overwrite, resume_at=resume_at))
         self._sinks.sinks[:0] = own
         # Of a wrapped optimizer's step and that of what is in it, the first to begin counts.
         self._stepping: Optimizer | None = None
@@ -458,8 +463,9 @@ class Watcher:
         self._failures += 1
         self._begin_anew()
         self.spacing.postpone(self.step)
-        warn(f"step {row['step']}: {reason}; this report is {left}")
-        if self.ended:
+        if self._leads:
+            warn(f"step {row['step']}: {reason}; this report is {left}")
+        if self.ended and self._leads:
             warn(
                 f"{MOST_FAILURES} reports in a row failed: no more are made; the training continues"
             )
@@ -469,13 +475,10 @@ class Watcher:
         """Run it so that neither an error nor a random number of it reaches the training."""
         begin = cost_of(self.objective)
         try:
-            _refuse_capture()
-            with (
-                undisturbed(self.objective.device),
-                warnings_that_stop_nothing(),
-                all_or_none(self.objective),
-            ):
-                measure()
+            with all_or_none(self.objective):
+                _refuse_capture()
+                with undisturbed(self.objective.device), warnings_that_stop_nothing():
+                    measure()
             return None
         except Exception as error:
             reason, memory = reason_of(error), False
@@ -499,7 +502,7 @@ class Watcher:
 
         def account() -> None:
             samples, counted = self.objective.num_samples, cost_of(self.objective)
-            reduction = getattr(self.objective, "reduction", Reduction())
+            reduction = reduction_in(self.objective)
             trained = reduction.total(float(self._trained.take()))
             spent = reduction.total(float(self._spent)) / PARTS
             if counted is None:
@@ -541,7 +544,8 @@ class Watcher:
         if reason := self._attempt(measure):
             self._direction = None
             failure = f"no preconditioned sharpness: {reason}"
-            warn(failure)
+            if self._leads:
+                warn(failure)
             return {"failure": failure}
         self._direction = found[0].basis[:, 0]
         return {"preconditioned_sharpness": float(found[0].eigenvalues[0])}

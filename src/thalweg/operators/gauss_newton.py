@@ -55,8 +55,8 @@ class GaussNewton(ChunkedOperator):
 
     _needs = "the outputs of a model"
 
-    def _evaluations(self) -> Iterator[Evaluation]:
-        return self.objective.evaluations(self.theta, self.samples, apart=True)
+    def _evaluations(self, weight: float) -> Iterator[Evaluation]:
+        return self.objective.evaluations(self.theta, self.samples, apart=True, weight=weight)
 
     def _graph_of(self, evaluation: Evaluation) -> ChunkGraph:
         """The outputs of the chunk with their graph, and the loss as a function of them."""

@@ -57,6 +57,7 @@ class GradientCovariance(ChunkedOperator):
     """
 
     _needs = "the losses of single samples"
+    _of_each = True
 
     def __init__(
         self,
@@ -79,9 +80,11 @@ class GradientCovariance(ChunkedOperator):
         """See `LossOperator`; None where batches are the samples: a part of them is no batch."""
         return super().subsampled(fraction, generator) if self.batch_size == 1 else None
 
-    def _evaluations(self) -> Iterator[Evaluation]:
+    def _evaluations(self, weight: float) -> Iterator[Evaluation]:
         """The losses of each chunk's samples, or batches, with their graph."""
-        return self.objective.evaluations_of_each(self.theta, self.samples, self.batch_size)
+        return self.objective.evaluations_of_each(
+            self.theta, self.samples, self.batch_size, weight=weight
+        )
 
     def _graph_of(self, evaluation: Evaluation) -> ChunkGraph:
         """The losses of the chunk as a function of the parameters: the Jacobian has rows g_i."""

@@ -178,18 +178,22 @@ class ChunkedOperator(LossOperator):
         super().__init__(objective, theta, samples, keep_graph=keep_graph)
 
     _needs: str
+    # Whether samples are evaluated one by one.
+    _of_each = False
 
     @abstractmethod
-    def _evaluations(self) -> Iterator[Evaluation]:
-        """Each chunk, evaluated at theta."""
+    def _evaluations(self, weight: float) -> Iterator[Evaluation]:
+        """Each chunk, evaluated at theta; `weight` is that of the samples."""
 
     @abstractmethod
     def _graph_of(self, evaluation: Evaluation) -> ChunkGraph:
         """The graph of one chunk that products go through."""
 
     def _linearize(self) -> ChunkedLinearization:
+        weight = self.objective.prepared(self.theta, self.samples, of_each=self._of_each)
+
         def graphs() -> Iterator[ChunkGraph]:
-            return map(self._graph_of, self._evaluations())
+            return map(self._graph_of, self._evaluations(weight))
 
         return ChunkedLinearization(self.objective, self.theta, graphs, keep_graph=self.keep_graph)
 

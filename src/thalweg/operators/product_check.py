@@ -138,10 +138,12 @@ def compared(operator: Operator) -> tuple[Comparison, str]:
             found, fault = _compared(operator)
         except Exception as error:  # whatever stands in the way of a comparison is no fault
             found = Comparison(None, note=said(error))
-    failed = float(found.agrees is False)
+    message = _message(operator, found, fault) if found.agrees is False else ""
     if isinstance(loss, Objective):
-        failed = loss.reduction.total(failed)  # all processes go the same way
-    return found, _message(operator, found, fault) if failed else ""
+        # All processes go the same way.
+        told = loss.reduction.gathered(message)
+        message = message or next((text for text in told if text), "")
+    return found, message
 
 
 def _compared(operator: Operator) -> tuple[Comparison, LayerFault | None]:
@@ -254,8 +256,6 @@ def require_same(loss: Loss, other: Loss, theta: Tensor, samples: Tensor) -> Non
 
 def _message(operator: Operator, found: Comparison, fault: LayerFault | None) -> str:
     loss, name = operator.objective, type(operator).__name__
-    if found.agrees is not False:
-        return f"{name}: another process found its products wrong; its error says where"
     layout = getattr(loss, "layout", None)
     parameter = repr(layout.names[found.parameter]) if layout else f"number {found.parameter}"
     functions = () if fault is None else fault.functions

@@ -244,7 +244,7 @@ class GradientSubspace(_Renewed):
                 self.objective.num_samples, generator=self._generator, device="cpu"
             )
             some = chosen[: self.samples].sort().values
-            self._take(within_memory(self.objective, lambda: self._gradients(theta, some)))
+            self._take(self._gradients(theta, some))
         cost = self.samples / self.objective.num_samples if renewed else 0.0
         age = 0 if renewed else self.report.age + 1
         self.report = TrackerReport(math.nan, cost, renewed, self.samples * renewed, age)
@@ -255,10 +255,22 @@ class GradientSubspace(_Renewed):
         return Split(*self.subspace.split(vector), error=math.nan, bulk_error=math.nan)
 
     def _gradients(self, theta: Tensor | None, chosen: Tensor) -> Tensor:
-        """The gradient of each sample's loss at theta, (samples, P)."""
-        found: list[Tensor] = []
-        chosen = chosen.to(self.objective.device)
-        for evaluation in self.objective.evaluations_of_each(theta, chosen):
+        """The gradient of each sample's loss at theta, (samples, P), those of all processes."""
+        loss = self.objective
+        chosen = chosen.to(loss.device)
+        weight = loss.prepared(theta, chosen)
+        with loss.reduction.together():
+            own = within_memory(loss, lambda: self._own_gradients(theta, chosen, weight))
+        before, total = loss.reduction.place(len(own))
+        rows = own.new_zeros(total, loss.num_parameters)
+        rows[before : before + len(own)] = own
+        return loss.reduction.sum(rows)
+
+    def _own_gradients(self, theta: Tensor | None, chosen: Tensor, weight: float) -> Tensor:
+        """Those of the samples of this process."""
+        loss = self.objective
+        found = [torch.empty(0, loss.num_parameters, dtype=loss.dtype, device=loss.device)]
+        for evaluation in loss.evaluations_of_each(theta, chosen, weight=weight):
             losses = evaluation.outputs[0]
             each = torch.eye(len(losses), dtype=losses.dtype, device=losses.device)
             with evaluation.at:
