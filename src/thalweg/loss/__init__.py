@@ -5,7 +5,7 @@ from __future__ import annotations
 from thalweg.loss.chunk_multiplier import ChunkMultiplier
 from thalweg.loss.compute_loss import ComputeLoss
 from thalweg.loss.function_loss import FunctionLoss
-from thalweg.loss.guards.memory import ChunkHalved
+from thalweg.loss.guards.memory import ChunkHalved, GraphsRebuilt
 from thalweg.loss.layout import ParameterLayout
 from thalweg.loss.lockstep_objective import LockstepObjective
 from thalweg.loss.objective import Objective
@@ -21,6 +21,7 @@ __all__ = [
     "ChunkMultiplier",
     "ComputeLoss",
     "FunctionLoss",
+    "GraphsRebuilt",
     "Linearization",
     "LockstepObjective",
     "Loss",

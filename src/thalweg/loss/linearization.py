@@ -6,6 +6,7 @@ where many products follow one another, the graphs too.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,10 +15,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from thalweg.errors import InvalidInput
+from thalweg.errors import InvalidInput, level_of_caller
 from thalweg.loss.chunk_multiplier import ChunkGraph, ChunkMultiplier, pull_back
 from thalweg.loss.cost import PRODUCT, Cost
-from thalweg.loss.guards.memory import InChunks, within_memory
+from thalweg.loss.guards.memory import (
+    GraphsRebuilt,
+    InChunks,
+    is_out_of_memory,
+    within_memory,
+)
 from thalweg.loss.layout import ParameterLayout
 from thalweg.loss.reduce import Reduction
 
@@ -57,6 +63,8 @@ class ChunkedLinearization:
         self._graphs = graphs
         self._keep_graph = keep_graph
         self._kept: list[ChunkGraph] | None = None
+        # Graphs that the pass at work holds.
+        self._held = 0
         # Over this process's samples; and over all, once it was asked for.
         self._own_gradient: Tensor | None = None
         self._gradient: Tensor | None = None
@@ -71,7 +79,7 @@ class ChunkedLinearization:
         """The curvature times each row of (k, P), as rows."""
 
         def own() -> tuple[Tensor]:
-            result = within_memory(self._objective, lambda: self._pass(rows))
+            result = within_memory(self._objective, lambda: self._pass_within_memory(rows))
             return (torch.zeros_like(rows) if result is None else result,)
 
         return self._objective.reduction.sums(own, rows)[0]
@@ -79,9 +87,27 @@ class ChunkedLinearization:
     def _part(self) -> tuple[Tensor]:
         """The gradient over this process's samples."""
         if self._own_gradient is None:
-            within_memory(self._objective, lambda: self._pass(None))
+            within_memory(self._objective, lambda: self._pass_within_memory(None))
         assert self._own_gradient is not None
         return (self._own_gradient,)
+
+    def _pass_within_memory(self, rows: Tensor | None) -> Tensor | None:
+        """A pass; where memory runs out while graphs are held, one that holds none."""
+        try:
+            return self._pass(rows)
+        except Exception as error:
+            # A first chunk that fails is too large by itself, whatever is held.
+            if not (self._held and is_out_of_memory(error)):
+                raise
+        # Outside of the handler, whose traceback would keep the graphs alive.
+        self._keep_graph = False
+        warnings.warn(
+            "out of memory while the graphs of all chunks are held for products: from now on they"
+            " are built anew for each, which takes about 1.5 times as long",
+            GraphsRebuilt,
+            stacklevel=level_of_caller(),
+        )
+        return self._pass(rows)
 
     def _pass(self, rows: Tensor | None) -> Tensor | None:
         """The products over this process's samples, if any; leaves the gradient known."""
@@ -92,6 +118,7 @@ class ChunkedLinearization:
         chunks = self._kept or self._graphs()
         # Given up until all is done: where memory runs out, what is kept must not stay.
         self._kept, kept = None, []
+        self._held = 0
         for chunk in chunks:
             if shaped is not None:
                 with chunk.at:
@@ -113,6 +140,7 @@ class ChunkedLinearization:
                 gradient.add_(objective.layout.flatten(parts), alpha=chunk.fraction)
             if self._keep_graph:
                 kept.append(chunk)
+                self._held = len(kept)
         self._kept = kept or None
         if gradient is not None:
             self._own_gradient = gradient

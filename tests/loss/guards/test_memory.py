@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.networks import CASES
 from thalweg.loss.chunk_multiplier import ChunkMultiplier
-from thalweg.loss.guards.memory import ChunkHalved, is_out_of_memory
+from thalweg.loss.guards.memory import ChunkHalved, GraphsRebuilt, is_out_of_memory
 from thalweg.loss.objective import Objective
 from thalweg.operators.hessian import Hessian
 
@@ -52,6 +52,35 @@ def test_a_product_that_runs_out_of_memory_gives_up_the_graphs_it_kept(
     with pytest.warns(ChunkHalved):
         again = hessian @ torch.ones(loss.num_parameters)
     assert torch.allclose(again, expected, atol=1e-5)
+
+
+def test_where_memory_holds_one_graph_but_not_all_they_are_built_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case = CASES["mlp"]()
+    loss = Objective(case.model, case.loss, case.data, chunk_size=3, vectorize_up_to=0)
+    expected = Hessian(loss) @ torch.ones(loss.num_parameters)
+    linearization = loss.linearize(keep_graph=True)
+    multiply = ChunkMultiplier.multiply
+    held: list[int] = []
+
+    def greedy(self: ChunkMultiplier, chunk: Any, vectors: Any) -> Tensor:
+        held.append(linearization._held)
+        if linearization._held >= 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return multiply(self, chunk, vectors)
+
+    monkeypatch.setattr(ChunkMultiplier, "multiply", greedy)
+    ones = torch.ones(1, loss.num_parameters)
+    with pytest.warns(GraphsRebuilt, match="built anew for each"):
+        again = linearization.multiply(ones)
+    assert torch.equal(again[0], expected)
+    assert loss.chunk_size == 3
+    # From then on none is held, and nothing is said again.
+    held.clear()
+    assert torch.equal(linearization.multiply(ones)[0], expected)
+    assert set(held) == {0}
+    torch.testing.assert_close(linearization.gradient(), loss.gradient(), rtol=0, atol=0)
 
 
 def test_memory_that_does_not_suffice_for_one_sample_is_an_error(

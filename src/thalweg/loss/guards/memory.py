@@ -29,6 +29,15 @@ class ChunkHalved(UserWarning):
     """
 
 
+class GraphsRebuilt(UserWarning):
+    """Memory did not suffice to hold the graphs of all chunks: products build them anew each time.
+
+    Example:
+        >>> import warnings
+        >>> warnings.simplefilter("error", GraphsRebuilt)  # stop, where you would rather know
+    """
+
+
 class InChunks(Protocol):
     """Protocol of what is computed chunk by chunk, such as an `Objective`."""
 
