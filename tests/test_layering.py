@@ -24,6 +24,7 @@ ROOMS = (
     "registry",
     "settings",
     "surroundings",
+    "sharding",
     "linalg",
     "loss",
     "operators",

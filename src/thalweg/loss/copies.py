@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -33,10 +33,15 @@ def few_of(count: int, few: int = FEW) -> Tensor:
     return torch.linspace(0, count - 1, min(few, count), device="cpu").round().long()
 
 
-def in_dtype(value: Any, dtype: torch.dtype) -> Any:
+def in_dtype(value: Any, dtype: torch.dtype, copied: Callable[[], dict[int, Any]] = dict) -> Any:
     """A copy of a tensor, module or partial function, its floating-point numbers in a dtype.
 
     Whatever else is given back as it is.
+
+    Args:
+        value: of which to make one.
+        dtype: of the copy.
+        copied: copies of parts of a module that there are already, by identity.
 
     Raises:
         InvalidInput: a module of more than `MOST_COPIED` numbers.
@@ -48,7 +53,7 @@ def in_dtype(value: Any, dtype: torch.dtype) -> Any:
         tensors = [*value.parameters(), *value.buffers()]
         if sum(tensor.numel() for tensor in tensors) > MOST_COPIED:
             raise InvalidInput("the model is too large to be copied")
-        return copy.deepcopy(value, _computed(value)).to(dtype)
+        return copy.deepcopy(value, _computed(value) | copied()).to(dtype)
     if isinstance(value, functools.partial):
         keywords = {name: in_dtype(part, dtype) for name, part in value.keywords.items()}
         return functools.partial(value.func, *value.args, **keywords)

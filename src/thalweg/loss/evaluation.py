@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -17,6 +18,7 @@ from thalweg.errors import InvalidInput, invalid, level_of_caller
 from thalweg.loss.batches import PerSample, mapped_leaves
 from thalweg.loss.chunk_multiplier import derivatives
 from thalweg.loss.compute_loss import ComputeLoss
+from thalweg.loss.copies import in_dtype
 from thalweg.loss.guards.constant_draws import ConstantDraws
 from thalweg.loss.guards.determinism import (
     mode_dependent_layers,
@@ -40,8 +42,10 @@ from thalweg.loss.guards.sparse import Dense, layers_with_sparse_gradients
 from thalweg.loss.layout import ParameterLayout
 from thalweg.loss.outputs import separated, tensors_of
 from thalweg.loss.samples import Batch
+from thalweg.loss.shards import copies_of, is_shard, take_back, whole
 from thalweg.loss.swapped import Overwritten, Places, Replaced, Swapped
 from thalweg.loss.weighting import is_torch_loss, target_name
+from thalweg.sharding import ShardedVector
 from thalweg.surroundings import one_path, shielded
 
 _EVALUATING: ContextVar[bool] = ContextVar("evaluating", default=False)
@@ -74,6 +78,20 @@ class Evaluation(NamedTuple):
     outputs: tuple[Tensor, ...]
     loss: Tensor
     at: Swapped
+
+
+class Point(NamedTuple):
+    """A point of a model in shards, whole.
+
+    Attributes:
+        theta: all P numbers, a plain tensor.
+        others: parameters that are shards and no part of theta, each with its whole.
+        source: the vector it was gathered from; None for the parameters as they are.
+    """
+
+    theta: Tensor
+    others: tuple[tuple[Tensor, Tensor], ...]
+    source: Tensor | None
 
 
 class Evaluator:
@@ -137,6 +155,9 @@ class Evaluator:
         self._overwrite = any(isinstance(m, torch.jit.ScriptModule) for m in model.modules())
         self._sparse = self._writes = False
         self._recomputes: bool | None = None
+        # Of a model in shards: where it is evaluated, while a pass lasts.
+        self._sharded = any(map(is_shard, model.parameters()))
+        self._point: Point | None = None
         self.refuse_unfit_mode()
 
     def hold_out(self, other: Evaluator) -> None:
@@ -212,15 +233,89 @@ class Evaluator:
         ):
             yield
 
+    @contextmanager
+    def at_point(self, theta: Tensor | None, known: Point | None = None) -> Iterator[Point | None]:
+        """Hold a model in shards whole at theta while it lasts; nothing to do for any other.
+
+        All processes that share the parameters enter together, and evaluate inside of it without
+        one another: as often as they like, also where one of them fails.
+
+        Args:
+            theta: this process's part, or all P numbers; None for the parameters as they are.
+            known: what another entry at the same theta has given: nothing is gathered then.
+        """
+        if not self._sharded:
+            yield None
+            return
+        before = self._point
+        if known is not None or before is None or before.source is not theta:
+            self._point = known or self._gathered(theta)
+        try:
+            yield self._point
+        finally:
+            self._point = before
+
+    def _gathered(self, theta: Tensor | None) -> Point:
+        """Theta whole, and what else is in shards."""
+        before = self._point
+        with shielded(), torch.no_grad():
+            take_back(self.model)
+            here = self.layout.read(self.model) if theta is None else theta.detach()
+            everything = here.whole() if isinstance(here, ShardedVector) else here
+            if before is not None:
+                return Point(everything, before.others, theta)
+            own = set(map(id, self.layout.parameters(self.model)))
+            others = [p for p in self.model.parameters() if is_shard(p) and id(p) not in own]
+            return Point(everything, tuple((other, whole(other)) for other in others), theta)
+
+    def alone(self) -> Evaluator:
+        """The same in this process alone, at the point of the moment if the model is in shards."""
+        other = copy.copy(self)
+        # Of what it warns it shall warn again.
+        other._unused = set(self._unused)
+        if self._sharded:
+            with self.at_point(None if self._point is None else self._point.source) as point:
+                assert point is not None
+                other._point = point._replace(source=None)
+                other.layout = self.layout.in_one_piece
+        return other
+
+    def theta(self) -> Tensor:
+        """A copy of the parameters, (P,)."""
+        point = self._point
+        if point is not None and point.source is None and self.layout.sharding is None:
+            return point.theta.clone()
+        take_back(self.model)
+        return self.layout.read(self.model)
+
+    def copied_model(self, dtype: torch.dtype) -> nn.Module:
+        """A copy of the model in another dtype; of one in shards a whole one.
+
+        Raises:
+            InvalidInput: a large model, see `copies.py`.
+            Exception: whatever a model raises that cannot be copied.
+        """
+        with self.at_point(None if self._point is None else self._point.source) as point:
+            if point is None:
+                return in_dtype(self.model, dtype)
+            named = zip(self.layout.parameters(self.model), self.pieces(point.source), strict=True)
+            wholes = {id(parameter): value for parameter, value in (*named, *point.others)}
+            return in_dtype(self.model, dtype, lambda: copies_of(self.model, wholes))
+
     def pieces(self, theta: Tensor | None) -> list[Tensor]:
         """Parameters at theta (P,), or as they are: tensors shaped like them, not to write into."""
+        with self.at_point(theta) as point:
+            return self._pieces(theta if point is None else point.theta)
+
+    def _pieces(self, theta: Tensor | None) -> list[Tensor]:
         parameters = self.layout.parameters(self.model)
         with shielded(), torch.no_grad():
             dtype = self.layout.dtype(self.model)
             if theta is None:
                 return [_ordinary(p.detach().to(dtype)) for p in parameters]
-            whole = _ordinary(theta.detach().to(dtype) if self._low else theta.detach())
-            return [_at_even_offset(part) for part in self.layout.unflatten(whole)]
+            point = _ordinary(theta.detach().to(dtype) if self._low else theta.detach())
+            layout = self.layout.in_one_piece
+            return [_at_even_offset(part) for part in layout.unflatten(point)]
 
     @shielded()
     def evaluate(
@@ -280,7 +375,8 @@ class Evaluator:
         if self._overwrite:
             places = Overwritten(parameters, pieces)
         else:
-            places = Replaced(parameters, pieces)
+            others = () if self._point is None else self._point.others
+            places = Replaced(parameters, pieces, others)
         return Swapped(self.model, places, self.settings, low=self._low)
 
     def _refuse_other_dtypes(self, name: str) -> None:
@@ -291,6 +387,12 @@ class Evaluator:
             allowed = "float32 or float64 alone, where the model uses it beside the attribute"
             hint = "give a copy of the model in float32: copy.deepcopy(model).float()"
             raise invalid(f"parameter {name!r}", given, allowed, hint)
+
+    def _refuse_shards(self, name: str) -> None:
+        """Raise where parameters would hold the values of a point, and are shards."""
+        if self._sharded:
+            allowed = "used by the module's attribute alone, in a model in shards"
+            raise invalid(f"parameter {name!r}", "used beside the module's attribute", allowed)
 
     def _named(self) -> dict[str, Tensor]:
         return dict(zip(self.layout.names, self.layout.parameters(self.model), strict=True))
@@ -303,6 +405,7 @@ class Evaluator:
         if facts.sparse and not self._sparse:
             self._sparse = again = True
         if facts.reached and not self._overwrite:
+            self._refuse_shards(facts.reached[0])
             self._refuse_other_dtypes(facts.reached[0])
             self._overwrite = again = True
         elif self._overwrite:

@@ -16,7 +16,7 @@ import fnmatch
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -24,6 +24,8 @@ from torch import Tensor, nn
 
 from thalweg.errors import InvalidInput, invalid
 from thalweg.loss.guards.dtypes import refuse_unfit_dtypes, widest
+from thalweg.loss.shards import is_shard, own_part, sharding_of_parameters, write_part
+from thalweg.sharding import Sharding
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,15 @@ class ParameterLayout:
     Attributes:
         names: as in `model.named_parameters()`.
         shapes: of each parameter.
+        sharding: which of theta's numbers each process holds, where parameters are shards. Then a
+            flat vector is this process's part, a `ShardedVector`; None where it is all P numbers.
 
     Dtype and device are those of the tensors that are given. Example: see the module.
     """
 
     names: tuple[str, ...]
     shapes: tuple[torch.Size, ...]
+    sharding: Sharding | None = None
 
     @classmethod
     def from_model(
@@ -68,7 +73,13 @@ class ParameterLayout:
             patterns = [patterns]
         chosen = trainable if patterns is None else _matching(trainable, patterns)
         refuse_unfit_dtypes(chosen)
-        return cls(tuple(chosen), tuple(p.shape for p in chosen.values()))
+        sharding = sharding_of_parameters([*chosen.values()])
+        return cls(tuple(chosen), tuple(p.shape for p in chosen.values()), sharding)
+
+    @property
+    def in_one_piece(self) -> ParameterLayout:
+        """The same for vectors of all P numbers."""
+        return self if self.sharding is None else replace(self, sharding=None)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -115,6 +126,9 @@ class ParameterLayout:
             InvalidInput: theta has another length than P.
         """
         with torch.no_grad():
+            if self.sharding is not None:
+                write_part(self.sharding, self.parameters(model), theta)
+                return
             for parameter, value in zip(self.parameters(model), self.unflatten(theta), strict=True):
                 parameter.copy_(value)
 
@@ -122,15 +136,16 @@ class ParameterLayout:
         """Join tensors shaped like the parameters into one new flat vector (P,).
 
         Args:
-            tensors: in the order of this layout; or by name, in any order.
+            tensors: in the order of this layout; or by name, in any order. Where parameters are
+                shards, shards as they are, such as gradients, give this process's part.
 
         Raises:
             KeyError: a name is missing.
         """
         if isinstance(tensors, Mapping):
             named = cast("Mapping[str, Tensor]", tensors)
-            return torch.cat([named[name].reshape(-1) for name in self.names])
-        return torch.cat([t.reshape(-1) for t in tensors])
+            tensors = [named[name] for name in self.names]
+        return flat(list(tensors), self.sharding)
 
     def unflatten(self, vectors: Tensor) -> tuple[Tensor, ...]:
         """Split a vector (P,), or the rows of (k, P), into views shaped like the parameters.
@@ -147,6 +162,13 @@ class ParameterLayout:
         lead = vectors.shape[:-1]
         parts = vectors.split(self.sizes, dim=-1)
         return tuple(t.reshape(lead + s) for t, s in zip(parts, self.shapes, strict=True))
+
+
+def flat(tensors: Sequence[Tensor], sharding: Sharding | None) -> Tensor:
+    """Tensors shaped like the parameters as one new vector (P,): see `ParameterLayout.flatten`."""
+    if sharding is not None and any(map(is_shard, tensors)):
+        return own_part(sharding, tensors)
+    return torch.cat([t.reshape(-1) for t in tensors])
 
 
 def _matching(trainable: Mapping[str, Tensor], patterns: Sequence[str]) -> dict[str, Tensor]:

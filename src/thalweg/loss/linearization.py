@@ -6,9 +6,10 @@ where many products follow one another, the graphs too.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from thalweg.errors import InvalidInput, level_of_caller
 from thalweg.loss.chunk_multiplier import ChunkGraph, ChunkMultiplier, pull_back
 from thalweg.loss.cost import PRODUCT, Cost
+from thalweg.loss.evaluation import Evaluator, Point
 from thalweg.loss.guards.memory import (
     GraphsRebuilt,
     InChunks,
@@ -26,6 +28,7 @@ from thalweg.loss.guards.memory import (
 )
 from thalweg.loss.layout import ParameterLayout
 from thalweg.loss.reduce import Reduction
+from thalweg.sharding import ShardedVector, whole
 
 
 class Chunked(InChunks, Protocol):
@@ -35,6 +38,7 @@ class Chunked(InChunks, Protocol):
     multiplier: ChunkMultiplier
     reduction: Reduction
     cost: Cost
+    evaluator: Evaluator
 
 
 class ChunkedLinearization:
@@ -65,6 +69,9 @@ class ChunkedLinearization:
         self._kept: list[ChunkGraph] | None = None
         # Graphs that the pass at work holds.
         self._held = 0
+        # Of a model in shards, held where its graphs were to be: in all processes or in none.
+        self._holds_point = keep_graph
+        self._point: Point | None = None
         # Over this process's samples; and over all, once it was asked for.
         self._own_gradient: Tensor | None = None
         self._gradient: Tensor | None = None
@@ -72,17 +79,34 @@ class ChunkedLinearization:
     def gradient(self) -> Tensor:
         """The gradient (P,): found on the way by the first product, before it by a pass alone."""
         if self._gradient is None:
-            (self._gradient,) = self._objective.reduction.sums(self._part, self._theta)
+            with self._whole():
+                (self._gradient,) = self._objective.reduction.sums(self._part, self._theta)
         return self._gradient
 
     def multiply(self, rows: Tensor) -> Tensor:
         """The curvature times each row of (k, P), as rows."""
+        with self._whole():
+            if not isinstance(rows, ShardedVector):
+                return self._products(rows)
+            # No more of the block is whole at a time than a process holds of all of it.
+            some = math.ceil(len(rows) / rows.sharding.ranks)
+            return torch.cat([self._products(whole(part)) for part in rows.split(some)])
+
+    def _products(self, rows: Tensor) -> Tensor:
+        """The same of rows of all P numbers; the result is in parts where parameters are."""
 
         def own() -> tuple[Tensor]:
             result = within_memory(self._objective, lambda: self._pass_within_memory(rows))
             return (torch.zeros_like(rows) if result is None else result,)
 
         return self._objective.reduction.sums(own, rows)[0]
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """A model in shards is gathered before a pass begins, or was for graphs that are kept."""
+        with self._objective.evaluator.at_point(self._theta, self._point) as point:
+            self._point = point if self._holds_point else None
+            yield
 
     def _part(self) -> tuple[Tensor]:
         """The gradient over this process's samples."""
@@ -112,9 +136,13 @@ class ChunkedLinearization:
     def _pass(self, rows: Tensor | None) -> Tensor | None:
         """The products over this process's samples, if any; leaves the gradient known."""
         objective = self._objective
-        shaped = None if rows is None else objective.layout.unflatten(rows)
+        layout = objective.layout.in_one_piece
+        shaped = None if rows is None else layout.unflatten(rows)
         result: Tensor | None = None
-        gradient = None if self._own_gradient is not None else torch.zeros_like(self._theta)
+        gradient: Tensor | None = None
+        if self._own_gradient is None:
+            like = {"dtype": self._theta.dtype, "device": self._theta.device}
+            gradient = torch.zeros(layout.num_parameters, **like)
         chunks = self._kept or self._graphs()
         # Given up until all is done: where memory runs out, what is kept must not stay.
         self._kept, kept = None, []
@@ -137,7 +165,7 @@ class ChunkedLinearization:
                 result = part if result is None else result.add_(part)
             if gradient is not None:
                 parts = [g.detach() for g in chunk.gradient]
-                gradient.add_(objective.layout.flatten(parts), alpha=chunk.fraction)
+                gradient.add_(layout.flatten(parts), alpha=chunk.fraction)
             if self._keep_graph:
                 kept.append(chunk)
                 self._held = len(kept)

@@ -33,6 +33,7 @@ from thalweg.loss.guards.memory import within_memory
 from thalweg.loss.objective import Objective
 from thalweg.loss.replay import Replay
 from thalweg.loss.samples import Batch, refuse_unfit_indices
+from thalweg.sharding import refuse_sharding
 
 FEW_SAMPLES = 2
 
@@ -97,6 +98,7 @@ class LockstepObjective:
         vectorize_up_to: int | None = None,
         replay: bool = False,
     ) -> None:
+        refuse_sharding(objective, "LockstepObjective")
         if objective.evaluator.seed is not None:
             hint = "let random losses run one after another, each with an Objective of its own"
             raise invalid("seed", objective.evaluator.seed, "None for runs in lockstep", hint)

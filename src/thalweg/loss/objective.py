@@ -60,6 +60,7 @@ from thalweg.loss.samples import (
     read_order,
     refuse_unfit_indices,
 )
+from thalweg.loss.shards import reduction_to_shards, refuse_unfit_shards, take_back
 from thalweg.loss.weighting import (
     Counted,
     batch_weight_of,
@@ -67,6 +68,7 @@ from thalweg.loss.weighting import (
     is_torch_loss,
     refuse_unfit_batch,
 )
+from thalweg.sharding import Sharding
 from thalweg.surroundings import shielded
 
 if TYPE_CHECKING:
@@ -165,6 +167,8 @@ class Objective:
         if (inside := unwrapped(model)) is not model:
             self.wrapper = type(model).__name__
             model, parameters = inside, patterns_inside(parameters)
+        refuse_unfit_shards(model)
+        take_back(model)
         self.model = model
         self.check = check
         self.multiplier = ChunkMultiplier(vectorize_up_to)
@@ -178,6 +182,8 @@ class Objective:
                 model, loss, self.layout, mode, forward_dtype, seed=seed, whole=self._whole
             )
             self._refuse_other_devices()
+        if self.layout.sharding is not None:
+            self.reduction = reduction_to_shards(self.reduction, self.layout.sharding)
         size = _default_chunk(self.device) if chunk_size == "auto" else chunk_size
         self.chunk_size = 1 if self._whole else size
         self.cost = Cost()
@@ -199,6 +205,11 @@ class Objective:
     def num_parameters(self) -> int:
         """P, the length of theta."""
         return self.layout.num_parameters
+
+    @property
+    def sharding(self) -> Sharding | None:
+        """Which of theta's numbers each process holds, of a model in shards; else None."""
+        return self.layout.sharding
 
     @property
     def num_samples(self) -> int:
@@ -261,12 +272,13 @@ class Objective:
 
     def parameters(self) -> list[nn.Parameter]:
         """The model's own parameters that make up theta, in its order."""
+        take_back(self.model)
         return self.layout.parameters(self.model)
 
     @shielded()
     def theta(self) -> Tensor:
         """A copy of the model's current parameters, (P,)."""
-        return self.layout.read(self.model)
+        return self.evaluator.theta()
 
     def write(self, theta: Tensor) -> None:
         """Set the model's parameters to theta (P,).
@@ -274,6 +286,7 @@ class Objective:
         Raises:
             InvalidInput: theta has another length than P.
         """
+        take_back(self.model)
         self.layout.write(self.model, theta)
 
     @shielded()
@@ -292,12 +305,13 @@ class Objective:
         Warns:
             ChunkHalved: memory did not suffice for a chunk.
         """
-        weight = self.prepared(theta, samples)
+        with self.evaluator.at_point(theta):
+            weight = self.prepared(theta, samples)
 
-        def own() -> tuple[Tensor]:
-            return (within_memory(self, lambda: self._value(theta, samples, weight)),)
+            def own() -> tuple[Tensor]:
+                return (within_memory(self, lambda: self._value(theta, samples, weight)),)
 
-        return require_finite(self.reduction.sums(own, self._zero())[0], "the loss")
+            return require_finite(self.reduction.sums(own, self._zero())[0], "the loss")
 
     def gradient(self, theta: Tensor | None = None, samples: Tensor | None = None) -> Tensor:
         """The gradient of the mean loss, (P,). See `value` for arguments and errors."""
@@ -336,12 +350,13 @@ class Objective:
         self, theta: Tensor | None = None, samples: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Loss and gradient (P,) from one pass. See `value` for arguments and errors."""
-        weight = self.prepared(theta, samples)
+        with self.evaluator.at_point(theta):
+            weight = self.prepared(theta, samples)
 
-        def own() -> tuple[Tensor, Tensor]:
-            return within_memory(self, lambda: self._value_and_gradient(theta, samples, weight))
+            def own() -> tuple[Tensor, Tensor]:
+                return within_memory(self, lambda: self._value_and_gradient(theta, samples, weight))
 
-        value, gradient = self.reduction.sums(own, self._zero())
+            value, gradient = self.reduction.sums(own, self._zero())
         return require_finite(value, "the loss"), require_finite(gradient, "the gradient")
 
     def linearize(
@@ -387,7 +402,7 @@ class Objective:
             InvalidInput: a large model, see `copies.py`.
             Exception: whatever a model raises that cannot be copied.
         """
-        model, loss = in_dtype(self.model, dtype), in_dtype(self.evaluator.loss, dtype)
+        model, loss = self.evaluator.copied_model(dtype), in_dtype(self.evaluator.loss, dtype)
         model.forward = around(model.forward)
         copied = type(self)(
             model,
@@ -423,9 +438,8 @@ class Objective:
         """
         alone = copy.copy(self)
         alone.check, alone.reduction, alone._tells = False, Reduction(), tells
-        # Of what it warns it shall warn again.
-        alone.evaluator = copy.copy(self.evaluator)
-        alone.evaluator._unused = set(self.evaluator._unused)
+        alone.evaluator = self.evaluator.alone()
+        alone.layout = alone.evaluator.layout
         alone._samples_before, alone._num_samples = 0, len(self.samples)
         alone._total_weight = None
         return alone
@@ -564,7 +578,7 @@ class Objective:
         value = self._zero()
         gradient = torch.zeros(self.num_parameters, dtype=self.dtype, device=self.device)
         for evaluation in self.evaluations(theta, samples, weight=weight):
-            parts = self.layout.flatten(self.gradient_of(evaluation))
+            parts = self.layout.in_one_piece.flatten(self.gradient_of(evaluation))
             gradient.add_(parts, alpha=evaluation.fraction)
             value = value + evaluation.fraction * evaluation.loss.detach()
         return value.to(self.dtype), gradient
@@ -632,7 +646,7 @@ class Objective:
         """
         if samples is not None:
             refuse_unfit_indices(samples, self.num_samples)
-        if not self._same:
+        if not self._same and self.sharding is None:
             point = self.theta() if theta is None else theta
             self.reduction.require_same("theta", lambda: bits_of(point), _BY_ONE_START)
             self._same = True
@@ -655,10 +669,11 @@ class Objective:
         if not self.check or self._whole:
             return True
         if self._mean is None:
+            alone = self.unchecked()
             with self.reduction.together():
                 tried = self._candidates()
                 size = self.chunk_size or len(self.samples)
-                found = agreement(self.unchecked(), tried, size)
+                found = agreement(alone, tried, size)
                 one = self._first_batch()
                 weights = [float(weigh(one)) if tried[1:] else 1.0 for weigh in tried]
             self._mean = self._of_all(found, weights)

@@ -66,6 +66,10 @@ class Reduction:
         """The sum of the processes' tensors of one shape; it may overwrite the one given."""
         return partial
 
+    def close(self, partial: Tensor) -> Tensor:
+        """The sum of the processes' values (), or of long vectors (..., P) perhaps a part."""
+        return self.sum(partial)
+
     def total(self, partial: float) -> float:
         """The sum of the processes' numbers."""
         return partial
@@ -93,7 +97,7 @@ class Reduction:
         Raises:
             Exception: what `compute` raises in this process; of several processes, see `settle`.
         """
-        return tuple(map(self.sum, compute()))
+        return tuple(map(self.close, compute()))
 
     def total_of(self, compute: Callable[[], float]) -> float:
         """The sum of what each process computes; where one fails, all raise. See `sums`."""
@@ -200,11 +204,11 @@ class AcrossProcesses(Reduction):
             # What it has held: memory may be what is missing.
             traceback.clear_frames(error.__traceback__)
             failure, parts = error, (torch.full_like(like, math.nan),)
-        first = self.sum(parts[0])
+        first = self.close(parts[0])
         # The same bits in all processes, so that all go the same way.
         if not first.numel() or bool(first.reshape(-1)[0].isnan()):
             self.settle(failure)
-        return first, *map(self.sum, parts[1:])
+        return first, *map(self.close, parts[1:])
 
     def total_of(self, compute: Callable[[], float]) -> float:
         """See `Reduction`."""

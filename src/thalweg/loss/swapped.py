@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from thalweg.loss.guards.dtypes import is_low, raised, run_dtype
 from thalweg.loss.guards.wrapped import unwrapped
+from thalweg.loss.shards import without_hooks
 
 # What a module holds in these can grow during a pass.
 CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
@@ -59,12 +60,21 @@ class Replaced:
         parameters: the model's own, in theta's order.
         pieces: a point's tensors, shaped like them; used without a copy, and never written to
             where the forward pass doesn't.
+        others: further parameters, no part of theta, and what stands in their places.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], pieces: Sequence[Tensor]) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        pieces: Sequence[Tensor],
+        others: Sequence[tuple[Tensor, Tensor]] = (),
+    ) -> None:
         with torch.inference_mode(False):
             self.leaves = tuple(piece.detach().requires_grad_() for piece in pieces)
-        self._at = _in_their_dtypes(parameters, self.leaves)
+        self._at = {
+            **_in_their_dtypes(parameters, self.leaves),
+            **_in_their_dtypes([one for one, _ in others], [value for _, value in others]),
+        }
 
     @classmethod
     def by_any(cls, parameters: Sequence[Tensor], tensors: Sequence[Tensor]) -> Self:
@@ -197,6 +207,7 @@ class Swapped:
         """Modules out of their wrappers, copies of buffers, frozen parameters in their dtype."""
         copies: dict[int, Tensor] = {}
         for module in self._modules:
+            without_hooks(module)
             for name, child in module._modules.items():
                 if child is not None and (inside := unwrapped(child)) is not child:
                     module._modules[name] = inside

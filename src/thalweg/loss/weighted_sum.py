@@ -32,6 +32,7 @@ from torch import Tensor
 from thalweg.errors import invalid
 from thalweg.loss.protocol import Linearization, Loss, value_of
 from thalweg.loss.samples import refuse_unfit_indices
+from thalweg.sharding import refuse_sharding
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,8 @@ class WeightedSum:
         losses = list(losses)
         if not losses:
             raise invalid("losses", [], "one at least")
+        for loss in losses:
+            refuse_sharding(loss, "WeightedSum")
         weights = [1.0] * len(losses) if weights is None else list(map(float, weights))
         if len(weights) != len(losses) or not all(map(math.isfinite, weights)):
             raise invalid("weights", weights, f"{len(losses)} finite numbers, one for each loss")

@@ -27,6 +27,7 @@ from typing import Any
 from torch import Tensor
 
 from thalweg.loss.reduce import ProcessFailed, Reduction, reduction_in
+from thalweg.sharding import sharding_of
 
 
 @contextmanager
@@ -48,7 +49,10 @@ def all_or_none(loss: Any) -> Iterator[None]:
         yield
         return
     loss.reduction = agreeing = _Agreeing(reduction)
-    failure = None
+    # Of a model in shards: the exchanges of parts, which linear algebra makes.
+    sharding, failure = sharding_of(loss), None
+    if sharding is not None:
+        sharding.before_each = agreeing.agree
     try:
         yield
     except Exception as error:
@@ -57,6 +61,8 @@ def all_or_none(loss: Any) -> Iterator[None]:
         failure = error
     finally:
         loss.reduction = reduction
+        if sharding is not None:
+            sharding.before_each = lambda: None
     # None has failed behind the last sum either.
     agreeing.agree(failure)
 
@@ -79,6 +85,10 @@ class _Agreeing(Reduction):
     def sum(self, partial: Tensor) -> Tensor:
         self.agree()
         return self.inner.sum(partial)
+
+    def close(self, partial: Tensor) -> Tensor:
+        self.agree()
+        return self.inner.close(partial)
 
     def total(self, partial: float) -> float:
         self.agree()

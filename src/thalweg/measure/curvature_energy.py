@@ -36,6 +36,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from thalweg.linalg import gram, length, squared_norm
 from thalweg.measure.probes import Value, probe
 from thalweg.measure.step_state import StepState
 from thalweg.operators.gauss_newton import GaussNewton
@@ -55,7 +56,7 @@ def curvature_energy(state: StepState) -> Mapping[str, Value]:
     function of the step, and no other random number is drawn. See the module.
     """
     basis = state.subspace.basis
-    size, k = basis.shape
+    size, k = length(basis, 0), basis.shape[1]
     generator = torch.Generator().manual_seed(state.step)
     count = PROBES_OF_THE_BULK if k < size else 0
     block = torch.cat([basis, probe_vectors(basis, count, generator)], dim=1)
@@ -69,9 +70,10 @@ def curvature_energy(state: StepState) -> Mapping[str, Value]:
 
 def _fraction(images: Tensor, basis: Tensor) -> float:
     """norm(V^T A V)^2 over the estimate of norm(A)^2, from A [V, Z] (P, k + m)."""
-    size, k = basis.shape
-    inside = float((basis.T @ images[:, :k]).double().square().sum())
-    total = float(images[:, :k].double().square().sum())
+    size, k = length(basis, 0), basis.shape[1]
+    inside = float(gram(basis.T, images[:, :k].T).double().square().sum())
+    squares = squared_norm(images.T.double())
+    total = float(squares[:k].sum())
     if images.shape[1] > k:
-        total += (size - k) * float(images[:, k:].double().square().sum(dim=0).mean())
+        total += (size - k) * float(squares[k:].mean())
     return min(1.0, inside / total) if total else math.nan

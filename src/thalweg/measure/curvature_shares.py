@@ -26,6 +26,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from thalweg.linalg import is_zero
 from thalweg.measure.probes import Value, probe
 from thalweg.measure.stability_probes import threshold_at
 from thalweg.measure.step_state import StepState
@@ -209,7 +210,7 @@ def _profiles(
     known: Subspace | None = None,
 ) -> Profiles:
     """The profiles of the vectors that are not zero."""
-    found = {name: vector for name, vector in vectors.items() if bool(vector.any())}
+    found = {name: vector for name, vector in vectors.items() if not is_zero(vector)}
     if not found:
         return {}
     with warnings.catch_warnings():

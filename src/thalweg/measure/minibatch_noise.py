@@ -25,6 +25,7 @@ from collections.abc import Mapping
 
 import torch
 
+from thalweg.linalg import dots, squared_norm
 from thalweg.measure.probes import Value, probe
 from thalweg.measure.step_state import StepState
 from thalweg.operators.hessian import Hessian
@@ -43,7 +44,7 @@ def noise(state: StepState) -> Mapping[str, Value]:
         return {}
     deviations = state.batch_gradients - state.gradient[:, None]
     dominant = float(state.subspace.coordinates(deviations).double().square().sum())
-    total = float(deviations.double().square().sum())
+    total = float(squared_norm(deviations.T.double()).sum())
     return {
         "noise_share_dominant": dominant / total if total else math.nan,
         "noise_norm": math.sqrt(total / deviations.shape[1]),
@@ -77,8 +78,8 @@ def critical_learning_rates(state: StepState) -> Mapping[str, Value]:
     subspace, gradients = state.subspace, state.batch_gradients
     block = torch.cat(subspace.split(gradients), dim=1)
     images = Hessian(state.objective, state.theta) @ block
-    curvatures = (block.double() * images.double()).sum(0).reshape(2, -1).mean(1).tolist()
-    squares = [float(part.double().square().sum()) for part in state.parts(state.gradient)]
+    curvatures = dots(block.double(), images.double(), dim=0).reshape(2, -1).mean(1).tolist()
+    squares = [float(squared_norm(part.double())) for part in state.parts(state.gradient)]
     row: dict[str, Value] = {}
     for name, square, curvature in zip(("dominant", "bulk"), squares, curvatures, strict=True):
         row[f"critical_lr_{name}"] = 2 * square / curvature if curvature > 0 else math.inf

@@ -18,9 +18,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from thalweg.errors import invalid
+from thalweg.linalg import dot, length, norm
 from thalweg.measure.effective_learning_rate import effective_learning_rate
 from thalweg.measure.step_state import StepState
 from thalweg.registry import probes
+from thalweg.sharding import whole
 
 Value = float | Sequence[float] | None
 Measure = Callable[[StepState], Mapping[str, Value]]
@@ -180,8 +182,8 @@ def norms(state: StepState) -> Mapping[str, Value]:
     for name, vector in vectors.items():
         if vector is not None:
             dominant, bulk = state.parts(vector)
-            row[f"{name}_norm_dominant"] = float(dominant.norm())
-            row[f"{name}_norm_bulk"] = float(bulk.norm())
+            row[f"{name}_norm_dominant"] = float(norm(dominant))
+            row[f"{name}_norm_bulk"] = float(norm(bulk))
     return row
 
 
@@ -192,8 +194,8 @@ def displacement(state: StepState) -> Mapping[str, Value]:
         return {}
     dominant, bulk = state.branch_point.subspace.split(state.theta - state.branch_point.theta)
     return {
-        "displacement_dominant": float(dominant.norm()),
-        "displacement_bulk": float(bulk.norm()),
+        "displacement_dominant": float(norm(dominant)),
+        "displacement_bulk": float(norm(bulk)),
     }
 
 
@@ -224,7 +226,7 @@ def effective_learning_rates(state: StepState) -> Mapping[str, Value]:
     pairs = zip(state.parts(state.proposed), state.parts(state.gradient), strict=True)
     for name, (update, gradient) in zip(("dominant", "bulk"), pairs, strict=True):
         update, gradient = update.double(), gradient.double()
-        terms = -float(update @ gradient), float(gradient @ gradient)
+        terms = -float(dot(update, gradient)), float(dot(gradient, gradient))
         row[f"effective_lr_{name}"] = effective_learning_rate(*([term] for term in terms))
         row[f"lr_numerator_{name}"], row[f"lr_denominator_{name}"] = terms
     return row
@@ -258,13 +260,13 @@ def subspace_cost(state: StepState) -> Mapping[str, Value]:
 @probe("position", ["position"], vectors=["position"])
 def position(state: StepState) -> Mapping[str, Value]:
     """theta itself, of problems with at most `SHOWN_PARAMETERS` parameters."""
-    if state.theta.numel() > SHOWN_PARAMETERS:
+    if length(state.theta) > SHOWN_PARAMETERS:
         return {}
-    return {"position": state.theta.tolist()}
+    return {"position": whole(state.theta).tolist()}
 
 
 def _alignment(state: StepState, vector: Tensor | None) -> Value:
     if vector is None:
         return None
-    norm = float(vector.norm())
-    return float(state.parts(vector)[0].norm()) / norm if norm else float("nan")
+    size = float(norm(vector))
+    return float(norm(state.parts(vector)[0])) / size if size else float("nan")

@@ -23,6 +23,7 @@ from dataclasses import replace
 
 from torch.optim import Optimizer
 
+from thalweg.linalg import norm
 from thalweg.measure.probes import Value, probe
 from thalweg.measure.step_state import StepState
 from thalweg.optim.stability import StabilityThreshold, sam_threshold, stability_threshold
@@ -108,5 +109,5 @@ def threshold_at(
     if found.adaptive or threshold.preconditioned or value <= 0:
         return replace(threshold, value=None)
     return replace(
-        threshold, value=sam_threshold(float(state.gradient.norm()), 2 / value, found.rho)
+        threshold, value=sam_threshold(float(norm(state.gradient)), 2 / value, found.rho)
     )

@@ -57,9 +57,11 @@ from thalweg import registry
 from thalweg.errors import InvalidInput, invalid
 from thalweg.loss.cost import PARTS, cost_of
 from thalweg.loss.guards.memory import is_out_of_memory
+from thalweg.loss.layout import flat
 from thalweg.loss.protocol import Loss
 from thalweg.loss.reduce import reduction_in
 from thalweg.loss.samples import are_whole
+from thalweg.loss.shards import sharding_of_parameters
 from thalweg.measure.agreement import all_or_none
 from thalweg.measure.curvature_shares import alignments_above
 from thalweg.measure.effective_learning_rate import effective_learning_rate
@@ -616,10 +618,14 @@ class Watcher:
         if all(gradient is None for gradient in gradients):
             return None
         dense = [
-            torch.zeros_like(p) if g is None else g.detach().to_dense().to(p.dtype)
+            torch.zeros_like(p) if g is None else _dense(g.detach()).to(p.dtype)
             for p, g in zip(self._parameters, gradients, strict=True)
         ]
-        return torch.cat([part.reshape(-1) for part in dense])
+        return flat(dense, sharding_of_parameters(self._parameters))
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    return gradient if gradient.layout == torch.strided else gradient.to_dense()
 
 
 def _models_of(loss: Loss) -> list[Module]:

@@ -116,7 +116,8 @@ class GradientCovariance(ChunkedOperator):
         if not self.centered:
             return moment
         rows = rows_of(vectors, self)
-        mean_part = torch.outer(self.gradient, coordinates(rows, self.gradient))
+        mean = self.gradient
+        mean_part = mean[:, None] * coordinates(rows, mean)
         result = moment - (mean_part[:, 0] if vectors.dim() == 1 else mean_part)
         return require_finite(result, "a product with the GradientCovariance")
 

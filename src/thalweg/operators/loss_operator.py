@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from thalweg.errors import invalid
-from thalweg.linalg import require_finite
+from thalweg.linalg import length, require_finite
 from thalweg.loss.chunk_multiplier import ChunkGraph
 from thalweg.loss.evaluation import Evaluation
 from thalweg.loss.linearization import ChunkedLinearization
@@ -20,6 +20,7 @@ from thalweg.loss.objective import Objective, require_objective
 from thalweg.loss.protocol import Linearization, Loss
 from thalweg.operators.product_check import check_once
 from thalweg.operators.symmetric import CountsMatvecs, OperatorAround, SymmetricOperator, rows_of
+from thalweg.sharding import Sharding, sharding_of
 from thalweg.surroundings import shielded
 
 FEWEST = 32
@@ -57,7 +58,7 @@ class LossOperator(CountsMatvecs, ABC):
     ) -> None:
         self.objective = objective
         self.theta = objective.theta() if theta is None else theta
-        if self.theta.shape != (objective.num_parameters,):
+        if self.theta.dim() != 1 or length(self.theta) != objective.num_parameters:
             raise invalid("theta", tuple(self.theta.shape), f"({objective.num_parameters},)")
         if self.theta.device != objective.device:
             raise invalid(
@@ -86,6 +87,11 @@ class LossOperator(CountsMatvecs, ABC):
     def device(self) -> torch.device:
         """The device of the parameters."""
         return self.theta.device
+
+    @property
+    def sharding(self) -> Sharding | None:
+        """Of theta, and of the vectors it multiplies; None where they are whole."""
+        return sharding_of(self.theta)
 
     @property
     @shielded()

@@ -24,7 +24,9 @@ import torch
 from torch import Tensor
 
 from thalweg.errors import invalid
+from thalweg.linalg import anywhere, length
 from thalweg.operators.symmetric import OperatorAround, SymmetricOperator, rows_of
+from thalweg.sharding import plain
 
 
 class Preconditioned(OperatorAround):
@@ -77,13 +79,13 @@ def refuse_unfit_diagonal(diagonal: Tensor, size: int, device: torch.device) -> 
     Raises:
         InvalidInput: another shape or device, or an element that is not positive and finite.
     """
-    if diagonal.shape != (size,):
+    if diagonal.dim() != 1 or length(diagonal) != size:
         raise invalid("diagonal", tuple(diagonal.shape), f"({size},)")
     if diagonal.device != device:
         raise invalid("diagonal", f"on {diagonal.device}", f"on {device}, like the operator")
     # `not >` is true of NaN as well.
-    unfit = torch.nonzero(~((diagonal > 0) & torch.isfinite(diagonal)))
-    if len(unfit):
-        index = int(unfit[0])
-        given = f"{float(diagonal[index]):g} at {index}"
+    unfit = ~((diagonal > 0) & torch.isfinite(diagonal))
+    if anywhere(unfit):
+        own, here = plain(diagonal), torch.nonzero(plain(unfit))
+        given = f"{float(own[here[0]]):g} at {int(here[0])}" if len(here) else "one elsewhere"
         raise invalid("diagonal", given, "positive finite numbers", "add the optimizer's eps")

@@ -37,6 +37,7 @@ from thalweg.loss.objective import Objective
 from thalweg.loss.protocol import Loss, value_of
 from thalweg.loss.reduce import several_processes
 from thalweg.loss.weighted_sum import WeightedSum
+from thalweg.sharding import ShardedVector
 
 # Off theta by this much: zeros (biases, a last layer) hide a fault, and ties are kinks.
 NEARBY = 0.01
@@ -131,7 +132,9 @@ def check_once(operator: Operator) -> None:
 
 def compared(operator: Operator) -> tuple[Comparison, str]:
     """What a comparison says, and the message of the error that it calls for, or ""."""
-    loss, fault = operator.objective, None
+    shared, fault = operator.objective, None
+    operator = _in_one_piece(operator)
+    loss = operator.objective
     with generators_kept(loss.device), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -139,11 +142,21 @@ def compared(operator: Operator) -> tuple[Comparison, str]:
         except Exception as error:  # whatever stands in the way of a comparison is no fault
             found = Comparison(None, note=said(error))
     message = _message(operator, found, fault) if found.agrees is False else ""
-    if isinstance(loss, Objective):
+    if isinstance(shared, Objective):
         # All processes go the same way.
-        told = loss.reduction.gathered(message)
+        told = shared.reduction.gathered(message)
         message = message or next((text for text in told if text), "")
     return found, message
+
+
+def _in_one_piece(operator: Operator) -> Operator:
+    """The operator itself; of a model in shards that of this process alone, on whole vectors."""
+    theta = operator.theta
+    if not isinstance(theta, ShardedVector):
+        return operator
+    assert isinstance(operator.objective, Objective)
+    alone = operator.objective.unchecked()
+    return operator.over(alone, theta.whole(), _few(operator))
 
 
 def _compared(operator: Operator) -> tuple[Comparison, LayerFault | None]:

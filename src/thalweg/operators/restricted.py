@@ -24,6 +24,7 @@ from torch import Tensor
 from thalweg.errors import InvalidInput, invalid
 from thalweg.loss.layout import ParameterLayout
 from thalweg.operators.symmetric import OperatorAround, SymmetricOperator, rows_of
+from thalweg.sharding import refuse_sharding
 
 # In the order in which they are tried: what is norm or position by its name is that everywhere.
 _PATTERNS: Mapping[str, tuple[str, ...]] = {
@@ -184,6 +185,7 @@ class Restricted(OperatorAround):
     """
 
     def __init__(self, operator: SymmetricOperator, indices: Tensor) -> None:
+        refuse_sharding(operator, "Restricted")
         size = operator.shape[0]
         in_range = len(indices) > 0 and int(indices.min()) >= 0 and int(indices.max()) < size
         if not in_range or len(indices.unique()) < len(indices):

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from thalweg.errors import invalid, warn_of_former_name
+from thalweg.linalg import length
 from thalweg.loss.protocol import Loss
+from thalweg.sharding import Sharding, sharding_of
 
 
 class SymmetricOperator(Protocol):
@@ -116,6 +118,11 @@ class OperatorAround:
         """The device of the operator inside."""
         return self.operator.device
 
+    @property
+    def sharding(self) -> Sharding | None:
+        """Of the vectors of the operator inside; None where they are whole."""
+        return sharding_of(self.operator)
+
 
 class CountsMatvecs:
     """Base of what counts the vectors that were multiplied, an operator or a result.
@@ -190,12 +197,29 @@ def rows_of(vectors: Tensor, operator: SymmetricOperator) -> Tensor:
         InvalidInput: another shape, or another device than the operator's.
     """
     size = operator.shape[0]
-    if vectors.dim() not in (1, 2) or vectors.shape[0] != size:
+    if vectors.dim() not in (1, 2) or length(vectors, 0) != size:
         raise invalid("vector", tuple(vectors.shape), f"(P,) or (P, k) with P={size}")
     if vectors.device != operator.device:
         raise invalid("vector", f"on {vectors.device}", f"on {operator.device}, like the operator")
+    refuse_other_kind(vectors, operator)
     rows = vectors.reshape(1, -1) if vectors.dim() == 1 else vectors.T
     return rows.contiguous()
+
+
+def refuse_other_kind(vectors: Tensor, operator: SymmetricOperator) -> None:
+    """Refuse whole vectors for an operator on sharded ones, and the other way about.
+
+    Raises:
+        InvalidInput: they are.
+    """
+    if sharding_of(vectors) is not sharding_of(operator):
+        own = sharding_of(operator)
+        raise invalid(
+            "vector",
+            type(vectors).__name__,
+            "a Tensor" if own is None else f"a ShardedVector of {own}",
+            "" if own is None else "operator.sharding.part_of(whole) makes one",
+        )
 
 
 def product(operator: SymmetricOperator, block: Tensor) -> Tensor:

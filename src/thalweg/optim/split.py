@@ -32,6 +32,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from thalweg.errors import InvalidInput, invalid
+from thalweg.loss.layout import flat
+from thalweg.loss.shards import sharding_of_parameters, write_part
 from thalweg.optim.copying import undone_on_failure
 from thalweg.optim.wrapper import Wrapper
 from thalweg.tracking.source import Split, SubspaceSource
@@ -87,6 +89,7 @@ class SplitUpdate(Wrapper):
             own: Any = self._parameters() if objective is None else objective.parameters()
             parameters = list(own)
         self.parameters: list[nn.Parameter] = parameters
+        self._sharding = sharding_of_parameters(parameters)
         if not {id(p) for p in self.parameters} & {id(p) for p in self._parameters()}:
             raise InvalidInput(
                 "SplitUpdate: the optimizer updates none of the parameters of the subspace; build"
@@ -171,9 +174,12 @@ class SplitUpdate(Wrapper):
         return others
 
     def _flat(self) -> Tensor:
-        return torch.cat([p.detach().reshape(-1) for p in self.parameters])
+        return flat([p.detach() for p in self.parameters], self._sharding)
 
     def _write(self, theta: Tensor) -> None:
+        if self._sharding is not None:
+            write_part(self._sharding, self.parameters, theta)
+            return
         parts = theta.split([p.numel() for p in self.parameters])
         for parameter, part in zip(self.parameters, parts, strict=True):
             parameter.copy_(part.reshape(parameter.shape))

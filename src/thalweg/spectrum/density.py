@@ -41,7 +41,7 @@ import torch
 from torch import Tensor
 
 from thalweg.errors import Diverged, invalid
-from thalweg.linalg import combine, coordinates, dots, gram, linear_combination, norm
+from thalweg.linalg import combine, coordinates, dots, empty_rows, gram, linear_combination, norm
 from thalweg.loss.protocol import Loss
 from thalweg.operators.hessian import as_operator
 from thalweg.operators.symmetric import CountsMatvecs, SymmetricOperator, refuse_asymmetry
@@ -251,8 +251,8 @@ def _lanczos(
     alpha on the diagonal, beta beside it, the last beta what the quadrature leaves out.
     """
     rows, steps = starts.T, diagonal.shape[1]
-    basis = rows.new_empty(len(rows), steps, rows.shape[1])
-    before, beta = torch.zeros_like(rows), rows.new_zeros(len(rows), 1)
+    basis = empty_rows(len(rows) * steps, rows).reshape(len(rows), steps, -1)
+    before, beta = torch.zeros_like(rows), diagonal[:, :1].to(rows) * 0
     ended = torch.zeros(len(rows), dtype=torch.bool, device="cpu")
     scale = torch.zeros(len(rows), dtype=torch.float64, device="cpu")
     rounding = 10 * torch.finfo(operator.dtype).eps

@@ -41,10 +41,10 @@ import torch
 from torch import Tensor
 
 from thalweg.errors import formerly, invalid, unknown_name
-from thalweg.linalg import orthonormalize
+from thalweg.linalg import all_finite, length, orthonormalize
 from thalweg.loss.protocol import Loss
 from thalweg.operators.hessian import as_operator
-from thalweg.operators.symmetric import SymmetricOperator
+from thalweg.operators.symmetric import SymmetricOperator, rows_of
 from thalweg.spectrum.krylov import WANTED, Krylov, Ritz, Which, random_vector
 from thalweg.spectrum.multiplicity import few_samples_see_none
 from thalweg.spectrum.progress import SolveClock
@@ -303,7 +303,7 @@ def _start_block(
     size = operator.shape[0]
     if start is None:
         return orthonormalize(random_vector(operator, generator))
-    if start.dim() not in (1, 2) or start.shape[0] != size or start.numel() == 0:
+    if start.dim() not in (1, 2) or length(start, 0) != size or 0 in start.shape[1:]:
         raise invalid("start", tuple(start.shape), f"(P,) or (P, b), P={size}, b >= 1")
     # An empty tensor knows which device "cuda" stands for.
     device = torch.empty(0, device=operator.device).device
@@ -311,9 +311,9 @@ def _start_block(
         raise invalid(
             "start", f"a tensor on {start.device}", f"one on the operator's device, {device}"
         )
-    if not bool(torch.isfinite(start).all()):
+    if not all_finite(start):
         raise invalid("start", "NaN or infinite values", "finite ones")
-    return orthonormalize(start.detach().reshape(size, -1).to(operator.dtype))
+    return orthonormalize(rows_of(start.detach(), operator).T.to(operator.dtype))
 
 
 def _iterate(

@@ -23,19 +23,19 @@ from torch import Tensor
 
 from thalweg.errors import Diverged
 from thalweg.linalg import (
-    column_blocks,
     combine,
     coordinates,
     dot,
-    gram,
+    empty_rows,
     linear_combination,
     norm,
     orthonormalize,
     random_unit,
     reject,
-    squared_norm,
+    residual_products,
 )
 from thalweg.operators.symmetric import SymmetricOperator, product, refuse_asymmetry
+from thalweg.sharding import sharding_of
 from thalweg.spectrum.subspace import Subspace
 
 Which = Literal["largest", "smallest", "magnitude"]
@@ -101,17 +101,16 @@ class Krylov:
     """
 
     def __init__(self, operator: SymmetricOperator, room: int, which: Which) -> None:
-        size = operator.shape[0]
         self.operator = operator
         self.which: Which = which
-        self.basis = torch.empty(room, size, dtype=operator.dtype, device=operator.device)
+        self.basis = empty_rows(room, operator)
         self.images = torch.empty_like(self.basis)
         self.projected = torch.zeros(room, room, dtype=torch.float64, device="cpu")
         self.dimension = 0
         self.last = 0
         self.num_matvecs = 0.0
         self.operator_norm = 0.0
-        self._remainder = torch.empty(size, 0, device="cpu")
+        self._remainder = self.basis[:0].T
 
     @property
     def complete(self) -> bool:
@@ -282,7 +281,7 @@ class Krylov:
         angles = found.angles.square() + found.mixing[:, :first].square().sum(dim=1)
         chosen = found.values[first:].argsort(descending=True) + first
         rows = self._combine(self.basis, found.coefficients[:, chosen])
-        self.basis, self.images = self.basis.new_empty(0), self.images.new_empty(0)
+        self.basis, self.images = self.basis[:0].clone(), self.images[:0].clone()
         return Subspace(
             orthonormalize(rows.T),
             found.values[chosen].to(rows),
@@ -305,9 +304,9 @@ class Krylov:
         values, vectors = self._most_wanted(self.dimension)
         b = width(values)
         rows = self._combine(self.basis, vectors[:, :b])
-        self.basis = self.basis.new_empty(0)
+        self.basis = self.basis[:0].clone()
         images = self._combine(self.images, vectors[:, :b])
-        self.images = self.images.new_empty(0)
+        self.images = self.images[:0].clone()
         return rows, images, values[:b]
 
     def make_room(self, k: int, width: int) -> None:
@@ -335,23 +334,13 @@ class Krylov:
     ) -> tuple[Tensor, Tensor]:
         """norm(A u - value u) of each pair (k,), float64 on the CPU, from the products themselves.
 
-        In blocks of columns: the k vectors and their images, whole, would double the memory.
-
         Returns:
             The norms (k,), and inner products of the residuals of all Ritz pairs (m, m).
         """
-        m, squares = self.dimension, torch.zeros_like(values)
-        one_way = torch.zeros(len(values), m, dtype=torch.float64, device="cpu")
-        other_way = torch.zeros_like(one_way)
-        between = torch.zeros(m, m, dtype=torch.float64, device="cpu")
-        coefficients, factors = vectors.T.to(self.basis), values.to(self.basis)[:, None]
-        for columns in column_blocks(self.basis):
-            basis, images = self.basis[:m, columns], self.images[:m, columns]
-            u, image = combine(coefficients, basis), combine(coefficients, images)
-            one_way += gram(u, images).cpu()
-            other_way += gram(image, basis).cpu()
-            squares += squared_norm(image - factors * u).cpu()
-            between += gram(images, images).cpu()
+        m = self.dimension
+        one_way, other_way, squares, between = residual_products(
+            self.basis[:m], self.images[:m], vectors.T, values
+        )
         self._require_symmetric(one_way, other_way, asymmetry)
         every, turn = self._most_wanted(m)
         inner = turn.T @ between @ turn - torch.diag(every.square())
@@ -368,5 +357,5 @@ class Krylov:
 
 def random_vector(operator: SymmetricOperator, generator: torch.Generator) -> Tensor:
     """A random unit vector (P, 1), drawn on the CPU in float64: the same on every device."""
-    vector = random_unit(operator.shape[0], generator)[:, None]
+    vector = random_unit(operator.shape[0], generator, sharding_of(operator))[:, None]
     return vector.to(dtype=operator.dtype, device=operator.device)

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from thalweg.errors import Diverged, invalid
-from thalweg.linalg import combine, coordinates, dot, linear_combination, norm
+from thalweg.linalg import combine, coordinates, dot, empty_rows, length, linear_combination, norm
 from thalweg.operators.symmetric import SymmetricOperator, product, refuse_asymmetry
 from thalweg.spectrum.compression import Compression, continued
 from thalweg.spectrum.probe_vectors import known_part
@@ -80,7 +80,7 @@ class LanczosSpace:
         keep_basis: bool = True,
     ) -> None:
         size = operator.shape[0]
-        if starts.dim() != 2 or starts.shape[0] != size:
+        if starts.dim() != 2 or length(starts, 0) != size:
             raise invalid("vector", tuple(starts.shape), f"(P,) or (P, b) with P={size}")
         if known is not None and not keep_basis:
             raise invalid("known", known, "None where the basis is not kept")
@@ -263,7 +263,7 @@ class _Rows:
         """Add rows (b, P)."""
         for row in rows:
             if not self._parts or self._used == len(self._parts[-1]):
-                self._parts.append(self._empty.new_empty(ROWS_AT_A_TIME, row.numel()))
+                self._parts.append(empty_rows(ROWS_AT_A_TIME, row))
                 self._used = 0
             self._parts[-1][self._used] = row
             self._used += 1
@@ -281,7 +281,7 @@ class _Rows:
     def coordinates(self, vectors: Tensor) -> Tensor:
         """U^T v (n, m) of vectors (P, m)."""
         parts = [coordinates(part, vectors) for part in self._filled()]
-        return torch.cat(parts) if parts else vectors.new_zeros(0, *vectors.shape[1:])
+        return torch.cat(parts) if parts else coordinates(self._empty, vectors)
 
     def combination(self, coefficients: Tensor) -> Tensor:
         """U c (P, m) of coefficients (n, m), or (P,) of (n,)."""
@@ -292,7 +292,7 @@ class _Rows:
             total = piece if total is None else total.add_(piece)
             begin += len(part)
         if total is None:
-            return self._empty.new_zeros(self._empty.shape[1], *coefficients.shape[1:])
+            return linear_combination(self._empty, coefficients)
         return total
 
     def _filled(self) -> Iterator[Tensor]:

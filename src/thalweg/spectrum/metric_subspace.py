@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from thalweg.linalg import length
 from thalweg.operators.preconditioned import refuse_unfit_diagonal
 from thalweg.spectrum.subspace import Subspace
 
@@ -42,7 +43,7 @@ class MetricSubspace:
     diagonal: Tensor
 
     def __post_init__(self) -> None:
-        refuse_unfit_diagonal(self.diagonal, self.scaled.basis.shape[0], self.scaled.basis.device)
+        refuse_unfit_diagonal(self.diagonal, length(self.scaled.basis, 0), self.scaled.basis.device)
 
     def split_update(self, update: Tensor) -> tuple[Tensor, Tensor]:
         """Dominant and bulk part of an update (P,), of sum `update`.

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from thalweg.errors import invalid
-from thalweg.linalg import combine, gram, norm, random_unit
+from thalweg.linalg import combine, empty_rows, gram, length, norm, random_unit
 from thalweg.operators.symmetric import SymmetricOperator
+from thalweg.sharding import sharding_of
 from thalweg.spectrum.subspace import Subspace
 
 
@@ -35,8 +36,8 @@ def known_part(operator: SymmetricOperator, known: Subspace | None) -> Subspace:
     size = operator.shape[0]
     kind = {"dtype": operator.dtype, "device": operator.device}
     if known is None:
-        return Subspace(torch.empty(size, 0, **kind), torch.empty(0, **kind))
-    if known.basis.shape[0] != size or known.k >= size:
+        return Subspace(empty_rows(0, operator).T, torch.empty(0, **kind))
+    if length(known.basis, 0) != size or known.k >= size:
         raise invalid("known", known, f"a subspace of R^P of dimension < P = {size}")
     if not bool(torch.isfinite(known.eigenvalues).all()):
         raise invalid("known", known, "finite eigenvalues", "take those of `top_eigenpairs`")
@@ -50,10 +51,10 @@ def probe_vectors(basis: Tensor, count: int, generator: torch.Generator) -> Tens
 
     Independent of one another: whether they are drawn at once or in turns makes no difference.
     """
-    rows = torch.empty(count, basis.shape[0], dtype=basis.dtype, device=basis.device)
+    rows = empty_rows(count, basis.T)
     for row in rows:
         # In float64 and one by one: the same vectors in every dtype, without count copies of them.
-        row.copy_(random_unit(len(row), generator))
+        row.copy_(random_unit(length(rows), generator, sharding_of(rows)))
     for _ in range(2):
         rows -= combine(gram(rows, basis.T), basis.T)
         rows /= norm(rows)[:, None]

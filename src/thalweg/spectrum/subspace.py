@@ -20,7 +20,15 @@ import torch
 from torch import Tensor
 
 from thalweg.errors import invalid
-from thalweg.linalg import coordinates, gram, linear_combination, norm, orthonormalize
+from thalweg.linalg import (
+    coordinates,
+    gram,
+    largest,
+    length,
+    linear_combination,
+    norm,
+    orthonormalize,
+)
 from thalweg.operators.symmetric import CountsMatvecs
 
 Vector = TypeVar("Vector", Tensor, Sequence[Tensor], Mapping[str, Tensor])
@@ -84,7 +92,7 @@ class Subspace(CountsMatvecs):
             InvalidInput: another length than P.
         """
         if vector.shape[0] != self.basis.shape[0]:
-            raise invalid("vector", tuple(vector.shape), f"a length of P = {self.basis.shape[0]}")
+            raise invalid("vector", tuple(vector.shape), f"a length of P = {length(self.basis, 0)}")
         return coordinates(self.basis.T, vector.to(self.basis.dtype))
 
     def project(self, vector: Vector) -> Vector:
@@ -117,11 +125,11 @@ class Subspace(CountsMatvecs):
         square under the name f_top.
         """
         flat = _flat(vector).detach()
-        largest = flat.abs().max()
-        if largest == 0:
+        size = largest(flat)
+        if size == 0:
             return float("nan")
         # Squares of tiny numbers would underflow, in the norm as well.
-        flat = flat / largest
+        flat = flat / size
         return _at_most_one(self.coordinates(flat).norm() / norm(flat))
 
     def error(self, vector: Vector) -> float:
@@ -155,7 +163,7 @@ class Subspace(CountsMatvecs):
         """
         if other.basis.shape[0] != self.basis.shape[0]:
             raise invalid(
-                "other subspace", f"P = {other.basis.shape[0]}", f"P = {self.basis.shape[0]}"
+                "other subspace", f"P = {length(other.basis, 0)}", f"P = {length(self.basis, 0)}"
             )
         cosines = gram(self.basis.T, other.basis.to(self.basis).T)
         return _at_most_one(cosines.square().sum() / min(self.k, other.k))
@@ -173,7 +181,7 @@ class Subspace(CountsMatvecs):
         )
         state = "" if self.converged is None else f", converged={self.converged}"
         return (
-            f"Subspace(P={self.basis.shape[0]}, k={self.k}, eigenvalues=[{top}{more}]"
+            f"Subspace(P={length(self.basis, 0)}, k={self.k}, eigenvalues=[{top}{more}]"
             f"{residual}{state}, num_matvecs={self.num_matvecs:g})"
         )
 

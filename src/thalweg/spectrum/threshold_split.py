@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from thalweg.errors import invalid
+from thalweg.linalg import is_zero, length
 from thalweg.loss.protocol import Loss
 from thalweg.operators.hessian import as_operator
 from thalweg.operators.preconditioned import Preconditioned, refuse_unfit_diagonal
@@ -118,9 +119,9 @@ def split_at(
     operator = as_operator(operator)
     check_settings(error, width, max_matvecs)
     check_threshold(threshold)
-    if vector.shape != (operator.shape[0],):
+    if vector.dim() != 1 or length(vector) != operator.shape[0]:
         raise invalid("vector", tuple(vector.shape), f"(P,) with P={operator.shape[0]}")
-    if not bool(vector.any()):
+    if is_zero(vector):
         nothing = torch.zeros_like(vector)
         return ThresholdSplit(nothing, nothing.clone(), threshold, 0.0, 0, True, None)
     if diagonal is not None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from thalweg.errors import invalid
-from thalweg.linalg import combine, coordinates, flat_product, project
+from thalweg.linalg import combine, coordinates, flat_product, orthonormalize, project
 from thalweg.spectrum.subspace import Subspace
 
 # Below this part of a block's largest singular value a direction is rounding: the Gram matrix of
@@ -143,5 +143,5 @@ def _directions(vectors: Tensor, squares: Tensor, mixing: Tensor, k: int) -> tup
     squares, mixing = squares[:kept], mixing[:, :kept]
     rows = combine((mixing / squares.sqrt()).T.to(vectors.dtype), vectors)
     # The directions of the least squares are orthogonal up to rounding over their small size.
-    rows = torch.linalg.qr(rows.T)[0].T if kept else rows
+    rows = orthonormalize(rows.T).T if kept else rows
     return rows.contiguous(), (squares / len(vectors)).to(vectors.dtype)

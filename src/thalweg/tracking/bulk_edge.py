@@ -31,9 +31,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Generator, Tensor
 
-from thalweg.linalg import norm, random_unit, reject
+from thalweg.linalg import dot, length, norm, random_unit, reject
+from thalweg.sharding import sharding_of
 
 WIDE = 0.6
 """lambda_{b+1} / lambda_k up to which a gap is wide enough for power steps."""
@@ -138,11 +140,12 @@ class BulkEdge:
 
     def start(self, rows: Tensor, generator: Generator) -> Tensor | None:
         """The next look: `vector` and a little chance, a unit vector orthogonal to rows (b, P)."""
-        if rows.shape[0] >= rows.shape[1]:
+        if rows.shape[0] >= length(rows):
             return None
-        look = JITTER * random_unit(rows.shape[1], generator).to(rows)
+        look = JITTER * random_unit(length(rows), generator, sharding_of(rows)).to(rows)
         if self.vector is not None:
-            look = look + self.vector
+            # The sign of an eigenvector is a matter of rounding; that towards `look` is not.
+            look = look + torch.sign(dot(self.vector, look)) * self.vector
         for _ in range(2):
             look = reject(rows, look)
             look = look / norm(look)

@@ -37,6 +37,7 @@ from thalweg.errors import InvalidInput, invalid
 from thalweg.loss.chunk_multiplier import pull_back
 from thalweg.loss.guards.memory import within_memory
 from thalweg.loss.objective import Objective, require_objective
+from thalweg.sharding import refuse_sharding
 from thalweg.tracking.block_subspace import BlockSubspace, principal_directions
 from thalweg.tracking.source import Split, TrackerReport, check_every
 
@@ -222,6 +223,7 @@ class GradientSubspace(_Renewed):
         centered: bool = True,
         seed: int = 0,
     ) -> None:
+        refuse_sharding(objective, "GradientSubspace")
         super().__init__(k, every=every, blocks=blocks, centered=centered)
         if not max(2, k) <= samples <= objective.num_samples:
             allowed = f"an integer from {max(2, k)} to N = {objective.num_samples}"

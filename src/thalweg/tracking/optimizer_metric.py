@@ -36,9 +36,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from thalweg.errors import InvalidInput, invalid
+from thalweg.linalg import mean
 from thalweg.loss.protocol import Loss
 from thalweg.operators.hessian import Hessian
 from thalweg.operators.preconditioned import Preconditioned
+from thalweg.sharding import packed, sharding_of, unpacked
 from thalweg.spectrum.metric_subspace import MetricSubspace, from_metric, to_metric
 from thalweg.spectrum.subspace import Subspace
 from thalweg.tracking.preconditioner import metric_of, require_preconditioner
@@ -177,7 +179,7 @@ class OptimizerMetricSource:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue bit for bit; the optimizer's own state is not in it."""
-        return {
+        state = {
             "calls": self._calls,
             "diagonal": self._diagonal,
             "diagonal_before": self._diagonal_before,
@@ -185,9 +187,11 @@ class OptimizerMetricSource:
             "report": vars(self.report).copy(),
             "tracker": self._tracker.state_dict(),
         }
+        return packed(state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave, the way to multiply by the Hessian included."""
+        state = unpacked(state, sharding_of(self.objective))
         self._calls = state["calls"]
         # Before the tracker, which builds operators with it.
         self._diagonal, self._shift = state["diagonal"], state["shift"]
@@ -198,7 +202,7 @@ class OptimizerMetricSource:
     def _has_drifted(self) -> bool:
         if self._diagonal is None or self._diagonal_before is None:
             return False
-        return float((self._diagonal / self._diagonal_before).log().abs().mean()) > DRIFT
+        return float(mean((self._diagonal / self._diagonal_before).log().abs())) > DRIFT
 
     def _metric_diagonal(self) -> Tensor:
         if self._diagonal is None:

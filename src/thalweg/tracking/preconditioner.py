@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import Adam, Optimizer, RMSprop
 
 from thalweg.errors import InvalidInput, invalid
+from thalweg.linalg import anywhere
+from thalweg.loss.layout import flat
 from thalweg.loss.protocol import Loss
+from thalweg.loss.shards import sharding_of_parameters
+from thalweg.sharding import plain
 from thalweg.tracking.wrapping import parts_of
 
 
@@ -47,7 +50,8 @@ def preconditioner(optimizer: Optimizer, parameters: Iterable[Tensor] | None = N
         for p in group["params"]
     }
     if parameters is None:
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        parameters = (p for group in optimizer.param_groups for p in group["params"])
+    parameters = [*parameters]
     parts: list[Tensor] = []
     for number, parameter in enumerate(parameters):
         shape = tuple(parameter.shape)
@@ -61,8 +65,8 @@ def preconditioner(optimizer: Optimizer, parameters: Iterable[Tensor] | None = N
                 " a step in which it has a gradient"
             )
         diagonal = _adam_diagonal if isinstance(part, Adam) else _rmsprop_diagonal
-        parts.append(diagonal(state, group).detach().reshape(-1))
-    return torch.cat(parts)
+        parts.append(diagonal(state, group).detach())
+    return flat(parts, sharding_of_parameters(parameters))
 
 
 def has_preconditioner(optimizer: Optimizer) -> bool:
@@ -96,8 +100,10 @@ def metric_of(optimizer: Optimizer, objective: Loss) -> tuple[Tensor, float]:
     """
     parameters = objective.parameters()
     diagonal = preconditioner(optimizer, parameters)
-    if not bool((diagonal > 0).all()):
-        raise invalid("preconditioner", float(diagonal.min()), "positive numbers", "raise eps")
+    if anywhere(~(diagonal > 0)):
+        raise invalid(
+            "preconditioner", float(plain(diagonal).min()), "positive numbers", "raise eps"
+        )
     return diagonal, coupled_decay(optimizer, parameters)
 
 

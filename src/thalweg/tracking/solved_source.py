@@ -17,6 +17,7 @@ from thalweg.errors import InvalidInput
 from thalweg.linalg import norm
 from thalweg.loss.protocol import Loss
 from thalweg.operators.hessian import PRODUCT_COST
+from thalweg.sharding import packed, sharding_of, unpacked
 from thalweg.spectrum.subspace import Subspace
 from thalweg.tracking.source import Split, TrackerReport, check_every
 
@@ -105,7 +106,7 @@ class SolvedSource(ABC):
     def state_dict(self) -> dict[str, Any]:
         """The basis as rows, its eigenvalues, and how many updates there were."""
         found = self._subspace
-        return {
+        state = {
             "rows": None if found is None else found.basis.T,
             "eigenvalues": None if found is None else found.eigenvalues,
             "angles": None if found is None else found.angles,
@@ -113,9 +114,11 @@ class SolvedSource(ABC):
             "calls": self._calls,
             "age": self.report.age,
         }
+        return packed(state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave."""
+        state = unpacked(state, sharding_of(self.objective))
         self._calls = state["calls"]
         self.report = TrackerReport(math.nan, 0.0, False, 0, state["age"])
         self._subspace = (

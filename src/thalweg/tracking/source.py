@@ -23,6 +23,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from thalweg.errors import invalid
+from thalweg.sharding import packed, sharding_of, unpacked
 from thalweg.spectrum.subspace import Subspace
 
 
@@ -231,8 +232,9 @@ class FixedSubspace:
 
     def state_dict(self) -> dict[str, Any]:
         """The basis (as rows, so that its layout survives) and its eigenvalues."""
-        return {"rows": self.subspace.basis.T, "eigenvalues": self.subspace.eigenvalues}
+        return packed({"rows": self.subspace.basis.T, "eigenvalues": self.subspace.eigenvalues})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave."""
+        state = unpacked(state, sharding_of(self.subspace.basis))
         self._subspace = Subspace(state["rows"].T, state["eigenvalues"])

@@ -35,11 +35,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from thalweg.errors import InvalidInput, invalid
-from thalweg.linalg import norm, orthonormalize
+from thalweg.linalg import is_zero, norm, orthonormalize
 from thalweg.loss.protocol import Loss
 from thalweg.operators.hessian import PRODUCT_COST, Hessian
 from thalweg.operators.preconditioned import Preconditioned
 from thalweg.operators.symmetric import SymmetricOperator
+from thalweg.sharding import packed, sharding_of, unpacked
 from thalweg.spectrum.curvature_profile import MAX_MATVECS, WIDTH, check_settings, check_threshold
 from thalweg.spectrum.lanczos import LanczosSpace
 from thalweg.spectrum.metric_subspace import from_metric, to_metric
@@ -171,7 +172,7 @@ class ThresholdSource:
         if self._known[0] is vector:
             return self._known[1]
         scaled = self._to_metric(vector)
-        if not bool(scaled.any()):
+        if is_zero(scaled):
             return self._as_split(vector, torch.zeros_like(scaled), 0.0, 0.0)
         space = self._space(self._operator(self.objective, self._theta), scaled)
         found = self._filter(space, self._asked())
@@ -180,7 +181,7 @@ class ThresholdSource:
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue bit for bit; an optimizer's own state is not in it."""
         subspace = self._subspace
-        return {
+        state = {
             "threshold": self.threshold,
             "report": vars(self.report).copy(),
             "rows": None if subspace is None else subspace.basis.T,
@@ -189,9 +190,11 @@ class ThresholdSource:
             "plan": vars(self._plan).copy(),
             "generator": self._generator.get_state(),
         }
+        return packed(state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave."""
+        state = unpacked(state, sharding_of(self.objective))
         self.threshold = state["threshold"]
         self.report = TrackerReport.from_state(state["report"])
         self._subspace = None
@@ -206,7 +209,7 @@ class ThresholdSource:
     def _split(self, vector: Tensor, extra: float) -> Split:
         """Split the update's vector; by few samples where that is good enough."""
         scaled = self._to_metric(vector)
-        if not bool(scaled.any()):
+        if is_zero(scaled):
             self.report = TrackerReport(0.0, extra, False, 0, self.report.age + 1)
             if self._subspace is None:
                 raise InvalidInput("update: got the zero vector, allowed: one to begin with")

@@ -25,15 +25,15 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from thalweg.errors import invalid
-from thalweg.linalg import norm
+from thalweg.linalg import equal, norm
 from thalweg.loss.protocol import Loss
 from thalweg.operators.hessian import PRODUCT_COST, Hessian
 from thalweg.operators.loss_operator import LossOperator
 from thalweg.operators.symmetric import OperatorAt, SymmetricOperator
+from thalweg.sharding import packed, sharding_of, unpacked
 from thalweg.spectrum.subspace import Subspace
 from thalweg.surroundings import shielded
 from thalweg.tracking.anchor import Anchors
@@ -229,7 +229,7 @@ class SubspaceTracker(Following[PowerStep, Reference]):
 
     def _move(self, theta: Tensor) -> None:
         """Move on to theta (P,), and notice a jump."""
-        if self._linearized is not None and not torch.equal(self._linearized[0], theta):
+        if self._linearized is not None and not equal(self._linearized[0], theta):
             self._linearized = None
         before, self._theta, self._known_gradient = self._theta, theta, None
         if before is None:
@@ -295,7 +295,7 @@ class SubspaceTracker(Following[PowerStep, Reference]):
         assert self._theta is not None
         if samples is None and self._linearized is not None:
             theta, operator = self._linearized
-            if torch.equal(theta, self._theta):
+            if equal(theta, self._theta):
                 return operator
         return self.operator(self.objective, self._theta, samples, keep_graph=keep_graph)
 
@@ -421,7 +421,7 @@ class SubspaceTracker(Following[PowerStep, Reference]):
             seen = vars(self._measured[2]).copy()
         seen_from = self._seen_from
         serves = seen_from is not None and seen_from is self._serving_reference
-        return super().state_dict() | {
+        state = super().state_dict() | {
             "calls": self._calls,
             "loss": self.objective.state_dict(),
             "theta": self._theta,
@@ -433,12 +433,18 @@ class SubspaceTracker(Following[PowerStep, Reference]):
             "stride": self._stride,
             "strides": self._strides,
         }
+        return packed(state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave, the way to multiply by the Hessian included.
 
         What version 0.1 saved has no place for guard vectors: the next update solves anew.
+
+        Raises:
+            InvalidInput: the parameters are in shards, and it is that of another rank, or of
+                another number of them.
         """
+        state = unpacked(state, sharding_of(self.objective))
         self._calls, self._theta = state["calls"], state["theta"]
         self.objective.load_state_dict(state.get("loss", state))
         self._half = self._linearized = self._measured = self._planned = self._seen_from = None
