@@ -39,6 +39,7 @@ from thalweg.measure.diagnosis_checks import (
     told,
 )
 from thalweg.measure.plain_evaluation import Trace
+from thalweg.sharding import refuse_sharding
 from thalweg.surroundings import shielded
 from thalweg.tracking.wrapping import require_optimizer
 
@@ -157,6 +158,7 @@ def diagnose(
         require_optimizer("optimizer", optimizer)
     if samples < 1:
         raise invalid("samples", samples, "an integer >= 1")
+    refuse_sharding(objective, "diagnose")
     trace = Trace(objective)
     with shielded(), generators_kept(objective.device), warnings.catch_warnings():
         warnings.simplefilter("ignore")
