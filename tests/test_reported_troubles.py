@@ -106,7 +106,8 @@ class SavesOutput(torch.autograd.Function):
 def test_an_intermediate_kept_on_the_context_has_no_second_derivative() -> None:
     """pytorch #76185: silently a wrong second derivative."""
     model = two_layers(Applied(KeepsIntermediate.apply))
-    objective = thalweg.Objective(model, CROSS_ENTROPY, inputs_and_labels())
+    data = inputs_and_labels()
+    objective = thalweg.Objective(model, CROSS_ENTROPY, data, product="exact")
     with pytest.raises(InvalidInput, match=r"KeepsIntermediate .* in layer '1'"):
         thalweg.Hessian(objective) @ torch.ones(objective.num_parameters).double()
 
@@ -306,7 +307,8 @@ def test_a_reentrant_checkpoint_of_the_inputs_gets_no_gradient() -> None:
 
 def test_a_reentrant_checkpoint_has_no_second_derivative() -> None:
     """pytorch #33999: mixed derivatives through such a checkpoint were wrong."""
-    objective = thalweg.Objective(Reentrant(False).double(), CROSS_ENTROPY, inputs_and_labels())
+    model, data = Reentrant(False).double(), inputs_and_labels()
+    objective = thalweg.Objective(model, CROSS_ENTROPY, data, product="exact")
     with pytest.raises(InvalidInput, match="use_reentrant=False"):
         objective.gradient()
 

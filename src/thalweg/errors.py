@@ -45,6 +45,10 @@ class InvalidInput(ThalwegError, ValueError):
     exit_code = 2
 
 
+class DifferentiableOnce(InvalidInput):
+    """A loss has a gradient, and no right derivative of that."""
+
+
 class Diverged(ThalwegError, ArithmeticError):
     """A loss, gradient or product with the Hessian became NaN or infinite."""
 
@@ -69,6 +73,10 @@ class Interrupted(ThalwegError):
 
 class DiskFull(ThalwegError):
     """There is no room for a file; what was saved before is kept, and goes on once there is."""
+
+
+class KinkedDifferences(UserWarning):
+    """Differences of gradients were asked for where the loss has kinks: see `docs/products.md`."""
 
 
 def level_of_caller() -> int:

@@ -388,6 +388,6 @@ def test_a_wrong_second_derivative_is_found_though_it_is_random() -> None:
 
     model = nn.Sequential(Layer(3, 5), nn.Dropout(0.3), nn.Linear(5, 3))
     data = torch.randn(12, 3), torch.randn(12, 3)
-    objective = Objective(model, nn.MSELoss(), data, seed=SEED)
+    objective = Objective(model, nn.MSELoss(), data, seed=SEED, product="exact")
     with pytest.raises(InvalidInput, match=r"Held .* in layer '0'"):
         _ = Hessian(objective) @ objective.theta()

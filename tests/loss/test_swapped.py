@@ -161,7 +161,7 @@ def test_reentrant_checkpoints_are_refused_with_the_hint_at_the_first_value() ->
 
     model, _ = like_plain(Reentrant)
     with pytest.raises(InvalidInput, match="use_reentrant=False"):
-        Objective(model, LOSS, (INPUTS, TARGETS)).value()
+        Objective(model, LOSS, (INPUTS, TARGETS), product="exact").value()
 
 
 def test_runs_in_lockstep_refuse_checkpoints() -> None:

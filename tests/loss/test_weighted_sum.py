@@ -178,10 +178,13 @@ def test_a_penalty_is_a_function_of_theta() -> None:
 def test_what_is_wrong_in_a_term_is_named_there() -> None:
     net = _network()
     weighted = nn.utils.parametrizations.weight_norm(nn.Linear(2, 1).double())
-    wrong = Objective(weighted, nn.MSELoss(), _points(EDGE, 2))
+    wrong = Objective(weighted, nn.MSELoss(), _points(EDGE, 2), product="exact")
     total = WeightedSum([Objective(net, nn.MSELoss(), _points(INSIDE, 1)), wrong])
     with pytest.raises(InvalidInput, match="weight_norm"):
         _ = Hessian(total) @ total.theta()
+    wrong.choice.given = "auto"
+    assert Hessian(total).product_with_error(total.theta())[1] is not None
+    assert wrong.product == "difference"
     noisy = Objective(net, lambda z, y: (z - y + torch.randn(())).square().mean(), _points(EDGE, 2))
     with pytest.raises(InvalidInput, match="random numbers"):
         WeightedSum([noisy]).value()

@@ -95,7 +95,8 @@ def objective(model: nn.Module, **options: Any) -> Objective:
 def test_weight_norm_of_torch_is_refused_with_what_works_instead() -> None:
     torch.manual_seed(0)
     normed = parametrizations.weight_norm(nn.Linear(4, 5))
-    loss = objective(nn.Sequential(normed, nn.Tanh(), nn.Linear(5, 3)).double())
+    model = nn.Sequential(normed, nn.Tanh(), nn.Linear(5, 3)).double()
+    loss = objective(model, product="exact")
     with pytest.raises(InvalidInput, match=r"weight_norm of torch in layer '0\.param.*v \* \(g"):
         eigenpairs(loss, 2)
     with pytest.raises(InvalidInput, match=CHECK_FALSE):
@@ -150,7 +151,7 @@ class _nothing:  # noqa: N801
 def test_a_function_whose_backward_pass_cannot_be_differentiated_is_named(
     function: Any, dtype: torch.dtype
 ) -> None:
-    loss = objective(around(function.apply).to(dtype))
+    loss = objective(around(function.apply).to(dtype), product="exact")
     vector = torch.ones(loss.num_parameters, dtype=dtype)
     with pytest.raises(InvalidInput, match=rf"{function.__name__} \(a torch.*layer '1\.0' \(Layer"):
         _ = Hessian(loss) @ vector
@@ -189,7 +190,7 @@ class Scaled(nn.Module):
 
 def test_a_plain_function_and_a_loss_of_ones_own_are_compared_too() -> None:
     theta = torch.tensor([1.0, -2.0, 0.5])
-    plain = FunctionLoss(lambda t: Forgetful.apply(t).square().sum(), theta)
+    plain = FunctionLoss(lambda t: Forgetful.apply(t).square().sum(), theta, product="exact")
     with pytest.raises(InvalidInput, match="parameter number 0"):
         _ = Hessian(plain) @ torch.ones(3)
 
@@ -344,7 +345,7 @@ class Shared(Reduction):
 
 def test_a_comparison_that_another_process_broke_off_is_made_again() -> None:
     shared = Shared()
-    loss = objective(around(Cube.apply), reduction=shared)
+    loss = objective(around(Cube.apply), reduction=shared, product="exact")
     vector = torch.ones(loss.num_parameters)
     shared.ready = False
     with pytest.raises(InvalidInput, match="the other has failed"):

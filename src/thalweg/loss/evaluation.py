@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -153,7 +154,7 @@ class Evaluator:
         # What the first evaluation finds. The parameters of a TorchScript module cannot be swapped.
         self._looked = False
         self._overwrite = any(isinstance(m, torch.jit.ScriptModule) for m in model.modules())
-        self._sparse = self._writes = False
+        self._sparse = self._writes = self._reentrant = False
         self._recomputes: bool | None = None
         # Of a model in shards: where it is evaluated, while a pass lasts.
         self._sharded = any(map(is_shard, model.parameters()))
@@ -187,10 +188,10 @@ class Evaluator:
         return next(self.model.parameters()).device
 
     @contextmanager
-    def settings(self) -> Iterator[None]:
+    def settings(self, *, twice: bool = True) -> Iterator[None]:
         """What every pass needs, forward and backward: see `shielded`, and the mode as asked for.
 
-        Layers that can be differentiated twice, and dense gradients.
+        Dense gradients, and layers that can be differentiated twice, where that is wanted.
         """
         # At every evaluation: a model built in evaluation mode is switched when it is trained.
         self.refuse_unfit_mode()
@@ -206,8 +207,9 @@ class Evaluator:
         try:
             with ExitStack() as stack:
                 stack.enter_context(shielded())
-                stack.enter_context(one_path())
-                if self._recurrent:
+                if twice:
+                    stack.enter_context(one_path())
+                if twice and self._recurrent:
                     stack.enter_context(twice_differentiable(self._recurrent))
                 if self._sparse:
                     stack.enter_context(Dense())
@@ -325,12 +327,14 @@ class Evaluator:
         first: int = 0,
         *,
         apart: bool = False,
+        twice: bool = True,
     ) -> tuple[Any, Tensor, Swapped]:
         """Outputs and loss of a batch with their graph, and the model at the pieces.
 
         Args:
             first: the number of the batch's first sample, by which random numbers are drawn.
             apart: the loss is one of outputs of which none is computed from another.
+            twice: the graph will be differentiated twice.
 
         Raises:
             InvalidInput: the loss is no scalar, or draws random numbers; see the class.
@@ -339,14 +343,15 @@ class Evaluator:
             looking = not self._looked
             # What is written into copies tells by its values, and reaches nobody else.
             copied = looking or self._writes
-            at = self._at([piece.clone() for piece in pieces] if copied else pieces)
+            at = self._at([piece.clone() for piece in pieces] if copied else pieces, twice=twice)
             with at, self._forward_precision():
                 begin = place_in_time() if looking else 0
                 outputs, loss = self._outputs_and_loss(batch, first, apart)
                 self._refuse_changed(at, pieces if copied else None)
-            if looking and self._another_way(facts_of(loss, self._named(), begin)):
+            if looking and self._another_way(facts_of(loss, self._named(), begin), twice=twice):
                 continue
-            self._looked = True
+            # Where a second derivative is refused, the next one that is wanted is to be, too.
+            self._looked = not self._reentrant
             return outputs, loss, at
 
     def _refuse_changed(self, at: Swapped, pieces: Sequence[Tensor] | None) -> None:
@@ -369,7 +374,7 @@ class Evaluator:
                 " take it away (layer.max_norm = None)"
             )
 
-    def _at(self, pieces: Sequence[Tensor]) -> Swapped:
+    def _at(self, pieces: Sequence[Tensor], *, twice: bool = True) -> Swapped:
         parameters = self.layout.parameters(self.model)
         places: Places
         if self._overwrite:
@@ -377,7 +382,8 @@ class Evaluator:
         else:
             others = () if self._point is None else self._point.others
             places = Replaced(parameters, pieces, others)
-        return Swapped(self.model, places, self.settings, low=self._low)
+        settings = functools.partial(self.settings, twice=twice)
+        return Swapped(self.model, places, settings, low=self._low)
 
     def _refuse_other_dtypes(self, name: str) -> None:
         """Raise where parameters that hold the values of a point would be in another dtype."""
@@ -397,9 +403,11 @@ class Evaluator:
     def _named(self) -> dict[str, Tensor]:
         return dict(zip(self.layout.names, self.layout.parameters(self.model), strict=True))
 
-    def _another_way(self, facts: GraphFacts) -> bool:
+    def _another_way(self, facts: GraphFacts, *, twice: bool) -> bool:
         """Whether the model is to be evaluated again, in another way; refuse what has no way."""
-        refuse_reentrant(facts)
+        if twice:
+            refuse_reentrant(facts)
+        self._reentrant = facts.reentrant
         refuse_scaled_by_count(facts)
         again = False
         if facts.sparse and not self._sparse:
@@ -535,6 +543,8 @@ class Evaluator:
         """The gradient of a batch's mean loss: see `Objective.gradient_of`."""
         loss, leaves = evaluation.loss, evaluation.leaves
         refuse_constant(loss)
+        if self._reentrant and not create_graph:
+            return self._filled(self._gradient_by_backward(evaluation), leaves)
         with evaluation.at:
             parts = derivatives(
                 [loss],
@@ -544,6 +554,20 @@ class Evaluator:
                 retain_graph=create_graph or retain_graph,
             )
         return self._filled(parts, leaves)
+
+    def _gradient_by_backward(self, evaluation: Evaluation) -> list[Tensor | None]:
+        """By `backward()`, for checkpoints that know no other way; gradients stay as they were."""
+        own = [*self.model.parameters(), *evaluation.leaves]
+        held = [(parameter, parameter.grad) for parameter in own]
+        try:
+            for parameter, _ in held:
+                parameter.grad = None
+            with evaluation.at:
+                evaluation.loss.backward()
+            return [leaf.grad for leaf in evaluation.leaves]
+        finally:
+            for parameter, gradient in held:
+                parameter.grad = gradient
 
     def _filled(
         self, parts: Sequence[Tensor | None], leaves: Sequence[Tensor]

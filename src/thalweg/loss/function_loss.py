@@ -14,18 +14,22 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from thalweg.errors import invalid
 from thalweg.linalg import require_finite
 from thalweg.loss.chunk_multiplier import pull_back
 from thalweg.loss.evaluation import refuse_constant
+from thalweg.loss.guards.differences import is_gradient
 from thalweg.loss.guards.failures import OTHERWISE, of_function
 from thalweg.loss.guards.generators import begun_at, refuse_other_seed, refuse_unfit_seed
+from thalweg.loss.guards.kinks import first_kink
+from thalweg.loss.product_choice import Product, ProductChoice
+from thalweg.loss.protocol import Linearization
 from thalweg.loss.samples import refuse_unfit_indices
 from thalweg.surroundings import one_path, shielded
 
@@ -45,6 +49,7 @@ class FunctionLoss:
         num_samples: N.
         seed: fixes random numbers of the generators of torch, NumPy and Python that the function
             draws: they begin at this seed at each evaluation. None refuses a function that draws.
+        product: how products with the Hessian are made, see `Objective`.
         check: compare a product with differences of gradients, once, before the first one.
 
     Raises:
@@ -62,6 +67,7 @@ class FunctionLoss:
         num_samples: int = 1,
         *,
         seed: int | None = None,
+        product: Product = "auto",
         check: bool = True,
     ) -> None:
         if theta.dim() != 1 or not len(theta) or not theta.is_floating_point():
@@ -73,7 +79,13 @@ class FunctionLoss:
         self._theta = theta
         self._num_samples = num_samples
         self._seed = refuse_unfit_seed(seed)
+        self.choice = ProductChoice(product, torch.finfo(theta.dtype).eps)
         self.check = check
+
+    @property
+    def product(self) -> Product:
+        """How products are made: "exact" or "difference"; "auto" while neither is known to work."""
+        return self.choice.taken
 
     @property
     def num_parameters(self) -> int:
@@ -118,7 +130,7 @@ class FunctionLoss:
         """The loss at theta, a scalar tensor, and its gradient (P,)."""
         leaf = self._leaf(theta)
         value = self._value(leaf, samples)
-        with shielded(), one_path(), of_function(self._function, "its derivative", OTHERWISE):
+        with shielded(), self._path(), of_function(self._function, "its derivative", OTHERWISE):
             (gradient,) = torch.autograd.grad(value, leaf)
         return require_finite(value.detach(), "the loss"), require_finite(gradient, "the gradient")
 
@@ -128,37 +140,66 @@ class FunctionLoss:
         samples: Tensor | None = None,
         *,
         keep_graph: bool = False,
-    ) -> DoubleBackward:
+    ) -> Linearization:
         """The gradient and products with the Hessian at theta; the graph is kept in any case."""
-        leaf = self._leaf(theta)
-        value = self._value(leaf, samples)
-        require_finite(value.detach(), "the loss")
-        return DoubleBackward(value, leaf, self._function)
+
+        def exact() -> DoubleBackward:
+            leaf = self._leaf(theta)
+            value = self._value(leaf, samples)
+            require_finite(value.detach(), "the loss")
+            return DoubleBackward(value, leaf, self._function)
+
+        def gradient_at(moved: Tensor) -> Tensor:
+            # Of a linear function it may be an expanded tensor.
+            return self.value_and_gradient(moved, samples)[1].clone()
+
+        point = self._leaf(theta).detach()
+        return self.choice.linearization(self, exact, gradient_at, point, checks=samples is None)
+
+    def first_kink(self) -> str:
+        """The first operation with a kink, see `guards/kinks.py`; "" where there is none."""
+        return first_kink(nn.Module(), lambda: self._value(self._leaf(None), None))
+
+    def has_gradient(self) -> bool:
+        """Whether there is a first derivative, and it is that of the function."""
+        try:
+            return is_gradient(self.unchecked(), None, rough=False)
+        except Exception:  # whatever it is, differences would meet it too
+            return False
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing but the seed, where there is one: a function is computed in one way."""
-        return {} if self._seed is None else {"seed": self._seed}
+        """The seed, where there is one, and steps, where products are differences."""
+        return ({} if self._seed is None else {"seed": self._seed}) | self.choice.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing.
+        """Restore what `state_dict` gave.
 
         Raises:
-            InvalidInput: the state is that of another seed.
+            InvalidInput: the state is that of another seed, or with differences where exact
+                products are asked for.
         """
         refuse_other_seed(self._seed, state)
+        self.choice.load_state_dict(state)
 
     def copied(
         self, dtype: torch.dtype, around: Callable[[Any], Any] = lambda function: function
     ) -> FunctionLoss:
         """The same function wrapped by `around`, of a copy of theta in another dtype, unchecked."""
         theta = self.theta().to(dtype)
-        function = around(self._function)
-        return FunctionLoss(function, theta, self._num_samples, seed=self._seed, check=False)
+        return self._alike(around(self._function), theta)
 
     def unchecked(self) -> FunctionLoss:
         """The same function of the same theta, without checks."""
-        own = self._function, self._theta, self._num_samples
-        return FunctionLoss(*own, seed=self._seed, check=False)
+        return self._alike(self._function, self._theta)
+
+    def _alike(self, function: Callable[..., Tensor], theta: Tensor) -> FunctionLoss:
+        """Of another function and theta; in what is tried nothing is chosen."""
+        way: Product = "exact" if self.choice.is_exact else "difference"
+        options = {"seed": self._seed, "product": way, "check": False}
+        return FunctionLoss(function, theta, self._num_samples, **options)
+
+    def _path(self) -> AbstractContextManager[None]:
+        return one_path() if self.choice.is_exact else nullcontext()
 
     def _leaf(self, theta: Tensor | None) -> Tensor:
         if theta is not None and theta.shape != self._theta.shape:
@@ -170,7 +211,7 @@ class FunctionLoss:
         if samples is not None:
             refuse_unfit_indices(samples, self.num_samples)
         kept = nullcontext() if self._seed is None else begun_at(self.device, self._seed)
-        with shielded(), one_path(), kept:
+        with shielded(), self._path(), kept:
             one = self._num_samples == 1
             with of_function(self._function, "its value", CALLED):
                 value = self._function(leaf) if one else self._function(leaf, samples)
@@ -181,7 +222,7 @@ class FunctionLoss:
             return value.reshape(())
 
     def __repr__(self) -> str:
-        return f"FunctionLoss(P={self.num_parameters}, N={self.num_samples})"
+        return f"FunctionLoss(P={self.num_parameters}, N={self.num_samples}{self.choice})"
 
 
 class DoubleBackward:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import copy
 import glob
 import itertools
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -38,17 +39,21 @@ from thalweg.loss.cost import BACKWARD, FORWARD, Cost
 from thalweg.loss.evaluation import Evaluation, Evaluator, entries, in_groups, mapped
 from thalweg.loss.guards.agreement import Agreement, agreement
 from thalweg.loss.guards.determinism import refuse_changing
+from thalweg.loss.guards.differences import is_gradient
+from thalweg.loss.guards.dtypes import run_dtype
 from thalweg.loss.guards.failures import explained
 from thalweg.loss.guards.generators import (
     generators_kept,
     refuse_other_seed,
     refuse_unfit_seed,
 )
+from thalweg.loss.guards.kinks import first_kink
 from thalweg.loss.guards.memory import within_memory
 from thalweg.loss.guards.wrapped import patterns_inside, unwrapped
 from thalweg.loss.layout import ParameterLayout
 from thalweg.loss.linearization import ChunkedLinearization, GradientGraph
-from thalweg.loss.protocol import Loss
+from thalweg.loss.product_choice import Product, ProductChoice
+from thalweg.loss.protocol import Linearization, Loss
 from thalweg.loss.reduce import Reduction, reduction_of
 from thalweg.loss.samples import (
     Batch,
@@ -120,6 +125,10 @@ class Objective:
             samples, the loss is the mean over those of all, and all ask the same in the same order.
             None for this process alone; to be said where there are several.
         reduction: closes the sums over samples in another way, see `reduce.py`; None for `group`'s.
+        product: how products with the Hessian are made: "exact" by double backward, "difference"
+            by central differences of gradients, which need no second derivative and are right to
+            about 1e-5 of the largest product in float32; "auto" takes exact ones, and differences
+            where there are none and the loss has no kinks. See `docs/products.md`.
         check: compare on a few samples, once, before the first result that depends on it: products
             with differences of gradients; where samples are evaluated in parts, the loss of a few
             with that of two parts of them. False to take what model and loss give.
@@ -127,6 +136,7 @@ class Objective:
     Attributes:
         multiplier: how blocks are multiplied: a `ChunkMultiplier`.
         cost: what was evaluated so far, by this process: a `Cost`.
+        choice: how products are made, and why: a `ProductChoice`.
 
     Raises:
         InvalidInput: a dropout or batch-norm layer in training mode without what it needs, here or
@@ -155,6 +165,7 @@ class Objective:
         vectorize_up_to: int | None = None,
         group: ProcessGroup | Literal["ask"] | None = "ask",
         reduction: Reduction | None = None,
+        product: Product = "auto",
         check: bool = True,
     ) -> None:
         if chunk_size is not None and chunk_size != "auto" and chunk_size < 1:
@@ -200,6 +211,13 @@ class Objective:
         # Whether it was seen to be fixed; and whether evaluating draws random numbers to no effect.
         self._repeatable = self._draws = False
         self._total_weight: float | None = None
+        rounding = torch.finfo(forward_dtype or self._coarsest()).eps
+        self.choice = ProductChoice(product, rounding)
+
+    @property
+    def product(self) -> Product:
+        """How products are made: "exact" or "difference"; "auto" while neither is known to work."""
+        return self.choice.taken
 
     @property
     def num_parameters(self) -> int:
@@ -305,13 +323,17 @@ class Objective:
         Warns:
             ChunkHalved: memory did not suffice for a chunk.
         """
-        with self.evaluator.at_point(theta):
-            weight = self.prepared(theta, samples)
 
-            def own() -> tuple[Tensor]:
-                return (within_memory(self, lambda: self._value(theta, samples, weight)),)
+        def compute() -> Tensor:
+            with self.evaluator.at_point(theta):
+                weight = self.prepared(theta, samples)
 
-            return require_finite(self.reduction.sums(own, self._zero())[0], "the loss")
+                def own() -> tuple[Tensor]:
+                    return (within_memory(self, lambda: self._value(theta, samples, weight)),)
+
+                return self.reduction.sums(own, self._zero())[0]
+
+        return require_finite(self.choice.unless_once(self, compute), "the loss")
 
     def gradient(self, theta: Tensor | None = None, samples: Tensor | None = None) -> Tensor:
         """The gradient of the mean loss, (P,). See `value` for arguments and errors."""
@@ -350,13 +372,19 @@ class Objective:
         self, theta: Tensor | None = None, samples: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Loss and gradient (P,) from one pass. See `value` for arguments and errors."""
-        with self.evaluator.at_point(theta):
-            weight = self.prepared(theta, samples)
 
-            def own() -> tuple[Tensor, Tensor]:
-                return within_memory(self, lambda: self._value_and_gradient(theta, samples, weight))
+        def compute() -> tuple[Tensor, ...]:
+            with self.evaluator.at_point(theta):
+                weight = self.prepared(theta, samples)
 
-            value, gradient = self.reduction.sums(own, self._zero())
+                def own() -> tuple[Tensor, Tensor]:
+                    return within_memory(
+                        self, lambda: self._value_and_gradient(theta, samples, weight)
+                    )
+
+                return self.reduction.sums(own, self._zero())
+
+        value, gradient = self.choice.unless_once(self, compute)
         return require_finite(value, "the loss"), require_finite(gradient, "the gradient")
 
     def linearize(
@@ -365,8 +393,10 @@ class Objective:
         samples: Tensor | None = None,
         *,
         keep_graph: bool = False,
-    ) -> ChunkedLinearization:
+    ) -> Linearization:
         """The gradient and products with the Hessian: what the operator `Hessian` is made of.
+
+        See `product` for how they are made.
 
         Args:
             theta: the point (P,); None for the model's parameters as they are now (copied).
@@ -375,7 +405,7 @@ class Objective:
                 memory.
         """
         point = self.theta() if theta is None else theta
-        weight = self.prepared(point, samples)
+        weight = self.choice.unless_once(self, lambda: self.prepared(point, samples))
 
         def graphs() -> Iterator[GradientGraph]:
             for evaluation in self.evaluations(point, samples, weight=weight):
@@ -388,7 +418,13 @@ class Objective:
                     evaluation.at,
                 )
 
-        return ChunkedLinearization(self, point, graphs, keep_graph=keep_graph)
+        return self.choice.linearization(
+            self,
+            lambda: ChunkedLinearization(self, point, graphs, keep_graph=keep_graph),
+            lambda moved: self.value_and_gradient(moved, samples)[1],
+            point,
+            checks=samples is None,
+        )
 
     def copied(
         self, dtype: torch.dtype, around: Callable[[Any], Any] = lambda function: function
@@ -414,6 +450,7 @@ class Objective:
             mode=self.evaluator.mode,
             seed=self.evaluator.seed,
             group=None,
+            product="exact" if self.choice.is_exact else "difference",
             check=False,
         )
         copied._tells = False
@@ -442,22 +479,29 @@ class Objective:
         alone.layout = alone.evaluator.layout
         alone._samples_before, alone._num_samples = 0, len(self.samples)
         alone._total_weight = None
+        # In what is tried nothing is chosen.
+        way: Product = "exact" if self.choice.is_exact else "difference"
+        alone.choice = ProductChoice(way, self.choice.steps.rounding)
         return alone
 
     def state_dict(self) -> dict[str, Any]:
         """The chunk size and the way to multiply, as far as they were found while running.
 
-        And the seed, where there is one: what is random continues with it alone.
+        And the seed, where there is one: what is random continues with it alone. And steps, where
+        products are differences.
         """
         seed = {} if self.evaluator.seed is None else {"seed": self.evaluator.seed}
-        return {"multiplier": self.multiplier.state_dict(), "chunk_size": self.chunk_size} | seed
+        found = {"multiplier": self.multiplier.state_dict(), "chunk_size": self.chunk_size}
+        return found | seed | self.choice.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave.
 
         Raises:
-            InvalidInput: it is that of a loss with another seed.
+            InvalidInput: it is that of a loss with another seed, or with differences where exact
+                products are asked for.
         """
+        self.choice.load_state_dict(state)
         refuse_other_seed(self.evaluator.seed, state)
         # Until 0.1 it was called "products".
         former = state.get("products")
@@ -481,10 +525,23 @@ class Objective:
                 `outputs.py`; it cannot take derivatives of one by another then.
             weight: what `prepared` gave, see there.
         """
+        yield from self._evaluations(theta, samples, weight, apart=apart)
+
+    def _evaluations(
+        self,
+        theta: Tensor | None,
+        samples: Tensor | None,
+        weight: float | None = None,
+        *,
+        apart: bool = False,
+        twice: bool = True,
+    ) -> Iterator[Evaluation]:
         pieces = self.evaluator.pieces(theta)
         for batch, count, fraction, first in self.chunks(samples, weight=weight):
             self.cost.add(count, FORWARD)
-            outputs, loss, at = self.evaluator.evaluate(pieces, batch, first, apart=apart)
+            outputs, loss, at = self.evaluator.evaluate(
+                pieces, batch, first, apart=apart, twice=twice
+            )
             require_finite(loss.detach(), "the loss")
             yield Evaluation(fraction, count, at.leaves, outputs, loss, at)
 
@@ -563,12 +620,12 @@ class Objective:
 
     def _value(self, theta: Tensor | None, samples: Tensor | None, weight: float) -> Tensor:
         total = self._zero()
-        pieces = self.evaluator.pieces(theta)
+        pieces, twice = self.evaluator.pieces(theta), self.choice.is_exact
         for batch, count, fraction, first in self.chunks(samples, weight=weight):
             self.cost.add(count, FORWARD)
             # With a graph, as for the gradient: without one torch and models may compute another
             # function.
-            loss = self.evaluator.evaluate(pieces, batch, first)[1]
+            loss = self.evaluator.evaluate(pieces, batch, first, twice=twice)[1]
             total = total + fraction * loss.detach()
         return require_finite(total.to(self.dtype), "the loss")
 
@@ -577,11 +634,38 @@ class Objective:
     ) -> tuple[Tensor, Tensor]:
         value = self._zero()
         gradient = torch.zeros(self.num_parameters, dtype=self.dtype, device=self.device)
-        for evaluation in self.evaluations(theta, samples, weight=weight):
+        twice = self.choice.is_exact
+        for evaluation in self._evaluations(theta, samples, weight, twice=twice):
             parts = self.layout.in_one_piece.flatten(self.gradient_of(evaluation))
             gradient.add_(parts, alpha=evaluation.fraction)
             value = value + evaluation.fraction * evaluation.loss.detach()
         return value.to(self.dtype), gradient
+
+    def first_kink(self) -> str:
+        """The first operation with a kink, see `guards/kinks.py`, on a few samples."""
+        alone, few = self.unchecked(), few_of(len(self.samples))
+
+        def evaluate() -> Tensor:
+            return next(alone._evaluations(None, few, twice=False)).loss
+
+        with generators_kept(self.device), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return first_kink(self.model, evaluate)
+
+    def has_gradient(self) -> bool:
+        """Whether there is a first derivative, and it is that of the loss, on a few samples."""
+        few = few_of(len(self.samples))
+        with generators_kept(self.device), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                return is_gradient(self.unchecked(), few, rough=self.is_rough)
+            except Exception:  # whatever it is, differences would meet it too
+                return False
+
+    def _coarsest(self) -> torch.dtype:
+        """The dtype of the model's parameters with the largest rounding, as it is evaluated."""
+        dtypes = {run_dtype(parameter.dtype) for parameter in self.parameters()}
+        return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 
     def _weights_of_each(self, parts: Batch, count: int) -> Tensor:
         """The fraction (n,) of each of the stacked batches in the mean of their losses."""
@@ -773,7 +857,7 @@ class Objective:
     def __repr__(self) -> str:
         return (
             f"Objective(P={self.num_parameters}, N={self.num_samples},"
-            f" chunk_size={self.chunk_size})"
+            f" chunk_size={self.chunk_size}{self.choice})"
         )
 
 

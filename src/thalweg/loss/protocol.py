@@ -61,7 +61,10 @@ from torch import Tensor
 class Linearization(Protocol):
     """The gradient of a loss at one point, and products with its Jacobian there, the Hessian.
 
-    How products are made is free: double backward, differences of gradients, a closed form.
+    How products are made is free: double backward, differences of gradients, a closed form. Where
+    they are inexact, one more member says how far: `multiply_with_error(rows, *, measured=False)`,
+    the products and the norms of their errors (k,) by estimate, float64 on the CPU, None where they
+    are exact but for rounding; `measured` asks for better ones, at a price.
     """
 
     def gradient(self) -> Tensor:
@@ -71,6 +74,14 @@ class Linearization(Protocol):
     def multiply(self, rows: Tensor) -> Tensor:
         """H times each of k vectors, given and returned as rows (k, P)."""
         ...
+
+
+def multiplied(
+    at: Linearization, rows: Tensor, *, measured: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Products (k, P) and the norms of their errors, see `Linearization`."""
+    inexact = getattr(at, "multiply_with_error", None)
+    return (at.multiply(rows), None) if inexact is None else inexact(rows, measured=measured)
 
 
 class Loss(Protocol):

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from thalweg.errors import invalid
-from thalweg.loss.protocol import Linearization, Loss, value_of
+from thalweg.loss.protocol import Linearization, Loss, multiplied, value_of
 from thalweg.loss.samples import refuse_unfit_indices
 from thalweg.sharding import refuse_sharding
 
@@ -243,10 +243,20 @@ class SumOfLinearizations:
 
     def multiply(self, rows: Tensor) -> Tensor:
         """H times each row of (k, P), as rows."""
-        whole = torch.zeros_like(rows)
+        return self.multiply_with_error(rows)[0]
+
+    def multiply_with_error(
+        self, rows: Tensor, *, measured: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `Linearization`."""
+        whole, squares = torch.zeros_like(rows), None
         for term, at in self._parts:
-            term.add(whole, at.multiply(term.own(rows)))
-        return whole
+            images, errors = multiplied(at, term.own(rows), measured=measured)
+            term.add(whole, images)
+            if errors is not None:
+                square = (term.weight * errors).square()
+                squares = square if squares is None else squares + square
+        return whole, None if squares is None else squares.sqrt()
 
 
 def _sum(values: Iterable[Tensor]) -> Tensor:

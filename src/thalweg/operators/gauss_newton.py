@@ -165,7 +165,14 @@ class ResidualHessian(CountsMatvecs):
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """R v for (P,), or R V for the columns of (P, k)."""
-        return self.hessian @ vectors - self.gauss_newton @ vectors
+        return self.product_with_error(vectors)[0]
+
+    def product_with_error(
+        self, vectors: Tensor, *, measured: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `SymmetricOperator`."""
+        images, errors = self.hessian.product_with_error(vectors, measured=measured)
+        return images - self.gauss_newton @ vectors, errors
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,9 @@ from typing import cast
 
 from torch import Tensor
 
+from thalweg.errors import DifferentiableOnce, InvalidInput
+from thalweg.loss.gradient_differences import GradientDifferences
+from thalweg.loss.product_choice import ProductChoice, Tried
 from thalweg.loss.protocol import Linearization, Loss
 from thalweg.operators.loss_operator import LossOperator
 from thalweg.operators.symmetric import SymmetricOperator
@@ -32,14 +35,40 @@ class Hessian(LossOperator):
     """H, the Hessian of the mean loss at theta: in units of the loss over theta squared.
 
     Arguments, attributes and errors are those of `LossOperator`. Dtype and device are those of the
-    parameters. Of an `Objective` a product is a backward pass through the gradient's graph: exact
-    but for rounding.
+    parameters. Of an `Objective` a product is a backward pass through the gradient's graph, exact
+    but for rounding, or a difference of gradients, see its `product`.
 
     Source: Pearlmutter 1994, "Fast exact multiplication by the Hessian". Example: see the module.
     """
 
     def _linearize(self) -> Linearization:
         return self.objective.linearize(self.theta, self.samples, keep_graph=self.keep_graph)
+
+    def product_with_error(
+        self, vectors: Tensor, *, measured: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """H V of (P,) or (P, k), and the norms of its columns' errors: see `SymmetricOperator`.
+
+        Args:
+            measured: of differences of gradients: by a second step too, and extrapolation.
+        """
+        return self._product(vectors, measured=measured)
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether products are compared with differences, once; not where they are differences."""
+        return getattr(self.objective, "product", "exact") != "difference"
+
+    def refuse(self, fault: str) -> None:
+        """Take differences where exact products are wrong, or raise: see `ProductChoice`."""
+        choice = getattr(self.objective, "choice", None)
+        if not isinstance(choice, ProductChoice):
+            raise InvalidInput(fault)
+        choice.fall_back(cast("Tried", self.objective), DifferentiableOnce(fault))
+        if not isinstance(self._linearize(), GradientDifferences):
+            # A class of the user's own that makes them in its own way.
+            choice.taken = "auto"
+            raise InvalidInput(fault)
 
     def by_differences(
         self, vector: Tensor, step: float, begin: Callable[[], object] = lambda: None

@@ -11,13 +11,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from thalweg.errors import invalid
+from thalweg.errors import InvalidInput, invalid
 from thalweg.linalg import length, require_finite
 from thalweg.loss.chunk_multiplier import ChunkGraph
 from thalweg.loss.evaluation import Evaluation
 from thalweg.loss.linearization import ChunkedLinearization
 from thalweg.loss.objective import Objective, require_objective
-from thalweg.loss.protocol import Linearization, Loss
+from thalweg.loss.protocol import Linearization, Loss, multiplied
 from thalweg.operators.product_check import check_once
 from thalweg.operators.symmetric import CountsMatvecs, OperatorAround, SymmetricOperator, rows_of
 from thalweg.sharding import Sharding, sharding_of
@@ -106,7 +106,6 @@ class LossOperator(CountsMatvecs, ABC):
         """
         return require_finite(self._at_theta().gradient(), "the gradient")
 
-    @shielded()
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """A v for (P,), or A V for the columns of (P, k), stored column by column.
 
@@ -114,12 +113,18 @@ class LossOperator(CountsMatvecs, ABC):
             InvalidInput: the first dimension is not P, or another device than the loss's.
             Diverged: the loss or the product is NaN or infinite.
         """
+        return self._product(vectors)[0]
+
+    @shielded()
+    def _product(self, vectors: Tensor, *, measured: bool = False) -> tuple[Tensor, Tensor | None]:
+        """The product, and the norms of its columns' errors, see `SymmetricOperator`."""
         rows = rows_of(vectors, self)
-        check_once(self)
-        result = self._at_theta().multiply(rows)
+        if check_once(self):
+            self._linearization = None
+        result, errors = multiplied(self._at_theta(), rows, measured=measured)
         self.num_matvecs += rows.shape[0]
         require_finite(result, f"a product with the {type(self).__name__}")
-        return result[0] if vectors.dim() == 1 else result.T
+        return result[0] if vectors.dim() == 1 else result.T, errors
 
     def subsampled(self, fraction: float, generator: torch.Generator) -> Self | None:
         """The same operator over a random part of its samples: see the function `subsampled`."""
@@ -150,6 +155,19 @@ class LossOperator(CountsMatvecs, ABC):
             begin: called before each evaluation of the loss.
         """
         return None
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether products are compared with differences, once."""
+        return True
+
+    def refuse(self, fault: str) -> None:
+        """Raise, where products are found to be wrong.
+
+        Raises:
+            InvalidInput: with that message.
+        """
+        raise InvalidInput(fault)
 
     @abstractmethod
     def _linearize(self) -> Linearization:

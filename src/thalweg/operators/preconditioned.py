@@ -24,8 +24,13 @@ import torch
 from torch import Tensor
 
 from thalweg.errors import invalid
-from thalweg.linalg import anywhere, length
-from thalweg.operators.symmetric import OperatorAround, SymmetricOperator, rows_of
+from thalweg.linalg import anywhere, length, norm
+from thalweg.operators.symmetric import (
+    OperatorAround,
+    SymmetricOperator,
+    product_with_error,
+    rows_of,
+)
 from thalweg.sharding import plain
 
 
@@ -59,13 +64,22 @@ class Preconditioned(OperatorAround):
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """The product with (P,) or the columns of (P, k); errors are those of A."""
+        return self.product_with_error(vectors)[0]
+
+    def product_with_error(
+        self, vectors: Tensor, *, measured: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `SymmetricOperator`. Errors count as scaled as the products are."""
         scale = self._scale
         scaled = rows_of(vectors, self).mul(scale).T
-        image = self.operator @ scaled
-        if self.shift:
-            image = image + self.shift * scaled
+        inside, errors = product_with_error(self.operator, scaled, measured=measured)
+        image = inside + self.shift * scaled if self.shift else inside
         image = scale[:, None] * image
-        return image[:, 0] if vectors.dim() == 1 else image
+        if errors is not None:
+            tiny = torch.finfo(image.dtype).tiny
+            ratio = norm(scale[:, None] * inside, dim=0) / norm(inside, dim=0).clamp(min=tiny)
+            errors = errors * ratio.to(errors)
+        return image[:, 0] if vectors.dim() == 1 else image, errors
 
 
 def _inverse_root(diagonal: Tensor, operator: SymmetricOperator) -> Tensor:

@@ -70,6 +70,15 @@ class Operator(Protocol):
         """The gradient (P,)."""
         ...
 
+    @property
+    def is_checked(self) -> bool:
+        """Whether products are to be compared at all."""
+        ...
+
+    def refuse(self, fault: str) -> None:
+        """Raise, with what was found, or take another way to make products from now on."""
+        ...
+
     def over(self, objective: Loss, theta: Tensor, samples: Tensor | None) -> Self:
         """The same operator of another loss."""
         ...
@@ -89,7 +98,7 @@ class Operator(Protocol):
         ...
 
 
-def check_once(operator: Operator) -> None:
+def check_once(operator: Operator) -> bool:
     """Refuse an operator whose products are not those of the first derivatives.
 
     Compared at the first call for each class of operators of a loss; later ones repeat the outcome.
@@ -97,20 +106,27 @@ def check_once(operator: Operator) -> None:
     of the user's own: its sums may be those of all, and one process that fails in a comparison
     would go on to the next sum while the others wait in this one.
 
+    Returns:
+        Whether products are made in another way from now on.
+
     Raises:
-        InvalidInput: they are not; it names the layer, where there is one, and the parameter. Or a
+        InvalidInput: they are not; it names the layer, where there is one, and the parameter (of
+            the Hessian of a loss with `product="auto"` only where differences are no way). Or a
             loss that is no `Objective` changes from call to call.
     """
     loss = operator.objective
     # A loss without attributes of its own has no place for the outcome.
     known = getattr(loss, "__dict__", None)
     if known is None or not getattr(loss, "check", True) or not _sums_alone(loss):
-        return
+        return False
     if isinstance(loss, WeightedSum):
         # Term by term: each in a copy of its own, and named by its own layers.
-        for term, theta, samples in loss.parts(operator.theta, operator.samples):
-            check_once(operator.over(term.loss, theta, samples))
-        return
+        parts = loss.parts(operator.theta, operator.samples)
+        terms = [operator.over(term.loss, theta, samples) for term, theta, samples in parts]
+        changed = [check_once(term) for term in terms]
+        return any(changed)
+    if not operator.is_checked:
+        return False
     outcomes = known.setdefault("_products_checked", {})
     if not isinstance(loss, Objective) and "value" not in outcomes:
         # An `Objective` does it before its first value.
@@ -127,7 +143,8 @@ def check_once(operator: Operator) -> None:
             del outcomes[name]
             raise
     if outcomes[name]:
-        raise InvalidInput(outcomes[name])
+        operator.refuse(outcomes[name])
+    return bool(outcomes[name])
 
 
 def compared(operator: Operator) -> tuple[Comparison, str]:

@@ -23,7 +23,12 @@ from torch import Tensor
 
 from thalweg.errors import InvalidInput, invalid
 from thalweg.loss.layout import ParameterLayout
-from thalweg.operators.symmetric import OperatorAround, SymmetricOperator, rows_of
+from thalweg.operators.symmetric import (
+    OperatorAround,
+    SymmetricOperator,
+    product_with_error,
+    rows_of,
+)
 from thalweg.sharding import refuse_sharding
 
 # In the order in which they are tried: what is norm or position by its name is that everywhere.
@@ -201,8 +206,15 @@ class Restricted(OperatorAround):
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """The product with (p,) or the columns of (p, k); errors are those of A."""
+        return self.product_with_error(vectors)[0]
+
+    def product_with_error(
+        self, vectors: Tensor, *, measured: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `SymmetricOperator`. At worst the whole error is at these coordinates."""
         rows = rows_of(vectors, self)
         whole = rows.new_zeros(len(rows), self.operator.shape[0])
         whole[:, self.indices] = rows
-        image = (self.operator @ whole.T)[self.indices]
-        return image[:, 0] if vectors.dim() == 1 else image
+        image, errors = product_with_error(self.operator, whole.T, measured=measured)
+        image = image[self.indices]
+        return image[:, 0] if vectors.dim() == 1 else image, errors

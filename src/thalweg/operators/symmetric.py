@@ -22,6 +22,11 @@ from thalweg.sharding import Sharding, sharding_of
 class SymmetricOperator(Protocol):
     """What an eigensolver needs of a matrix A: any class with these members will do.
 
+    Where products are inexact, as differences of gradients are, one more member says how far:
+    `product_with_error(vectors, *, measured=False)`, what `@` gives and the norms of its columns'
+    errors (b,) by estimate, float64 on the CPU, None where they are exact but for rounding. With
+    `measured` the products are better ones, at a price.
+
     Example:
         >>> class Doubling:
         ...     shape, dtype, device = (3, 3), torch.float32, torch.device("cpu")
@@ -228,14 +233,33 @@ def product(operator: SymmetricOperator, block: Tensor) -> Tensor:
     Raises:
         InvalidInput: it has another shape, dtype or device than the operator states.
     """
-    images = operator @ block
+    return checked_product(operator, block)[0]
+
+
+def product_with_error(
+    operator: SymmetricOperator, block: Tensor, *, measured: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """A V of the columns of a block (P, b), and the norms of their errors: see the protocol."""
+    inexact = getattr(operator, "product_with_error", None)
+    return (operator @ block, None) if inexact is None else inexact(block, measured=measured)
+
+
+def checked_product(
+    operator: SymmetricOperator, block: Tensor, *, measured: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """What `product_with_error` gives, of the block's own kind.
+
+    Raises:
+        InvalidInput: it has another shape, dtype or device than the operator states.
+    """
+    images, errors = product_with_error(operator, block, measured=measured)
     if _description(images) != _description(block):
         raise invalid(
             "operator",
             f"a product of {_description(images)}",
             f"{_description(block)}, as its shape, dtype and device say",
         )
-    return images
+    return images, errors
 
 
 def refuse_asymmetry(asymmetry: float, allowed: float) -> None:

@@ -7,12 +7,15 @@ Lanczos (Wu and Simon 2000, "Thick-restart Lanczos method for large symmetric ei
    residual is a difference of actual products, never a recurrence, and an operator that is not
    symmetric is noticed.
 2. Full reorthogonalization, twice: copies of converged eigenvalues cannot appear.
-3. One random start vector cannot see repeated eigenvalues. Before the result is accepted, a fresh
+3. Products may be inexact (differences of gradients): residuals include their errors, and a solve
+   ends where these outweigh what further products would win. At its end one product is made anew in
+   a better way, and shows whether they are what they were said to be.
+4. One random start vector cannot see repeated eigenvalues. Before the result is accepted, a fresh
    random direction is iterated beside what was found (`check_repeated`), again and again while
    that brings in another copy. From then on the space grows by the residual of the worst pair.
    Curvature of a loss is asked over few samples first, which saves 4 products of 23: see
    `multiplicity.py`.
-4. Everything stays in torch on the operator's device. Through SciPy's ARPACK the same products
+5. Everything stays in torch on the operator's device. Through SciPy's ARPACK the same products
    took three times as long: copies, float64 round trips and a second thread pool.
 
 Example:
@@ -51,6 +54,8 @@ from thalweg.spectrum.progress import SolveClock
 from thalweg.spectrum.subspace import Subspace
 from thalweg.surroundings import shielded
 
+PATIENCE, NEAR_NOISE = 15, 3.0
+"""Products without a lower residual, this many times the products' own errors, end a solve."""
 CHECK_REPEATED = 4
 """Products spent on a fresh random direction, so that no copy of an eigenvalue is missed."""
 
@@ -286,9 +291,11 @@ def solve_block(
 
 def _warn_unless_converged(krylov: Krylov, found: Ritz, tolerance: float) -> None:
     if found.residual > tolerance:
-        hint = (
-            "rounding allows no better" if krylov.complete else "raise max_matvecs or the tolerance"
-        )
+        hint = "raise max_matvecs or the tolerance"
+        if found.noise > tolerance / 2:
+            hint = f"its products are off by {found.noise:.1e}: raise the tolerance"
+        elif krylov.complete:
+            hint = "rounding allows no better"
         warnings.warn(
             f"{krylov.num_matvecs:g} products were not enough: residual {found.residual:.1e},"
             f" wanted {tolerance:.1e}; {hint}",
@@ -329,20 +336,24 @@ def _iterate(
     checks_left = check_repeated
     settled_at: Ritz | None = None
     clock = SolveClock(f"{k} {krylov.which} eigenpairs", limit, tolerance)
+    stalled = _Stalled()
     while True:
         krylov.expand(block)
         exact = krylov.complete or settled_at is not None
         found = krylov.ritz(k, tolerance, exact=exact)
-        settled = found.k == k and found.residual <= tolerance
+        settled = found.within
         clock.note(krylov.num_matvecs, found.residual if found.k == k else math.inf)
         if settled and settled_at is not None and krylov.rose(found, settled_at, tolerance):
             # The fresh direction brought in another copy: there may be more.
             checks_left = check_repeated
         done = krylov.complete or (settled and checks_left == 0) or krylov.num_matvecs >= limit
+        done = done or stalled.after(found, krylov.num_matvecs)
         if settled and settled_at is None and not done:
             done = few_samples_see_none(krylov, found, check_repeated, generator)
         if done:
-            return found if found.residuals is not None else krylov.ritz(k, tolerance, exact=True)
+            if found.residuals is None:
+                found = krylov.ritz(k, tolerance, exact=True)
+            return krylov.measured(found, tolerance)
         if settled and checks_left == check_repeated:
             settled_at = found
             block = random_vector(krylov.operator, generator)
@@ -354,3 +365,17 @@ def _iterate(
         checks_left -= int(settled)
         krylov.make_room(k, block.shape[1])
         block = krylov.outside(block, generator)
+
+
+@dataclass
+class _Stalled:
+    """Whether the errors of inexact products keep residuals from falling any further."""
+
+    least: float = math.inf
+    since: float = 0.0
+
+    def after(self, found: Ritz, num_matvecs: float) -> bool:
+        reached = math.sqrt(max(found.residual**2 - found.noise**2, 0.0))
+        if reached < 0.9 * self.least:
+            self.least, self.since = reached, num_matvecs
+        return reached < NEAR_NOISE * found.noise and num_matvecs - self.since >= PATIENCE

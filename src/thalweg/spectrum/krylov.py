@@ -14,6 +14,7 @@ Example:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -34,7 +35,7 @@ from thalweg.linalg import (
     reject,
     residual_products,
 )
-from thalweg.operators.symmetric import SymmetricOperator, product, refuse_asymmetry
+from thalweg.operators.symmetric import SymmetricOperator, checked_product, refuse_asymmetry
 from thalweg.sharding import sharding_of
 from thalweg.spectrum.subspace import Subspace
 
@@ -55,6 +56,7 @@ LEAST_SCALE = 0.01
 # only what is gross counts, for norm(A) is not known yet and rounding weighs more.
 GROSS_ASYMMETRY = 0.1
 SLIGHT_ASYMMETRY = 1e-3
+ERRORS_OF_BOTH = 4.0
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,15 @@ class Ritz:
     Attributes:
         values: (k,), float64.
         coefficients: (m, k), the vectors in the basis of dimension m.
-        residual: the largest residual, relative to the scale that `Krylov.ritz` states.
+        residual: the largest residual, relative to the scale that `Krylov.ritz` states, the
+            products' own errors included.
         residuals: (k,), all of them, from actual products; None where only estimated.
         worst: (P, 1), the residual vector of the worst pair; None where only estimated.
         angles: (k,), see `Krylov.ritz`; None where only estimated.
         value_errors: (k,), of the values; None where only estimated.
         mixing: (k, k), the angle by which pair i is turned towards pair j; None likewise.
+        within: what is left of the tolerance, the products' errors taken off: see `Krylov.ritz`.
+        noise: the largest of those errors, relative to the same scale; 0 of exact products.
     """
 
     values: Tensor
@@ -80,6 +85,8 @@ class Ritz:
     angles: Tensor | None = None
     value_errors: Tensor | None = None
     mixing: Tensor | None = None
+    within: bool = False
+    noise: float = 0.0
 
     @property
     def k(self) -> int:
@@ -98,6 +105,7 @@ class Krylov:
     Attributes:
         dimension: vectors in the basis.
         num_matvecs: vectors multiplied; a part of one where some samples alone were asked.
+        errors: norms of the errors of the products (room,), float64 on the CPU, by estimate.
     """
 
     def __init__(self, operator: SymmetricOperator, room: int, which: Which) -> None:
@@ -106,6 +114,7 @@ class Krylov:
         self.basis = empty_rows(room, operator)
         self.images = torch.empty_like(self.basis)
         self.projected = torch.zeros(room, room, dtype=torch.float64, device="cpu")
+        self.errors = torch.zeros(room, dtype=torch.float64, device="cpu")
         self.dimension = 0
         self.last = 0
         self.num_matvecs = 0.0
@@ -125,8 +134,9 @@ class Krylov:
             InvalidInput: a product has another shape, dtype or device than the operator states;
                 u^T A v is not v^T A u.
         """
-        images = self._product(block)
+        images, errors = self._product(block)
         begin, end = self.dimension, self.dimension + block.shape[1]
+        self.errors[begin:end] = 0.0 if errors is None else errors
         self.basis[begin:end] = block.T
         self.images[begin:end] = images.T
         coefficients = coordinates(self.basis[:end], images)
@@ -142,19 +152,21 @@ class Krylov:
         self.dimension, self.last = end, begin
         self.num_matvecs += block.shape[1]
 
-    def _product(self, block: Tensor) -> Tensor:
-        images = product(self.operator, block)
+    def _product(self, block: Tensor) -> tuple[Tensor, Tensor | None]:
+        images, errors = checked_product(self.operator, block)
         # The largest norm of a product bounds that of A from below, and shows NaN and Inf as well.
         largest = float(norm(images, dim=0).max())
         if not largest < float("inf"):
             raise Diverged("a product with the operator is NaN or infinite")
         self.operator_norm = max(self.operator_norm, largest)
-        return images
+        return images, errors
 
     def _require_symmetric(self, one_way: Tensor, other_way: Tensor, allowed: float) -> None:
         difference = float((one_way.cpu() - other_way.cpu()).abs().max())
-        asymmetry = difference / max(self.operator_norm, torch.finfo(torch.float64).tiny)
-        refuse_asymmetry(asymmetry, allowed)
+        scale = max(self.operator_norm, torch.finfo(torch.float64).tiny)
+        # Two products' errors, and what rotations of the basis add up.
+        allowed += ERRORS_OF_BOTH * float(self.errors.max()) / scale
+        refuse_asymmetry(difference / scale, allowed)
 
     def remainder(self) -> Tensor:
         """The products of the block appended last, minus their part in the basis: (P, b)."""
@@ -199,6 +211,9 @@ class Krylov:
         `tolerance`, or where the recurrence does not hold (`exact`). It is relative to the most
         wanted eigenvalue's absolute value, or to `LEAST_SCALE` norm(A) where that is larger.
 
+        Of inexact products it includes their own errors, which no further products would lower: the
+        part that they would is `within` what is left of the tolerance, or of those errors.
+
         Raises:
             InvalidInput: u^T A v and v^T A u differ by more than `tolerance` and 1e-3 of norm(A).
         """
@@ -207,19 +222,29 @@ class Krylov:
         # converge: rounding is relative to the norm.
         least = max(LEAST_SCALE * self.operator_norm, torch.finfo(torch.float64).tiny)
         scale = max(float(values[0].abs()), least)
+        noise = self._noise(vectors)
+        loudest = float(noise.max()) / scale
+        reach = max((tolerance**2 - min(loudest, tolerance) ** 2) ** 0.5, loudest)
+        if not loudest:
+            reach = tolerance
         if not exact:
             tail = norm(self.remainder(), dim=0).double().cpu()
             estimates = (tail[:, None] * vectors[self.last :]).norm(dim=0)
             estimate = float(estimates.max()) / scale
-            if len(values) < k or estimate > tolerance:
-                return Ritz(values, vectors, estimate)
+            if len(values) < k or estimate > reach:
+                return Ritz(values, vectors, math.hypot(estimate, loudest), noise=loudest)
         norms, inner = self._residuals(values, vectors, max(tolerance, SLIGHT_ASYMMETRY))
         at = int(norms.argmax())
         worst = self._residual_vector(values[at], vectors[:, at : at + 1])
+        within = len(values) == k and float(norms.max()) / scale <= reach
+        if loudest:
+            norms = torch.hypot(norms, noise)
         angles, errors, mixing = self._errors(norms, inner)
         residuals = norms / scale
-        found = Ritz(values, vectors, float(residuals.max()), residuals, worst)
-        return replace(found, angles=angles, value_errors=errors, mixing=mixing)
+        found = Ritz(values, vectors, float(residuals.max()), residuals, worst, angles)
+        # An eigenvalue is off by what a product is off along its vector.
+        errors = errors + noise if loudest else errors
+        return replace(found, value_errors=errors, mixing=mixing, within=within, noise=loudest)
 
     def _errors(self, norms: Tensor, inner: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """How far the most wanted Ritz pairs are from eigenpairs.
@@ -266,7 +291,25 @@ class Krylov:
         """Whether an eigenvalue is now more wanted by more than convergence explains."""
         key = WANTED[self.which]
         rise = key(found.values) - key(earlier.values)
+        tolerance = max(tolerance, found.noise)
         return bool((rise > 2 * tolerance * found.values.abs().max()).any())
+
+    def measured(self, found: Ritz, tolerance: float) -> Ritz:
+        """The same pairs, products with some of them made anew in a better way, where there is one.
+
+        What that shows of the errors of all products is taken as theirs, where it is more.
+        """
+        if not found.noise:
+            return found
+        some = sorted({0, found.k // 2, found.k - 1})
+        coefficients = found.coefficients[:, some]
+        images, _ = checked_product(
+            self.operator, self._combine(self.basis, coefficients).T, measured=True
+        )
+        self.num_matvecs += len(some)
+        seen = norm(images - self._combine(self.images, coefficients).T, dim=0).double().cpu()
+        self.errors *= max(1.0, float((seen / self._noise(coefficients)).max()))
+        return self.ritz(found.k, tolerance, exact=True)
 
     def subspace(self, found: Ritz, first: int, *, converged: bool) -> Subspace:
         """The found pairs but the first few as a subspace, eigenvalues descending; the last call.
@@ -318,6 +361,7 @@ class Krylov:
         values, vectors = self._most_wanted(keep)
         self.basis[:keep] = self._combine(self.basis, vectors)
         self.images[:keep] = self._combine(self.images, vectors)
+        self.errors[:keep] = self._noise(vectors)
         self.projected.zero_()
         self.projected[:keep, :keep] = torch.diag(values)
         self.dimension = self.last = keep
@@ -350,6 +394,10 @@ class Krylov:
         """A u - value u of one pair, (P, 1)."""
         image, vector = (self._combine(r, coefficients) for r in (self.images, self.basis))
         return (image - value.to(vector) * vector).T
+
+    def _noise(self, coefficients: Tensor) -> Tensor:
+        """Norms (k,) of the errors of combinations (m, k) of the products, as independent."""
+        return norm(coefficients.T * self.errors[: self.dimension])
 
     def _combine(self, rows: Tensor, coefficients: Tensor) -> Tensor:
         return combine(coefficients.T.to(rows), rows[: self.dimension])

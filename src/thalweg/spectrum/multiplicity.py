@@ -25,7 +25,11 @@ from torch import Tensor
 from thalweg.errors import Diverged, InvalidInput
 from thalweg.linalg import norm, reject
 from thalweg.operators.loss_operator import subsampled
-from thalweg.operators.symmetric import OperatorAround, SymmetricOperator
+from thalweg.operators.symmetric import (
+    OperatorAround,
+    SymmetricOperator,
+    product_with_error,
+)
 from thalweg.spectrum.krylov import WANTED, Krylov, Ritz, random_vector
 
 FRACTION = 1 / 16
@@ -55,9 +59,18 @@ class Deflated(OperatorAround):
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """The product with (P,) or the columns of (P, b); errors are those of A."""
-        images = self.outside(self.operator @ self.outside(vectors))
+        return self.product_with_error(vectors)[0]
+
+    def product_with_error(
+        self, vectors: Tensor, *, measured: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `SymmetricOperator`."""
+        images, errors = product_with_error(self.operator, self.outside(vectors), measured=measured)
+        images, rounding = self.outside(images), torch.tensor(self.rounding, device="cpu")
+        if errors is not None:
+            rounding = rounding.clamp(min=errors.reshape(images.shape[1:]))
         # Noise of the subspace that was taken out is no operator, and not symmetric.
-        return torch.where(norm(images, dim=0) > self.rounding, images, 0.0)
+        return torch.where(norm(images, dim=0) > rounding.to(images), images, 0.0), errors
 
 
 def rounding_of(rows: Tensor, largest: float) -> float:

@@ -30,7 +30,12 @@ from torch import Tensor
 
 from thalweg.linalg import coordinates, gram, linear_combination
 from thalweg.loss.protocol import Loss
-from thalweg.operators.symmetric import OperatorAround, OperatorAt, SymmetricOperator
+from thalweg.operators.symmetric import (
+    OperatorAround,
+    OperatorAt,
+    SymmetricOperator,
+    product_with_error,
+)
 from thalweg.spectrum.lanczos import LanczosSpace
 
 
@@ -54,11 +59,17 @@ class Corrected(OperatorAround):
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """The product with (P,) or the columns of (P, k)."""
+        return self.product_with_error(vectors)[0]
+
+    def product_with_error(
+        self, vectors: Tensor, *, measured: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `SymmetricOperator`. What corrects is as good as the products that it was made of."""
         inside = coordinates(self._rows, vectors)
         other = coordinates(self._differences, vectors) - self._within @ inside
-        image = self.operator @ vectors
+        image, errors = product_with_error(self.operator, vectors, measured=measured)
         image = image + linear_combination(self._differences, inside)
-        return image + linear_combination(self._rows, other)
+        return image + linear_combination(self._rows, other), errors
 
 
 @dataclass(frozen=True)

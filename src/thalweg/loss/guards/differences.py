@@ -21,9 +21,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from thalweg.linalg import norm
 
 # Relative to the scale of each parameter. Most are settled at the first.
 STEPS = {torch.float64: (1e-5, 1e-6, 1e-7, 1e-4, 1e-3), torch.float32: (1e-2, 3e-3, 1e-3)}
@@ -33,6 +36,8 @@ SPREAD = {torch.float64: 0.01, torch.float32: 0.2}
 # A difference below so many roundings of the largest part of the gradient says nothing.
 ROUNDINGS = 100
 SMALLEST_SCALE = 1e-2
+# How far to go for the slope of a loss, and how far it may be off.
+SLOPE, ROUGH_SLOPE = (0.01, 0.1), (0.1, 0.5)
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,34 @@ def compare(
     worst = max((relative, i) for i, relative in unsettled.items())
     note = "differences do not settle as their step shrinks (kinks, or rounding)"
     return Comparison(None, *worst, dtype, note)
+
+
+class Valued(Protocol):
+    """What has a gradient: a `Loss`."""
+
+    def parameters(self) -> Sequence[Tensor]: ...
+    def theta(self) -> Tensor: ...
+    def value(self, theta: Tensor | None = None, samples: Tensor | None = None) -> Tensor: ...
+    def value_and_gradient(
+        self, theta: Tensor | None = None, samples: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+def is_gradient(loss: Valued, samples: Tensor | None, *, rough: bool) -> bool:
+    """Whether the gradient is that of the values: not so of straight-through estimators.
+
+    Args:
+        rough: the loss is computed in lower precision than its parameters.
+    """
+    theta, (_, gradient) = loss.theta(), loss.value_and_gradient(samples=samples)
+    size = scales(theta, [parameter.numel() for parameter in loss.parameters()])
+    along = size.square() * gradient
+    length = float(norm(size * gradient))
+    if not length:
+        return True
+    step, tolerance = ROUGH_SLOPE if rough else SLOPE
+    ends = [float(loss.value(theta + s * step * along / length, samples)) for s in (1, -1)]
+    return abs((ends[0] - ends[1]) / (2 * step) - length) <= tolerance * length
 
 
 def scales(theta: Tensor, sizes: Sequence[int]) -> Tensor:

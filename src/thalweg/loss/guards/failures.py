@@ -33,8 +33,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from thalweg.errors import InvalidInput, ThalwegError
+from thalweg.errors import DifferentiableOnce, InvalidInput, ThalwegError
 from thalweg.loss.guards.generators import generators_kept
+from thalweg.loss.guards.graph import BY_GRADIENTS
 from thalweg.loss.guards.layer_search import LayerFault, first_faulty_layer
 from thalweg.loss.guards.memory import is_out_of_memory
 
@@ -104,6 +105,7 @@ class Failing(Protocol):
     def evaluator(self) -> Any: ...
     @property
     def device(self) -> torch.device: ...
+    def first_kink(self) -> str: ...
 
 
 def explained(
@@ -122,7 +124,7 @@ def explained(
     if inside:
         return InvalidInput(_of_forward(error, objective, inside[-1]))
     if any(f.f_globals.get("__name__", "").startswith("torch.autograd") for f in _frames(error)):
-        return InvalidInput(_of_derivative(error, objective, alone))
+        return _of_derivative(error, objective, alone)
     return None
 
 
@@ -152,7 +154,8 @@ def of_function(function: object, what: str, help_with: str) -> Iterator[None]:
             raise
         name = getattr(function, "__name__", type(function).__name__)
         mend = _mend_of_derivative(error, help_with)
-        raise InvalidInput(f"function {name!r}: {what} fails: {said(error)}; {mend}") from error
+        kind = DifferentiableOnce if "derivative" in what else InvalidInput
+        raise kind(f"function {name!r}: {what} fails: {said(error)}; {mend}") from error
 
 
 def said(error: BaseException) -> str:
@@ -191,19 +194,23 @@ def _of_forward(error: Exception, objective: Failing, frame: FrameType) -> str:
 
 def _of_derivative(
     error: Exception, objective: Failing, alone: Callable[[bool], tuple[Any, Tensor]]
-) -> str:
-    """The message for an error in a first or second derivative."""
+) -> InvalidInput:
+    """What to raise for an error in a first or second derivative."""
     where = f"the model ({type(objective.model).__name__}) or its loss"
     with generators_kept(objective.device), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         copied, samples = _to_try(alone)
-        what = "second derivative" if _has_gradient(copied, samples) else "derivative"
+        once = _has_gradient(copied, samples)
         fault = _faulty(copied, samples)
         if fault is not None:
             where = str(fault)
         elif _loss_fails(copied, samples):
             where = f"loss {_name(objective.evaluator.loss)}"
-    return f"{where} has no {what}: {said(error)}; {_mend_of_derivative(error, OTHERWISE)}"
+    mend = _mend_of_derivative(error, OTHERWISE)
+    if not once:
+        return InvalidInput(f"{where} has no derivative: {said(error)}; {mend}")
+    otherwise = "" if _has_kinks(objective) else f"; or {BY_GRADIENTS}"
+    return DifferentiableOnce(f"{where} has no second derivative: {said(error)}; {mend}{otherwise}")
 
 
 def _mend_of_derivative(error: Exception, otherwise: str) -> str:
@@ -225,6 +232,13 @@ def _has_gradient(loss: Any, samples: Tensor) -> bool:
     except Exception:
         return False
     return True
+
+
+def _has_kinks(objective: Failing) -> bool:
+    try:
+        return bool(objective.first_kink())
+    except Exception:  # that cannot be said of what fails
+        return True
 
 
 def _faulty(loss: Any, samples: Tensor) -> LayerFault | None:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from thalweg.errors import InvalidInput
+from thalweg.errors import DifferentiableOnce, InvalidInput
 
 # Of torch's names for the backward passes of operations whose result shares its memory.
 VIEWS = (
@@ -49,6 +49,9 @@ VIEWS = (
     "ViewAsComplex",
     "ViewAsReal",
 )
+# What helps a loss that can be differentiated once.
+BY_GRADIENTS = 'take products by gradients alone, product="difference"'
+REENTRANT = "CheckpointFunctionBackward"
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def place_in_time() -> int:
     """The number of the next operation that autograd records in this thread."""
     with torch.enable_grad():
         node = torch.zeros((), requires_grad=True, device="cpu").clone().grad_fn
-    return _number(node)
+    return number_of(node)
 
 
 def facts_of(loss: Tensor, parameters: Mapping[str, Tensor], begin: int) -> GraphFacts:
@@ -136,7 +139,7 @@ def facts_of(loss: Tensor, parameters: Mapping[str, Tensor], begin: int) -> Grap
         sparse |= bool(
             getattr(node, "_saved_sparse", False) or getattr(node, "_saved_sparse_grad", False)
         )
-        reentrant |= node.name() == "CheckpointFunctionBackward"
+        reentrant |= node.name() == REENTRANT
         scaled_by_count |= bool(getattr(node, "_saved_scale_grad_by_freq", False))
     return GraphFacts(tuple(reached), tuple(before), sparse, reentrant, scaled_by_count)
 
@@ -145,13 +148,13 @@ def refuse_reentrant(facts: GraphFacts) -> None:
     """Raise where a checkpoint can't be differentiated but by `backward()`.
 
     Raises:
-        InvalidInput: a part of the model is checkpointed with `use_reentrant=True`.
+        DifferentiableOnce: a part of the model is checkpointed with `use_reentrant=True`.
     """
     if facts.reentrant:
-        raise InvalidInput(
+        raise DifferentiableOnce(
             "model: a part of it is checkpointed by torch.utils.checkpoint with use_reentrant=True,"
             " which has no second derivative; pass use_reentrant=False (of Hugging Face:"
-            " model.gradient_checkpointing_enable({'use_reentrant': False}))"
+            " model.gradient_checkpointing_enable({'use_reentrant': False})), or " + BY_GRADIENTS
         )
 
 
@@ -183,6 +186,25 @@ def refuse_computed_before(facts: GraphFacts) -> None:
         )
 
 
+def nodes_of(root: Any) -> Iterator[Any]:
+    """Each node of a graph, once; inside of what is checkpointed with `use_reentrant=True` too."""
+    for node, _ in _nodes(root, 0):
+        yield node
+        if node.name() == REENTRANT:
+            yield from nodes_of(_recomputed(node))
+
+
+def _recomputed(node: Any) -> Any:
+    """The end of the graph of what a reentrant checkpoint evaluates again in its backward pass."""
+    inputs = list(node.inputs)
+    for place, tensor in zip(node.tensor_indices, node.saved_tensors, strict=True):
+        inputs[place] = tensor.detach().requires_grad_(tensor.requires_grad)
+    outputs = node.run_function(*inputs)
+    tensors = outputs if isinstance(outputs, tuple) else (outputs,)
+    parts = [z.sum() for z in tensors if isinstance(z, Tensor) and z.requires_grad]
+    return sum(parts).grad_fn if parts else None  # type: ignore[union-attr]
+
+
 def _nodes(root: Any, begin: int) -> Iterator[tuple[Any, bool]]:
     """Each node of a graph, and whether it is reached through a result made before that copies."""
     # Held until the end: a node's Python object is made anew where none is held.
@@ -192,14 +214,15 @@ def _nodes(root: Any, begin: int) -> Iterator[tuple[Any, bool]]:
         node, stale = waiting.pop()
         if node is None or seen.get(node) in (stale, True):
             continue
-        number = _number(node)
+        number = number_of(node)
         stale = stale or (number < begin and not _is_view(node))
         seen[node] = stale
         yield node, stale
         waiting.extend((child, stale) for child, _ in node.next_functions)
 
 
-def _number(node: Any) -> int:
+def number_of(node: Any) -> int:
+    """When an operation was recorded: a number that grows in each thread."""
     return node._sequence_nr()
 
 
