@@ -185,7 +185,15 @@ panels: Registry[Any] = Registry("panel", "thalweg.analysis.report.panels")
 studies: Registry[Any] = Registry("study", "thalweg.lab.config.studies")
 """An experiment over any problem."""
 
-sinks: Registry[Any] = Registry("sink", "thalweg.measure.sinks", "thalweg.integrations.parquet")
+sinks: Registry[Any] = Registry(
+    "sink",
+    "thalweg.measure.sinks",
+    "thalweg.integrations.parquet",
+    "thalweg.integrations.tensorboard",
+    "thalweg.integrations.wandb",
+    "thalweg.integrations.trackio",
+    "thalweg.integrations.mlflow",
+)
 """Where measured rows go: `log(row, step)` and `close()`."""
 
 executors: Registry[Any] = Registry(

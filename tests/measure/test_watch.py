@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import random
 from collections.abc import Callable
@@ -303,7 +304,7 @@ def test_the_file_holds_the_history(tmp_path: Path) -> None:
         problem.step()
     with path.open(newline="") as file:
         rows = [
-            {k: v if k == "caveat" else float(v or 0) for k, v in row.items()}
+            {k: v if k == "caveat" else json.loads(v or "0") for k, v in row.items()}
             for row in csv.DictReader(file)
         ]
     # Plain gradient descent has no metric of its own: the cell is empty.

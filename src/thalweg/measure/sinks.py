@@ -349,6 +349,7 @@ CONSOLE_COLUMNS = {
     "sharpness": ("sharpness", "{:.4g}", 11),
     "preconditioned_sharpness": ("in metric", "{:.4g}", 11),
     "stability_threshold": ("threshold", "{:.4g}", 11),
+    "stability_margin": ("margin", "{:.1%}", 9),
     "lr_sharpness": ("lr*lam_1", "{:.3g}", 11),
     "alignment_gradient": ("chi(g)", "{:.3f}", 7),
     "alignment_minibatch": ("chi(g_B)", "{:.3f}", 9),

@@ -106,6 +106,8 @@ COLUMNS = (
     "lr_sharpness",
     "preconditioned_sharpness",
     "stability_threshold",
+    "stability_margin",
+    "eigenvalues",
     "alignment_gradient",
     "alignment_minibatch",
     "alignment_update",
@@ -123,7 +125,9 @@ COLUMNS = (
 Those that are not plain: `learning_rate` is the largest of the parameter groups that hold watched
 parameters; `lr_sharpness` is
 that times lambda_1; `stability_threshold` is to be compared with `sharpness`, or with
-`preconditioned_sharpness` where that is given, in the metric of the step reported;
+`preconditioned_sharpness` where that is given, in the metric of the step reported, and
+`stability_margin` is 1 minus their ratio: below 0 the optimizer is beyond its edge of stability;
+`eigenvalues` are lambda_1 to lambda_k;
 `alignment_*` is chi_k of the full gradient, of the gradient that the optimizer was given (clipped,
 accumulated), and of the update it made; `effective_lr_*` is a ratio of sums over the last
 `WINDOW` reports, whose terms are the `lr_numerator_*` and `lr_denominator_*`; `subspace_error` is
@@ -447,9 +451,12 @@ class Watcher:
         reason = self._failure_of(measure, row, "not complete")
         if reason is None:
             self._failures = 0
+        sharpness = row.get("sharpness")
         if row.pop("preconditioned_sharpness", None):
             # Without it the report is one still.
             row |= self._preconditioned_sharpness(state)
+            sharpness = row.get("preconditioned_sharpness")
+        row["stability_margin"] = _margin(sharpness, row.get("stability_threshold"))
         if reason is None:
             self._account(state, row)
         row["seconds"] = self._seconds + time.perf_counter() - begin
@@ -626,6 +633,13 @@ class Watcher:
 
 def _dense(gradient: Tensor) -> Tensor:
     return gradient if gradient.layout == torch.strided else gradient.to_dense()
+
+
+def _margin(sharpness: float | None, threshold: float | None) -> float | None:
+    """1 - sharpness / threshold, both in one metric; None where not known."""
+    if threshold is None or sharpness is None or not 0 < threshold < math.inf:
+        return None
+    return 1 - sharpness / threshold
 
 
 def _models_of(loss: Loss) -> list[Module]:
