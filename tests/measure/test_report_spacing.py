@@ -195,6 +195,18 @@ def test_only_passes_of_the_training_count() -> None:
     counted.close()
     model(torch.randn(7, 3))
     assert counted.take() == 0
+
+    class Step(nn.Linear):
+        def forward(self, inputs: torch.Tensor, again: bool = True) -> torch.Tensor:
+            return self(inputs, again=False) if again else super().forward(inputs)
+
+    inside = Step(3, 2)
+    nested = TrainingSamples([inside])
+    for _ in range(2):
+        inside(torch.randn(7, 3))
+        with pytest.raises(RuntimeError):
+            inside(torch.randn(1, 4))
+    assert nested.take() == 2 * (7 + 1)
     whole = TrainingSamples([model], whole=True)
     model(torch.randn(7, 3))
     assert whole.take() == 1

@@ -42,10 +42,16 @@ class TrainingSamples:
 
     def __init__(self, models: Iterable[nn.Module], *, whole: bool = False) -> None:
         self.samples, self.whole = 0, whole
+        # A pass within another, as where a trainer calls a step by the model's own forward.
+        self.depth = 0
         self._hooks: list[RemovableHandle] = []
         for model in models:
             with contextlib.suppress(RuntimeError):
-                self._hooks.append(model.register_forward_pre_hook(_Hook(self), with_kwargs=True))
+                before, after = _Hook(self, begins=True), _Hook(self, begins=False)
+                self._hooks.append(model.register_forward_pre_hook(before, with_kwargs=True))
+                self._hooks.append(
+                    model.register_forward_hook(after, with_kwargs=True, always_call=True)
+                )
 
     def take(self) -> int:
         """What was counted; from here on it begins at 0."""
@@ -61,14 +67,21 @@ class TrainingSamples:
 class _Hook:
     """Hears the passes of a model, but not those of its copies, nor those of one that was saved."""
 
-    def __init__(self, counted: TrainingSamples | None = None) -> None:
-        self._counted = counted
+    def __init__(self, counted: TrainingSamples | None = None, *, begins: bool = True) -> None:
+        self._counted, self._begins = counted, begins
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], keywords: Any) -> None:
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], keywords: Any, output: Any = None
+    ) -> None:
         # Compilers read this as nothing: what they compile counts no passes.
         if torch.compiler.is_compiling() or self._counted is None:
             return
-        if torch.is_grad_enabled() and not is_evaluating():
+        if not self._begins:
+            self._counted.depth -= 1
+            return
+        self._counted.depth += 1
+        outermost = self._counted.depth == 1
+        if outermost and torch.is_grad_enabled() and not is_evaluating():
             whole = self._counted.whole
             self._counted.samples += 1 if whole else _first_dimension(args, keywords)
 

@@ -348,8 +348,9 @@ def _subset(data: object, samples: int, seed: int, like: Tensor, mode: str) -> o
 
 def _number_of_classes(objective: Objective) -> int | None:
     """By the shape of the model's output; evaluating the loss also shows early what is wrong."""
-    few = torch.arange(min(SAMPLES_CHECKED, objective.num_samples), device="cpu")
     alone, outputs = objective.unchecked(), []
+    # Of this process, which may hold fewer than others.
+    few = torch.arange(min(SAMPLES_CHECKED, alone.num_samples), device="cpu")
     if isinstance(objective.model, torch.jit.ScriptModule):  # takes no hooks
         outputs = list(next(alone.evaluations(samples=few)).outputs)
     else:
