@@ -25,6 +25,7 @@ take a function of thalweg.linalg, or part.own for a plain tensor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -129,7 +130,7 @@ class Sharding:
     def gather(self, part: Tensor) -> Tensor:
         """Plain vectors (..., P), whole, from the parts (..., P_r) of all; all call it at once."""
         own = plain(part)
-        rows = own.reshape(-1, self.length)
+        rows = own.reshape(math.prod(own.shape[:-1]), self.length)
         sent = self._padded(rows)
         got = sent.new_empty(self.ranks * len(rows), sent.shape[1])
         self.before_each()

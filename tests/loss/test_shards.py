@@ -52,6 +52,8 @@ LOSS = nn.CrossEntropyLoss()
 # The processes of a busy machine are slow to start.
 pytestmark = pytest.mark.timeout(600)
 Numbers = dict[str, Any]
+# What a report has cost: checks look at a few samples of each process.
+COUNTED = ("seconds", "report_gradients", "overhead")
 
 
 class Block(nn.Module):
@@ -211,7 +213,7 @@ def of_a_watched_training(model: nn.Module, rank: int, count: int) -> Numbers:
         f"row {number}: {name}": torch.tensor(value)
         for number, row in enumerate(watcher.history)
         for name, value in row.items()
-        if isinstance(value, float) and name != "seconds"
+        if isinstance(value, float) and name not in COUNTED
     }
 
 
@@ -517,8 +519,7 @@ def test_trouble_in_one_process_is_told_to_all(tmp_path: Path) -> None:
             assert told[asked].startswith("Diverged: rank 1 of 2"), told
         assert "Hessian: a product is not that of differences of gradients" in told["derivative"]
         assert "Cube" in told["derivative"]
-        assert "ValueError: this probe" in told["watch, warned"], told
-        assert "rank 1" in told["rows"] or "this probe" in told["rows"]
+        assert "rank 1 of 2: ValueError: this probe" in told["rows"], told["rows"]
 
 
 class OneNumber(nn.Module):
@@ -572,6 +573,7 @@ def held_bytes(rank: int, count: int) -> Numbers:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::thalweg.spectrum.gap.GapClosed")
 @pytest.mark.parametrize("count", [2, 3])
 def test_a_process_holds_its_share_of_a_tracker(count: int, tmp_path: Path) -> None:
     alone = held_bytes(0, 1)
