@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -155,6 +156,27 @@ def test_training_jacobian_of_one_seed_counts_every_singular_value(run, tmp_path
     table = pd.read_csv(tmp_path / "training-jacobian.csv")
     shares = table[["chaotic_share", "bulk_share_1e-02", "stable_share"]].sum(axis=1)
     assert shares.tolist() == pytest.approx([1.0])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_sharded_model_prints_the_same_on_any_number_of_processes(tmp_path: Path) -> None:
+    script, said = str(EXAMPLES / "sharded_model.py"), []
+    for count in (1, 2):
+        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
+        done = subprocess.run(
+            [*launch, script], capture_output=True, text=True, check=True, cwd=tmp_path
+        )
+        said.append(done.stdout.splitlines())
+    assert [line.partition("rows")[2] for line in said[0]] == [
+        line.partition("rows")[2] for line in said[1]
+    ]
+    for alone, shared in zip(*said, strict=True):
+        assert numbers(alone)[-1] == pytest.approx(numbers(shared)[-1], rel=1e-3)
+    _, rows, *_ = numbers(said[0][0])
+    assert numbers(said[1][0])[1] == rows / 2
+    losses = [numbers(line)[1] for line in said[1][2:]]
+    assert losses == sorted(losses, reverse=True)
 
 
 def test_local_sgd_learns_and_its_rounds_grow(run) -> None:

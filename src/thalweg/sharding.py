@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -93,7 +94,7 @@ class Sharding:
     Attributes:
         num_parameters: P.
         lengths: how many numbers each process holds.
-        before_each: called before each exchange among the processes.
+        around_each: entered around each exchange among the processes.
 
     Example: see the module.
     """
@@ -104,7 +105,7 @@ class Sharding:
         self.rank = rank
         self.lengths = tuple(sum(end - begin for begin, end in own) for own in self.segments)
         self.num_parameters = sum(self.lengths)
-        self.before_each: Callable[[], None] = lambda: None
+        self.around_each: Callable[[], AbstractContextManager[object]] = nullcontext
         name, members = ShardedVector.__name__, {"sharding": self, "__doc__": ShardedVector.__doc__}
         self._kind: type[ShardedVector] = type(name, (ShardedVector,), members)
 
@@ -133,8 +134,8 @@ class Sharding:
         rows = own.reshape(math.prod(own.shape[:-1]), self.length)
         sent = self._padded(rows)
         got = sent.new_empty(self.ranks * len(rows), sent.shape[1])
-        self.before_each()
-        _all_gather(got, sent, self.group)
+        with self.around_each():
+            _all_gather(got, sent, self.group)
         whole = rows.new_empty(len(rows), self.num_parameters)
         for segments, parts in zip(self.segments, got.chunk(self.ranks), strict=True):
             at = 0
@@ -153,24 +154,24 @@ class Sharding:
                 parts[:, at : at + end - begin] = rows[:, begin:end]
                 at += end - begin
         got = torch.empty_like(sent[0])
-        self.before_each()
-        _reduce_scatter(got, sent.flatten(0, 1), self.group)
+        with self.around_each():
+            _reduce_scatter(got, sent.flatten(0, 1), self.group)
         own = got[:, : self.length].contiguous()
         return self.vector(own.reshape(*whole.shape[:-1], self.length))
 
     def total(self, partial: Tensor) -> Tensor:
         """The sum of the processes' small tensors of one shape, the same bits on all of them."""
         there = partial.to(self._where(partial.device), copy=True).contiguous()
-        self.before_each()
-        dist.all_reduce(there, group=self.group)
+        with self.around_each():
+            dist.all_reduce(there, group=self.group)
         return there.to(partial.device)
 
     def each(self, small: Tensor) -> Tensor:
         """The processes' small tensors of one shape, stacked in the order of their ranks."""
         there = small.to(self._where(small.device)).contiguous()
         got = there.new_empty(self.ranks, *there.shape)
-        self.before_each()
-        _all_gather(got.flatten(0, 1), there, self.group)
+        with self.around_each():
+            _all_gather(got.flatten(0, 1), there, self.group)
         return got.to(small.device)
 
     def saved(self, vector: Tensor) -> dict[str, Any]:

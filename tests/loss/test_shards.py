@@ -352,6 +352,29 @@ def some_numbers(rank: int, count: int) -> Numbers:
     return found
 
 
+def of_differences(loss: Objective) -> Numbers:
+    """Products by differences of gradients, in units of the error that they state."""
+    block = block_like(loss)
+    image, error = Hessian(loss).product_with_error(block)
+    assert error is not None
+    return {"image": whole(image.T), "error": error}
+
+
+def differing(rank: int, count: int) -> Numbers:
+    model = in_shards(network(), count)
+    return of_differences(objective(model, rank, count, product="difference"))
+
+
+@pytest.mark.slow
+def test_differences_of_sharded_models_are_within_their_error(tmp_path: Path) -> None:
+    exact = objective(network(), 0, 1)
+    right = (Hessian(exact) @ block_like(exact)).T
+    for found in in_processes(2, differing, tmp_path, 2):
+        off = (found["image"] - right).norm(dim=1)
+        assert bool((off < found["error"]).all())
+        assert bool((found["error"] < 1e-5 * right.norm(dim=1)).all())
+
+
 def all_numbers(rank: int, count: int, checkpointed: bool) -> Numbers:
     model = in_shards(network(checkpointed), count)
     loss = objective(model, rank, count)
@@ -490,7 +513,7 @@ def of_trouble(rank: int, count: int) -> Numbers:
     tell("tracker", lambda: SubspaceTracker(unfit, k=2).update())
     wrong: Any = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), Cube(), nn.Linear(5, 3)).double()
     wrong = fully_shard(wrong, mesh=init_device_mesh("cpu", (count,)))
-    unlike = objective(wrong, rank, count)
+    unlike = objective(wrong, rank, count, product="exact")
     tell("derivative", lambda: Hessian(unlike) @ unlike.gradient())
 
     @probe("fails_on_one")

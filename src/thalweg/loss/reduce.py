@@ -175,7 +175,7 @@ class AcrossProcesses(Reduction):
         whole = partial.contiguous()
         self.num_sums += 1
         self.num_bytes += whole.numel() * whole.element_size()
-        with _lost_told(self.rank):
+        with lost_told(self.rank):
             dist.all_reduce(whole, group=self.group)
         return whole
 
@@ -217,7 +217,7 @@ class AcrossProcesses(Reduction):
 
     def _all(self, own: Tensor) -> list[Tensor]:
         found = [torch.zeros_like(own) for _ in range(dist.get_world_size(self.group))]
-        with _lost_told(self.rank):
+        with lost_told(self.rank):
             dist.all_gather(found, own, group=self.group)
         return found
 
@@ -260,7 +260,7 @@ def several_processes() -> bool:
 
 
 @contextmanager
-def _lost_told(rank: int) -> Iterator[None]:
+def lost_told(rank: int) -> Iterator[None]:
     """Say in one line that another process is gone.
 
     Raises:

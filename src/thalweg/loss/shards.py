@@ -32,7 +32,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from thalweg.errors import invalid
-from thalweg.loss.reduce import AcrossProcesses, Reduction
+from thalweg.loss.reduce import AcrossProcesses, Reduction, lost_told
 from thalweg.sharding import ShardedVector, Sharding
 
 FSDP2 = "FSDP2 (torch.distributed.fsdp.fully_shard)"
@@ -204,6 +204,7 @@ class ToShards(AcrossProcesses):
     def __init__(self, group: Any, sharding: Sharding) -> None:
         super().__init__(group)
         self.sharding = sharding
+        sharding.around_each = lambda: lost_told(self.rank)
 
     def close(self, partial: Tensor) -> Tensor:
         """See `Reduction`."""

@@ -21,7 +21,7 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -51,8 +51,9 @@ def all_or_none(loss: Any) -> Iterator[None]:
     loss.reduction = agreeing = _Agreeing(reduction)
     # Of a model in shards: the exchanges of parts, which linear algebra makes.
     sharding, failure = sharding_of(loss), None
-    if sharding is not None:
-        sharding.before_each = agreeing.agree
+    around = None if sharding is None else sharding.around_each
+    if sharding is not None and around is not None:
+        sharding.around_each = agreeing.around(around)
     try:
         yield
     except Exception as error:
@@ -61,8 +62,8 @@ def all_or_none(loss: Any) -> Iterator[None]:
         failure = error
     finally:
         loss.reduction = reduction
-        if sharding is not None:
-            sharding.before_each = lambda: None
+        if sharding is not None and around is not None:
+            sharding.around_each = around
     # None has failed behind the last sum either.
     agreeing.agree(failure)
 
@@ -81,6 +82,17 @@ class _Agreeing(Reduction):
             unknown = ProcessFailed("another process has failed")
             unknown.of_all = True
             raise unknown
+
+    def around(
+        self, inner: Callable[[], AbstractContextManager[object]]
+    ) -> Callable[[], AbstractContextManager[object]]:
+        """What is entered around an exchange, after all have said that they come to it."""
+
+        def entered() -> AbstractContextManager[object]:
+            self.agree()
+            return inner()
+
+        return entered
 
     def sum(self, partial: Tensor) -> Tensor:
         self.agree()
