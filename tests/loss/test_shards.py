@@ -202,6 +202,9 @@ def of_a_training(
 def of_a_watched_training(model: nn.Module, rank: int, count: int) -> Numbers:
     optimizer = Adam(model.parameters(), lr=0.01)
     group = dist.group.WORLD if count > 1 else None
+    with torch.no_grad():
+        # After it FSDP leaves whole parameters in the root's places.
+        model(data(rank, count)[0])
     with watch(
         model, LOSS, data(rank, count), optimizer, every=3, quiet=True, group=group,
         probes=["norms", "curvature_shares"],

@@ -39,6 +39,7 @@ from thalweg.loss.objective import Objective
 from thalweg.loss.protocol import Loss
 from thalweg.loss.reduce import Reduction, reduction_in, reduction_of
 from thalweg.loss.samples import TensorSamples, are_whole, as_samples
+from thalweg.loss.shards import refuse_unfit_shards, take_back
 from thalweg.measure.sinks import Sink, reason_of, say_if_possible
 from thalweg.measure.watcher import Watcher, undisturbed
 from thalweg.operators.hessian import Hessian
@@ -150,6 +151,8 @@ def watch(
     if (inside := unwrapped(model)) is not model:
         model, parameters = inside, patterns_inside(parameters)
     require_optimizer("optimizer", optimizer)
+    refuse_unfit_shards(model)
+    take_back(model)
     layout = _watched_layout(model, optimizer, parameters)
     watched = layout.parameters(model)
     with undisturbed(watched[0].device):
