@@ -16,7 +16,7 @@ from thalweg.measure import step_state
 from thalweg.measure.step_state import StepState
 from thalweg.optim.sam import SAM
 from thalweg.optim.split import SplitUpdate
-from thalweg.optim.stability import sam_threshold
+from thalweg.optim.stability import sam_threshold, stability_threshold
 from thalweg.spectrum.subspace import Subspace
 from thalweg.tracking.preconditioner import preconditioner
 from thalweg.tracking.source import FixedSubspace
@@ -201,3 +201,37 @@ def test_where_no_step_was_made_there_is_no_metric() -> None:
     assert row["stability_threshold"] == pytest.approx(38 / LEARNING_RATE)
     assert row["preconditioned_sharpness"] is row["stability_ratio"] is None
     assert measure("alignment_own_metric", at) == {}
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "rmsprop"])
+def test_the_directional_curvature_is_along_the_gradient_in_the_optimizers_metric(
+    name: str,
+) -> None:
+    case = silu().to(torch.float64)
+    objective = Objective(case.model, case.loss, case.data)
+    parameters = case.model.parameters()
+    optimizer: torch.optim.Optimizer = {
+        "sgd": lambda: torch.optim.SGD(parameters, lr=0.1),
+        "adam": lambda: torch.optim.Adam(parameters, lr=0.01, weight_decay=0.3),
+        "rmsprop": lambda: torch.optim.RMSprop(parameters, lr=0.01),
+    }[name]()
+    theta = objective.theta()
+    case.loss(case.model(case.data[0]), case.data[1]).backward()
+    optimizer.step()
+    hessian = dense.hessian(dense.flat_loss(case), theta)
+    gradient = objective.gradient(theta)
+    diagonal = torch.ones_like(theta) if name == "sgd" else preconditioner(optimizer)
+    decay = 0.3 if name == "adam" else 0.0
+    direction = gradient / diagonal
+    image = hessian @ direction + decay * direction
+    expected = float(direction @ image / (gradient @ direction))
+    source = FixedSubspace(Subspace(torch.eye(len(theta)).double()[:, :1], torch.ones(1).double()))
+    state = StepState(0, theta, objective, source, 0.1 if name == "sgd" else 0.01)
+    state.optimizer, state.update = optimizer, objective.theta() - theta
+    row = registry.probes["directional_stability"].measure(state)
+    assert row["directional_curvature_own_metric"] == pytest.approx(expected, rel=1e-9)
+    threshold = stability_threshold(optimizer, objective.parameters()).value
+    assert threshold is not None
+    assert row["directional_margin"] == pytest.approx(1 - expected / threshold, rel=1e-9)
+    state.update = None
+    assert registry.probes["directional_stability"].measure(state) == {}

@@ -139,6 +139,13 @@ _CATALOGUE = (
         "curvature along the update that was made",
     ),
     Quantity(
+        "directional_margin",
+        "directional margin",
+        "along the gradient",
+        "1 minus the curvature along the gradient over the threshold, in the optimizer's metric",
+        line=0.0,
+    ),
+    Quantity(
         "gradient_noise_scale",
         "gradient noise scale",
         "noise scale",

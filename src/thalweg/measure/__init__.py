@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+from thalweg.measure.alarm import Alarm
 from thalweg.measure.batch_sharpness import BatchSharpness, batch_sharpness
 from thalweg.measure.critical_sharpness import (
     CriticalSharpness,
@@ -23,6 +24,7 @@ from thalweg.measure.watcher import Watcher
 
 __all__ = [
     "CSV",
+    "Alarm",
     "BatchSharpness",
     "BranchPoint",
     "Console",

@@ -23,10 +23,12 @@ from dataclasses import replace
 
 from torch.optim import Optimizer
 
-from thalweg.linalg import norm
+from thalweg.linalg import dots, norm
 from thalweg.measure.probes import Value, probe
 from thalweg.measure.step_state import StepState
+from thalweg.operators.hessian import Hessian
 from thalweg.optim.stability import StabilityThreshold, sam_threshold, stability_threshold
+from thalweg.tracking.preconditioner import metric_of
 from thalweg.tracking.wrapping import unwrapped
 
 
@@ -63,6 +65,41 @@ def stability(state: StepState) -> Mapping[str, Value]:
         "stability_threshold": value,
         "preconditioned_sharpness": preconditioned,
         "stability_ratio": ratio,
+    }
+
+
+@probe(
+    "directional_stability",
+    ["directional_curvature_own_metric", "directional_margin"],
+    needs_gradient=True,
+)
+def directional_stability(state: StepState) -> Mapping[str, Value]:
+    """The curvature along the full gradient as the optimizer feels it, and how far from its edge.
+
+        g^T D^-1 (H + w I) D^-1 g / (g^T D^-1 g),  margin 1 - curvature / threshold
+
+    D and w are those of `metric_of`; D = 1 and w = 0 for an optimizer without a metric. Below a
+    margin of 0 the next steps along the gradient grow: where the sharpness is beyond the edge but
+    this is not, the gradient has not yet turned to the sharp direction. Costs one product with H.
+    Not measured where no step was made, or the optimizer has no threshold.
+
+    Source: Bai et al. 2025 (arXiv 2506.04805), as what foretells Adam's loss spikes.
+    """
+    if state.optimizer is None or not state.step_was_made:
+        return {}
+    threshold = threshold_at(state, state.optimizer, lr=state.learning_rate)
+    direction, shift = state.gradient, 0.0
+    if threshold.preconditioned:
+        diagonal, shift = metric_of(state.optimizer, state.objective)
+        direction = state.gradient / diagonal
+    image = Hessian(state.objective, state.theta) @ direction + shift * direction
+    length = float(dots(state.gradient, direction, dim=-1))
+    curvature = float(dots(direction, image, dim=-1)) / length if length else math.nan
+    value = threshold.value
+    known = value is not None and 0 < value < math.inf
+    return {
+        "directional_curvature_own_metric": curvature,
+        "directional_margin": 1 - curvature / value if known and value else None,
     }
 
 
