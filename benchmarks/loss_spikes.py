@@ -92,8 +92,9 @@ def trained(options: argparse.Namespace, seed: int, alarm: Alarm | None = None) 
     ) as watcher:
         for _ in range(options.steps):
             rows = torch.randint(len(corpus), (options.batch_size,), generator=generator)
+            batch = watched if options.full_batch else corpus[rows]
             optimizer.zero_grad()
-            loss_of(net(corpus[rows]), corpus[rows]).backward()
+            loss_of(net(batch), batch).backward()
             optimizer.step()
     return watcher.history
 
@@ -209,6 +210,7 @@ def options_of_command_line() -> argparse.Namespace:
     parser.add_argument("--context", type=int, default=32)
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--full-batch", action="store_true", help="train on what is watched")
     parser.add_argument("--rise", type=float, default=0.3, help="in nats")
     parser.add_argument("--before", type=int, default=60, help="steps that an alarm may be ahead")
     parser.add_argument("--limit", type=float, default=0.0, help="of the margin, for halving")
