@@ -8,7 +8,7 @@ from math import inf
 from typing import NoReturn
 
 from thalweg import __version__
-from thalweg.cli import looking, studying
+from thalweg.cli import inspecting, looking, studying
 from thalweg.cli.output import out
 from thalweg.errors import InvalidInput, shown
 
@@ -219,6 +219,24 @@ def _add_looking(verbs: Verbs) -> None:
         json="the claims",
     )
     _root(claims)
+
+    inspect = verbs.add(
+        "inspect",
+        inspecting.inspect,
+        "Tell the curvature of a saved model.",
+        "thalweg inspect my-gpt2 --data text.txt --page curvature.html",
+        json="the numbers",
+    )
+    inspect.add_argument("model", help="a folder of transformers, or a .safetensors file")
+    inspect.add_argument("--data", help="a text; with --problem the folder of its data")
+    inspect.add_argument("--problem", help="the problem that a .safetensors file belongs to")
+    inspect.add_argument("--samples", type=_count, default=32, help="sequences (default: 32)")
+    inspect.add_argument(
+        "--context", type=_count, default=128, help="tokens in each (default: 128)"
+    )
+    inspect.add_argument("--k", type=_count, default=10, help="eigenvalues (default: 10)")
+    inspect.add_argument("--page", metavar="FILE", help="write the tables as a page, too")
+    _plugins(inspect)
 
     spec = verbs.add(
         "spec",

@@ -101,8 +101,9 @@ def block_sharpness(
     for block, names in blocks_of(objective.layout.names, blocks).items():
         part = Restricted(whole, coordinates(objective.layout, names))
         top = top_eigenpairs(part, 1, check_repeated=0) if largest else None
-        estimate = trace(part, num_matvecs=products, seed=seed, known=top)
         size = part.shape[0]
+        # Of a single parameter nothing is left beside it.
+        estimate = trace(part, num_matvecs=products, seed=seed, known=top if size > 1 else None)
         found[block] = BlockSharpness(
             names,
             size,
