@@ -364,18 +364,57 @@ def of_differences(loss: Objective) -> Numbers:
 
 
 def differing(rank: int, count: int) -> Numbers:
+    """By the gradients of a pass without hooks, and by those that FSDP gives."""
+    found: Numbers = {}
     model = in_shards(network(), count)
-    return of_differences(objective(model, rank, count, product="difference"))
+    left = in_shards(network(), count)
+    mixed = in_shards(network(), count, all_of_it=False)
+    for product, used in (("difference", model), ("wrapped", model), ("wrapped", mixed)):
+        loss = objective(used, rank, count, product=product)  # type: ignore[arg-type]
+        name = f"{product} {'all' if used is model else 'mixed'}"
+        found |= {f"{name}: {key}": value for key, value in of_differences(loss).items()}
+        space = top_eigenpairs(loss, 2, tolerance=1e-5)
+        found[f"{name}: eigenvalues"] = space.eigenvalues
+    # Products between steps leave no trace: not in parameters, gradients or the optimizer.
+    loss = objective(model, rank, count, product="wrapped")  # type: ignore[arg-type]
+    for each in (model, left):
+        optimizer = Adam(each.parameters(), lr=0.01)
+        for _ in range(3):
+            optimizer.zero_grad()
+            inputs, targets = data(rank, count)
+            LOSS(each(inputs), targets).backward()
+            if each is model:
+                _ = Hessian(loss) @ loss.gradient()
+            optimizer.step()
+    pairs = zip(model.parameters(), left.parameters(), strict=True)
+    assert all(torch.equal(one.to_local(), other.to_local()) for one, other in pairs)
+    model.set_gradient_divide_factor(7.0)
+    wrong = objective(model, rank, count, product="wrapped")  # type: ignore[arg-type]
+    try:
+        _ = Hessian(wrong) @ wrong.gradient()
+    except InvalidInput as error:
+        found["said"] = str(error)
+    return found
 
 
 @pytest.mark.slow
-def test_differences_of_sharded_models_are_within_their_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [2, 3])
+def test_differences_of_sharded_models_are_within_their_error(count: int, tmp_path: Path) -> None:
     exact = objective(network(), 0, 1)
     right = (Hessian(exact) @ block_like(exact)).T
-    for found in in_processes(2, differing, tmp_path, 2):
-        off = (found["image"] - right).norm(dim=1)
-        assert bool((off < found["error"]).all())
-        assert bool((found["error"] < 1e-5 * right.norm(dim=1)).all())
+    values = top_eigenpairs(exact, 2, tolerance=1e-8).eigenvalues
+    for found in in_processes(count, differing, tmp_path, count):
+        for name in ("difference all", "wrapped all", "wrapped mixed"):
+            off = (found[f"{name}: image"] - right).norm(dim=1)
+            assert bool((off < found[f"{name}: error"]).all()), name
+            assert bool((found[f"{name}: error"] < 1e-5 * right.norm(dim=1)).all()), name
+            torch.testing.assert_close(found[f"{name}: eigenvalues"], values, rtol=1e-7, atol=0)
+        assert "off that of the loss" in found["said"]
+
+
+def test_gradients_of_a_wrapper_need_one() -> None:
+    with pytest.raises(InvalidInput, match=r"product: got 'wrapped'"):
+        objective(network(), 0, 1, product="wrapped")  # type: ignore[arg-type]
 
 
 def all_numbers(rank: int, count: int, checkpointed: bool) -> Numbers:

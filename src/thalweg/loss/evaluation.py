@@ -224,7 +224,7 @@ class Evaluator:
                 module.training = not module.training
 
     @contextmanager
-    def _forward_precision(self) -> Iterator[None]:
+    def forward_precision(self) -> Iterator[None]:
         """Autocast, where the forward pass alone is to be in another dtype."""
         if self.forward_dtype is None:
             yield
@@ -344,7 +344,7 @@ class Evaluator:
             # What is written into copies tells by its values, and reaches nobody else.
             copied = looking or self._writes
             at = self._at([piece.clone() for piece in pieces] if copied else pieces, twice=twice)
-            with at, self._forward_precision():
+            with at, self.forward_precision():
                 begin = place_in_time() if looking else 0
                 outputs, loss = self._outputs_and_loss(batch, first, apart)
                 self._refuse_changed(at, pieces if copied else None)
@@ -483,9 +483,17 @@ class Evaluator:
         places = Replaced.by_any(self.layout.parameters(self.model), leaves)
         with (
             Swapped(self.model, places, nullcontext, low=self._low),
-            self._forward_precision(),
+            self.forward_precision(),
         ):
             return self._outputs_and_loss(batch)
+
+    def loss_through(self, batch: Batch, first: int = 0) -> tuple[tuple[Tensor, ...], Tensor]:
+        """What the model gives for a batch with its own parameters and hooks; inside `settings`.
+
+        Args:
+            first: the number of the batch's first sample.
+        """
+        return self._outputs_and_loss(batch, first)
 
     def _outputs_and_loss(
         self, batch: Batch, first: int = 0, apart: bool = False
@@ -532,7 +540,7 @@ class Evaluator:
             self._recomputes = self.reads_again(entries(parts, 0)).any
         at = self._at([piece.clone() for piece in pieces] if self._writes else pieces)
         each = one_by_one if self._recomputes else mapped
-        with at, self._forward_precision():
+        with at, self.forward_precision():
             losses = each(lambda part: self._outputs_and_loss(part)[1], count, parts)
             self._refuse_changed(at, pieces if self._writes else None)
         return losses, at

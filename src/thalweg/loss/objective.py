@@ -73,6 +73,7 @@ from thalweg.loss.weighting import (
     is_torch_loss,
     refuse_unfit_batch,
 )
+from thalweg.loss.wrapped_module import wrapped_gradient
 from thalweg.sharding import Sharding
 from thalweg.surroundings import shielded
 
@@ -128,7 +129,8 @@ class Objective:
         product: how products with the Hessian are made: "exact" by double backward, "difference"
             by central differences of gradients, which need no second derivative and are right to
             about 1e-5 of the largest product in float32; "auto" takes exact ones, and differences
-            where there are none and the loss has no kinks. See `docs/products.md`.
+            where there are none and the loss has no kinks. See `docs/products.md`. "wrapped", for a
+            model in shards: differences of the gradients that FSDP gives, layer by layer.
         check: compare on a few samples, once, before the first result that depends on it: products
             with differences of gradients; where samples are evaluated in parts, the loss of a few
             with that of two parts of them. False to take what model and loss give.
@@ -165,7 +167,7 @@ class Objective:
         vectorize_up_to: int | None = None,
         group: ProcessGroup | Literal["ask"] | None = "ask",
         reduction: Reduction | None = None,
-        product: Product = "auto",
+        product: Product | Literal["wrapped"] = "auto",
         check: bool = True,
     ) -> None:
         if chunk_size is not None and chunk_size != "auto" and chunk_size < 1:
@@ -212,7 +214,12 @@ class Objective:
         self._repeatable = self._draws = False
         self._total_weight: float | None = None
         rounding = torch.finfo(forward_dtype or self._coarsest()).eps
-        self.choice = ProductChoice(product, rounding)
+        self._wrapped = product == "wrapped"
+        # Whether a gradient by FSDP was seen to be that of the loss.
+        self.wrapped_is_checked = False
+        if self._wrapped and self.sharding is None:
+            raise invalid("product", product, "'auto', 'exact' or 'difference' of a whole model")
+        self.choice = ProductChoice("difference" if product == "wrapped" else product, rounding)
 
     @property
     def product(self) -> Product:
@@ -421,10 +428,16 @@ class Objective:
         return self.choice.linearization(
             self,
             lambda: ChunkedLinearization(self, point, graphs, keep_graph=keep_graph),
-            lambda moved: self.value_and_gradient(moved, samples)[1],
+            self._gradient_at(samples, weight),
             point,
             checks=samples is None,
         )
+
+    def _gradient_at(self, samples: Tensor | None, weight: float) -> Callable[[Tensor], Tensor]:
+        """What differences are made of."""
+        if self._wrapped:
+            return lambda moved: wrapped_gradient(self, moved, samples, weight)
+        return lambda moved: self.value_and_gradient(moved, samples)[1]
 
     def copied(
         self, dtype: torch.dtype, around: Callable[[Any], Any] = lambda function: function
@@ -476,7 +489,7 @@ class Objective:
         alone = copy.copy(self)
         alone.check, alone.reduction, alone._tells = False, Reduction(), tells
         alone.evaluator = self.evaluator.alone()
-        alone.layout = alone.evaluator.layout
+        alone.layout, alone._wrapped = alone.evaluator.layout, False
         alone._samples_before, alone._num_samples = 0, len(self.samples)
         alone._total_weight = None
         # In what is tried nothing is chosen.
@@ -758,7 +771,7 @@ class Objective:
                 tried = self._candidates()
                 size = self.chunk_size or len(self.samples)
                 found = agreement(alone, tried, size)
-                one = self._first_batch()
+                one = self.first_batch()
                 weights = [float(weigh(one)) if tried[1:] else 1.0 for weigh in tried]
             self._mean = self._of_all(found, weights)
             if self.batch_weight is None and self._mean.fits and self._mean.fits[0]:
@@ -783,7 +796,7 @@ class Objective:
             return [self.batch_weight]
         if is_torch_loss(self.evaluator.loss):
             return [Counted()]
-        return candidates(self._first_batch())
+        return candidates(self.first_batch())
 
     def _of_all(self, found: Agreement, weights: Sequence[float]) -> Agreement:
         """The agreement of all processes, which may hold different samples.
@@ -828,7 +841,8 @@ class Objective:
     def _zero(self) -> Tensor:
         return torch.zeros((), dtype=self.dtype, device=self.device)
 
-    def _first_batch(self) -> Batch:
+    def first_batch(self) -> Batch:
+        """A batch of one sample of this process."""
         return next(iter(self.samples.chunks(torch.zeros(1, dtype=torch.int64, device="cpu"), 1)))[
             0
         ]
@@ -847,7 +861,7 @@ class Objective:
         if len(parameters) > 1:
             given = ", ".join(sorted(map(str, parameters)))
             raise invalid("model", f"parameters on {given}", "one device", "call model.to(device)")
-        batch = self._first_batch()
+        batch = self.first_batch()
         refuse_unfit_batch(batch, self.model, self.evaluator.loss)
         for leaf in tree_leaves(batch):
             if isinstance(leaf, Tensor) and leaf.device != self.device:
