@@ -16,13 +16,17 @@ from torch import Tensor, nn
 from tests import dense
 from tests.networks import Case, attention, digits, mlp, silu
 from tests.sampling import few
-from thalweg.errors import Diverged
+from thalweg.errors import Diverged, InvalidInput
 from thalweg.loss.function_loss import FunctionLoss
 from thalweg.loss.gradient_differences import DifferenceSteps, GradientDifferences
+from thalweg.loss.lockstep_objective import LockstepObjective
 from thalweg.loss.objective import Objective
 from thalweg.operators import Hessian, Preconditioned
 from thalweg.operators.restricted import Restricted
+from thalweg.operators.symmetric import DenseOperator
 from thalweg.spectrum.eigensolver import NotConverged, top_eigenpairs
+from thalweg.spectrum.threshold_split import split_at
+from thalweg.tracking.tracker import SubspaceTracker
 
 
 def transformer() -> Case:
@@ -304,3 +308,46 @@ def test_a_solve_that_its_products_cannot_give_says_so() -> None:
     objective = by_differences(digits(50), "float32")
     with pytest.warns(NotConverged, match="its products are off by.*raise the tolerance"):
         top_eigenpairs(objective, 2, tolerance=1e-7)
+
+
+@pytest.mark.filterwarnings("ignore::thalweg.spectrum.eigensolver.NotConverged")
+@pytest.mark.parametrize("precision", few(2, ["float32", "bfloat16", "float64"]))
+def test_a_tracked_projection_is_within_its_error_with_the_products_own(precision: str) -> None:
+    case = digits(50)
+    objective = by_differences(case, precision)
+    tracker = SubspaceTracker(objective, 2, error=0.02, seed=1)
+    double = copy.deepcopy(case).to(torch.float64)
+    for _ in range(3):
+        objective.write(objective.theta() - 0.1 * objective.gradient())
+        gradient, theta = objective.gradient(), objective.theta().double()
+        found = tracker.update(vector=gradient)
+        matrix = dense.hessian(dense.flat_loss(double), theta)
+        basis = torch.linalg.eigh(matrix)[1][:, -2:]
+        exact = basis @ (basis.T @ gradient.double())
+        apart = float((found.project(gradient).double() - exact).norm() / gradient.norm())
+        # An estimate of a random variable, as for exact products.
+        assert apart <= 3 * tracker.report.error + 1e-3
+        assert (tracker._product_error > 0.01) == (precision == "bfloat16")
+        uncertain = torch.tensor(tracker.report.eigenvalue_errors).double()
+        off = (found.eigenvalues.double() - torch.linalg.eigvalsh(matrix).flip(0)[:2]).abs()
+        assert bool((off <= 3 * uncertain + 1e-3 * float(found.eigenvalues[0])).all())
+
+
+@pytest.mark.parametrize("precision", few(1, ["float32", "bfloat16"]))
+def test_splits_at_a_threshold_include_the_products_errors(precision: str) -> None:
+    case = digits(50)
+    double = copy.deepcopy(case).to(torch.float64)
+    matrix = dense.hessian(dense.flat_loss(double), dense.flat_parameters(double))
+    objective = by_differences(case, precision)
+    vector = objective.gradient()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotConverged)
+        split = split_at(objective, vector, 0.5, error=0.005)
+        exact = split_at(DenseOperator(matrix), vector.double(), split.threshold, error=1e-4)
+    apart = float((split.above.double() - exact.above).norm() / vector.norm())
+    assert apart <= 1.5 * split.error + exact.error
+
+
+def test_runs_in_lockstep_are_exact() -> None:
+    with pytest.raises(InvalidInput, match="product: got 'difference'"):
+        LockstepObjective(by_differences(mlp(), "float32"))

@@ -57,7 +57,7 @@ def test_halves_are_disjoint_and_ascending() -> None:
 def test_where_it_was_taken_the_subset_gives_the_products_of_all_samples(trained) -> None:
     objective, rows = trained
     reference, whole = taken(objective, rows)
-    images, gradient = reference.images(curvature(objective, objective.theta()))
+    images, gradient, _ = reference.images(curvature(objective, objective.theta()))
     assert torch.allclose(images, whole, atol=1e-10)
     assert gradient is not None
     assert torch.allclose(gradient, objective.gradient(samples=reference.subset), atol=1e-10)
@@ -69,7 +69,7 @@ def test_the_correction_removes_most_of_the_sampling_error_nearby(trained) -> No
     theta = moved(objective, 0.1)
     truth = (Hessian(objective, theta) @ rows.T).T
     plain = (Hessian(objective, theta, reference.subset) @ rows.T).T
-    images, _ = reference.images(curvature(objective, theta))
+    images, *_ = reference.images(curvature(objective, theta))
     assert (images - truth).norm() < 0.2 * (plain - truth).norm()
 
 
@@ -78,6 +78,6 @@ def test_seen_from_another_basis_the_part_in_the_old_span_is_corrected(trained) 
     reference, whole = taken(objective, rows)
     rotation = orthonormalize(whole[:, :K])
     turned = reference.turned(rotation.T @ rows)
-    images, _ = turned.images(curvature(objective, objective.theta()))
+    images, *_ = turned.images(curvature(objective, objective.theta()))
     # A rotation within the span: corrected in full.
     assert torch.allclose(images, rotation.T @ whole, atol=1e-10)

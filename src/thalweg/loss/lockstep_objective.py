@@ -77,11 +77,11 @@ class LockstepObjective:
         multiplier: how blocks are multiplied: a `ChunkMultiplier`.
 
     Raises:
-        InvalidInput: as for `Objective`; an objective with a seed; a model with activation
-            checkpointing, one that has a parameter at hand beside the module's attribute, or that
-            writes into its parameters or sees them as complex numbers: these are looked for once,
-            on two samples; thetas that are not (R, P); indices that are neither int64 (n,) nor
-            (R, n); `replay` with a model that looks at values.
+        InvalidInput: as for `Objective`; an objective with a seed, or by differences; a model
+            with activation checkpointing, one that has a parameter at hand beside the module's
+            attribute, or that writes into its parameters or sees them as complex numbers (looked
+            for once, on two samples); thetas that are not (R, P); indices that are neither int64
+            (n,) nor (R, n); `replay` with a model that looks at values.
 
     Results are in units of the loss, over theta for derivatives; on the device and in the dtype of
     thetas. NaN and infinite values stay in their run's row; nobody looks for them here, since that
@@ -102,6 +102,9 @@ class LockstepObjective:
         if objective.evaluator.seed is not None:
             hint = "let random losses run one after another, each with an Objective of its own"
             raise invalid("seed", objective.evaluator.seed, "None for runs in lockstep", hint)
+        if not objective.choice.is_exact:
+            hint = "let runs by differences go one after another, each with an Objective of its own"
+            raise invalid("product", "difference", "exact products for runs in lockstep", hint)
         self.objective = objective
         self.multiplier = ChunkMultiplier(vectorize_up_to)
         self._replay = Replay() if replay else None

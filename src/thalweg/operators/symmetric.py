@@ -18,6 +18,9 @@ from thalweg.linalg import length
 from thalweg.loss.protocol import Loss
 from thalweg.sharding import Sharding, sharding_of
 
+# Two products' errors, and what turning a basis adds up.
+ERRORS_OF_BOTH = 4.0
+
 
 class SymmetricOperator(Protocol):
     """What an eigensolver needs of a matrix A: any class with these members will do.
@@ -262,16 +265,18 @@ def checked_product(
     return images, errors
 
 
-def refuse_asymmetry(asymmetry: float, allowed: float) -> None:
+def refuse_asymmetry(asymmetry: float, allowed: float, error: float = 0.0) -> None:
     """Refuse an operator whose u^T A v and v^T A u differ too much.
 
     Args:
         asymmetry: their difference, relative to norm(A).
+        allowed: of exact products.
+        error: of inexact ones, relative to norm(A).
 
     Raises:
         InvalidInput: it is larger than allowed.
     """
-    if asymmetry > allowed:
+    if asymmetry > allowed + ERRORS_OF_BOTH * error:
         raise invalid(
             "operator",
             f"u^T A v and v^T A u that differ by {asymmetry:.1e} of its norm",

@@ -44,7 +44,12 @@ from thalweg.errors import Diverged, invalid
 from thalweg.linalg import combine, coordinates, dots, empty_rows, gram, linear_combination, norm
 from thalweg.loss.protocol import Loss
 from thalweg.operators.hessian import as_operator
-from thalweg.operators.symmetric import CountsMatvecs, SymmetricOperator, refuse_asymmetry
+from thalweg.operators.symmetric import (
+    CountsMatvecs,
+    SymmetricOperator,
+    product_with_error,
+    refuse_asymmetry,
+)
 from thalweg.spectrum.probe_vectors import known_part, probe_vectors
 from thalweg.spectrum.subspace import Subspace
 
@@ -258,14 +263,17 @@ def _lanczos(
     rounding = 10 * torch.finfo(operator.dtype).eps
     for step in range(steps):
         basis[:, step] = rows
-        images = (operator @ rows.T).T
+        images, errors = product_with_error(operator, rows.T)
+        images = images.T
         scale = scale.maximum(_norms(images))
+        if errors is not None:
+            rounding = max(rounding, float((errors / scale.clamp(min=1e-300)).max()))
         alpha = dots(rows, images, dim=1)
         images = images - alpha[:, None].to(images) * rows - beta * before
         images -= combine(gram(images, known.T), known.T)
         leaks = coordinates(basis[:, : step + 1], images)
         images -= linear_combination(basis[:, : step + 1], leaks)
-        _check(alpha.cpu(), leaks.double().abs().amax(dim=1).cpu(), scale)
+        _check(alpha.cpu(), leaks.double().abs().amax(dim=1).cpu(), scale, rounding)
         # Where a start's invariant subspace is exhausted, T continues with a block of its own, in
         # the spectrum and of weight zero, so that all probes have equally many nodes.
         diagonal[:, step] = torch.where(ended, diagonal[:, 0], alpha.cpu())
@@ -290,12 +298,16 @@ def _norms(rows: Tensor) -> Tensor:
     return norm(rows, dtype=torch.float64).cpu()
 
 
-def _check(alpha: Tensor, leaks: Tensor, scale: Tensor) -> None:
-    """Refuse products that are not finite, or not orthogonal to what symmetry says they are."""
+def _check(alpha: Tensor, leaks: Tensor, scale: Tensor, rounding: float) -> None:
+    """Refuse products that are not finite, or not orthogonal to what symmetry says they are.
+
+    Args:
+        rounding: of products, and what they are off by estimate, relative to the largest.
+    """
     if not bool(torch.isfinite(alpha).all() and torch.isfinite(scale).all()):
         raise Diverged("a product with the operator is NaN or infinite")
     asymmetry = float((leaks / scale.clamp(min=1e-300)).max())
-    refuse_asymmetry(asymmetry, 1e-3)
+    refuse_asymmetry(asymmetry, 1e-3, rounding)
 
 
 def _quadrature(diagonal: Tensor, off_diagonal: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -245,6 +245,8 @@ class SolvedBlock:
         angles: of the first k, (k,), and
         num_matvecs: as for `Subspace`.
         cut: whether `max_matvecs` ended it before the first k converged.
+        product_error: the largest error of the first k images, relative to their norms; 0 where
+            products are exact but for rounding.
     """
 
     rows: Tensor
@@ -252,6 +254,7 @@ class SolvedBlock:
     angles: Tensor
     num_matvecs: float
     cut: bool = False
+    product_error: float = 0.0
 
 
 def solve_block(
@@ -281,12 +284,14 @@ def solve_block(
         usual = max(20 * k, 200)
         limit = max(k, int(min(max_matvecs, usual)))
         found = _iterate(krylov, start, k, tolerance, limit, CHECK_REPEATED, generator)
+        noise = krylov.noise_of(found.coefficients) / found.values.abs() if found.noise else None
         rows, images, _ = krylov.block(width)
     assert found.angles is not None
     cut = limit < usual and found.residual > tolerance and not krylov.complete
     if not cut:
         _warn_unless_converged(krylov, found, tolerance)
-    return SolvedBlock(rows, images, found.angles, krylov.num_matvecs, cut)
+    product_error = 0.0 if noise is None else float(noise.max())
+    return SolvedBlock(rows, images, found.angles, krylov.num_matvecs, cut, product_error)
 
 
 def _warn_unless_converged(krylov: Krylov, found: Ritz, tolerance: float) -> None:

@@ -56,7 +56,6 @@ LEAST_SCALE = 0.01
 # only what is gross counts, for norm(A) is not known yet and rounding weighs more.
 GROSS_ASYMMETRY = 0.1
 SLIGHT_ASYMMETRY = 1e-3
-ERRORS_OF_BOTH = 4.0
 
 
 @dataclass(frozen=True)
@@ -164,9 +163,7 @@ class Krylov:
     def _require_symmetric(self, one_way: Tensor, other_way: Tensor, allowed: float) -> None:
         difference = float((one_way.cpu() - other_way.cpu()).abs().max())
         scale = max(self.operator_norm, torch.finfo(torch.float64).tiny)
-        # Two products' errors, and what rotations of the basis add up.
-        allowed += ERRORS_OF_BOTH * float(self.errors.max()) / scale
-        refuse_asymmetry(difference / scale, allowed)
+        refuse_asymmetry(difference / scale, allowed, float(self.errors.max()) / scale)
 
     def remainder(self) -> Tensor:
         """The products of the block appended last, minus their part in the basis: (P, b)."""
@@ -222,7 +219,7 @@ class Krylov:
         # converge: rounding is relative to the norm.
         least = max(LEAST_SCALE * self.operator_norm, torch.finfo(torch.float64).tiny)
         scale = max(float(values[0].abs()), least)
-        noise = self._noise(vectors)
+        noise = self.noise_of(vectors)
         loudest = float(noise.max()) / scale
         reach = max((tolerance**2 - min(loudest, tolerance) ** 2) ** 0.5, loudest)
         if not loudest:
@@ -308,7 +305,7 @@ class Krylov:
         )
         self.num_matvecs += len(some)
         seen = norm(images - self._combine(self.images, coefficients).T, dim=0).double().cpu()
-        self.errors *= max(1.0, float((seen / self._noise(coefficients)).max()))
+        self.errors *= max(1.0, float((seen / self.noise_of(coefficients)).max()))
         return self.ritz(found.k, tolerance, exact=True)
 
     def subspace(self, found: Ritz, first: int, *, converged: bool) -> Subspace:
@@ -361,7 +358,7 @@ class Krylov:
         values, vectors = self._most_wanted(keep)
         self.basis[:keep] = self._combine(self.basis, vectors)
         self.images[:keep] = self._combine(self.images, vectors)
-        self.errors[:keep] = self._noise(vectors)
+        self.errors[:keep] = self.noise_of(vectors)
         self.projected.zero_()
         self.projected[:keep, :keep] = torch.diag(values)
         self.dimension = self.last = keep
@@ -395,7 +392,7 @@ class Krylov:
         image, vector = (self._combine(r, coefficients) for r in (self.images, self.basis))
         return (image - value.to(vector) * vector).T
 
-    def _noise(self, coefficients: Tensor) -> Tensor:
+    def noise_of(self, coefficients: Tensor) -> Tensor:
         """Norms (k,) of the errors of combinations (m, k) of the products, as independent."""
         return norm(coefficients.T * self.errors[: self.dimension])
 

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from thalweg.errors import Diverged, invalid
 from thalweg.linalg import combine, coordinates, dot, empty_rows, length, linear_combination, norm
-from thalweg.operators.symmetric import SymmetricOperator, product, refuse_asymmetry
+from thalweg.operators.symmetric import SymmetricOperator, checked_product, refuse_asymmetry
 from thalweg.spectrum.compression import Compression, continued
 from thalweg.spectrum.probe_vectors import known_part
 from thalweg.spectrum.subspace import Subspace
@@ -65,6 +65,7 @@ class LanczosSpace:
         num_matvecs: vectors multiplied.
         lengths: the norms of the starts, (b,), float64 on the CPU.
         largest: the largest norm of a product with a unit vector: norm(A), from below.
+        product_error: the largest error of one, by estimate; 0 where they are exact.
 
     Raises:
         InvalidInput: a start that is zero or not finite, or of another shape than the operator's;
@@ -87,7 +88,7 @@ class LanczosSpace:
         self.operator = operator
         self.keep_basis = keep_basis
         self.num_matvecs = 0
-        self.largest = 0.0
+        self.largest = self.product_error = 0.0
         rows = starts.T.to(dtype=operator.dtype, device=operator.device)
         self.lengths = norm(rows, dtype=torch.float64).cpu()
         if not bool(((self.lengths > 0) & torch.isfinite(self.lengths)).all()):
@@ -126,7 +127,9 @@ class LanczosSpace:
 
     @property
     def rounding(self) -> float:
-        """How far rounding may change an eigenvalue: in units of the operator."""
+        """How far rounding, and errors of products, may change an eigenvalue; in its units."""
+        if self.product_error:
+            return self.product_error
         return 10 * torch.finfo(self._starts.dtype).eps * self.largest
 
     def grow(self) -> None:
@@ -209,11 +212,14 @@ class LanczosSpace:
         return total
 
     def _product(self, block: Tensor) -> Tensor:
-        images = product(self.operator, block.T).T
+        images, errors = checked_product(self.operator, block.T)
+        images = images.T
         largest = float(norm(images, dtype=torch.float64).max())
         if not largest < float("inf"):
             raise Diverged("a product with the operator is NaN or infinite")
         self.largest = max(self.largest, largest)
+        if errors is not None:
+            self.product_error = max(self.product_error, float(errors.max()))
         self.num_matvecs += len(block)
         return images
 
@@ -236,8 +242,8 @@ class LanczosSpace:
 
     def _require_symmetric(self, leaks: Tensor, corner: Tensor) -> None:
         apart = torch.cat([leaks.flatten(), (corner - corner.T).flatten()]).abs().max()
-        asymmetry = float(apart) / max(self.largest, torch.finfo(torch.float64).tiny)
-        refuse_asymmetry(asymmetry, ASYMMETRY)
+        scale = max(self.largest, torch.finfo(torch.float64).tiny)
+        refuse_asymmetry(float(apart) / scale, ASYMMETRY, self.product_error / scale)
 
     def _continuations(self) -> Iterator[Tensor]:
         r = len(self._next)

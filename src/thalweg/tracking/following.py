@@ -185,7 +185,7 @@ class Following(ABC, Generic[AnyStep, AnyReference]):
     def _operator(self, run: int) -> SymmetricOperator:
         """The operator over all samples at a run's theta, for many products."""
 
-    def _solved_with(self, operator: SymmetricOperator) -> None:
+    def _solved_with(self, operator: SymmetricOperator, solved: SolvedBlock) -> None:
         """An operator over all samples has its graph: it may serve a while."""
 
     @abstractmethod
@@ -360,7 +360,7 @@ class Following(ABC, Generic[AnyStep, AnyReference]):
                 operator, self.k, self._width, tolerance=tolerance, max_matvecs=allowed
             )
             found[run] = self._padded(solved, operator)
-            self._solved_with(operator)
+            self._solved_with(operator, solved)
             self._solve_cost = PRODUCT_COST * solved.num_matvecs
             costs[run] += self._solve_cost
             self._edges[run].renewals = 0

@@ -13,6 +13,7 @@ a subset in one piece would be no faster there, and the difference of the halves
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thalweg.linalg import combine, inner_products
+from thalweg.linalg import combine, inner_products, norm
 from thalweg.loss.lockstep_objective import LockstepObjective
-from thalweg.operators.symmetric import SymmetricOperator
+from thalweg.operators.symmetric import SymmetricOperator, product_with_error
 
 Curvature = Callable[[Tensor | None], SymmetricOperator]
 """A at one theta, over some of the samples; None for all."""
@@ -33,6 +34,22 @@ def draw_halves(num_samples: int, size: int, generator: torch.Generator) -> Tens
     order = torch.randperm(num_samples, generator=generator, device="cpu")[: size // 2 * 2]
     # In ascending order each half reads the data forwards.
     return order.reshape(2, -1).sort(dim=1).values
+
+
+def relative_error(errors: Tensor | None, images: Tensor, k: int | None = None) -> float:
+    """The largest error of products, relative to their norms; 0 where they are exact.
+
+    Differences of gradients are about equally good along all vectors, relative to their products.
+
+    Args:
+        errors: by column (b,), None where they are exact.
+        images: the products, (P, b).
+        k: how many of the columns count; None for all.
+    """
+    if errors is None:
+        return 0.0
+    lengths = norm(images, dim=0).to(errors).clamp(min=torch.finfo(torch.float32).tiny)
+    return float((errors / lengths)[:k].max())
 
 
 def turn(rows: Tensor, reference: Tensor) -> Tensor:
@@ -52,15 +69,24 @@ class Reference:
         offset: (A - A_B) U at the reference, as rows (b, P).
         offset_first: (A - A_1) U at the reference, A_1 over the first half of B, as rows (b, P).
         subset: the samples B, first half first, int64 (m,).
+        product_error: of the products that it was made of, see `relative_error`.
     """
 
     rows: Tensor
     offset: Tensor
     offset_first: Tensor
     subset: Tensor
+    product_error: float = 0.0
 
     @classmethod
-    def at(cls, curvature: Curvature, rows: Tensor, whole: Tensor, halves: Tensor) -> Reference:
+    def at(
+        cls,
+        curvature: Curvature,
+        rows: Tensor,
+        whole: Tensor,
+        halves: Tensor,
+        product_error: float = 0.0,
+    ) -> Reference:
         """Take the reference.
 
         Args:
@@ -68,23 +94,30 @@ class Reference:
             rows: U^T (b, P).
             whole: A U over all samples there, as rows (b, P).
             halves: the samples of the subset, (2, m / 2).
+            product_error: of the images over all samples.
         """
         subset = halves.reshape(-1)
-        operators = map(curvature, (subset, halves[0]))
-        sampled, half = ((operator @ rows.T).T for operator in operators)
-        return cls(rows, whole - sampled, whole - half, subset)
+        sampled, error = product_with_error(curvature(subset), rows.T)
+        half, _ = product_with_error(curvature(halves[0]), rows.T)
+        both = math.hypot(product_error, relative_error(error, sampled))
+        return cls(rows, whole - sampled.T, whole - half.T, subset, both)
 
-    def images(self, curvature: Curvature) -> tuple[Tensor, Tensor | None]:
-        """A U by the subset, corrected, as rows; and the subset's gradient (P,), where known."""
+    def images(self, curvature: Curvature) -> tuple[Tensor, Tensor | None, float]:
+        """A U by the subset, corrected, as rows; the subset's gradient (P,), where known.
+
+        And the products' own error, those of the reference included, see `relative_error`.
+        """
         operator = curvature(self.subset)
-        images = (operator @ self.rows.T).T.add_(self.offset)
-        return images, getattr(operator, "gradient", None)
+        sampled, errors = product_with_error(operator, self.rows.T)
+        error = math.hypot(self.product_error, relative_error(errors, sampled))
+        images = sampled.T.add_(self.offset)
+        return images, getattr(operator, "gradient", None), error
 
     def turned(self, rows: Tensor) -> Reference:
         """The same reference seen from another basis near U, as rows: see `turn`."""
         rotation = turn(rows, self.rows)
         offset, first = (combine(rotation, each) for each in (self.offset, self.offset_first))
-        return Reference(rows, offset, first, self.subset)
+        return Reference(rows, offset, first, self.subset, self.product_error)
 
     @property
     def first_half(self) -> Tensor:

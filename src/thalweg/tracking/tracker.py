@@ -28,12 +28,13 @@ from typing import Any
 from torch import Tensor
 
 from thalweg.errors import invalid
-from thalweg.linalg import equal, norm
+from thalweg.linalg import coordinates, equal, norm
 from thalweg.loss.protocol import Loss
 from thalweg.operators.hessian import PRODUCT_COST, Hessian
 from thalweg.operators.loss_operator import LossOperator
-from thalweg.operators.symmetric import OperatorAt, SymmetricOperator
+from thalweg.operators.symmetric import OperatorAt, SymmetricOperator, product_with_error
 from thalweg.sharding import packed, sharding_of, unpacked
+from thalweg.spectrum.eigensolver import SolvedBlock
 from thalweg.spectrum.subspace import Subspace
 from thalweg.surroundings import shielded
 from thalweg.tracking.anchor import Anchors
@@ -51,7 +52,7 @@ from thalweg.tracking.error_estimate import (
 )
 from thalweg.tracking.following import FEWEST_SAMPLES, Following, Seen
 from thalweg.tracking.power_step import PowerStep, power_step
-from thalweg.tracking.reference import Reference, draw_halves
+from thalweg.tracking.reference import Reference, draw_halves, relative_error
 from thalweg.tracking.refresh_policy import RefreshPolicy
 from thalweg.tracking.source import Split, TrackerReport, check_every, check_target
 
@@ -159,6 +160,8 @@ class SubspaceTracker(Following[PowerStep, Reference]):
         # much sampling changes an eigenvalue, relative to it.
         self._seen_from: Reference | None = None
         self._sigma = 0.0
+        # Of the products of the last power step, see `relative_error`.
+        self._product_error = 0.0
         # The gradient over all samples, where a product found it on its way.
         self._known_gradient: Tensor | None = None
         # How far theta goes in an update, on average over about ten, and updates so far.
@@ -261,7 +264,10 @@ class SubspaceTracker(Following[PowerStep, Reference]):
         if not (needed and possible):
             return Split(dominant, vector - dominant, error, bulk_error)
         refined = step.refined_projection(self._curvature(None), vector)
-        error = min(error, self._left_of(relative(refined - dominant, vector)[0]))
+        left = self._left_of(relative(refined - dominant, vector)[0])
+        if self._product_error:
+            left = math.hypot(left, self._product_error / _ratio(vector, refined))
+        error = min(error, left)
         bulk = vector - refined
         bulk_error = error * _ratio(vector, bulk)
         return Split(refined, bulk, error, bulk_error, True, 2 * PRODUCT_COST)
@@ -302,13 +308,16 @@ class SubspaceTracker(Following[PowerStep, Reference]):
     def _operator(self, run: int) -> SymmetricOperator:
         return self._curvature(None, keep_graph=True)
 
-    def _solved_with(self, operator: SymmetricOperator) -> None:
+    def _solved_with(self, operator: SymmetricOperator, solved: SolvedBlock) -> None:
+        self._product_error = solved.product_error
         # One more product shows what the power step from the solve leaves.
         self._half, self._half_part = operator, 1.0
 
     def _multiply(self, rows: Tensor) -> Tensor:
         operator = self._curvature(None)
-        images = (operator @ rows.T).T
+        images, errors = product_with_error(operator, rows.T)
+        self._product_error = relative_error(errors, images, self.k)
+        images = images.T
         self._known_gradient = getattr(operator, "gradient", None)
         return images
 
@@ -333,7 +342,7 @@ class SubspaceTracker(Following[PowerStep, Reference]):
         return self._anchors.serve(self._theta)
 
     def _follow_from(self, reference: Reference, vector: Tensor | None) -> Tensor:
-        images, gradient = reference.images(self._curvature)
+        images, gradient, self._product_error = reference.images(self._curvature)
         self._step = power_step(reference.rows, images, self.k)
         self._half = self._curvature(reference.first_half, keep_graph=True)
         self._half_part = len(reference.first_half) / self.num_samples
@@ -354,7 +363,8 @@ class SubspaceTracker(Following[PowerStep, Reference]):
         assert self._theta is not None
         policy, halves = self._planned
         b = len(self._current().block)
-        reference = Reference.at(self._curvature, rows[:b].contiguous(), images[:b], halves)
+        error = self._product_error
+        reference = Reference.at(self._curvature, rows[:b].contiguous(), images[:b], halves, error)
         self._anchors.renew(reference, self._theta, policy)
 
     def _drop_references(self) -> None:
@@ -402,14 +412,21 @@ class SubspaceTracker(Following[PowerStep, Reference]):
             self._sigma = sigma if math.isfinite(sigma) else self._sigma
         if self._guards:
             error = math.hypot(error, mixing(step, self._sigma if sigma else 0.0, vector))
+        if self._product_error:
+            # Each Ritz vector is off by the error of its product over its eigenvalue.
+            dominant = float(norm(coordinates(step.rows, vector)))
+            error = math.hypot(error, self._product_error * dominant)
         return error / length
 
     def _eigenvalue_errors(self) -> list[tuple[float, ...]]:
-        if self._seen_from is None:
-            return self._value_errors
-        # The diagonal of a sum of squares varies sqrt(2) times as much as what is beside it.
         sizes = self._current().eigenvalues.abs()
-        return [tuple((math.sqrt(2) * self._sigma * sizes).tolist())]
+        if self._seen_from is None:
+            (known,) = self._value_errors
+        else:
+            # The diagonal of a sum of squares varies sqrt(2) times as much as what is beside it.
+            known = tuple((math.sqrt(2) * self._sigma * sizes).tolist())
+        off = (self._product_error * sizes).tolist()
+        return [tuple(map(sum, zip(known, off, strict=True)))] if self._product_error else [known]
 
     def _spectrum(self, run: int) -> Tensor:
         return self._current().values
@@ -428,6 +445,7 @@ class SubspaceTracker(Following[PowerStep, Reference]):
             "anchors": self._anchors.state_dict(),
             "seen": seen,
             "sigma": self._sigma,
+            "product_error": self._product_error,
             "served": serves,
             "turned": None if serves or seen_from is None else seen_from.state_dict(),
             "stride": self._stride,
@@ -462,7 +480,7 @@ class SubspaceTracker(Following[PowerStep, Reference]):
         if state["seen"] is not None:
             assert self._step is not None
             self._measured = self._step, None, Seen(**state["seen"])
-        self._sigma = state["sigma"]
+        self._sigma, self._product_error = state["sigma"], state.get("product_error", 0.0)
         turned = state["turned"]
         if state["served"] or turned is not None:
             self._seen_from = self._serving_reference if turned is None else Reference(**turned)
