@@ -40,6 +40,7 @@ from thalweg.loss.guards.graph import (
 from thalweg.loss.guards.memory import is_out_of_memory
 from thalweg.loss.guards.precision import has_recurrent_layers, twice_differentiable
 from thalweg.loss.guards.sparse import Dense, layers_with_sparse_gradients
+from thalweg.loss.large_operations import LargeOperations, Sought
 from thalweg.loss.layout import ParameterLayout
 from thalweg.loss.outputs import separated, tensors_of
 from thalweg.loss.samples import Batch
@@ -156,6 +157,7 @@ class Evaluator:
         self._overwrite = any(isinstance(m, torch.jit.ScriptModule) for m in model.modules())
         self._sparse = self._writes = self._reentrant = False
         self._recomputes: bool | None = None
+        self._large = Sought()
         # Of a model in shards: where it is evaluated, while a pass lasts.
         self._sharded = any(map(is_shard, model.parameters()))
         self._point: Point | None = None
@@ -209,6 +211,8 @@ class Evaluator:
                 stack.enter_context(shielded())
                 if twice:
                     stack.enter_context(one_path())
+                if twice and self._large.wanted:
+                    stack.enter_context(LargeOperations(self._large))
                 if twice and self._recurrent:
                     stack.enter_context(twice_differentiable(self._recurrent))
                 if self._sparse:
@@ -352,6 +356,7 @@ class Evaluator:
                 continue
             # Where a second derivative is refused, the next one that is wanted is to be, too.
             self._looked = not self._reentrant
+            self._large.wanted &= self._large.seen or not (looking and twice)
             return outputs, loss, at
 
     def _refuse_changed(self, at: Swapped, pieces: Sequence[Tensor] | None) -> None:
