@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import runpy
 import subprocess
@@ -183,6 +184,22 @@ def test_local_sgd_learns_and_its_rounds_grow(run) -> None:
     start, end, rounds = run("local_sgd.py")
     assert numbers(end)[0] < 0.5 * numbers(start)[0]
     assert numbers(rounds.split(":")[1]) == [4, 16, 64, 256]  # (0.2 / lr)^2
+
+
+@pytest.mark.slow
+def test_data_parallel_prints_the_same_in_one_process_and_in_two(run) -> None:
+    alone = run("data_parallel.py")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*launcher, "--nproc-per-node=2", EXAMPLES / "data_parallel.py"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    together = done.stdout.splitlines()
+    assert (alone[0], together[0]) == ("1 processes, N = 1200", "2 processes, N = 1200")
+    assert alone[1:] == together[1:]
 
 
 def test_the_engine_of_the_readme_runs_after_its_first_example(

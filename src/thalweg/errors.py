@@ -71,6 +71,10 @@ class Interrupted(ThalwegError):
     exit_code = 75
 
 
+class ProcessLost(Interrupted):
+    """Another process of the group has ended, or did not answer in time; all are to start again."""
+
+
 class DiskFull(ThalwegError):
     """There is no room for a file; what was saved before is kept, and goes on once there is."""
 

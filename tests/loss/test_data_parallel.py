@@ -147,17 +147,20 @@ def measured(loss: Objective) -> dict[str, Tensor]:
 
 
 def followed(loss: Objective) -> dict[str, Tensor]:
-    """A tracker over steps, and Bulk-SGD."""
-    tracker = SubspaceTracker(loss, k=2, seed=1)
+    """A tracker over steps, and Bulk-SGD.
+
+    At a target that power steps meet: a solver stops within its tolerance, where rounding decides.
+    """
+    tracker = SubspaceTracker(loss, k=2, error=0.2, seed=1)
     theta = loss.theta()
     found = {}
     for step in range(6):
-        space = tracker.update(theta * (1 + 0.01 * step))
+        space = tracker.update(theta * (1 + 0.001 * step))
         found[f"tracked {step}"] = space.basis
         found[f"tracked values {step}"] = space.eigenvalues
     optimizer = SplitUpdate(
         torch.optim.SGD(loss.parameters(), lr=0.05),
-        SubspaceTracker(loss, k=2, seed=2),
+        SubspaceTracker(loss, k=2, error=0.2, seed=2),
         dominant=0.0,
         bulk=1.0,
     )
@@ -187,6 +190,7 @@ def further(loss: Objective) -> dict[str, Tensor]:
     }
 
 
+SPACES = {"basis", *(f"tracked {step}" for step in range(6))}
 ASKED = {"measured": measured, "followed": followed, "further": further}
 
 
@@ -210,10 +214,10 @@ def compare(tmp_path: Path, count: int, kind: str, checkpointed: bool, *asked: s
         for found in ranks:
             assert torch.equal(found[name], ranks[0][name]), name  # the same bits everywhere
         assert ranks[0][name].shape == truth.shape
-        if "basis" in name:
-            # Its sign is the solver's.
-            overlap = (ranks[0][name] * truth).sum(0)
-            assert torch.allclose(overlap.abs(), torch.ones_like(overlap), rtol=1e-12), name
+        if name in SPACES:
+            # The signs of its vectors are the solver's.
+            found = ranks[0][name]
+            assert relative(found @ (found.T @ truth), truth) < 1e-12, name
         else:
             assert relative(ranks[0][name], truth) < 1e-12, name
 
@@ -394,7 +398,7 @@ def test_where_a_process_is_killed_the_others_end_with_one_line(tmp_path: Path) 
         both.join(grace_period=60)
     seconds, text = (tmp_path / "told").read_text().split("\n")
     assert float(seconds) < 10
-    assert text.startswith("Interrupted: rank 0 has lost another process of its group")
+    assert text.startswith("ProcessLost: rank 0 has lost another process of its group")
 
 
 def on_a_gpu(rank: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ on the way, 2 bad input, 3 diverged, 4 a file is not what was written, 75 interr
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -45,7 +46,11 @@ def _interrupted(words: list[str]) -> int:
     from thalweg.cli.output import err
     from thalweg.errors import Interrupted
 
-    err(f"thalweg: interrupted; to continue: {shlex.join(['thalweg', *words])}")
+    size, rank = (os.environ.get(name, "") for name in ("WORLD_SIZE", "RANK"))
+    launcher = ["torchrun", "--nproc-per-node", size, "-m"] if size not in ("", "1") else []
+    if rank in ("", "0"):
+        command = shlex.join([*launcher, "thalweg", *words])
+        err(f"thalweg: interrupted; to continue: {command}")
     return Interrupted.exit_code
 
 

@@ -44,10 +44,15 @@ def _reproduce_all(options: argparse.Namespace) -> int:
     """Every study in turn, each with its own summary, then the page on all of them."""
     from thalweg.analysis.all_studies import conclude_all, reproductions
     from thalweg.lab.config import dump_spec
+    from thalweg.lab.execution.launched import launched
     from thalweg.lab.study import check_spec
 
     if options.study is not None or (options.all and options.extensions):
         raise InvalidInput("give one of: a study's name, --all, --extensions")
+    if launched() is not None:
+        raise InvalidInput(
+            "several processes share the runs of one study; give its name, not --all"
+        )
     specs = reproductions(
         options.problem,
         data_dir=_data_dir(options),

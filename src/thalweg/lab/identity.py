@@ -34,6 +34,8 @@ def run_hash(spec: Spec, seed: int, branch: str, fingerprint: str) -> str:
         above = spec.before(above)
     chain.append(_content(spec, TRUNK, spec.phases, bounded=True))
     kept = {"problem", "device", "dtype", "initial_checkpoint"}
+    if spec.processes != 1:
+        kept.add("processes")
     common = spec.model_dump(mode="json", exclude_none=True, include=kept)
     common["problem"]["data"].pop("data_dir", None)
     for key in MEASURED:

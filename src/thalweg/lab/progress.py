@@ -91,7 +91,10 @@ class Progress:
     ) -> None:
         """Say what will be done, and how much disk it takes."""
         words = [word for plugin in plugins for word in ("--plugin", plugin)]
-        resume = shlex.join(["thalweg", "resume", str(study.path), *words])
+        command = ["thalweg"]
+        if spec.processes > 1:
+            command = ["torchrun", "--nproc-per-node", str(spec.processes), "-m", "thalweg"]
+        resume = shlex.join([*command, "resume", str(study.path), *words])
         self._command = self._given_command or resume
         self._study, self._spec, self._tasks, self._workers = study, spec, list(tasks), workers
         self._num_samples = facts.num_samples

@@ -43,10 +43,10 @@ def content_hash(spec: Spec, task: Task, fingerprint: str, maker: str) -> str:
         chain.append(_content(spec, branch, [spec.branch_phase(branch)]))
         branch = spec.before(branch)
     chain.append(_content(spec, TRUNK, spec.phases))
-    common = spec.model_dump(
-        mode="json",
-        include={"problem", "device", "dtype", "threads", "initial_checkpoint"},
-    )
+    kept = {"problem", "device", "dtype", "threads", "initial_checkpoint"}
+    if spec.processes != 1:
+        kept.add("processes")
+    common = spec.model_dump(mode="json", include=kept)
     common["problem"]["data"].pop("data_dir", None)
     text = json.dumps([task.seed, fingerprint, maker, common, chain], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -12,14 +12,15 @@ In a script, call it below `if __name__ == "__main__":`: the runs' processes imp
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thalweg import registry
-from thalweg.errors import Interrupted, InvalidInput, invalid
+from thalweg.errors import Interrupted, InvalidInput, ThalwegError, invalid
 from thalweg.lab.config import Spec, SplitSpec, check_names, load_spec, load_study
+from thalweg.lab.execution.launched import launched, refuse_other_number, shared_by_launched
 from thalweg.lab.execution.machine import default_workers, resolve_device
 from thalweg.lab.execution.schedule import Executor, Outcome, run_tasks
 from thalweg.lab.execution.signs_of_life import HUNG_AFTER
@@ -166,7 +167,7 @@ def run(
     """
     for plugin in plugins:
         load_plugin(plugin)
-    spec = with_absolute_paths(_spec_of(study, overrides))
+    spec = shared_by_launched(with_absolute_paths(_spec_of(study, overrides)))
     progress = progress or Progress.silent()
     means = _Means(workers, plugins, executor, progress, retries, hung_after)
     return _run_in(Path(root) / study_name(spec), spec, means)
@@ -269,6 +270,19 @@ class _Means:
         if not 0 <= self.hung_after < inf:
             raise invalid("hung_after", self.hung_after, "minutes, or 0 for never")
 
+    def refuse_side_by_side(self) -> None:
+        """Refuse what runs of processes that share them cannot have.
+
+        Raises:
+            InvalidInput: several workers, another executor.
+        """
+        if self.executor is not None:
+            hint = "processes that a launcher has started make one run after another"
+            raise invalid("executor", self.executor, "None", hint)
+        if (self.workers or 1) > 1:
+            hint = "the processes share one run after another"
+            raise invalid("workers", self.workers, "1 under a launcher such as torchrun", hint)
+
 
 def _spec_of(
     study: Study | Spec | Path | str, overrides: Mapping[str, Any] | Sequence[str]
@@ -283,7 +297,30 @@ def _spec_of(
 def _run_in(path: Path, asked: Spec, means: _Means) -> StudyResult:
     """Run what is missing in the folder at `path`, which may not exist yet."""
     check_spec(asked)
+    group = launched()
+    refuse_other_number(asked, group)
     device = resolve_device(asked.device)
+    if group is None:
+        return _run_here(path, asked, means, device)
+    means.refuse_side_by_side()
+    group.join(device)
+    if not group.leads:
+        study, outcome = group.follow(tuple(means.plugins))
+        return StudyResult(study, {}, outcome)
+    exit_code = 1
+    try:
+        result = _run_here(path, asked, replace(means, executor=group), device)
+        exit_code = result.exit_code
+        return result
+    except ThalwegError as error:
+        exit_code = error.exit_code
+        raise
+    finally:
+        group.dismiss(exit_code)
+
+
+def _run_here(path: Path, asked: Spec, means: _Means, device: str) -> StudyResult:
+    """The same by this process, which plans and writes."""
     how = (means.plugins, device, means.progress)
     with full_disk_told(path):
         study, facts = opened(path, asked, *how, means.hung_after)
@@ -304,7 +341,8 @@ def _run_tasks(plan: Plan, means: _Means, device: str) -> Outcome:
     inline = plan.spec.holds_objects
     executor = means.executor or ("inline" if inline else "local")
     workers = means.workers or default_workers(plan.spec.threads, device)
-    workers = 1 if executor == "inline" else min(workers, len(plan.tasks))
+    alone = executor == "inline" or plan.spec.processes > 1
+    workers = 1 if alone else min(workers, len(plan.tasks))
     progress, facts = means.progress, plan.facts
     assert facts is not None
     progress.begin(plan.study, plan.spec, plan.tasks, facts, workers, means.plugins, plan.space)

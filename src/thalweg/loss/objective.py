@@ -818,7 +818,11 @@ class Objective:
         # In each process all samples may weigh the same, and elsewhere something else.
         uneven = [processes * total(weight**2) != total(weight) ** 2 for weight in weights]
         ambiguous = total(float(found.ambiguous)) > 0 or any(uneven[number] for number in fits)
-        return replace(found, fits=fits, ambiguous=ambiguous and 0 in fits)
+        # Told of the process where it is worst.
+        told = [text.split() for text in self.reduction.gathered(f"{found.apart} {found.samples}")]
+        apart, samples = max((float(apart), int(samples)) for apart, samples in told)
+        known = {"fits": fits, "ambiguous": ambiguous and 0 in fits}
+        return replace(found, **known, apart=apart, samples=samples)
 
     def require_mean(self) -> None:
         """Refuse a loss that is no mean over samples, nor over anything that was found.

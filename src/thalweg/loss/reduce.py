@@ -32,13 +32,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from thalweg import errors
-from thalweg.errors import Interrupted, InvalidInput, ThalwegError, invalid, without_controls
+from thalweg.errors import InvalidInput, ProcessLost, ThalwegError, invalid, without_controls
 from thalweg.loss.guards.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-LONGEST = 1024
+LONGEST = 4096
 """Bytes of what processes tell one another, such as the message of an error."""
 LOST = re.compile(r"peer|[Tt]im(ed ?|e)out|Broken pipe|[Ss]ocket|[Cc]onnect")
 """In what libraries say where another process is gone."""
@@ -158,7 +158,7 @@ class AcrossProcesses(Reduction):
 
     Raises:
         InvalidInput: this process is none of the group.
-        Interrupted: from every method: another process is gone, or did not answer in the group's
+        ProcessLost: from every method: another process is gone, or did not answer in the group's
             time (`timeout=` of `init_process_group`).
     """
 
@@ -254,6 +254,11 @@ def reduction_in(loss: object) -> Reduction:
     return found if isinstance(found, Reduction) else Reduction()
 
 
+def group_of_all() -> ProcessGroup | None:
+    """All processes of `torch.distributed`; None where there is this one alone."""
+    return dist.group.WORLD if several_processes() else None
+
+
 def several_processes() -> bool:
     """Whether `torch.distributed` runs with more than one process."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
@@ -264,7 +269,7 @@ def lost_told(rank: int) -> Iterator[None]:
     """Say in one line that another process is gone.
 
     Raises:
-        Interrupted: it is.
+        ProcessLost: it is.
     """
     try:
         yield
@@ -274,7 +279,7 @@ def lost_told(rank: int) -> Iterator[None]:
             raise
         # Without the place in the library's source.
         text = re.sub(r"^\[[^]]*\] ", "", text)[:200]
-        raise Interrupted(
+        raise ProcessLost(
             f"rank {rank} has lost another process of its group, which has ended or did not answer"
             f" in time ({text}); start all of them again"
         ) from error

@@ -75,19 +75,25 @@ def test_a_phase_ends_at_a_loss_before_the_step_is_made(tmp_path: Path) -> None:
     assert (run.position.phase, run.position.phase_start) == (1, 3)
 
 
+def ends(run: Progression) -> bool:
+    """Whether it ends, after a look at the requests, as before every step."""
+    run.ends_by_hand = run.is_requested()
+    return run.ends(moment())
+
+
 def test_a_request_is_followed_once_also_after_a_resume(tmp_path: Path) -> None:
     run, _ = progression(tmp_path, {}, {}, {})
     request = tmp_path / "end-phase"
     request.write_text("one\n", encoding="utf-8")
-    assert run.ends(moment())
-    assert not run.ends(moment()), "killed here, the request is still there"
+    assert ends(run)
+    assert not ends(run), "killed here, the request is still there"
     resumed, _ = progression(tmp_path, {}, {}, {})
     resumed.load_state_dict(run.state_dict())
-    assert not resumed.ends(moment())
+    assert not ends(resumed)
     resumed.forget_request()
     assert not request.exists()
     request.write_text("two\n", encoding="utf-8")
-    assert resumed.ends(moment())
+    assert ends(resumed)
 
 
 def test_a_finished_run_goes_on_when_its_bound_is_raised_and_only_then(tmp_path: Path) -> None:

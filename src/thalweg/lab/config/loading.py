@@ -167,7 +167,8 @@ def spec_hash(spec: Spec) -> str:
     """Eight hexadecimal digits of what determines a study's numbers.
 
     In: problem, subspace, phases and branches (with what they inherit), probes (the tracker
-    works when it is asked), device, dtype, initial checkpoint.
+    works when it is asked), device, dtype, initial checkpoint, processes (sums over their samples
+    are rounded otherwise).
     Out, as they leave a run's numbers alone: name (in the folder's name already), description,
     seeds (a folder each), claims and figures (made afterwards), checkpoint, labels of phases, the
     folder of the data files.
@@ -178,6 +179,8 @@ def spec_hash(spec: Spec) -> str:
     """
     kept = spec.model_dump(mode="json", exclude_none=True, exclude=NOT_HASHED)
     kept["problem"]["data"].pop("data_dir", None)
+    if spec.processes == 1:
+        del kept["processes"]  # as it was before there was a choice
     for key in MEASURED:
         kept["problem"].pop(key, None)
     kept["phases"] = [with_former_keys(phase) for phase in kept["phases"]]

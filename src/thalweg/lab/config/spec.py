@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 AT_BRANCH_POINT = ("displacement", "overlap")
 """Probes that compare with theta and S_k at the branch point."""
 MOST_THREADS = 1024
+MOST_PROCESSES = 4096
 """Of one process: with many more OpenMP ends it without a word."""
 Device = Annotated[
     str,
@@ -28,6 +29,7 @@ Device = Annotated[
     Wording("'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'"),
 ]
 Threads = Annotated[int, Field(ge=1, le=MOST_THREADS)]
+Processes = Annotated[int, Field(ge=1, le=MOST_PROCESSES)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63), Wording("an integer from 0 to 2^63 - 1")]
 
@@ -170,6 +172,9 @@ class Spec(SpecModel):
     device: Device = Field(default="auto", description="where it is computed")
     dtype: Literal["float32", "float64"] = Field(default="float32", description="of all tensors")
     threads: Threads = Field(default=1, description="CPU threads of each process")
+    processes: Processes = Field(
+        default=1, description="processes that share each run, as torchrun has started them"
+    )
     problem: ProblemSpec = Field(description="data, model, loss")
     subspace: SubspaceSpec = Field(default=SubspaceSpec(), description="the dominant subspace")
     phases: Annotated[tuple[PhaseSpec, ...], Field(min_length=1)] = Field(

@@ -29,6 +29,20 @@ def run_inline(assignment: Assignment) -> Outcome:
     ends it at once. PyTorch's threads and random state are put back afterwards. A run that hangs or
     is killed takes this process with it: nothing is noticed, or begun again.
     """
+    return one_after_another(assignment)
+
+
+def one_after_another(
+    assignment: Assignment,
+    begin: Callable[[Task], None] = lambda task: None,
+    goes_on: Callable[[Ending], bool] = lambda ending: True,
+) -> Outcome:
+    """See `run_inline`.
+
+    Args:
+        begin: called before each task.
+        goes_on: whether others may follow one that has ended like that.
+    """
     waiting = list(assignment.tasks)
     outcome = Outcome()
 
@@ -43,7 +57,11 @@ def run_inline(assignment: Assignment) -> Outcome:
             if task is None:
                 break
             assignment.watch([task])
-            outcome.endings[task] = _ending(assignment, task, lambda: outcome.interrupted)
+            begin(task)
+            ending = _ending(assignment, task, lambda: outcome.interrupted)
+            outcome.endings[task] = ending
+            if not goes_on(ending):
+                break
     outcome.left_out = waiting
     return outcome
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from thalweg.errors import Diverged, IntegrityError, Interrupted, ThalwegError
+from thalweg.errors import Diverged, IntegrityError, Interrupted, ProcessLost, ThalwegError
 from thalweg.lab.config import Spec, parse_spec
 from thalweg.lab.execution.machine import compute_repeatably
 from thalweg.lab.execution.processes import is_asked_to_stop
@@ -60,11 +60,19 @@ def execute_run(
     Raises:
         ThalwegError: what `Run` raises; the run's status and log say it too.
     """
+    from thalweg.loss.reduce import group_of_all, reduction_of
+
     folder = study.run(seed, branch)
+    if reduction_of(group_of_all()).rank != 0:
+        folder = folder.followed()
     try:
         with full_disk_told(folder.path):
             run = _built(study, seed, branch, device, threads, plugins, should_stop, spec)
             run.execute()
+    except ProcessLost as error:
+        # By then no run hears of anything.
+        note_killed(folder, str(error))
+        raise
     except (Diverged, Interrupted):
         raise  # the run has said so itself
     except Exception as error:
@@ -87,6 +95,7 @@ def _built(
     import torch
 
     from thalweg.lab.training import Run
+    from thalweg.loss.reduce import Reduction
 
     folder = study.run(seed, branch)
     torch.set_num_threads(threads)
@@ -115,7 +124,8 @@ def _built(
             f"{study.path / 'spec.toml'}: its settings are not those that"
             f" {folder.path / 'run.toml'} was written with: one of the two was changed"
         )
-    if should_stop():
+    # Processes that share a run ask one another, at its first step.
+    if type(run.reduction) is Reduction and should_stop():
         raise Interrupted("stopped on request before its first step")
     return run
 

@@ -148,6 +148,10 @@ class RunFolder:
                 return replace(status, state="interrupted", message=status.message or said)
         return status
 
+    def followed(self) -> RunFolder:
+        """The same folder for a process that reads along while another one writes."""
+        return _FollowedFolder(self.path)
+
     def log(self, message: str) -> None:
         """Append to `log.txt`, with the time in UTC; further lines of a message are indented.
 
@@ -435,3 +439,17 @@ def _read_text(path: Path) -> str:
         raise IntegrityError(f"{path}: damaged, byte {error.start} is not UTF-8") from None
     except FileNotFoundError:
         raise invalid("folder", str(path.parent), f"one that holds {path.name}") from None
+
+
+class _FollowedFolder(RunFolder):
+    """See `RunFolder.followed`: what would be written is not."""
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        yield
+
+    def write_status(self, status: Status) -> None:
+        pass
+
+    def log(self, message: str) -> None:
+        pass

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -18,6 +19,7 @@ from thalweg.contrib.simulated_workers import SimulatedWorkers
 from thalweg.errors import InvalidInput, invalid
 from thalweg.lab.store.parameters import load_parameters
 from thalweg.loss.objective import Objective
+from thalweg.loss.reduce import group_of_all
 from thalweg.operators.hessian import Hessian
 from thalweg.optim.split import SplitUpdate
 from thalweg.optim.stability import edge_of_stability, stability_threshold
@@ -77,8 +79,16 @@ def build_setup(spec: Spec, seed: int, device: str) -> Setup:
 
 
 def make_objective(spec: Spec, problem: Problem, samples: Tensor | None = None) -> Objective:
-    """The full training loss of a problem, or that of some samples (n,) int64."""
+    """The full training loss of a problem, or that of some samples (n,) int64.
+
+    Processes that share a run have each a part of the samples, in their order.
+    """
     inputs, targets = problem.train
+    group = group_of_all()
+    if group is not None:
+        every = torch.arange(len(inputs)) if samples is None else samples
+        parts = every.tensor_split(dist.get_world_size(group))
+        samples = parts[dist.get_rank(group)].to(inputs.device)
     return Objective(
         problem.model,
         problem.loss,
@@ -87,7 +97,7 @@ def make_objective(spec: Spec, problem: Problem, samples: Tensor | None = None) 
         # The model trains as it is; curvature is that of the function it stands for.
         mode="eval",
         vectorize_up_to=spec.problem.vectorize_up_to,
-        group=None,  # a run is one process's
+        group=group,
     )
 
 

@@ -2,13 +2,17 @@
 
 What happens in a step is in `step.py`. Everything that the next step depends on is in the
 checkpoint, so a run that was killed continues bit for bit as if nothing had happened.
+
+Processes that share a run make the same steps, each with its part of the samples in every sum over
+them. The first of them writes and looks at clock and requests; the others read along.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
@@ -37,7 +41,30 @@ from thalweg.lab.training.run_state import (
     save_state,
 )
 from thalweg.lab.training.step import make_step, state_at, tell_batch
+from thalweg.linalg import bits_of
+from thalweg.loss.reduce import group_of_all, reduction_of
 from thalweg.tracking.source import SubspaceSource
+
+_ONE_FOLDER = "all processes of a run need to see one run folder, on a disk that they share"
+_ONE_MACHINE = (
+    "the processes of the run have parted in their rounding: machines of one kind, and as many"
+    " threads in each, compute alike"
+)
+
+
+class Unwritten:
+    """In the place of the table, in a process that another one writes for."""
+
+    rows, last_step = 0, None
+
+    def __enter__(self) -> Unwritten:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+    def truncate(self, step: int) -> None: ...
+    def log(self, row: Mapping[str, Any], step: int) -> None: ...
+    def flush(self) -> None: ...
+    def compact(self) -> None: ...
 
 
 class Run:
@@ -74,7 +101,10 @@ class Run:
         self._of_all = spec
         self.spec = spec = spec.of_branch(branch)
         self.study = study
-        self.folder: RunFolder = study.run(seed, branch)
+        self.reduction = reduction_of(group_of_all())
+        self.writes = self.reduction.rank == 0
+        folder = study.run(seed, branch)
+        self.folder: RunFolder = folder if self.writes else folder.followed()
         self.seed = seed
         self.branch = branch
         self.should_stop = should_stop
@@ -131,9 +161,11 @@ class Run:
     def _train(self) -> int:
         """Train to the end; return how many rows were measured, those of earlier sittings too."""
         begun_with = self._begin()
-        with MetricsWriter(self.folder.metrics, self.recorder.columns, self.hash) as metrics:
+        self.reduction.require_same("checkpoint", lambda: str(self.step), _ONE_FOLDER)
+        with self._table() as metrics:
             metrics.truncate(self.step)
-            self._check_measured(metrics, begun_with)
+            if self.writes:
+                self._check_measured(metrics, begun_with)
             self.status.write("running")
             try:
                 self._loop(metrics)
@@ -143,7 +175,12 @@ class Run:
             metrics.compact()
             return metrics.rows
 
-    def _check_measured(self, metrics: MetricsWriter, mark: Mark) -> None:
+    def _table(self) -> MetricsWriter | Unwritten:
+        if not self.writes:
+            return Unwritten()
+        return MetricsWriter(self.folder.metrics, self.recorder.columns, self.hash)
+
+    def _check_measured(self, metrics: MetricsWriter | Unwritten, mark: Mark) -> None:
         """Check that what was measured before the checkpoint that the run goes on from is there."""
         if mark.rows is not None and mark.rows != metrics.rows:
             raise IntegrityError(
@@ -152,7 +189,7 @@ class Run:
                 f" thalweg check {self.study.path} --repair"
             )
 
-    def _loop(self, metrics: MetricsWriter) -> None:
+    def _loop(self, metrics: MetricsWriter | Unwritten) -> None:
         while self.progression.step_remains():
             # Built at the phase's first step, whether or not a checkpoint falls there.
             _ = self.state.optimizer
@@ -166,7 +203,7 @@ class Run:
         if row is not None:
             metrics.log(row, row["step"])
 
-    def _record_divergence(self, metrics: MetricsWriter) -> None:
+    def _record_divergence(self, metrics: MetricsWriter | Unwritten) -> None:
         """A last row whose loss is NaN, so that the table itself says what happened."""
         is_new = metrics.last_step is None or metrics.last_step < self.step
         if "loss" in self.recorder.probes and is_new:
@@ -229,21 +266,30 @@ class Run:
 
     # Checkpoints.
 
-    def _checkpoint_if_due(self, metrics: MetricsWriter) -> None:
+    def _decided(self, *asked: bool) -> list[bool]:
+        """What any of the processes of the run asks for: all do the same then."""
+        own = torch.tensor(asked, dtype=torch.float64, device="cpu")
+        return (self.reduction.sum(own) > 0).tolist()
+
+    def _checkpoint_if_due(self, metrics: MetricsWriter | Unwritten) -> None:
         settings = self.spec.checkpoint
-        if self.should_stop():
+        is_time = time.monotonic() - self._saved_at >= settings.every_seconds > 0
+        by_hand = self.progression.is_requested()
+        stops, by_time, self.progression.ends_by_hand = self._decided(
+            self.should_stop(), self.writes and is_time, self.writes and by_hand
+        )
+        if stops:
             self._checkpoint(metrics)
             self.status.write("interrupted", "stopped on request; thalweg resume continues it")
             self.folder.log(f"interrupted at step {self.step}")
             raise Interrupted(f"stopped on request at step {self.step}")
         is_first = self.step == self.progression.position.start
-        by_time = time.monotonic() - self._saved_at >= settings.every_seconds > 0
         by_step = not is_first and self.step % settings.every_steps == 0
         if by_time or by_step:
             self._checkpoint(metrics, regular=by_step)
 
     def _checkpoint(
-        self, metrics: MetricsWriter, *, regular: bool = False, ends: bool = False
+        self, metrics: MetricsWriter | Unwritten, *, regular: bool = False, ends: bool = False
     ) -> None:
         # Rows first: a checkpoint must never be ahead of what was measured before it.
         metrics.flush()
@@ -251,19 +297,22 @@ class Run:
         if ends:
             found = found_for_branches(self._of_all, self.branch, self.setup, self.seed)
             state["found"] = found
-        save_state(
-            self.folder.checkpoints,
-            self.step,
-            state,
-            keep=self.spec.checkpoint.keep,
-            permanent=ends,
-            mark=Mark(self.hash, metrics.rows, ends, bound_of(self.progression.phases[-1])),
-        )
-        self.progression.forget_request()
+        theta = self.setup.objective.theta
+        self.reduction.require_same("theta", lambda: bits_of(theta()), _ONE_MACHINE)
+        if self.writes:
+            save_state(
+                self.folder.checkpoints,
+                self.step,
+                state,
+                keep=self.spec.checkpoint.keep,
+                permanent=ends,
+                mark=Mark(self.hash, metrics.rows, ends, bound_of(self.progression.phases[-1])),
+            )
+            self.progression.forget_request()
         if self.spec.checkpoint.save_bases and (regular or ends):
             # Solved, not tracked: the tracker is left alone, so that runs with and without saved
             # bases make the same steps. Not at checkpoints by time, whose steps are chance.
-            theta = self.setup.objective.theta()
-            subspace = solved_subspace(self.spec, self.setup, self.seed, theta)
-            save_basis(self.folder.bases, self.step, subspace)
+            subspace = solved_subspace(self.spec, self.setup, self.seed, theta())
+            if self.writes:
+                save_basis(self.folder.bases, self.step, subspace)
         self._saved_at = time.monotonic()

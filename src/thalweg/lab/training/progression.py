@@ -49,6 +49,9 @@ class Progression:
         num_samples: N, for phases counted in epochs.
         request: a file that asks to end the current phase by hand, see `phase_request`.
         say: takes one line on why a phase ended.
+
+    Attributes:
+        ends_by_hand: whether the current phase is to end before the next step, see `is_requested`.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Progression:
         self.phases = phases
         self.num_samples = num_samples
         self.position = Position()
+        self.ends_by_hand = False
         self._request = request
         self._say = say
 
@@ -149,11 +153,15 @@ class Progression:
                 return f"averaged alignment {reached}"
         if phase.until_loss is not None and now.loss <= phase.until_loss:
             return f"loss {now.loss:.4g} is at or below {phase.until_loss}"
-        request = self._requested()
-        if request and request != position.obeyed:
-            position.obeyed = request
+        if self.ends_by_hand:
+            position.obeyed, self.ends_by_hand = self._requested(), False
             return "by hand"
         return ""
+
+    def is_requested(self) -> bool:
+        """Whether somebody asks to end the phase by hand, and it was not followed yet."""
+        request = self._requested()
+        return bool(request) and request != self.position.obeyed
 
     def _requested(self) -> str:
         """The request's own name; empty where there is none (the usual case: one look a step)."""

@@ -26,6 +26,8 @@ from thalweg.lab.training.building import Setup, solve, stream_seed
 from thalweg.lab.training.recording import evaluate_test
 from thalweg.lab.training.run_state import RunState
 from thalweg.linalg import all_finite
+from thalweg.loss.guards.determinism import mode_dependent_layers
+from thalweg.loss.reduce import several_processes
 from thalweg.measure.step_state import StepState
 from thalweg.optim.split import SplitUpdate
 from thalweg.tracking.batch_subspace import BatchSubspace
@@ -163,11 +165,15 @@ def _evaluate(
         Diverged: the loss is NaN or infinite.
     """
     problem, objective = setup.problem, setup.objective
-    chosen = samples_of(phase, seed, now.step, worker, problem.num_samples)
-    inputs, targets = (part[chosen.to(part.device)] for part in problem.train)
-    loss = problem.loss(problem.model(inputs), targets)
     optimizer.zero_grad()
-    loss.backward()
+    if phase.batch_size == "all" and _can_be_divided(problem.model):
+        loss, gradient = objective.value_and_gradient()
+        _add_to_gradients(setup, gradient)
+    else:
+        chosen = samples_of(phase, seed, now.step, worker, problem.num_samples)
+        inputs, targets = (part[chosen.to(part.device)] for part in problem.train)
+        loss = problem.loss(problem.model(inputs), targets)
+        loss.backward()
     buffers.put_aside()
     if not bool(torch.isfinite(loss.detach())):
         raise Diverged(f"the mini-batch loss is {float(loss.detach())}")
@@ -177,6 +183,14 @@ def _evaluate(
     if phase.clip_norm is not None:
         torch.nn.utils.clip_grad_norm_(problem.model.parameters(), phase.clip_norm)
     return loss.detach()
+
+
+def _can_be_divided(model: nn.Module) -> bool:
+    """Whether processes share the gradient of all samples: that of mini-batches each computes.
+
+    Not where the loss that is trained is another function than the one whose curvature is known.
+    """
+    return several_processes() and not mode_dependent_layers(model)
 
 
 def samples_of(phase: PhaseSpec, seed: int, step: int, worker: int, num_samples: int) -> Tensor:

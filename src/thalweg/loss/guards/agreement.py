@@ -170,6 +170,8 @@ def _agreement(
     if not all(math.isfinite(cut.losses[0]) for cut in cuts if cut.weights[0][0]):
         # That is to be told where the loss is evaluated, and is no fault of the mean.
         return Agreement((0,), note="the loss is NaN or infinite")
+    if not any(any(weights) for cut in cuts for weights in cut.weights):
+        return Agreement((0,), note="no target counts")
     tolerance, rounding = ROUGH if loss.is_rough else TOLERANCE.get(theta.dtype, ROUGH)
     apart = [max(cut.apart(i, rounding) for cut in cuts) for i in range(len(candidates))]
     fits = tuple(i for i, far in enumerate(apart) if far <= tolerance)
