@@ -1,13 +1,15 @@
-"""What do several processes cost and gain? Times of one and two, bytes of two to four.
+"""What do several processes cost and gain? Times of one and two, bytes of up to four.
 
     python benchmarks/processes.py
     python benchmarks/processes.py --samples 20000 --width 800
 
 Each process has one thread and its part of the samples of one loss; gloo joins them on this
-machine. A row for each number of processes: seconds of a gradient and of a block of k products
-beside those of one process in the same run (medians; the processes of a count run side by side, so
-that more of them than cores say nothing of time), and what a process brings to sums: how many, and
-numbers of P each. Then the seconds that a sum itself takes, which is what processes add.
+machine. A row for each number of processes: processor seconds that one of them takes for a gradient
+and for a block of k products (median, and beside one process alone in the same run): what the
+clock would show with a core for each, but for the exchange. Then what a process brings to exchanges
+in one block: how many there are, and numbers in units of P; and what following a subspace takes a
+step. Last the seconds of one exchange of k P numbers by the clock, which other work on the machine
+lengthens.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import argparse
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -28,6 +31,7 @@ from thalweg.environment import usable_cores
 from thalweg.loss.objective import Objective
 from thalweg.loss.reduce import AcrossProcesses
 from thalweg.operators.hessian import Hessian
+from thalweg.spectrum.gap import GapClosed
 from thalweg.tracking.tracker import SubspaceTracker
 
 COUNTS, REPEATS, K, STEPS = (1, 2, 4), 5, 9, 10
@@ -54,8 +58,6 @@ def main() -> None:
         times = found["gradient"], found["block"]
         first = first or times
         shown = [f"{now:.3f} s  {now / one:.2f}" for now, one in zip(times, first, strict=True)]
-        if count > cores:
-            shown = ["-  -", "-  -"]
         sums = f"{found['sums']:.0f}  {found['numbers']:.2f}  {1e3 * found['sum']:.1f} ms"
         print(f"{count}  {found['P']:,}  {shown[0]}  {shown[1]}  {sums}", flush=True)
         print(
@@ -67,6 +69,7 @@ def main() -> None:
 def measure(rank: int, count: int, folder: str, samples: int, width: int) -> None:
     """One process of some."""
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore", GapClosed)
     store = dist.FileStore(f"{folder}/store", count)
     patience = timedelta(minutes=10)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=patience)
@@ -91,7 +94,7 @@ def measure(rank: int, count: int, folder: str, samples: int, width: int) -> Non
     found["sums"] = (reduction.num_sums - sums) / REPEATS
     size = theta.element_size() * loss.num_parameters * REPEATS
     found["numbers"] = (reduction.num_bytes - numbers) / size
-    found["sum"] = median(lambda: reduction.sum(block.T.contiguous()))
+    found["sum"] = median(lambda: reduction.sum(block.T.contiguous()), time.perf_counter)
 
     tracker = SubspaceTracker(loss, K, error=0.05, seed=0)
     tracker.update(theta)
@@ -106,13 +109,13 @@ def measure(rank: int, count: int, folder: str, samples: int, width: int) -> Non
     dist.destroy_process_group()
 
 
-def median(work: Callable[[], object]) -> float:
-    """Seconds, of all processes together: they wait for one another in each sum."""
+def median(work: Callable[[], object], clock: Callable[[], float] = time.process_time) -> float:
+    """Processor seconds of this process: it waits for the others in each sum."""
     seconds = []
     for _ in range(REPEATS):
-        begin = time.perf_counter()
+        begin = clock()
         work()
-        seconds.append(time.perf_counter() - begin)
+        seconds.append(clock() - begin)
     return statistics.median(seconds)
 
 
