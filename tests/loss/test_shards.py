@@ -558,6 +558,11 @@ def of_trouble(rank: int, count: int) -> Numbers:
     unlike = objective(wrong, rank, count, product="exact")
     tell("derivative", lambda: Hessian(unlike) @ unlike.gradient())
 
+    apart = in_shards(network(), count, all_of_it=False)
+    with torch.no_grad():
+        apart[3].bias += rank
+    tell("apart", objective(apart, rank, count).gradient)
+
     @probe("fails_on_one")
     def fails_on_one(state: StepState) -> dict[str, Any]:
         if rank == 1:
@@ -584,6 +589,7 @@ def test_trouble_in_one_process_is_told_to_all(tmp_path: Path) -> None:
             assert told[asked].startswith("Diverged: rank 1 of 2"), told
         assert "Hessian: a product is not that of differences of gradients" in told["derivative"]
         assert "Cube" in told["derivative"]
+        assert "theta: rank 1 has another than rank 0" in told["apart"]
         assert "rank 1 of 2: ValueError: this probe" in told["rows"], told["rows"]
 
 

@@ -65,7 +65,7 @@ from thalweg.loss.samples import (
     read_order,
     refuse_unfit_indices,
 )
-from thalweg.loss.shards import reduction_to_shards, refuse_unfit_shards, take_back
+from thalweg.loss.shards import is_shard, reduction_to_shards, refuse_unfit_shards, take_back
 from thalweg.loss.weighting import (
     Counted,
     batch_weight_of,
@@ -743,14 +743,20 @@ class Objective:
         """
         if samples is not None:
             refuse_unfit_indices(samples, self.num_samples)
-        if not self._same and self.sharding is None:
-            point = self.theta() if theta is None else theta
-            self.reduction.require_same("theta", lambda: bits_of(point), _BY_ONE_START)
+        if not self._same:
+            self.reduction.require_same("theta", lambda: self._bits(theta), _BY_ONE_START)
             self._same = True
         self._require_repeatable()
         if of_each or samples is not None or self._in_parts(size or self.chunk_size):
             self.require_mean()
         return self.weight(samples)
+
+    def _bits(self, theta: Tensor | None) -> str:
+        """What is to be the same in all processes: of parameters in shards, those that are none."""
+        if self.sharding is None:
+            return bits_of(self.theta() if theta is None else theta)
+        alike = [p.detach().reshape(-1) for p in self.parameters() if not is_shard(p)]
+        return bits_of(torch.cat(alike).to(self.dtype)) if alike else ""
 
     @property
     def is_rough(self) -> bool:
