@@ -147,20 +147,17 @@ def measured(loss: Objective) -> dict[str, Tensor]:
 
 
 def followed(loss: Objective) -> dict[str, Tensor]:
-    """A tracker over steps, and Bulk-SGD.
-
-    At a target that power steps meet: a solver stops within its tolerance, where rounding decides.
-    """
-    tracker = SubspaceTracker(loss, k=2, error=0.2, seed=1)
+    """A tracker over steps, and Bulk-SGD."""
+    tracker = SubspaceTracker(loss, k=2, seed=1)
     theta = loss.theta()
     found = {}
     for step in range(6):
-        space = tracker.update(theta * (1 + 0.001 * step))
+        space = tracker.update(theta * (1 + 0.01 * step))
         found[f"tracked {step}"] = space.basis
         found[f"tracked values {step}"] = space.eigenvalues
     optimizer = SplitUpdate(
         torch.optim.SGD(loss.parameters(), lr=0.05),
-        SubspaceTracker(loss, k=2, error=0.2, seed=2),
+        SubspaceTracker(loss, k=2, seed=2),
         dominant=0.0,
         bulk=1.0,
     )
