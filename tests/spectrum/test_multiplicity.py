@@ -18,7 +18,7 @@ from thalweg.operators.hessian import Hessian
 from thalweg.operators.loss_operator import subsampled
 from thalweg.operators.preconditioned import Preconditioned
 from thalweg.operators.symmetric import DenseOperator
-from thalweg.spectrum.eigensolver import top_eigenpairs
+from thalweg.spectrum.eigensolver import eigenpairs, top_eigenpairs
 from thalweg.spectrum.krylov import Krylov, Which
 from thalweg.spectrum.multiplicity import FRACTION, Deflated, few_samples_see_none
 
@@ -169,3 +169,26 @@ def dense(operator: Hessian) -> np.ndarray:
 
 def few_by_hand(objective: Objective, samples: Tensor) -> Tensor:
     return Hessian(objective, samples=samples) @ torch.eye(2 * INPUTS).double()
+
+
+def test_tokens_of_a_few_sequences_are_as_good_as_samples() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(7, 6), nn.Tanh(), nn.Linear(6, 7))
+    tokens = torch.randint(0, 7, (32, 17))
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(output.flatten(0, 1), target.flatten())
+
+    sequences = Objective(model, loss, (tokens[:, :-1], tokens[:, 1:]))
+    assert sequences.targets_per_sample == 16
+    few = Hessian(sequences).subsampled(1 / 16, torch.Generator().manual_seed(0))
+    assert few is not None
+    assert len(few.samples) == 2  # of 16 targets each
+    values = Objective(model[2], nn.MSELoss(), (torch.randn(32, 6), torch.randn(32, 7)))  # type: ignore[index]
+    assert values.targets_per_sample == 1
+    assert Hessian(values).subsampled(1 / 16, torch.Generator()) is None
+    # The solve is spared the four products with all samples, and is as exact.
+    space = eigenpairs(sequences, 2, tolerance=1e-5)
+    assert space.num_matvecs != round(space.num_matvecs)
+    truth = eigenpairs(sequences, 2, tolerance=1e-6, check_repeated=10)
+    torch.testing.assert_close(space.eigenvalues, truth.eigenvalues, rtol=1e-4, atol=0)

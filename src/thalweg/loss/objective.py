@@ -19,9 +19,10 @@ from __future__ import annotations
 import copy
 import glob
 import itertools
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -72,6 +73,7 @@ from thalweg.loss.weighting import (
     candidates,
     is_torch_loss,
     refuse_unfit_batch,
+    target_of,
 )
 from thalweg.loss.wrapped_module import wrapped_gradient
 from thalweg.sharding import Sharding
@@ -294,6 +296,16 @@ class Objective:
             tree_map(lambda leaf: _on(leaf, device), plain(batch, like=like)) for batch in taken
         ]
         return cls(model, loss, there, **options)
+
+    @property
+    def targets_per_sample(self) -> int:
+        """How many classes a sample asks for, such as the tokens of a sequence; 1 elsewhere."""
+        target: Any = None
+        with suppress(InvalidInput, LookupError, TypeError):  # a batch without one
+            target = target_of(self.first_batch())
+        if not isinstance(target, Tensor) or target.is_floating_point() or target.is_complex():
+            return 1
+        return math.prod(target.shape[1:])
 
     def parameters(self) -> list[nn.Parameter]:
         """The model's own parameters that make up theta, in its order."""

@@ -24,7 +24,7 @@ from thalweg.sharding import Sharding, sharding_of
 from thalweg.surroundings import shielded
 
 FEWEST = 32
-"""Samples that say something about all of them."""
+"""Targets that say something about all of them: samples, or the tokens of a few sequences."""
 
 
 class LossOperator(CountsMatvecs, ABC):
@@ -133,7 +133,8 @@ class LossOperator(CountsMatvecs, ABC):
         count = self.objective.num_samples
         samples = torch.arange(count, device="cpu") if self.samples is None else self.samples
         chosen = math.ceil(fraction * len(samples))
-        if chosen < FEWEST:
+        targets = self.objective.targets_per_sample if isinstance(self.objective, Objective) else 1
+        if chosen * targets < FEWEST:
             return None
         some = samples[torch.randperm(len(samples), generator=generator, device="cpu")[:chosen]]
         return self.over(self.objective, self.theta, some)
