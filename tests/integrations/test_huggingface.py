@@ -217,7 +217,11 @@ def test_a_stream_is_refused_with_a_mend(tmp_path: Path) -> None:
             yield from Tokens()
 
     arguments = TrainingArguments(
-        output_dir=str(tmp_path), report_to="none", use_cpu=True, max_steps=2
+        output_dir=str(tmp_path),
+        report_to="none",
+        use_cpu=True,
+        max_steps=2,
+        disable_tqdm=True,
     )
     trainer = Trainer(model=model(), args=arguments, train_dataset=Stream())
     trainer.add_callback(CurvatureCallback(trainer))

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from thalweg.errors import invalid, require_extra
-from thalweg.integrations.training_sample import training_sample
+from thalweg.integrations.fixed_sample import fixed_sample
 from thalweg.loss.compute_loss import ComputeLoss
 from thalweg.loss.reduce import several_processes
 from thalweg.measure.sinks import Sink
@@ -89,7 +89,7 @@ class CurvatureCallback(TrainerCallback):
         first, resumed = state.is_world_process_zero, state.global_step > 0
         data = self.data
         if data is None:
-            data = training_sample(loader, self.samples, self.seed, model.device, group)
+            data = fixed_sample(loader, self.samples, self.seed, model.device, group)
         sinks = list(_dashboards(args) if self.sinks is None else self.sinks) if first else []
         options = dict(self.options) if first else {**self.options, "file": None}
         if "threshold" not in options:

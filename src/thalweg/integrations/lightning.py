@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 from thalweg.errors import invalid, require_extra
-from thalweg.integrations.training_sample import training_sample
+from thalweg.integrations.fixed_sample import fixed_sample
 from thalweg.loss.compute_loss import ComputeLoss
 from thalweg.loss.reduce import several_processes
 from thalweg.measure.sinks import Sink
@@ -99,7 +99,7 @@ class CurvatureCallback(Callback):
         data = self.data
         if data is None:
             loader, device = trainer.train_dataloader, pl_module.device
-            data = training_sample(loader, self.samples, self.seed, device, group)
+            data = fixed_sample(loader, self.samples, self.seed, device, group)
         sinks = list(_loggers(trainer) if self.sinks is None else self.sinks) if first else []
         options = dict(self.options) if first else {**self.options, "file": None}
         self.watcher = watch(

@@ -4,7 +4,7 @@ Example:
     >>> import torch
     >>> from torch.utils.data import DataLoader, TensorDataset
     >>> loader = DataLoader(TensorDataset(torch.arange(100.0)), batch_size=4, shuffle=True)
-    >>> batches = training_sample(loader, 6, seed=0)
+    >>> batches = fixed_sample(loader, 6, seed=0)
     >>> [len(batch[0]) for batch in batches]
     [4, 2]
 """
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 CPU = torch.device("cpu")
 
 
-def training_sample(
+def fixed_sample(
     loader: Any,
     samples: int,
     seed: int,
