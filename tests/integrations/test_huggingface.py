@@ -126,6 +126,7 @@ def test_every_setting_of_the_trainer_is_left_alone(
     assert [row["failure"] for row in callback.watcher.history] == [None] * 3
 
 
+@pytest.mark.slow
 def test_a_resumed_run_reports_as_if_it_had_not_been_stopped(tmp_path: Path) -> None:
     whole, first, _ = trained(tmp_path / "run", {})
     assert first is not None

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.networks import Case, mlp
+from tests.sampling import few
 from thalweg import watch
 from thalweg.errors import InvalidInput
 from thalweg.measure.report_spacing import EVERY, ReportSpacing
@@ -92,7 +93,7 @@ def train(
     return watcher
 
 
-@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("accumulate", few(1, [3, 1]))
 def test_watch_spends_its_budget_and_no_more(accumulate: int) -> None:
     watcher = train(mlp(), 1200, accumulate=accumulate, budget=0.5)
     rows = watcher.history
