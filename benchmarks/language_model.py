@@ -40,10 +40,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import cross_entropy
 
+from thalweg.integrations.huggingface_model import NextToken, next_token_loss
 from thalweg.loss.objective import Objective
 from thalweg.measure.clock import now
 from thalweg.measure.critical_sharpness import critical_sharpness
@@ -64,22 +64,6 @@ SIZES = {
         "n_positions": 256,
     },
 }
-
-
-class NextToken(nn.Module):
-    """A causal language model that gives the logits of all tokens but the last."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        logits = self.model(input_ids=tokens, use_cache=False).logits
-        return logits[:, :-1].flatten(0, 1)
-
-
-def next_token_loss(output: Tensor, tokens: Tensor) -> Tensor:
-    return cross_entropy(output, tokens[:, 1:].flatten())
 
 
 @dataclass

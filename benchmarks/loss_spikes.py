@@ -25,27 +25,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
+from thalweg.integrations.huggingface_model import NextToken, next_token_loss
 from thalweg.measure.alarm import Alarm
 from thalweg.measure.watch import watch
 
 Row = Mapping[str, Any]
-
-
-class NextToken(nn.Module):
-    """A causal language model that gives the logits of all tokens but the last."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.model(input_ids=tokens, use_cache=False).logits[:, :-1].flatten(0, 1)
-
-
-def loss_of(output: Tensor, tokens: Tensor) -> Tensor:
-    return nn.functional.cross_entropy(output, tokens[:, 1:].flatten())
 
 
 def trained(options: argparse.Namespace, seed: int, alarm: Alarm | None = None) -> list[Row]:
@@ -81,7 +66,7 @@ def trained(options: argparse.Namespace, seed: int, alarm: Alarm | None = None) 
     probes = ["directional_stability", "critical_sharpness"]
     with watch(
         net,
-        loss_of,
+        next_token_loss,
         (watched, watched),
         optimizer,
         every=options.every,
@@ -94,7 +79,7 @@ def trained(options: argparse.Namespace, seed: int, alarm: Alarm | None = None) 
             rows = torch.randint(len(corpus), (options.batch_size,), generator=generator)
             batch = watched if options.full_batch else corpus[rows]
             optimizer.zero_grad()
-            loss_of(net(batch), batch).backward()
+            next_token_loss(net(batch), batch).backward()
             optimizer.step()
     return watcher.history
 

@@ -40,6 +40,7 @@ from thalweg.operators.gradient_covariance import GradientCovariance
 from thalweg.operators.hessian import Hessian
 from thalweg.operators.loss_operator import LossOperator
 from thalweg.operators.product_check import compared, near, require_same
+from thalweg.tracking.wrapping import held_by
 
 Verdict = Literal["right", "wrong", "not checked"]
 RIGHT: Verdict = "right"
@@ -210,7 +211,7 @@ def parameters(subject: Subject) -> Answer:
     }
     found = f"{len(held)} in theta"
     if subject.optimizer is not None:
-        trained = {id(p) for group in subject.optimizer.param_groups for p in group["params"]}
+        trained = held_by(subject.optimizer)
         parts["not in the optimizer"] = [n for n, p in held.items() if id(p) not in trained]
         if len(parts["not in the optimizer"]) == len(held):
             return Answer(

@@ -47,7 +47,7 @@ from thalweg.optim.stability import edge_of_stability, stability_threshold
 from thalweg.tracking.source import SubspaceSource
 from thalweg.tracking.threshold_source import ThresholdSource
 from thalweg.tracking.tracker import SubspaceTracker
-from thalweg.tracking.wrapping import require_optimizer, stepping
+from thalweg.tracking.wrapping import held_by, require_optimizer, stepping
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -251,7 +251,7 @@ def watch_loss(
         4.0
     """
     require_optimizer("optimizer", optimizer)
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    held = held_by(optimizer)
     if not any(id(parameter) in held for parameter in objective.parameters()):
         raise InvalidInput("watch: the optimizer updates none of the parameters of the loss")
     for term in getattr(objective, "terms", ()):
@@ -324,7 +324,7 @@ def _watched_layout(
 ) -> ParameterLayout:
     """The model's parameters that match, and that the optimizer updates."""
     layout = ParameterLayout.from_model(model, patterns)
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    held = held_by(optimizer)
     named = zip(layout.names, layout.parameters(model), strict=True)
     found = {name: parameter.shape for name, parameter in named if id(parameter) in held}
     if not found:

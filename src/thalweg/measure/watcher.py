@@ -85,7 +85,7 @@ from thalweg.measure.training_samples import TrainingSamples
 from thalweg.optim.stability import stability_threshold
 from thalweg.spectrum.subspace import Subspace
 from thalweg.tracking.source import SubspaceSource
-from thalweg.tracking.wrapping import stepping
+from thalweg.tracking.wrapping import held_by, stepping
 
 MEASURED = (
     "loss",
@@ -233,7 +233,7 @@ class Watcher:
         further = [column for probe in self._probes for column in probe.columns]
         self._columns = (*COLUMNS, *(column for column in further if column not in COLUMNS))
         self._parameters = list(objective.parameters())
-        self._held = _held_by(optimizer)
+        self._held = held_by(optimizer)
         self._kind = objective.device, objective.dtype
         self._fresh = _fresh_state(source)
         self._failures = 0
@@ -595,7 +595,7 @@ class Watcher:
     def _refuse_other_parameters(self, optimizer: Optimizer) -> None:
         """Raise where the model has parameters now in the place of those that were optimized."""
         present = list(self.objective.parameters())
-        held = _held_by(optimizer)
+        held = held_by(optimizer)
         if len(present) != len(self._parameters):
             raise invalid("parameters of theta", len(present), f"{len(self._parameters)} as before")
         for number, (now, before) in enumerate(zip(present, self._parameters, strict=True)):
@@ -653,10 +653,6 @@ def _is_whole(loss: Loss) -> bool:
     """Whether its samples are batches."""
     samples = getattr(loss, "samples", None)
     return samples is not None and are_whole(samples)
-
-
-def _held_by(optimizer: Optimizer) -> set[int]:
-    return {id(p) for group in optimizer.param_groups for p in group["params"]}
 
 
 def _fresh_state(source: SubspaceSource) -> dict[str, Any] | None:

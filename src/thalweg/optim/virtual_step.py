@@ -17,13 +17,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from thalweg.errors import InvalidInput, invalid
+from thalweg.loss.layout import flat
 from thalweg.loss.protocol import Loss
-from thalweg.tracking.wrapping import unwrapped
+from thalweg.loss.shards import sharding_of_parameters
+from thalweg.tracking.wrapping import held_by, unwrapped
 
 
 def proposed_update(optimizer: Optimizer, objective: Loss) -> Tensor:
@@ -54,14 +55,15 @@ def proposed_update(optimizer: Optimizer, objective: Loss) -> Tensor:
         raise InvalidInput(
             f"optimizer: {type(found.base).__name__} cannot be copied: {error}"
         ) from error
-    held = _held_by(found.base)
+    held = held_by(found.base)
     if not any(id(p) in held for p in theta):
         raise InvalidInput("optimizer: it updates none of the parameters of the loss")
     moving = [memo[id(p)] if id(p) in held else p for p in theta]
     _give_gradients(memo, found.base, objective)
     before = objective.theta()
     copied.step()
-    return _flat(moving).to(before.dtype) - before
+    after = flat([each.detach() for each in moving], sharding_of_parameters(theta))
+    return after.to(before.dtype) - before
 
 
 def largest_learning_rate(optimizer: Optimizer, parameters: Sequence[Tensor]) -> float:
@@ -92,11 +94,3 @@ def _give_gradients(memo: Mapping[int, Any], optimizer: Optimizer, objective: Lo
     for parameter in held:
         given = gradients[id(parameter)]
         memo[id(parameter)].grad = None if given is None else given.detach().clone()
-
-
-def _held_by(optimizer: Optimizer) -> set[int]:
-    return {id(p) for group in optimizer.param_groups for p in group["params"]}
-
-
-def _flat(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])

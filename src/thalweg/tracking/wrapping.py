@@ -127,6 +127,11 @@ def announce(outer: Optimizer, inner: Iterable[Optimizer]) -> None:
                     follow(outer)
 
 
+def held_by(optimizer: Optimizer) -> set[int]:
+    """The identities of an optimizer's parameters."""
+    return {id(p) for group in optimizer.param_groups for p in group["params"]}
+
+
 def require_optimizer(what: str, given: Any) -> None:
     """Refuse what is no optimizer, such as a class or a list of parameters.
 
