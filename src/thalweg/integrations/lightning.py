@@ -46,7 +46,7 @@ class CurvatureCallback(Callback):
     The loss is that of `training_step`, over a sample of the training set that is drawn once and
     collated as the loader collates. See `watch` for what is reported, what it costs and what
     happens when a report fails. With several processes each watches its part of the sample. The
-    state goes into Lightning's checkpoints: a resumed run reports as if it had not been stopped.
+    state goes into Lightning's checkpoints, and a resumed run goes on from there.
 
     Args:
         optimizer: which one of several, by its place in `configure_optimizers`.
