@@ -1,0 +1,1 @@
+"""Many studies at once: one for each point of a grid of settings, each with its seeds."""
