@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 
 from tests.lab.store.test_folders import NAME, run, study, write_steps
-from thalweg.errors import IntegrityError, InvalidInput
+from thalweg.errors import InvalidInput
 from thalweg.lab.store.folders import RunFolder, StudyFolder
 from thalweg.lab.store.frames import load, studies_in
 from thalweg.lab.store.metrics import Column, MetricsWriter
+from thalweg.lab.sweeps.folder import write_sweep
+from thalweg.lab.sweeps.points import Point, Sweep
 
 __all__ = ["run", "study"]
 
@@ -112,28 +114,13 @@ def test_studies_of_one_name_in_two_places_are_called_by_their_paths(tmp_path: P
 
 
 def test_the_folder_of_a_sweep_stands_for_those_of_its_studies_that_exist(two: Path) -> None:
-    sweep = two / "rates"
-    sweep.mkdir()
     made(two, "another", lr=0.9)
-    points = "".join(f'[[points]]\nstudy = "{name}"\n' for name in ("b", "not-begun", "a"))
-    (sweep / "sweep.toml").write_text(points, encoding="utf-8")
-    assert load(sweep)["study"].unique().tolist() == ["b", "a"]
+    rates = {"b": 0.3, "not-begun": 0.2, "a": 0.1}
+    points = [Point({"lr": rate}, StudyFolder(two / name)) for name, rate in rates.items()]
+    sweep = Sweep(two / "rates", "rates", (0,), tuple(points))
+    write_sweep(sweep)
+    assert load(sweep.path)["study"].unique().tolist() == ["b", "a"]
     assert load("rates", two)["lr"].unique().tolist() == [0.3, 0.1]
-
-
-@pytest.mark.parametrize("name", ["../a", "..", "", "a/b"])
-def test_a_sweep_cannot_lead_out_of_its_folder(two: Path, name: str) -> None:
-    (two / "rates").mkdir()
-    (two / "rates" / "sweep.toml").write_text(f'[[points]]\nstudy = "{name}"\n', encoding="utf-8")
-    with pytest.raises(InvalidInput, match="the name of its folder"):
-        load(two / "rates")
-
-
-def test_a_sweep_that_is_no_text_is_damaged(two: Path) -> None:
-    (two / "rates").mkdir()
-    (two / "rates" / "sweep.toml").write_bytes(b"\xff")
-    with pytest.raises(IntegrityError, match="not UTF-8"):
-        load(two / "rates")
 
 
 def test_no_studies_are_refused(two: Path) -> None:

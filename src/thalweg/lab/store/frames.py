@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from thalweg.errors import IntegrityError, InvalidInput, invalid
-from thalweg.lab.store.durable import is_folder_name
+from thalweg.errors import IntegrityError, invalid
 from thalweg.lab.store.folders import StudyFolder, find_studies, open_study
-from thalweg.lab.tables import parse_toml
-from thalweg.limits import read_bytes
 
 if TYPE_CHECKING:
     import pandas
     import pyarrow
 
-SWEEP = "sweep.toml"
+    from thalweg.lab.sweeps.points import Point
+
+SWEEP_FILE = "sweep.json"
 """What the folder of a sweep holds: its points, each with the name of its study's folder."""
 Which = StudyFolder | Path | str
 
@@ -38,7 +37,8 @@ def load(study: Which | Sequence[Which], root: Path | str = "runs") -> pandas.Da
 
         Of many studies, these before them: `study`, the name of its folder, then a column for each
         setting that differs between the studies, under its short name (`lr`, `batch_size`, `k`),
-        or its key path where that is the name of another column. A list is text, "[100, 100]"; a
+        or its key path where that is the name of another column; of a sweep, one for each of its
+        keys. A list is text, "[100, 100]"; a
         setting that a study does not have is NaN or None. The rows are those of one study after
         the other, with every metric that one of them has.
 
@@ -53,7 +53,8 @@ def load(study: Which | Sequence[Which], root: Path | str = "runs") -> pandas.Da
     if studies is None:
         assert isinstance(study, StudyFolder | Path | str)
         return _metrics(open_study(study, root)).to_pandas()
-    return _side_by_side(studies)
+    own = None if not isinstance(study, Path | str) else _settings_of_sweep(study, root)
+    return _side_by_side(studies, own)
 
 
 def studies_in(
@@ -64,7 +65,8 @@ def studies_in(
     Of a sweep that goes on, those that have been begun.
 
     Raises:
-        InvalidInput: an empty list; one of the listed studies does not exist; a damaged sweep.
+        InvalidInput: an empty list; one of the listed studies does not exist.
+        IntegrityError: a damaged sweep.
     """
     if isinstance(which, StudyFolder):
         return None
@@ -76,35 +78,31 @@ def studies_in(
     if any((place / "spec.toml").is_file() for place in places):
         return None
     for place in places:
-        if (place / SWEEP).is_file():
-            return studies_of_sweep(place)
+        if (place / SWEEP_FILE).is_file():
+            return [open_study(point.study.path) for point in _begun_points(place)]
         if any(place.glob("*/spec.toml")):
             return find_studies(place)
     return None
 
 
-def studies_of_sweep(folder: Path) -> list[StudyFolder]:
-    """The studies of a sweep that have been begun, in the order of its points.
-
-    They lie beside the sweep's own folder.
+def _begun_points(folder: Path) -> list[Point]:
+    """The points of a sweep that have been begun, in their order.
 
     Raises:
-        InvalidInput: `sweep.toml` names no points.
-        IntegrityError: it is not in UTF-8, or too large.
+        IntegrityError: its file is damaged.
     """
-    file = folder / SWEEP
-    try:
-        text = read_bytes(file, "spec_bytes", error=IntegrityError).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise IntegrityError(f"{file}: damaged, byte {error.start} is not UTF-8") from None
-    points = parse_toml(text, str(file)).get("points", [])
-    names = [point.get("study") for point in points if isinstance(point, dict)]
-    found = [
-        folder.parent / name for name in names if isinstance(name, str) and is_folder_name(name)
-    ]
-    if len(found) < len(points):
-        raise InvalidInput(f"{file}: got a point without a study, allowed: the name of its folder")
-    return [open_study(path) for path in found if (path / "spec.toml").is_file()]
+    from thalweg.lab.sweeps.folder import read_sweep
+
+    points = read_sweep(folder).points
+    return [point for point in points if (point.study.path / "spec.toml").is_file()]
+
+
+def _settings_of_sweep(which: Path | str, root: Path | str) -> list[Mapping[str, Any]] | None:
+    """The settings of the points of a sweep that have been begun; None for anything else."""
+    for place in (Path(which), Path(root) / which):
+        if (place / SWEEP_FILE).is_file():
+            return [point.settings for point in _begun_points(place)]
+    return None
 
 
 def _metrics(study: StudyFolder) -> pyarrow.Table:
@@ -131,14 +129,20 @@ def _metrics(study: StudyFolder) -> pyarrow.Table:
     return pyarrow.concat_tables(tables, promote_options="default")
 
 
-def _side_by_side(studies: Sequence[StudyFolder]) -> pandas.DataFrame:
-    """The rows of several studies, with what differs between them."""
+def _side_by_side(
+    studies: Sequence[StudyFolder], settings: list[Mapping[str, Any]] | None
+) -> pandas.DataFrame:
+    """The rows of several studies, with their settings; None: what differs between them."""
     import pandas
     import pyarrow
 
     from thalweg.lab.differing_settings import differences_of, plain_value
 
-    found = differences_of(studies)
+    if settings is None:
+        found = differences_of(studies)
+        settings, paths = list(found.settings), found.paths
+    else:
+        paths = {key: key for own in settings for key in own}
     tables = [_metrics(study) for study in studies]
     frame = pyarrow.concat_tables(tables, promote_options="permissive").to_pandas()
     of_row = [number for number, table in enumerate(tables) for _ in range(len(table))]
@@ -147,8 +151,8 @@ def _side_by_side(studies: Sequence[StudyFolder]) -> pandas.DataFrame:
     labels = names if distinct else [str(study.path) for study in studies]
     taken = {"study", *frame.columns}
     columns = {"study": pandas.Series(labels, dtype="str").take(of_row)}
-    for name, path in found.paths.items():
-        values = [plain_value(own[name]) if name in own else None for own in found.settings]
+    for name, path in paths.items():
+        values = [plain_value(own[name]) if name in own else None for own in settings]
         columns[path if name in taken else name] = pandas.Series(values).take(of_row)
     own = pandas.DataFrame({name: column.to_numpy() for name, column in columns.items()})
     return pandas.concat([own, frame], axis=1)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from thalweg import registry
 from thalweg.errors import Interrupted, InUse, InvalidInput
 from thalweg.lab.config import Spec, dump_spec
+from thalweg.lab.differing_settings import folder_label
 from thalweg.lab.execution.machine import default_workers, resolve_device
 from thalweg.lab.execution.schedule import Executor, Outcome, Task, run_tasks
 from thalweg.lab.execution.signs_of_life import HUNG_AFTER
@@ -37,19 +38,18 @@ from thalweg.lab.store import StudyFolder, check_disk, load
 from thalweg.lab.store.durable import full_disk_told, make_folder
 from thalweg.lab.store.lock import locked
 from thalweg.lab.study import check_spec
-from thalweg.lab.sweep.axes import Axes, Range
-from thalweg.lab.sweep.folder import (
+from thalweg.lab.sweeps.axes import Axes, Range
+from thalweg.lab.sweeps.folder import (
     find_sweep,
-    folder_label,
     is_sweep,
     read_sweep,
     sweep_name,
     united,
     write_sweep,
 )
-from thalweg.lab.sweep.points import Point, Setting, Sweep
-from thalweg.lab.sweep.progress import SweepProgress
-from thalweg.lab.sweep.specs import SweepSpecs, sweep_specs
+from thalweg.lab.sweeps.points import Point, Setting, Sweep
+from thalweg.lab.sweeps.progress import SweepProgress
+from thalweg.lab.sweeps.specs import SweepSpecs, sweep_specs
 from thalweg.registry import load_plugin
 
 if TYPE_CHECKING:
@@ -292,7 +292,8 @@ def facts_of(
         if problem_key(spec) not in ways:
             ways[problem_key(spec)] = known_way_to_multiply(spec, root) or (None, None)
     given = [with_way_to_multiply(spec, *ways[problem_key(spec)]) for spec in specs.values()]
-    return examine_all(given, means.plugins, device, hung_after=means.hung_after)
+    inline = means.executor == "inline"
+    return examine_all(given, means.plugins, device, inline=inline, hung_after=means.hung_after)
 
 
 def _run_tasks(

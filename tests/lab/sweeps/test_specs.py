@@ -10,8 +10,8 @@ import tomli_w
 from tests.lab.small_study import RAW
 from thalweg.errors import InvalidInput
 from thalweg.lab.config import load_spec
-from thalweg.lab.sweep.axes import Axes
-from thalweg.lab.sweep.specs import sweep_specs
+from thalweg.lab.sweeps.axes import Axes
+from thalweg.lab.sweeps.specs import sweep_specs
 
 
 def written(folder: Path, **more: object) -> Path:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thalweg.errors import InvalidInput
-from thalweg.lab.sweep.axes import Axes, Range, axes_from_table, axes_from_words, joined
+from thalweg.lab.sweeps.axes import Axes, Range, axes_from_table, axes_from_words, joined
 
 VALUES = st.dictionaries(
     st.sampled_from(["lr", "k", "batch_size", "samples"]),
