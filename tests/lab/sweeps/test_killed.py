@@ -11,14 +11,12 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tomli_w
 
-from tests.lab.small_study import RAW
-from thalweg.lab.store import RunFolder, list_runs, load
-from thalweg.lab.store.checkpoint import list_checkpoints, load_checkpoint
+from tests.lab.small_study import RAW, left
+from thalweg.lab.store import RunFolder, StudyFolder, list_runs
 
 PATIENCE = 500.0
 GRID = ("--grid", "lr=0.05,0.1", "--grid", "branches.b.optimizer.lr=0.2,0.3")
@@ -55,21 +53,18 @@ def ended(processes: Sequence[subprocess.Popen[str]]) -> list[int]:
     return [process.returncode for process in processes]
 
 
-def undisturbed(spec: Path) -> dict[str, Any]:
+def undisturbed(spec: Path) -> dict[str, dict[str, str]]:
     """What the sweep leaves when nothing happens."""
     assert ended([started("sweep", str(spec), *GRID, "--root", "calm", folder=spec.parent)]) == [0]
     return numbers(spec.parent / "calm")
 
 
-def numbers(root: Path) -> dict[str, Any]:
-    """Each run's rows and last parameters; the time that something took is left out."""
-    found: dict[str, Any] = {}
+def numbers(root: Path) -> dict[str, dict[str, str]]:
+    """All that each run left."""
+    found: dict[str, dict[str, str]] = {}
     for run in list_runs(root):
-        rows = load(run.path.parent.parent)
-        rows = rows[(rows.seed == run.seed) & (rows.branch == run.branch)]
-        theta = load_checkpoint(list_checkpoints(run.checkpoints)[-1])["model"]
         name = str(run.path.relative_to(root))
-        found[name] = (rows.to_csv(index=False), {key: str(value) for key, value in theta.items()})
+        found[name] = left(StudyFolder(run.path.parent.parent), run.branch, seed=run.seed)
     return found
 
 
@@ -117,7 +112,7 @@ def test_two_drivers_and_a_worker_share_the_runs(spec: Path) -> None:
     until = time.monotonic() + PATIENCE
     while not pids_of_runs(root) and time.monotonic() < until:
         time.sleep(0.05)
-    worker = started("work", str(next(root.glob("sweep-*"), root)), folder=spec.parent)
+    worker = started("work", str(next(root.glob("sweep-*"))), folder=spec.parent)
     time.sleep(0.5)
     drivers[0].send_signal(signal.SIGTERM)
     assert ended([*drivers[1:], worker]) == [0, 0]
