@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from thalweg.cli.output import err, out, out_json
@@ -62,7 +62,8 @@ def resume(options: argparse.Namespace) -> int:
 
 def report(options: argparse.Namespace) -> int:
     """Judge every study of a sweep anew, and write its report."""
-    return _collect(options.study, options)
+    given = {"axes": options.axes, "statistic": options.statistic, "branch": options.branch}
+    return _collect(options.study, options, given)
 
 
 def _run(source: str, options: argparse.Namespace) -> int:
@@ -121,15 +122,17 @@ def _end(result: SweepResult, options: argparse.Namespace) -> int:
     return result.exit_code
 
 
-def _collect(name: str, options: argparse.Namespace) -> int:
+def _collect(
+    name: str, options: argparse.Namespace, pictures: Mapping[str, Any] | None = None
+) -> int:
     from thalweg.lab.sweeps.folder import find_sweep
-    from thalweg.lab.sweeps.running import conclude_sweep
+    from thalweg.lab.sweeps.running import conclude
 
     found = find_sweep(name, options.root)
     states = _states(found.points)
     if missing := sum(states[state] for state in UNFINISHED):
         err(f"thalweg: {missing} of {states.total()} runs are not done yet")
-    page = conclude_sweep(found)["report"]
+    page = conclude(found, pictures=pictures)["report"]
     if options.json:
         out_json({"sweep": str(found.path), "report": str(page), "states": dict(states)})
     else:

@@ -192,23 +192,32 @@ def sweep_of(specs: SweepSpecs, root: Path, name: str | None = None) -> Sweep:
     return Sweep(path, name or path.name, specs.base.seeds, tuple(points))
 
 
-def conclude_sweep(found: Sweep, changed: Sequence[StudyFolder] | None = None) -> dict[str, Any]:
+def conclude(
+    found: Sweep,
+    changed: Sequence[StudyFolder] | None = None,
+    pictures: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Judge the claims of its studies, draw its pictures, write its page.
 
     Args:
         changed: the studies that are judged anew; default: all. Those without verdicts are in any
             case.
+        pictures: what is drawn, as keyword arguments of `analysis.regimes.conclude_sweep`.
     """
     made: dict[str, Any] = {}
-    judge = registry.conclusions["verdicts"]
     with full_disk_told(found.path):
         for study in (point.study for point in found.points):
-            is_new = changed is None or study in changed or study.read_verdicts() is None
-            if is_new and (study.path / "spec.toml").is_file() and not load(study).empty:
-                judge(study, read_spec(study), {})
+            if changed is None or study in changed or study.read_verdicts() is None:
+                _judge(study)
         for name, conclusion in registry.sweep_conclusions.items():
-            made[name] = conclusion(found)
+            made[name] = conclusion(found, **(pictures or {}))
     return made
+
+
+def _judge(study: StudyFolder) -> None:
+    """Write the verdicts of one study, where anything has been measured."""
+    if (study.path / "spec.toml").is_file() and not load(study).empty:
+        registry.conclusions["verdicts"](study, read_spec(study), {})
 
 
 def _run(asked: Sweep, specs: Mapping[StudyFolder, Spec], means: Means) -> SweepResult:
@@ -232,7 +241,7 @@ def _run(asked: Sweep, specs: Mapping[StudyFolder, Spec], means: Means) -> Sweep
             return SweepResult(found, outcome)
         means.progress.say("judging claims, drawing pictures, writing the report ...")
         return SweepResult(
-            found, outcome, conclude_sweep(found, [p.study for p in plans if p.tasks])
+            found, outcome, conclude(found, [p.study for p in plans if p.tasks])
         )
 
 
