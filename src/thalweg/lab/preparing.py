@@ -200,7 +200,7 @@ def planned(
         study.write_spec_text(text)
     every, maker = tasks_of(spec, asked.seeds), this_maker(device, plugins)
     check_done_runs(study, spec, every)
-    tasks = [task for task in every if _is_missing(study, spec, task)]
+    tasks = [task for task in every if is_missing(study, spec, task)]
     if remark := made_otherwise(study, [task for task in every if task not in tasks], maker):
         progress.say(remark)
     if not tasks:
@@ -356,7 +356,7 @@ def _examined(
     return examine(spec, plugins, device, inline=spec.holds_objects, hung_after=hung_after)
 
 
-def _is_missing(study: StudyFolder, spec: Spec, task: Task) -> bool:
+def is_missing(study: StudyFolder, spec: Spec, task: Task) -> bool:
     """Whether a run is not done, or its bound was raised since."""
     return _state(study, task) != "done" or _is_extended(study, spec, task)
 

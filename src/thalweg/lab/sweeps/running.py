@@ -23,9 +23,16 @@ from thalweg.errors import Interrupted, InUse, InvalidInput
 from thalweg.lab.config import Spec, dump_spec
 from thalweg.lab.differing_settings import folder_label
 from thalweg.lab.execution.machine import default_workers, resolve_device
-from thalweg.lab.execution.schedule import Executor, Outcome, Task, run_tasks
+from thalweg.lab.execution.schedule import Executor, Outcome, Task, run_tasks, tasks_of
 from thalweg.lab.execution.signs_of_life import HUNG_AFTER
-from thalweg.lab.preparing import Plan, planned, read_spec, study_path, with_absolute_paths
+from thalweg.lab.preparing import (
+    Plan,
+    is_missing,
+    planned,
+    read_spec,
+    study_path,
+    with_absolute_paths,
+)
 from thalweg.lab.problem_facts import (
     ProblemFacts,
     examine_all,
@@ -240,9 +247,7 @@ def _run(asked: Sweep, specs: Mapping[StudyFolder, Spec], means: Means) -> Sweep
         if outcome.submitted or outcome.interrupted:
             return SweepResult(found, outcome)
         means.progress.say("judging claims, drawing pictures, writing the report ...")
-        return SweepResult(
-            found, outcome, conclude(found, [p.study for p in plans if p.tasks])
-        )
+        return SweepResult(found, outcome, conclude(found, [p.study for p in plans if p.tasks]))
 
 
 @contextmanager
@@ -269,12 +274,13 @@ def _planned(
     """Every study with its folder and runs; what is left to do of each."""
     progress, root = means.progress, asked.path.parent
     progress.say(f"planning {len(specs)} points ...")
-    facts = dict(zip(specs, facts_of(specs, root, device, means), strict=True))
+    left = {study: spec for study, spec in specs.items() if not _is_done(study, spec)}
+    facts = dict(zip(left, facts_of(left, root, device, means), strict=True))
     known = KnownRuns(FinishedRuns(root))
     plans: list[Plan] = []
     for study, spec in specs.items():
-        found = facts[study]
-        if not (study.path / "spec.toml").is_file():
+        found = facts.get(study)
+        if found is not None and not (study.path / "spec.toml").is_file():
             full = with_way_to_multiply(spec, found.chunk_size, found.vectorize_up_to)
             StudyFolder.create(root, study.name, dump_spec(full))
         with locked(study.path, "study"):
@@ -288,10 +294,17 @@ def _planned(
     return whole, plans
 
 
+def _is_done(study: StudyFolder, spec: Spec) -> bool:
+    """Whether all runs of a spec are done in the study's folder."""
+    return not any(is_missing(study, spec, task) for task in tasks_of(spec))
+
+
 def facts_of(
     specs: Mapping[StudyFolder, Spec], root: Path, device: str, means: Means
 ) -> list[ProblemFacts]:
     """What is known of each point's problem, the way to multiply that was chosen once included."""
+    if not specs:
+        return []
     ways: dict[str, tuple[int | None, int | None]] = {}
     for study, spec in specs.items():
         if (study.path / "spec.toml").is_file():
