@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from thalweg.lab.in_python import Phase as Phase
     from thalweg.lab.in_python import Split as Split
     from thalweg.lab.in_python import Study as Study
-    from thalweg.lab.store.folders import load as load
+    from thalweg.lab.store.frames import load as load
     from thalweg.lab.study import reproduce as reproduce
     from thalweg.lab.study import resume as resume
     from thalweg.lab.study import run as run
@@ -35,7 +35,7 @@ _HOME = {
     "Problem": "thalweg.problems.given:GivenProblem",
     "Split": "thalweg.lab.in_python:Split",
     "Study": "thalweg.lab.in_python:Study",
-    "load": "thalweg.lab.store.folders:load",
+    "load": "thalweg.lab.store.frames:load",
     "load_spec": "thalweg.lab.config:load_spec",
     "reproduce": "thalweg.lab.study:reproduce",
     "resume": "thalweg.lab.study:resume",
