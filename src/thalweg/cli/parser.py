@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 from collections.abc import Callable
 from math import inf
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from thalweg import __version__
 from thalweg.cli import inspecting, looking, studying
 from thalweg.cli.output import out
-from thalweg.errors import InvalidInput, shown
+from thalweg.errors import InvalidInput, shown, unknown_name
 
 Handler = Callable[[argparse.Namespace], int]
 
@@ -20,7 +21,8 @@ HUNG_AFTER = 30.0
 WITH_OVERRIDES = ("reproduce", "run", "spec")
 OVERRIDES = """
 any value of the spec is an option, by its key path: --phases.0.optimizer.lr 0.1
-short forms: --lr, --batch-size, --steps (of the branches), --samples, --k, --seeds
+of every phase, if it begins with a key of one: --optimizer.momentum 0.9
+short forms: --lr, --batch-size, --steps (of the branches), --samples, --k, --seeds 0..4
 """
 
 
@@ -34,6 +36,21 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage."""
         raise InvalidInput(f"{self.prog}: {message}; see {self.prog} --help")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does, but an option that there is not is told with the nearest one."""
+        options, left = self.parse_known_args(args, namespace)
+        if left:
+            verb: Parser = getattr(options, "parser", self)
+            near = nearest_option(left[0], verb)
+            hint = f"; did you mean {near}?" if near else f"; see {verb.prog} --help"
+            raise InvalidInput(f"{verb.prog}: no option {shown(left[0], 80)}{hint}")
+        return options
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuse a word that is not among the choices, with the nearest one."""
+        if action.choices is not None and value not in action.choices:
+            raise unknown_name(str(action.metavar or action.dest).lower(), value, action.choices)
 
 
 class Verbs:
@@ -59,7 +76,7 @@ class Verbs:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             epilog=f"example:\n  {example}\n{overrides}",
         )
-        found.set_defaults(handler=handler)
+        found.set_defaults(handler=handler, parser=found)
         if json is not None:
             found.add_argument("--json", action="store_true", help=f"{json} as JSON")
         self.parsers[name] = found
@@ -98,6 +115,13 @@ def with_present_words(arguments: list[str]) -> tuple[list[str], list[str]]:
     former += [word for word in FORMER_WORDS if word.startswith("--") and word in arguments]
     told = [f"{word} is called {FORMER_WORDS[word]} now" for word in dict.fromkeys(former)]
     return [FORMER_WORDS[word] if word in former else word for word in arguments], told
+
+
+def nearest_option(word: str, verb: Parser) -> str | None:
+    """The option of a command that is nearest to a word, None where none is near."""
+    given = word.partition("=")[0].replace("_", "-")
+    near = difflib.get_close_matches(given, verb._option_string_actions, n=1, cutoff=0.7)
+    return near[0] if near else None
 
 
 def take_overrides(arguments: list[str], verbs: dict[str, Parser]) -> tuple[list[str], list[str]]:

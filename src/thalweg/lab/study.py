@@ -97,7 +97,8 @@ def reproduce(
     Args:
         study: its name, see `builtin_studies`.
         problem: its name; default: the study's own, for most digits.
-        data_dir: folder or file with the data; default: downloaded.
+        data_dir: folder or file with the data; default: downloaded. Where the data set reads no
+            files a warning, `NotNeeded`, says so.
         overrides: values by key path, or words of the command line.
 
     Raises:
@@ -121,9 +122,9 @@ def reproduction_spec(
     """
     if data_dir is not None:
         if isinstance(overrides, Mapping):
-            overrides = {"problem.data.data_dir": data_dir, **overrides}
+            overrides = {"data_dir": data_dir, **overrides}
         else:
-            overrides = ["--problem.data.data_dir", data_dir, *overrides]
+            overrides = ["--data-dir", data_dir, *overrides]
     return load_study(study, problem, overrides)
 
 
