@@ -161,12 +161,12 @@ def _add_studying(verbs: Verbs) -> None:
     reproduce.add_argument("--problem", help="which problem (default: digits, for most)")
     reproduce.add_argument("--data-dir", help="folder or file with the data; else downloaded")
     _execution_options(reproduce)
-    _dry_run(reproduce)
+    _trying_out(reproduce)
 
     run = verbs.add("run", studying.run, "Run a spec.", "thalweg run my-spec.toml --seeds 0 1")
     run.add_argument("spec", help="a TOML file, or the name of a built-in spec")
     _execution_options(run)
-    _dry_run(run)
+    _trying_out(run)
 
     resume = verbs.add("resume", studying.resume, "Continue a study.", "thalweg resume main-digits")
     _study(resume)
@@ -326,8 +326,13 @@ def _minutes(word: str) -> float:
     return minutes
 
 
-def _dry_run(parser: Parser) -> None:
+def _trying_out(parser: Parser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the resolved spec only")
+    parser.add_argument(
+        "--smoke",
+        action="store_true",
+        help="make everything tiny, to see in seconds whether it runs; one seed, if none is given",
+    )
 
 
 def _root(parser: Parser) -> None:
