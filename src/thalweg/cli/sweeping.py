@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from thalweg.cli.output import err, out, out_json
-from thalweg.cli.studying import data_dir_words, load_plugins, progress_of
+from thalweg.cli.studying import data_dir_words, load_plugins, override_words, progress_of
 from thalweg.errors import InvalidInput, ThalwegError
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _run(source: str, options: argparse.Namespace) -> int:
     axes = axes_from_words(
         options.grid, options.zip, options.random, options.draws, options.draw_seed
     )
-    overrides = [*options.overrides, *data_dir_words(options)]
+    overrides = [*override_words(options), *data_dir_words(options)]
     specs = sweep_specs(source, axes, problem=options.problem, overrides=overrides)
     if options.dry_run:
         return _dry_run(specs, options)

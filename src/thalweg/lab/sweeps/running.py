@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from thalweg import registry
 from thalweg.errors import Interrupted, InUse, InvalidInput
 from thalweg.lab.config import Spec, dump_spec
+from thalweg.lab.config.overrides import parse_overrides
 from thalweg.lab.differing_settings import folder_label
 from thalweg.lab.execution.machine import default_workers, resolve_device
 from thalweg.lab.execution.schedule import Executor, Outcome, Task, run_tasks, tasks_of
@@ -44,7 +45,7 @@ from thalweg.lab.sharing import FinishedRuns, KnownRuns, known_way_to_multiply
 from thalweg.lab.store import StudyFolder, check_disk, load
 from thalweg.lab.store.durable import full_disk_told, make_folder
 from thalweg.lab.store.lock import locked
-from thalweg.lab.study import check_spec
+from thalweg.lab.study import check_paths, check_spec
 from thalweg.lab.sweeps.axes import Axes, Range
 from thalweg.lab.sweeps.folder import (
     find_sweep,
@@ -156,22 +157,13 @@ def sweep(
         load_plugin(plugin)
     listed = [dict(point) for point in points]
     axes = Axes(grid or {}, zip or {}, random or {}, draws, draw_seed, listed)
-    specs = sweep_specs(source, axes, problem=problem, overrides=overrides)
+    given = dict(overrides if isinstance(overrides, Mapping) else parse_overrides(overrides))
     if seeds is not None:
-        specs = with_seeds(specs, tuple(seeds))
+        given["seeds"] = list(seeds)
+    specs = sweep_specs(source, axes, problem=problem, overrides=given)
     progress = progress or Progress.silent()
     means = Means(workers, plugins, executor, progress, retries, hung_after)
     return run_sweep(specs, root=root, name=name, means=means)
-
-
-def with_seeds(specs: SweepSpecs, seeds: tuple[int, ...]) -> SweepSpecs:
-    """The same specs with other seeds."""
-
-    def changed(spec: Spec) -> Spec:
-        return Spec.model_validate({**spec.model_dump(exclude_none=True), "seeds": seeds})
-
-    points = [(settings, changed(spec)) for settings, spec in specs.points]
-    return SweepSpecs(changed(specs.base), points)
 
 
 def run_sweep(
@@ -231,6 +223,7 @@ def _run(asked: Sweep, specs: Mapping[StudyFolder, Spec], means: Means) -> Sweep
     specs = {study: with_absolute_paths(spec) for study, spec in specs.items()}
     for spec in specs.values():
         check_spec(spec)
+        check_paths(spec)
         if spec.holds_objects:
             raise InvalidInput(
                 "sweep: the spec holds Python objects, which other processes cannot read; register"
