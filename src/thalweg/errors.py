@@ -45,6 +45,10 @@ class InvalidInput(ThalwegError, ValueError):
     exit_code = 2
 
 
+class InUse(InvalidInput):
+    """Another process is at work on a folder."""
+
+
 class DifferentiableOnce(InvalidInput):
     """A loss has a gradient, and no right derivative of that."""
 

@@ -46,6 +46,7 @@ LIMITS: dict[str, Limit] = {
     "spec_values": Limit(100_000, "values in a spec, with all overrides"),
     "spec_entries": Limit(1000, "phases, branches, claims, figures or probes of a spec"),
     "spec_chain": Limit(100, "branches that start from one another", 300),
+    "sweep_points": Limit(100_000, "points of a sweep"),
     "json_bytes": Limit(16 * 2**20, "bytes of a JSON file of a study's folder"),
     "array_bytes": Limit(2**30, "bytes of the arrays in one file of data, unpacked"),
     "text_bytes": Limit(256 * 2**20, "bytes of one text, unpacked"),

@@ -204,6 +204,11 @@ executors: Registry[Any] = Registry(
 conclusions: Registry[Any] = Registry("conclusion", "thalweg.analysis.conclusion")
 """What is made of a study's measurements once its runs have ended: verdicts, figures, a report."""
 
+sweep_conclusions: Registry[Any] = Registry(
+    "sweep conclusion", "thalweg.analysis.regimes.conclusion"
+)
+"""What is made of a sweep's measurements once its runs have ended: pictures, a page."""
+
 
 class Register:
     """One decorator for each kind of registered thing: `@register.probe("theta_norm")`.
@@ -239,6 +244,7 @@ register = Register(
     sink=sinks,
     executor=executors,
     conclusion=conclusions,
+    sweep_conclusion=sweep_conclusions,
 )
 
 

@@ -8,16 +8,17 @@ from math import inf
 from typing import NoReturn
 
 from thalweg import __version__
-from thalweg.cli import inspecting, looking, studying
+from thalweg.cli import inspecting, looking, studying, sweeping
 from thalweg.cli.output import out
 from thalweg.errors import InvalidInput, shown
 
 Handler = Callable[[argparse.Namespace], int]
 
 HUNG_AFTER = 30.0
-"""That of `thalweg.lab`, which is imported with the command that needs it."""
+SWEEP_RETRIES = 2
+"""Those of `thalweg.lab`, which is imported with the command that needs it."""
 
-WITH_OVERRIDES = ("reproduce", "run", "spec")
+WITH_OVERRIDES = ("reproduce", "run", "sweep", "spec")
 OVERRIDES = """
 any value of the spec is an option, by its key path: --phases.0.optimizer.lr 0.1
 short forms: --lr, --batch-size, --steps (of the branches), --samples, --k, --seeds
@@ -79,6 +80,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     parser.add_argument("--version", action="version", version=f"thalweg {__version__}")
     verbs = Verbs(parser)
     _add_studying(verbs)
+    _add_sweeping(verbs)
     _add_looking(verbs)
     completion = verbs.add(
         "completion",
@@ -144,7 +146,9 @@ def _add_studying(verbs: Verbs) -> None:
     _execution_options(run)
     _dry_run(run)
 
-    resume = verbs.add("resume", studying.resume, "Continue a study.", "thalweg resume main-digits")
+    resume = verbs.add(
+        "resume", studying.resume, "Continue a study or a sweep.", "thalweg resume main-digits"
+    )
     _study(resume)
     _execution_options(resume)
 
@@ -167,6 +171,56 @@ def _add_studying(verbs: Verbs) -> None:
     )
     stop_phase.add_argument("run", help="STUDY/seed-N/BRANCH")
     _root(stop_phase)
+
+
+def _add_sweeping(verbs: Verbs) -> None:
+    sweep = verbs.add(
+        "sweep",
+        sweeping.sweep,
+        "Run a grid of settings; or status, cancel, collect of one.",
+        "thalweg sweep digits --grid lr=0.01,0.03,0.1 --grid batch_size=10,50,all --seeds 0..4",
+    )
+    sweep.add_argument(
+        "words",
+        nargs="+",
+        metavar="SPEC",
+        help="a TOML file, or the name of a built-in spec or study; or: status, cancel or collect"
+        " and a sweep",
+    )
+    for option, what in (
+        ("--grid", "KEY=V,V: all combinations; KEY=log:LOW:HIGH:COUNT, linear:LOW:HIGH:COUNT"),
+        ("--zip", "the same, side by side"),
+        ("--random", "KEY=log:LOW:HIGH, linear:LOW:HIGH or V,V: drawn, with --draws"),
+    ):
+        sweep.add_argument(
+            option, nargs="+", action="extend", default=[], metavar="KEY=VALUES", help=what
+        )
+    sweep.add_argument("--draws", type=_count, metavar="N", help="points that are drawn")
+    sweep.add_argument(
+        "--draw-seed", type=_count_from_zero, default=0, metavar="N", help="seed of the drawing"
+    )
+    sweep.add_argument("--problem", help="of a study (default: its own)")
+    sweep.add_argument("--data-dir", help="folder or file with the data; else downloaded")
+    sweep.add_argument("--name", help="of the sweep's folder (default: made of spec and keys)")
+    sweep.add_argument(
+        "--executor",
+        default="local",
+        help="local, slurm, ray, or a plugin's (default: local)",
+    )
+    _execution_options(sweep, retries=SWEEP_RETRIES)
+    _dry_run(sweep, "say how many runs, how much disk and time")
+
+    work = verbs.add(
+        "work",
+        sweeping.work,
+        "Do runs of a study or sweep that no process is at work on.",
+        "thalweg work runs/sweep-main-digits --workers 2",
+    )
+    work.add_argument("name", help="of a study or sweep: its folder, its name, or its beginning")
+    work.add_argument(
+        "--seed", type=_count_from_zero, nargs="+", metavar="N", help="only these (default: all)"
+    )
+    _execution_options(work)
 
 
 def _add_looking(verbs: Verbs) -> None:
@@ -257,16 +311,16 @@ def _add_looking(verbs: Verbs) -> None:
     )
 
 
-def _execution_options(parser: Parser) -> None:
+def _execution_options(parser: Parser, retries: int = 0) -> None:
     parser.add_argument(
         "--workers", type=_count, help="processes side by side (default: the cores)"
     )
     parser.add_argument(
         "--retries",
         type=_count_from_zero,
-        default=0,
+        default=retries,
         metavar="TIMES",
-        help="begin a run again whose process was killed or hung (default: 0)",
+        help="begin a run again whose process was killed or hung (default: %(default)s)",
     )
     parser.add_argument(
         "--hung-after",
@@ -302,8 +356,8 @@ def _minutes(word: str) -> float:
     return minutes
 
 
-def _dry_run(parser: Parser) -> None:
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved spec only")
+def _dry_run(parser: Parser, what: str = "print the resolved spec only") -> None:
+    parser.add_argument("--dry-run", action="store_true", help=what)
 
 
 def _root(parser: Parser) -> None:

@@ -36,6 +36,12 @@ def reproduce(options: argparse.Namespace) -> int:
     return _execute(spec, options)
 
 
+def data_dir_words(options: argparse.Namespace) -> list[str]:
+    """The option `--data-dir` as words of the command line."""
+    found = _data_dir(options)
+    return [] if found is None else ["--problem.data.data_dir", found]
+
+
 def _data_dir(options: argparse.Namespace) -> str | None:
     return None if options.data_dir is None else str(Path(options.data_dir).expanduser())
 
@@ -66,7 +72,7 @@ def _reproduce_all(options: argparse.Namespace) -> int:
         for spec in specs:
             out(f"# study {spec.name}\n{dump_spec(spec)}")
         return 0
-    progress = _progress(options, command=options.command)
+    progress = progress_of(options, command=options.command)
     results: list[StudyResult] = []
     for number, spec in enumerate(specs, start=1):
         progress.say(f"\nstudy {number} of {len(specs)}: {spec.name}: {spec.description}")
@@ -92,16 +98,21 @@ def run(options: argparse.Namespace) -> int:
 
 
 def resume(options: argparse.Namespace) -> int:
-    """Continue a study."""
+    """Continue a study, or a sweep."""
     from thalweg.lab.study import resume as resume_study
+    from thalweg.lab.sweep.folder import is_sweep
 
     load_plugins(options)
+    if is_sweep(options.study, options.root):
+        from thalweg.cli import sweeping
+
+        return sweeping.resume(options)
     result = resume_study(
         options.study,
         root=options.root,
         workers=options.workers,
         plugins=options.plugin,
-        progress=_progress(options),
+        progress=progress_of(options),
         retries=options.retries,
         hung_after=options.hung_after,
     )
@@ -113,8 +124,13 @@ def report(options: argparse.Namespace) -> int:
     from thalweg.lab.preparing import read_spec
     from thalweg.lab.store import open_study
     from thalweg.lab.study import conclude
+    from thalweg.lab.sweep.folder import is_sweep
 
     load_plugins(options)
+    if is_sweep(options.study, options.root):
+        from thalweg.cli import sweeping
+
+        return sweeping.report(options)
     study = open_study(options.study, options.root)
     return _conclude(conclude(study, read_spec(study)), as_json=options.json)
 
@@ -144,7 +160,7 @@ def _execute(spec: Spec, options: argparse.Namespace) -> int:
         check_spec(spec)
         out(dump_spec(spec), end="")
         return 0
-    return _conclude(_run_study(spec, options, _progress(options)), as_json=options.json)
+    return _conclude(_run_study(spec, options, progress_of(options)), as_json=options.json)
 
 
 def _run_study(spec: Spec, options: argparse.Namespace, progress: Progress) -> StudyResult:
@@ -190,7 +206,7 @@ def _print_verdicts(verdicts: Sequence[Verdict]) -> None:
         Console().print(render_verdicts(verdicts))
 
 
-def _progress(options: argparse.Namespace, command: str | None = None) -> Progress:
+def progress_of(options: argparse.Namespace, command: str | None = None) -> Progress:
     from thalweg.lab.progress import Progress
 
     return Progress.to_stderr(quiet=options.quiet, command=command)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from thalweg.lab.study import reproduce as reproduce
     from thalweg.lab.study import resume as resume
     from thalweg.lab.study import run as run
+    from thalweg.lab.sweep.running import sweep as sweep
+    from thalweg.lab.work import work as work
     from thalweg.problems.given import GivenProblem as Problem  # noqa: F401
 
 require_extra("lab", "pydantic", "tomli_w", "rich", "pyarrow", "pandas", "safetensors", "scipy")
@@ -40,6 +42,8 @@ _HOME = {
     "reproduce": "thalweg.lab.study:reproduce",
     "resume": "thalweg.lab.study:resume",
     "run": "thalweg.lab.study:run",
+    "sweep": "thalweg.lab.sweep.running:sweep",
+    "work": "thalweg.lab.work:work",
 }
 
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]

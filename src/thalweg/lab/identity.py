@@ -46,7 +46,12 @@ def run_hash(spec: Spec, seed: int, branch: str, fingerprint: str) -> str:
 
 def bound_of(phase: PhaseSpec) -> str:
     """How long a run's last phase may last, as text: "12 steps"."""
-    return f"{phase.epochs} epochs" if phase.steps is None else f"{phase.steps} steps"
+    return bound_text(phase.steps, phase.epochs)
+
+
+def bound_text(steps: int | None, epochs: int | None) -> str:
+    """The same of the values of a phase's table."""
+    return f"{epochs} epochs" if steps is None else f"{steps} steps"
 
 
 def _content(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,13 +20,15 @@ from thalweg.lab.config import TRUNK, Spec, dump_spec, parse_spec, spec_hash
 from thalweg.lab.execution.schedule import Task, longest_first, tasks_of
 from thalweg.lab.execution.signs_of_life import HUNG_AFTER
 from thalweg.lab.identity import bound_of, run_hash
-from thalweg.lab.problem_facts import ProblemFacts, examine
+from thalweg.lab.problem_facts import ProblemFacts, examine, with_way_to_multiply
 from thalweg.lab.progress import Progress
 from thalweg.lab.sharing import (
+    KnownRuns,
     content_hash,
     known_way_to_multiply,
     made_otherwise,
     maker_of,
+    placed,
     take_over,
     this_maker,
 )
@@ -53,6 +56,7 @@ class Plan:
         tasks: the runs that are left to do, in the order in which they should begin.
         facts: what is known about the problem; None where nothing is to do.
         space: a sentence on the disk space that they need.
+        disk: the same in bytes, from above.
     """
 
     study: StudyFolder
@@ -60,11 +64,28 @@ class Plan:
     tasks: list[Task]
     facts: ProblemFacts | None
     space: str
+    disk: int = 0
 
 
 def study_name(spec: Spec) -> str:
     """The name of a study's folder."""
     return f"{spec.name}-{spec.problem.data.registered_name}-{spec_hash(spec)}"
+
+
+def study_path(root: Path, spec: Spec, label: str = "") -> Path:
+    """Where a study is, or is to be.
+
+    It is found by the hash at the end of its folder's name, so that it is the same one whether it
+    was begun alone or as a point of a sweep.
+
+    Args:
+        label: stands in the name of a new folder, before the hash, such as "lr-0.1".
+    """
+    start, _, digits = study_name(spec).rpartition("-")
+    for found in sorted(root.glob(f"{escape(start)}-*{digits}")):
+        if (found / "spec.toml").is_file():
+            return found
+    return root / "-".join(part for part in (start, label, digits) if part)
 
 
 def read_spec(study: StudyFolder) -> Spec:
@@ -92,16 +113,6 @@ def with_absolute_paths(spec: Spec) -> Spec:
     if spec.initial_checkpoint is not None:
         spec = _updated(spec, initial_checkpoint=_absolute(spec.initial_checkpoint))
     return spec
-
-
-def with_way_to_multiply(spec: Spec, chunk_size: int | None, vectorize_up_to: int | None) -> Spec:
-    """The spec with what was chosen by timing, where it leaves the choice."""
-    changed: dict[str, Any] = {}
-    if spec.problem.vectorize_up_to is None:
-        changed["vectorize_up_to"] = vectorize_up_to
-    if spec.problem.chunk_size is None:
-        changed["chunk_size"] = chunk_size
-    return _updated(spec, problem=_updated(spec.problem, **changed))
 
 
 def merged(study: StudyFolder, asked: Spec) -> tuple[Spec, list[str]]:
@@ -168,12 +179,14 @@ def planned(
     progress: Progress,
     facts: ProblemFacts | None = None,
     hung_after: float = HUNG_AFTER,
+    known: KnownRuns | None = None,
 ) -> Plan:
     """What is left to do of a study, each of its runs with a folder.
 
     Args:
         facts: of the problem, where they are known already.
         hung_after: see `examine`.
+        known: where several studies are planned in turn; the tasks name their study then.
 
     Raises:
         InvalidInput: something cannot be built.
@@ -195,13 +208,16 @@ def planned(
         return Plan(study, spec, [], facts, "")
     facts = facts or _examined(spec, plugins, device, progress, hung_after)
     check_data(study, facts.fingerprint)
-    space = check_disk(study.path, disk_of(spec, tasks, facts))
+    disk = disk_of(spec, tasks, facts)
+    space = check_disk(study.path, disk)
     study.record_environment()
     create_runs(study, spec, every, facts.fingerprint, maker, tasks)
-    left = take_over(study, tasks)
+    left = take_over(study, tasks, None if known is None else known.finished)
     if shared := len(tasks) - len(left):
         progress.say(f"{shared} runs are taken over from other studies, which have made them")
-    return Plan(study, spec, longest_first(spec, left, facts.num_samples), facts, space)
+    if known is not None:
+        left = placed(study, left, known.planned)
+    return Plan(study, spec, longest_first(spec, left, facts.num_samples), facts, space, disk)
 
 
 def check_spec_of_folder(study: StudyFolder, spec: Spec, wanted: str = "") -> None:

@@ -13,16 +13,19 @@ and where none tells what is to be found out, that is guessed.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from thalweg.errors import Diverged, Interrupted
+from thalweg.errors import Diverged, Interrupted, InvalidInput
 from thalweg.lab.config import PhaseSpec, Spec, dump_spec, parse_spec
+from thalweg.lab.config.loading import MEASURED
 from thalweg.lab.execution.signs_of_life import HUNG_AFTER
 from thalweg.lab.tables import parse_toml
+from thalweg.registry import load_plugin
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,10 +107,67 @@ def examine(
         raise Interrupted(f"building the problem: {error}") from error
 
 
+def examine_all(
+    specs: Sequence[Spec], plugins: Sequence[str], device: str, *, hung_after: float = HUNG_AFTER
+) -> list[ProblemFacts]:
+    """The same for many specs, in one process; how to multiply is timed once for each problem.
+
+    Raises:
+        InvalidInput: one cannot be built: a line for each.
+        Interrupted: the process was ended from outside.
+    """
+    from thalweg.lab.execution.processes import call
+
+    texts = [dump_spec(spec) for spec in specs]
+    try:
+        found: list[ProblemFacts | str] = call(
+            _examine_texts, (texts, plugins, device), hung_after=hung_after
+        )
+    except Interrupted as error:
+        raise Interrupted(f"building the problems: {error}") from error
+    if wrong := [facts for facts in found if isinstance(facts, str)]:
+        raise InvalidInput("\n".join(dict.fromkeys(wrong)))
+    return [facts for facts in found if isinstance(facts, ProblemFacts)]
+
+
+def _examine_texts(
+    texts: Sequence[str], plugins: Sequence[str], device: str
+) -> list[ProblemFacts | str]:
+    """What is known of each, or why it cannot be built."""
+    known: dict[str, tuple[int, int]] = {}
+    found: list[ProblemFacts | str] = []
+    for plugin in plugins:
+        load_plugin(plugin)
+    for text in texts:
+        spec = parse_spec(parse_toml(text, "spec.toml"), source="spec.toml")
+        key = problem_key(spec)
+        spec = with_way_to_multiply(spec, *known.get(key, (None, None)))
+        try:
+            facts = examine_here(spec, plugins, device)
+        except InvalidInput as error:
+            found.append(str(error))
+        else:
+            known[key] = (facts.chunk_size, facts.vectorize_up_to)
+            found.append(facts)
+    return found
+
+
+def problem_key(spec: Spec) -> str:
+    """What two specs have in common that multiply alike: the problem and the type of numbers."""
+    content = spec.problem.model_dump(mode="json", exclude={*MEASURED})
+    return json.dumps([content, spec.dtype], sort_keys=True)
+
+
+def with_way_to_multiply(spec: Spec, chunk_size: int | None, vectorize_up_to: int | None) -> Spec:
+    """The spec with what was chosen by timing, where it leaves the choice."""
+    given = {"vectorize_up_to": vectorize_up_to, "chunk_size": chunk_size}
+    changed = {key: given[key] for key in MEASURED if getattr(spec.problem, key) is None}
+    problem = spec.problem.model_copy(update=changed)
+    return spec.model_copy(update={"problem": problem}) if changed else spec
+
+
 def _examine_text(spec_text: str, plugins: Sequence[str], device: str) -> ProblemFacts:
     """Build everything in the process that is there for it; the spec as text, since it travels."""
-    from thalweg.registry import load_plugin
-
     for plugin in plugins:
         load_plugin(plugin)
     spec = parse_spec(parse_toml(spec_text, "spec.toml"), source="spec.toml")
@@ -124,7 +184,6 @@ def examine_here(spec: Spec, plugins: Sequence[str], device: str) -> ProblemFact
 
     from thalweg.lab.execution.machine import compute_repeatably
     from thalweg.lab.training.building import build_setup
-    from thalweg.registry import load_plugin
 
     compute_repeatably(device)
     for plugin in plugins:

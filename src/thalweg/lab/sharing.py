@@ -9,25 +9,32 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from thalweg.errors import ThalwegError
+from thalweg.errors import ThalwegError, invalid
 from thalweg.lab.config import TRUNK, Spec
 from thalweg.lab.config.former_keys import with_former_keys
 from thalweg.lab.config.loading import MEASURED
-from thalweg.lab.execution.schedule import Task
+from thalweg.lab.execution.schedule import Task, tasks_of
 from thalweg.lab.store import RunFolder, StudyFolder, durable, find_studies
-from thalweg.lab.store.verifying import verify_run
+from thalweg.lab.store.verifying import read_run_table, verify_run
 from thalweg.lab.tables import parse_toml, stored_toml
+from thalweg.registry import NAME_PATTERN
 
 THEN = ", then "
 """Stands between what made the first steps of a run, or of those before it, and what the rest."""
 UNKNOWN = "an unknown version"
+SAME_AS = "same_as"
+"""Key of `run.toml` that names a run of another study which makes the same, to be copied."""
+_NAME = NAME_PATTERN.strip("^$")
+_RUN_NAME = re.compile(rf"(?P<study>{_NAME})/seed-(?P<seed>\d+)/(?P<branch>{_NAME})")
 
 
 def content_hash(spec: Spec, task: Task, fingerprint: str, maker: str) -> str:
@@ -118,19 +125,132 @@ def known_way_to_multiply(spec: Spec, root: Path) -> tuple[int, int] | None:
     return None
 
 
-def take_over(study: StudyFolder, tasks: Sequence[Task]) -> list[Task]:
+class FinishedRuns:
+    """The runs below a folder that are done, by content hash; looked up once.
+
+    Args:
+        root: folder of all studies.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._found: dict[str, RunFolder] | None = None
+
+    def same_as(self, run: RunFolder) -> RunFolder | None:
+        """A done run with the same content hash, in another folder; None without one."""
+        if self._found is None:
+            self._found = _done_below(self._root)
+        found = self._found.get(_hash_of(run))
+        return None if found is None or found.path == run.path else found
+
+
+@dataclass(frozen=True)
+class KnownRuns:
+    """What a study can have without computing it, beside other studies of one folder.
+
+    Attributes:
+        finished: the runs that are done.
+        planned: which task makes a run, by content hash, where several studies are planned in turn.
+    """
+
+    finished: FinishedRuns
+    planned: MutableMapping[str, Task] = field(default_factory=dict)
+
+
+def take_over(
+    study: StudyFolder, tasks: Sequence[Task], finished: FinishedRuns | None = None
+) -> list[Task]:
     """Copy the runs that another study in the same folder has done; returns the tasks left to do.
 
     The run's own folder must be there (`create_runs`) and not begun.
+
+    Args:
+        finished: the runs to choose from; default: looked up now.
     """
-    done = _done_elsewhere(study)
+    finished = finished or FinishedRuns(study.path.parent)
     left: list[Task] = []
     for task in tasks:
         run = study.run(task.seed, task.branch)
-        source = done.get(_hash_of(run))
-        if source is None or run.status() is not None or not _copied(source, run):
+        source = None if run.status() is not None else finished.same_as(run)
+        if source is None or not copied(source, run):
             left.append(task)
     return left
+
+
+def copied(source: RunFolder, run: RunFolder) -> bool:
+    """Copy all that a done run left into the folder of the same one; whether that was possible.
+
+    It is verified first, to the last byte: what is damaged or another run's is made anew here. The
+    status is copied last, so that half a copy is not taken for a run.
+    """
+    try:
+        status = source.status()
+        is_same = bool(known := _hash_of(run)) and known == _hash_of(source)
+        if status is None or status.state != "done" or not is_same or run.status() is not None:
+            return False
+        with source.locked(), run.locked():
+            if bad := _found_wrong(source, _read(run, "run_hash")):
+                run.log(f"not taken over from {source.path}: {bad[0]}")
+                return False
+            _copy_all(source.path, run.path)
+    except (ThalwegError, OSError):
+        return False  # another process is at work there, or it cannot be read
+    run.log(f"taken over from {source.path.parent.parent.name}, which has made the same run")
+    return True
+
+
+def placed(
+    study: StudyFolder, tasks: Sequence[Task], planned: MutableMapping[str, Task]
+) -> list[Task]:
+    """The tasks with their study; one that another study makes, too, is to be the same as that.
+
+    The other one stands in `run.toml` as well, for processes that know the folder alone.
+    """
+    import tomli_w
+
+    found: list[Task] = []
+    for task in tasks:
+        run = study.run(task.seed, task.branch)
+        table = stored_toml(run.run_text, run.path / "run.toml")
+        own = replace(task, study=study.path)
+        first = planned.setdefault(str(table["content_hash"]), own)
+        # One that is under way goes on, wherever that is.
+        if first != own and run.status() is None:
+            own = replace(own, same_as=first)
+            assert first.study is not None
+            run.write_run_text(tomli_w.dumps({**table, SAME_AS: _name(first.study.name, first)}))
+        found.append(own)
+    return found
+
+
+def tasks_in_folder(study: StudyFolder, spec: Spec, seeds: Sequence[int]) -> list[Task]:
+    """All runs of a planned study as tasks, by what their folders say.
+
+    Raises:
+        InvalidInput: the study has no such seed, or the seed's runs were not planned yet.
+    """
+    found: list[Task] = []
+    for task in tasks_of(spec, seeds):
+        run = study.run(task.seed, task.branch)
+        if not (run.path / "run.toml").is_file():
+            seeds_known = ", ".join(str(seed) for seed in spec.seeds)
+            hint = f"plan it first, as with: thalweg resume {study.path}"
+            raise invalid("seed", task.seed, f"one of {seeds_known}, planned", hint)
+        table = read_run_table(run)
+        found.append(replace(task, study=study.path, same_as=_same_as(study, table)))
+    return found
+
+
+def _same_as(study: StudyFolder, table: Mapping[str, Any]) -> Task | None:
+    """The task that `run.toml` names as the same one, in a study beside this one."""
+    named = _RUN_NAME.fullmatch(str(table.get(SAME_AS, "")))
+    if named is None:
+        return None
+    return Task(int(named["seed"]), named["branch"], study=study.path.parent / named["study"])
+
+
+def _name(study: str, task: Task) -> str:
+    return f"{study}/seed-{task.seed}/{task.branch}"
 
 
 def _content(spec: Spec, branch: str, phases: Sequence[Any]) -> dict[str, Any]:
@@ -143,12 +263,10 @@ def _then(before: str, now: str) -> str:
     return before if before.split(THEN)[-1] == now else before + THEN + now
 
 
-def _done_elsewhere(study: StudyFolder) -> dict[str, RunFolder]:
+def _done_below(root: Path) -> dict[str, RunFolder]:
     found: dict[str, RunFolder] = {}
-    for other in find_studies(study.path.parent):
-        if other.path == study.path:
-            continue
-        for run in other.runs():
+    for study in find_studies(root):
+        for run in study.runs():
             try:
                 status = run.status()
             except (ThalwegError, OSError):
@@ -169,23 +287,6 @@ def _read(run: RunFolder, key: str) -> str:
         return str(stored_toml(run.run_text, run.path / "run.toml").get(key, ""))
     except (ThalwegError, OSError, ValueError):
         return ""
-
-
-def _copied(source: RunFolder, run: RunFolder) -> bool:
-    """Copy all that a run left; the status last, so that half a copy is not taken for a run.
-
-    It is verified first, to the last byte: what is damaged or another run's is made anew here.
-    """
-    try:
-        with source.locked():
-            if bad := _found_wrong(source, _read(run, "run_hash")):
-                run.log(f"not taken over from {source.path}: {bad[0]}")
-                return False
-            _copy_all(source.path, run.path)
-    except (ThalwegError, OSError):
-        return False  # another process is at work there, or it cannot be read
-    run.log(f"taken over from {source.path.parent.parent.name}, which has made the same run")
-    return True
 
 
 def _found_wrong(source: RunFolder, identity: str) -> list[str]:

@@ -30,7 +30,7 @@ from thalweg.lab.preparing import (
     opened,
     planned,
     read_spec,
-    study_name,
+    study_path,
     with_absolute_paths,
 )
 from thalweg.lab.progress import Progress
@@ -170,7 +170,7 @@ def run(
     spec = shared_by_launched(with_absolute_paths(_spec_of(study, overrides)))
     progress = progress or Progress.silent()
     means = _Means(workers, plugins, executor, progress, retries, hung_after)
-    return _run_in(Path(root) / study_name(spec), spec, means)
+    return _run_in(study_path(Path(root), spec), spec, means)
 
 
 def resume(

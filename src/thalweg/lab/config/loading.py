@@ -90,6 +90,8 @@ NOT_HASHED = {
     "figures",
     "branches",
 }
+SWEEP = "sweep"
+"""Table of a spec file that says what a sweep of it tries; no part of the spec."""
 MEASURED = ("chunk_size", "vectorize_up_to")
 """Keys of [problem] that are filled in by measuring: they change rounding alone."""
 
@@ -105,8 +107,20 @@ def load_spec(name_or_path: str | Path, overrides: Mapping[str, Any] | Sequence[
     Raises:
         InvalidInput: one line for each mistake.
     """
+    tables, source = spec_tables(name_or_path)
+    if SWEEP in tables:
+        raise InvalidInput(f"{source}: has a table [{SWEEP}]: thalweg sweep {name_or_path}")
+    return parse_spec(tables, source=source, overrides=overrides)
+
+
+def spec_tables(name_or_path: str | Path) -> tuple[dict[str, Any], str]:
+    """The tables of a spec as its file has them, and what messages call the file.
+
+    Raises:
+        InvalidInput: there is no such file or name, or it is no TOML.
+    """
     path, source = _find(name_or_path)
-    return parse_spec(read_toml(path, source), source=source, overrides=overrides)
+    return read_toml(path, source), source
 
 
 def parse_spec(

@@ -79,7 +79,7 @@ def _ending(assignment: Assignment, task: Task, interrupted: Callable[[], bool])
 
     try:
         execute_run(
-            assignment.study,
+            assignment.study_of(task),
             task.seed,
             task.branch,
             assignment.device,
@@ -95,7 +95,7 @@ def _ending(assignment: Assignment, task: Task, interrupted: Callable[[], bool])
     except Exception as error:
         with suppress(ThalwegError, OSError):
             # Not the user's mistake, so the place is wanted.
-            assignment.study.run(task.seed, task.branch).log(traceback.format_exc())
+            assignment.folder_of(task).log(traceback.format_exc())
         return Ending.by_error(error)
     return Ending(0)
 

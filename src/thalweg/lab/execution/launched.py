@@ -81,7 +81,7 @@ class LaunchedProcesses:
 
         def begin(task: Task) -> None:
             self._tell(
-                study=str(assignment.study.path.absolute()),
+                study=str(assignment.study_of(task).path.absolute()),
                 seed=task.seed,
                 branch=task.branch,
                 device=assignment.device,

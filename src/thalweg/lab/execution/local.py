@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from multiprocessing.connection import wait
 
-from thalweg.errors import InvalidInput
+from thalweg.errors import InUse, InvalidInput
 from thalweg.interruption import on_stop_signals
+from thalweg.lab.execution.claiming import is_claimed, is_done
 from thalweg.lab.execution.processes import POLL_SECONDS, Child, Ending
 from thalweg.lab.execution.schedule import Assignment, Outcome, Task, next_ready
 from thalweg.lab.execution.worker import note_killed, work
+from thalweg.lab.sharing import copied
+from thalweg.lab.store import RunFolder
 from thalweg.registry import executors
 
 GRACE_SECONDS = 30.0
 """For a run to save a checkpoint once the study's process is gone; then it ends as if killed."""
+LOOK_SECONDS = 1.0
+"""Between two looks at runs that other processes are at work on."""
 
 
 @executors.register("local")
@@ -23,6 +29,9 @@ def run_in_processes(assignment: Assignment) -> Outcome:
 
     Ctrl-C and SIGTERM are passed on: each run saves a checkpoint and ends with status 75. Asked a
     second time, they end at once; they continue from their last checkpoint later.
+
+    A run that another process is at work on is left to it, and waited for; one that is the same as
+    a done one is copied.
 
     Raises:
         InvalidInput: the spec holds Python objects, which another process cannot read.
@@ -52,22 +61,26 @@ class _Crew:
         self.assignment = assignment
         self.running: dict[Task, Child] = {}
         self.outcome = Outcome(left_out=list(assignment.tasks))
+        self._tasks = frozenset(assignment.tasks)
         self._asked = self._passed_on = 0
         self._retried: Counter[Task] = Counter()
+        self._elsewhere: dict[Task, None] = {}
+        self._looked = time.monotonic()
 
     def ask_to_stop(self) -> None:
         """Heard from a signal, at any instant: the next look passes it on."""
         self._asked += 1
 
     def goes_on(self) -> bool:
-        """Look after the processes; whether there is one left."""
+        """Look after the processes; whether there is something left to wait for."""
         self._pass_requests_on()
         for child in self.running.values():
             child.kill_if_hung(self.assignment.hung_after)
         for task in [task for task, child in self.running.items() if not child.is_running]:
             self._note(task, self.running.pop(task).ending())
+        self._look_elsewhere()
         self._begin()
-        return bool(self.running)
+        return bool(self.running) or bool(self._elsewhere and not self._asked)
 
     def leave(self) -> None:
         """Stop what still runs, after an error here."""
@@ -75,6 +88,7 @@ class _Crew:
             child.ask_to_stop()
         for task, child in self.running.items():
             self.outcome.endings[task] = child.ending()
+        self.outcome.left_out += self._elsewhere
 
     def _pass_requests_on(self) -> None:
         while self._passed_on < self._asked:
@@ -84,8 +98,11 @@ class _Crew:
             self.outcome.interrupted = True
 
     def _note(self, task: Task, ending: Ending) -> None:
+        if ending.kind == InUse.__name__:
+            self._leave_to_others(task)
+            return
         if ending.killed:
-            note_killed(self.assignment.study.run(task.seed, task.branch), ending.message)
+            note_killed(self.assignment.folder_of(task), ending.message)
         times = self.assignment.retries
         if ending.killed and not self._asked and self._retried[task] < times:
             self._retried[task] += 1
@@ -96,20 +113,48 @@ class _Crew:
         else:
             self.outcome.endings[task] = ending
 
+    def _leave_to_others(self, task: Task) -> None:
+        if task not in self._elsewhere:
+            self.assignment.say(f"{task}: another process is at work on it")
+        self._elsewhere[task] = None
+
+    def _look_elsewhere(self) -> None:
+        """Take the runs back that other processes have left; those done are found so."""
+        if not self._elsewhere or time.monotonic() - self._looked < LOOK_SECONDS:
+            return
+        self._looked = time.monotonic()
+        for task in [t for t in self._elsewhere if not is_claimed(self.assignment.folder_of(t))]:
+            del self._elsewhere[task]
+            self.outcome.left_out.insert(0, task)
+
     def _begin(self) -> None:
         """Begin what has its start, as far as there are workers."""
         todo, waiting = self.assignment, self.outcome.left_out
         while len(self.running) < todo.workers and not self._asked:
-            task = next_ready(waiting, self.outcome, todo.tasks)
+            task = next_ready(waiting, self.outcome, self._tasks)
             if task is None:
                 return
-            arguments = (
-                *(str(todo.study.path), task.seed, task.branch),
-                *(todo.device, todo.threads, todo.plugins),
+            folder = todo.folder_of(task)
+            if is_claimed(folder):
+                self._leave_to_others(task)
+            elif is_done(folder) or self._is_copied(task, folder):
+                self.outcome.endings[task] = Ending(0)
+            else:
+                self._start(task, folder)
+
+    def _is_copied(self, task: Task, folder: RunFolder) -> bool:
+        return task.same_as is not None and copied(self.assignment.folder_of(task.same_as), folder)
+
+    def _start(self, task: Task, folder: RunFolder) -> None:
+        todo = self.assignment
+        arguments = (
+            *(str(todo.study_of(task).path), task.seed, task.branch),
+            *(todo.device, todo.threads, todo.plugins),
+        )
+        try:
+            self.running[task] = Child(
+                work, arguments, folder.path / "log.txt", grace=GRACE_SECONDS
             )
-            log = todo.study.run(task.seed, task.branch).path / "log.txt"
-            try:
-                self.running[task] = Child(work, arguments, log, grace=GRACE_SECONDS)
-            except (EOFError, ConnectionError, BlockingIOError) as error:
-                why = f"no process could be started for it ({type(error).__name__}: {error})"
-                self._note(task, Ending.from_outside(why))
+        except (EOFError, ConnectionError, BlockingIOError) as error:
+            why = f"no process could be started for it ({type(error).__name__}: {error})"
+            self._note(task, Ending.from_outside(why))

@@ -10,16 +10,17 @@ run that it starts from, and returns how each ended. Those that have a name are 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 from thalweg import registry
 from thalweg.lab.config import TRUNK, PhaseSpec, Spec
 from thalweg.lab.execution.processes import Ending
 from thalweg.lab.execution.signs_of_life import HUNG_AFTER
-from thalweg.lab.store import StudyFolder
+from thalweg.lab.store import RunFolder, StudyFolder
 
 Argument = TypeVar("Argument")
 
@@ -33,16 +34,20 @@ class Task:
 
     Attributes:
         after: the run at whose end a branch starts: the trunk, or another branch.
+        study: the folder of its study, among tasks of several; None: that of the assignment.
+        same_as: a task of another study that makes the same run, to be copied once it is done.
     """
 
     seed: int
     branch: str
     after: str = field(default=TRUNK, compare=False)
+    study: Path | None = None
+    same_as: Task | None = field(default=None, compare=False)
 
     @property
     def needs(self) -> Task | None:
         """The run that must be done before this one."""
-        return None if self.branch == TRUNK else Task(self.seed, self.after)
+        return None if self.branch == TRUNK else Task(self.seed, self.after, study=self.study)
 
     def phases(self, spec: Spec) -> tuple[PhaseSpec, ...]:
         """What the run goes through."""
@@ -53,16 +58,25 @@ class Task:
         return sum(phase.most_steps(num_samples) for phase in self.phases(spec))
 
     def __str__(self) -> str:
-        return f"seed {self.seed} {self.branch}"
+        study = "" if self.study is None else f"{self.study.name} "
+        return f"{study}seed {self.seed} {self.branch}"
 
 
 @dataclass
 class Outcome:
-    """What became of the tasks: how each ended, and those never begun for want of their start."""
+    """What became of the tasks.
+
+    Attributes:
+        endings: how each ended that was begun, or found done.
+        left_out: those never begun: for want of their start, or after an interruption.
+        interrupted: whether somebody asked to stop.
+        submitted: what an executor has left to a queue, in words; it does not wait for them.
+    """
 
     endings: dict[Task, Ending] = field(default_factory=dict)
     left_out: list[Task] = field(default_factory=list)
     interrupted: bool = False
+    submitted: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -130,12 +144,13 @@ def makespan(durations: Mapping[Task, float], workers: int) -> float:
 
 @dataclass(frozen=True)
 class Assignment:
-    """The runs of a study that an executor is to do, and what it may use for them.
+    """The runs of a study, or of many, that an executor is to do, and what it may use for them.
 
     Attributes:
-        study: the folder of the study; each task's run folder is in it, with its `run.toml`.
-        tasks: in the order in which they should begin. A task begins once the run that it `needs`
-            is done, if that one is among the tasks.
+        study: the folder of the study, or of the sweep where each task names its study.
+        tasks: in the order in which they should begin, each with a run folder that has its
+            `run.toml`. A task begins once the run that it `needs` is done, if that one is among
+            the tasks; and once the one that it is `same_as` has ended.
         workers: the most runs at a time.
         device: where each run computes, such as "cpu" or "cuda:1".
         threads: of each run.
@@ -159,6 +174,14 @@ class Assignment:
     say: Callable[[str], None] = lambda line: None
     retries: int = 0
     hung_after: float = HUNG_AFTER
+
+    def study_of(self, task: Task) -> StudyFolder:
+        """The folder of a task's study."""
+        return self.study if task.study is None else StudyFolder(task.study)
+
+    def folder_of(self, task: Task) -> RunFolder:
+        """The folder of a task's run."""
+        return self.study_of(task).run(task.seed, task.branch)
 
 
 class Executor(Protocol):
@@ -212,12 +235,25 @@ def _harmless(callback: Callable[[Argument], None]) -> Callable[[Argument], None
     return without_errors
 
 
-def next_ready(waiting: list[Task], outcome: Outcome, asked: Sequence[Task]) -> Task | None:
-    """Take the next task whose start is done, in this call or before it, off the waiting ones."""
-    done = {task for task, ending in outcome.endings.items() if ending.exit_code == 0}
-    for task in waiting:
-        needed = task.needs
-        if needed is None or needed not in asked or needed in done:
-            waiting.remove(task)
-            return task
+def next_ready(waiting: list[Task], outcome: Outcome, asked: Collection[Task]) -> Task | None:
+    """Take the next task that can begin off the waiting ones.
+
+    Its start is done, in this call or before it, and a run that is the same has ended.
+
+    Args:
+        asked: all tasks of this call, as a set where there are many.
+    """
+    for number, task in enumerate(waiting):
+        if _is_done(task.needs, outcome, asked) and _has_ended(task.same_as, outcome, asked):
+            return waiting.pop(number)
     return None
+
+
+def _is_done(task: Task | None, outcome: Outcome, asked: Collection[Task]) -> bool:
+    if task in outcome.endings:
+        return outcome.endings[task].exit_code == 0
+    return task is None or task not in asked
+
+
+def _has_ended(task: Task | None, outcome: Outcome, asked: Collection[Task]) -> bool:
+    return task is None or task in outcome.endings or task not in asked

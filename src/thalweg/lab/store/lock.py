@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
-from thalweg.errors import InvalidInput
+from thalweg.errors import InUse
 from thalweg.lab.store import durable
 from thalweg.lab.store.links import open_plain
 
@@ -41,8 +41,8 @@ def locked(folder: Path, what: str = "run folder") -> Iterator[None]:
     """Hold the lock of a run folder, or of a study's (`what` says which, for messages).
 
     Raises:
-        InvalidInput: another process holds it (the message names its number and machine), or the
-            folder cannot be written to.
+        InUse: another process holds it; the message names its number and machine.
+        InvalidInput: the folder cannot be written to.
         IntegrityError: the lock is a link, or no plain file.
     """
     with durable.storage_errors(folder, file=folder / _FILE):
@@ -50,7 +50,7 @@ def locked(folder: Path, what: str = "run folder") -> Iterator[None]:
         file = os.fdopen(open_plain(folder / _FILE, flags), "a+", encoding="utf-8")
     with file:
         if not _acquire(file):
-            raise InvalidInput(
+            raise InUse(
                 f"{what} {folder}: in use by {_holder(file)}; wait until that ends, or stop it"
             )
         with durable.storage_errors(folder, file=folder / _FILE):

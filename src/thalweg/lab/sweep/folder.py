@@ -1,0 +1,105 @@
+"""Where is a sweep? In a folder beside its studies: `sweep.json`, its report and its figures.
+
+    runs/main-digits-lr-0.1-batch_size-10-0123abcd/   a study, one for each point
+    runs/sweep-main-digits-4567cdef/                  sweep.json  points.csv  report.html  figures/
+
+The studies are ordinary ones, which other sweeps share.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from thalweg.errors import IntegrityError, invalid, unknown_name
+from thalweg.lab.config import Spec, spec_hash
+from thalweg.lab.store import StudyFolder, durable
+from thalweg.lab.store.belonging import FORMAT, check_format
+from thalweg.lab.sweep.points import Point, Setting, Sweep
+
+FILE = "sweep.json"
+LONGEST_LABEL = 60
+
+
+def sweep_name(base: Spec, keys: Sequence[str]) -> str:
+    """The name of a sweep's folder, where the user gives none: of the base spec and the keys.
+
+    More values of a key, or more seeds, extend the same sweep.
+    """
+    text = json.dumps([spec_hash(base), sorted(keys)])
+    digits = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return f"sweep-{base.name}-{base.problem.data.registered_name}-{digits}"
+
+
+def folder_label(settings: Mapping[str, Setting]) -> str:
+    """The settings of a point as part of a folder's name: "lr-0.1_batch_size-10"."""
+    parts = [f"{key.rpartition('.')[2]}-{value}" for key, value in settings.items()]
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", "_".join(parts))[:LONGEST_LABEL].strip("-._")
+
+
+def write_sweep(sweep: Sweep) -> None:
+    """Replace the sweep's `sweep.json`, making its folder where it is not there."""
+    durable.make_folder(sweep.path)
+    points = [{"settings": dict(p.settings), "study": p.study.name} for p in sweep.points]
+    content = {"format": FORMAT, "name": sweep.name, "seeds": sweep.seeds, "points": points}
+    durable.write_file(sweep.path / FILE, durable.to_json(content))
+
+
+def read_sweep(path: Path) -> Sweep:
+    """The sweep in a folder.
+
+    Raises:
+        IntegrityError: its file is not what was written.
+    """
+    file = path / FILE
+    content = durable.read_json(file)
+    try:
+        check_format(file, content["format"])
+        points = tuple(_point(path.parent, point) for point in content["points"])
+        seeds = tuple(int(seed) for seed in content["seeds"])
+        return Sweep(path, str(content["name"]), seeds, points)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise IntegrityError(f"{file}: damaged, not a list of points ({error})") from error
+
+
+def is_sweep(name: Path | str, root: Path | str = "runs") -> bool:
+    """Whether a folder, or a name below `root`, is that of a sweep, and not of a study."""
+    return any((path / FILE).is_file() for path in (Path(name), Path(root) / name))
+
+
+def find_sweep(name: Path | str, root: Path | str = "runs") -> Sweep:
+    """A sweep by its folder, its name below `root`, or the beginning of its name.
+
+    Raises:
+        InvalidInput: there is none, or the beginning fits several.
+        IntegrityError: its file is damaged.
+    """
+    for path in (Path(name), Path(root) / name):
+        if (path / FILE).is_file():
+            return read_sweep(path)
+    known = [file.parent for file in sorted(Path(root).glob(f"*/{FILE}"))]
+    fitting = [path for path in known if path.name.startswith(str(name))]
+    if len(fitting) == 1:
+        return read_sweep(fitting[0])
+    names = [path.name for path in fitting or known]
+    if fitting:
+        raise invalid("sweep", str(name), f"one of {', '.join(names)}", "write more of its name")
+    if not known:
+        raise invalid("sweep", str(name), f"a sweep's folder; there is none in {root}")
+    raise unknown_name("sweep", str(name), names)
+
+
+def united(known: Sweep, asked: Sweep) -> Sweep:
+    """The sweep with the points and seeds that it had before, and those that are new."""
+    points = {point.study.name: point for point in (*known.points, *asked.points)}
+    seeds = tuple(sorted({*known.seeds, *asked.seeds}))
+    return Sweep(known.path, known.name, seeds, tuple(points.values()))
+
+
+def _point(root: Path, point: Any) -> Point:
+    study = durable.check_name("study", point["study"])
+    return Point(dict(point["settings"]), StudyFolder(root / study))

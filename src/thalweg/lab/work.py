@@ -1,0 +1,84 @@
+"""Do runs that are planned and that nobody is at work on: a worker, one of many perhaps.
+
+A worker knows the folder of a study or a sweep and nothing else, so that it can be started anywhere
+that sees the folder: by a queue, in a container, on another machine. Workers share the runs by the
+locks of the runs' folders; each goes on where one that was killed has ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from thalweg.errors import invalid
+from thalweg.lab.config import Spec
+from thalweg.lab.execution.machine import resolve_device
+from thalweg.lab.execution.schedule import Outcome, Task, run_tasks
+from thalweg.lab.execution.signs_of_life import HUNG_AFTER
+from thalweg.lab.preparing import read_spec
+from thalweg.lab.progress import Progress
+from thalweg.lab.sharing import tasks_in_folder
+from thalweg.lab.store import StudyFolder, open_study
+from thalweg.lab.store.durable import full_disk_told
+from thalweg.lab.sweep.folder import find_sweep, is_sweep
+from thalweg.registry import load_plugin
+
+
+def work(
+    name: str | Path,
+    *,
+    root: Path | str = "runs",
+    seeds: Sequence[int] | None = None,
+    workers: int = 1,
+    plugins: Sequence[str] = (),
+    progress: Progress | None = None,
+    retries: int = 0,
+    hung_after: float = HUNG_AFTER,
+) -> Outcome:
+    """Do the runs of a study or a sweep that are not done, until none is left.
+
+    Runs that another process is at work on are waited for, and gone on with where that one is
+    killed. Nothing is judged or drawn: `resume` and `report` do that.
+
+    Args:
+        name: of the study or sweep: its folder, its name below `root`, or its beginning.
+        seeds: those whose runs are done; default: all.
+        workers: processes side by side.
+        root, plugins, progress, retries, hung_after: see `lab.run`.
+
+    Raises:
+        InvalidInput: there is no such study or sweep, or it has not been planned.
+    """
+    for plugin in plugins:
+        load_plugin(plugin)
+    folder, specs = _found(name, root)
+    progress = progress or Progress.silent()
+    tasks: list[Task] = []
+    for study, spec in specs:
+        chosen = spec.seeds if seeds is None else [s for s in spec.seeds if s in seeds]
+        tasks += tasks_in_folder(study, spec, chosen)
+    if not tasks:
+        known = sorted({seed for _, spec in specs for seed in spec.seeds})
+        raise invalid("seed", seeds, "one of " + ", ".join(map(str, known)))
+    first = specs[0][1]
+    with full_disk_told(folder):
+        return run_tasks(
+            StudyFolder(folder),
+            tasks,
+            workers=workers,
+            device=resolve_device(first.device),
+            threads=first.threads,
+            plugins=plugins,
+            say=progress.warn,
+            retries=retries,
+            hung_after=hung_after,
+        )
+
+
+def _found(name: str | Path, root: Path | str) -> tuple[Path, list[tuple[StudyFolder, Spec]]]:
+    """The folder of a study or sweep, and its studies with their specs."""
+    if is_sweep(name, root):
+        sweep = find_sweep(name, root)
+        return sweep.path, [(point.study, read_spec(point.study)) for point in sweep.points]
+    study = open_study(name, root)
+    return study.path, [(study, read_spec(study))]
