@@ -25,7 +25,7 @@ from thalweg.errors import InvalidInput, ThalwegError, invalid, require_extra, u
 from thalweg.interruption import on_stop_signals
 from thalweg.lab.execution.jobs import Job, jobs_of
 from thalweg.lab.execution.processes import Ending
-from thalweg.lab.execution.schedule import Assignment, Outcome, Task
+from thalweg.lab.execution.schedule import Assignment, Outcome, Task, refuse_objects
 from thalweg.lab.execution.worker_command import run_worker, worker_arguments
 from thalweg.lab.store import RunFolder
 from thalweg.registry import executors
@@ -52,11 +52,7 @@ def run_on_ray(assignment: Assignment) -> Outcome:
             Python objects.
     """
     require_extra("ray", "ray")
-    if assignment.spec is not None:
-        raise InvalidInput(
-            "executor 'ray': the spec holds Python objects, which another process cannot read;"
-            " register them in a --plugin file"
-        )
+    refuse_objects(assignment, "ray")
     settings = Settings.of(assignment.options, assignment.device)
     crew = _Crew(assignment, settings)
     with (

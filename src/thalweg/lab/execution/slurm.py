@@ -27,7 +27,7 @@ from typing import Any
 
 from thalweg.errors import InvalidInput, invalid, shown
 from thalweg.lab.execution.jobs import Job, jobs_of
-from thalweg.lab.execution.schedule import Assignment, Outcome
+from thalweg.lab.execution.schedule import Assignment, Outcome, refuse_objects
 from thalweg.lab.execution.slurm_queue import SUBMISSIONS, Array, Submission, ask, status
 from thalweg.lab.execution.worker_command import worker_arguments
 from thalweg.lab.store.durable import make_folder, write_file
@@ -100,11 +100,7 @@ def submit_to_slurm(assignment: Assignment) -> Outcome:
         InvalidInput: there is no Slurm here, it refuses (the message has its reason), an option is
             not allowed, or the spec holds Python objects.
     """
-    if assignment.spec is not None:
-        raise InvalidInput(
-            "executor 'slurm': the spec holds Python objects, which another process cannot read;"
-            " register them in a --plugin file"
-        )
+    refuse_objects(assignment, "slurm")
     if shutil.which("sbatch") is None:
         raise InvalidInput(
             "executor 'slurm': there is no sbatch on this machine's PATH; start it on a login node"
@@ -114,13 +110,13 @@ def submit_to_slurm(assignment: Assignment) -> Outcome:
     folder = assignment.study.path.absolute()
     queued = [element for element in status(folder) if element.is_queued]
     known = {(element.study, element.seed) for element in queued}
-    jobs = [job for job in jobs_of(assignment) if (job.study, job.seed) not in known]
-    there = f"{len(known)} were in Slurm's queue already"
+    jobs = [job for job in jobs_of(assignment) if (job.study.absolute(), job.seed) not in known]
+    there = f"in Slurm's queue already: {len(known)}"
     if not jobs:
-        return Outcome(left_out=list(assignment.tasks), submitted=f"nothing: {there}")
+        return Outcome(left_out=list(assignment.tasks), submitted=f"nothing; {there}")
     earlier = sorted({element.array for element in queued}, key=int)
     numbers = ", ".join(_submit(folder, jobs, assignment, settings, earlier))
-    said = f"Slurm job {numbers}, {len(jobs)} elements" + (f"; {there}" if known else "")
+    said = f"Slurm job {numbers}: {len(jobs)} elements" + (f"; {there}" if known else "")
     return Outcome(left_out=list(assignment.tasks), submitted=said)
 
 
@@ -151,7 +147,7 @@ class Settings:
         left = {name.removeprefix("--"): str(value) for name, value in options.items()}
         own: dict[str, Any] = {}
         if "python" in left:
-            own["python"] = shlex.join(shlex.split(left.pop("python")))
+            own["python"] = _words(left.pop("python"))
         for name in ("restarts", "stop-before"):
             if name in left:
                 own[name.replace("-", "_")] = _whole_number(name, left.pop(name))
@@ -162,6 +158,18 @@ class Settings:
                 allowed = "a name such as time or mem-per-cpu, and a value of one line"
                 raise invalid("option of sbatch", f"{name}={value}", allowed)
         return cls(**own, sbatch=left)
+
+
+def _words(value: str) -> str:
+    """Words as a shell takes them, each quoted."""
+    try:
+        words = shlex.split(value)
+    except ValueError:
+        words = []
+    if not words or not value.isprintable():
+        allowed = "what starts Python, in words quoted as for a shell"
+        raise invalid("option python of executor 'slurm'", value, allowed)
+    return shlex.join(words)
 
 
 def _whole_number(name: str, value: str) -> int:
