@@ -20,7 +20,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from thalweg.lab.store.folders import load as load
+    from thalweg.lab.store.frames import load as load
     from thalweg.lab.study import reproduce as reproduce
     from thalweg.lab.study import run as run
     from thalweg.loss.function_loss import FunctionLoss as FunctionLoss

@@ -55,6 +55,22 @@ def test_runs_are_compared_at_their_last_common_step(study: StudyFolder) -> None
         compare([names[0], "my-study/seed-0/dom-sgd"], study.path.parent)
 
 
+def test_settings_that_differ_stand_beside_the_runs(study: StudyFolder) -> None:
+    root = study.path.parent
+    assert not any("settings" in row for row in run_rows(root))
+    assert "settings" not in describe("my-study", root)
+    phase = {"phases.0.steps": 4, "phases.0.optimizer.lr": 0.1}
+    other = small_spec({**phase, "branches.sgd.steps": 4, "probes": {"loss": 2}})
+    execute(begin(root / "another", other), other, "trunk")
+    settings = {row["run"].split("/")[0]: row["settings"] for row in run_rows(root)}
+    assert settings == {"my-study": {"lr": 0.05}, "another": {"lr": 0.1}}
+    assert describe("my-study", root)["settings"] == {"lr": 0.05}
+    table = compare([f"{name}/seed-0/trunk" for name in settings], root)
+    assert table.loc["lr"].tolist() == [0.1, 0.05]
+    assert "loss" in table.index
+    assert "lr" not in compare(["my-study/seed-0/trunk", "my-study/seed-0/sgd"], root).index
+
+
 def test_only_a_running_run_can_be_asked_to_end_its_phase(study: StudyFolder) -> None:
     with pytest.raises(InvalidInput, match="it is done; only a running run"):
         ask_to_end_phase("my-study/seed-0/sgd", study.path.parent)

@@ -13,7 +13,7 @@ from thalweg.analysis.claims.judgement import TRUNK_ROLE, Verdict, judge_all, wi
 from thalweg.analysis.claims.subspace_caveat import WITHOUT_SUBSPACE, subspace_caveat
 from thalweg.analysis.claims.verdicts import verdicts_to_json
 from thalweg.lab.config.spec import Spec
-from thalweg.lab.store.folders import TRUNK, StudyFolder, load
+from thalweg.lab.store import TRUNK, StudyFolder, load
 from thalweg.lab.study import roles_of
 
 if TYPE_CHECKING:

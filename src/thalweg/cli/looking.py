@@ -10,6 +10,7 @@ from thalweg.cli.output import err, out, out_json
 
 def list_runs(options: argparse.Namespace) -> int:
     """List the runs there are."""
+    from thalweg.lab.differing_settings import in_words
     from thalweg.lab.inspection import run_rows
 
     rows = run_rows(options.root)
@@ -21,13 +22,15 @@ def list_runs(options: argparse.Namespace) -> int:
     for row in rows:
         loss = row.get("loss")
         numbers = f"step {row.get('step', 0)}" + (f", loss {loss:.4g}" if loss is not None else "")
-        out(f"{row['run']}  {row['state']}  {numbers}")
+        settings = f"  {in_words(row['settings'])}" if "settings" in row else ""
+        out(f"{row['run']}  {row['state']}  {numbers}{settings}")
     return 0
 
 
 def show(options: argparse.Namespace) -> int:
     """Show a study or a run."""
     from thalweg.analysis.quantities import quantities
+    from thalweg.lab.differing_settings import in_words
     from thalweg.lab.inspection import describe
 
     description = describe(options.run, options.root)
@@ -36,6 +39,7 @@ def show(options: argparse.Namespace) -> int:
         return 0
     width = max(len(key) for key in description)
     for key, value in description.items():
+        value = in_words(value) if key == "settings" else value
         what = f"  ({quantities[key].what})" if key in quantities else ""
         out(f"{key:{width}}  {value}{what}")
     return 0
@@ -51,7 +55,8 @@ def compare(options: argparse.Namespace) -> int:
         out(str(table.to_json(orient="index", indent=2)))
         return 0
     labels = [quantities[name].label if name in quantities else "" for name in table.index]
-    out(table.assign(**{"": labels}).to_string())
+    words = table.map(lambda value: value if isinstance(value, str) else f"{value:.7g}")
+    out(words.assign(**{"": labels}).to_string())
     return 0
 
 

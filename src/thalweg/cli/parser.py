@@ -160,6 +160,13 @@ def _add_studying(verbs: Verbs) -> None:
         json="verdicts",
     )
     _study(report)
+    for option, what in (
+        ("--axes", "of a sweep: the key across, and the one upwards"),
+        ("--statistic", "of a sweep: what is drawn (default: loss)"),
+        ("--branch", "of a sweep: whose (default: the plain one)"),
+    ):
+        count = "+" if option == "--axes" else None
+        report.add_argument(option, nargs=count, metavar="NAME", help=what)
     _plugins(report)
     _root(report)
 

@@ -100,7 +100,7 @@ def run(options: argparse.Namespace) -> int:
 def resume(options: argparse.Namespace) -> int:
     """Continue a study, or a sweep."""
     from thalweg.lab.study import resume as resume_study
-    from thalweg.lab.sweep.folder import is_sweep
+    from thalweg.lab.sweeps.folder import is_sweep
 
     load_plugins(options)
     if is_sweep(options.study, options.root):
@@ -124,7 +124,7 @@ def report(options: argparse.Namespace) -> int:
     from thalweg.lab.preparing import read_spec
     from thalweg.lab.store import open_study
     from thalweg.lab.study import conclude
-    from thalweg.lab.sweep.folder import is_sweep
+    from thalweg.lab.sweeps.folder import is_sweep
 
     load_plugins(options)
     if is_sweep(options.study, options.root):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from thalweg.cli.output import err, out, out_json
@@ -13,9 +13,9 @@ from thalweg.errors import InvalidInput, ThalwegError
 
 if TYPE_CHECKING:
     from thalweg.lab.execution.schedule import Outcome
-    from thalweg.lab.sweep.points import Point
-    from thalweg.lab.sweep.running import Means, SweepResult
-    from thalweg.lab.sweep.specs import SweepSpecs
+    from thalweg.lab.sweeps.points import Point
+    from thalweg.lab.sweeps.running import Means, SweepResult
+    from thalweg.lab.sweeps.specs import SweepSpecs
 
 ACTIONS = ("status", "cancel", "collect")
 UNFINISHED = ("waiting", "running", "interrupted")
@@ -36,7 +36,7 @@ def sweep(options: argparse.Namespace) -> int:
 
 def work(options: argparse.Namespace) -> int:
     """Do runs of a study or sweep that nobody is at work on."""
-    from thalweg.lab.work import work as do_work
+    from thalweg.lab.working import work as do_work
 
     load_plugins(options)
     outcome = do_work(
@@ -55,20 +55,21 @@ def work(options: argparse.Namespace) -> int:
 
 def resume(options: argparse.Namespace) -> int:
     """Go on with a sweep."""
-    from thalweg.lab.sweep.running import resume_sweep
+    from thalweg.lab.sweeps.running import resume_sweep
 
     return _end(resume_sweep(options.study, root=options.root, means=_means(options)), options)
 
 
 def report(options: argparse.Namespace) -> int:
     """Judge every study of a sweep anew, and write its report."""
-    return _collect(options.study, options)
+    given = {"axes": options.axes, "statistic": options.statistic, "branch": options.branch}
+    return _collect(options.study, options, given)
 
 
 def _run(source: str, options: argparse.Namespace) -> int:
-    from thalweg.lab.sweep.axes import axes_from_words
-    from thalweg.lab.sweep.running import run_sweep
-    from thalweg.lab.sweep.specs import sweep_specs
+    from thalweg.lab.sweeps.axes import axes_from_words
+    from thalweg.lab.sweeps.running import run_sweep
+    from thalweg.lab.sweeps.specs import sweep_specs
 
     axes = axes_from_words(
         options.grid, options.zip, options.random, options.draws, options.draw_seed
@@ -84,7 +85,7 @@ def _run(source: str, options: argparse.Namespace) -> int:
 
 def _dry_run(specs: SweepSpecs, options: argparse.Namespace) -> int:
     """Say what would be run, without a folder being made."""
-    from thalweg.lab.sweep.estimate import estimate
+    from thalweg.lab.sweeps.estimate import estimate
 
     found = estimate(specs, root=options.root, name=options.name, means=_means(options))
     if options.json:
@@ -95,7 +96,7 @@ def _dry_run(specs: SweepSpecs, options: argparse.Namespace) -> int:
 
 
 def _means(options: argparse.Namespace) -> Means:
-    from thalweg.lab.sweep.running import Means
+    from thalweg.lab.sweeps.running import Means
 
     return Means(
         workers=options.workers,
@@ -122,15 +123,17 @@ def _end(result: SweepResult, options: argparse.Namespace) -> int:
     return result.exit_code
 
 
-def _collect(name: str, options: argparse.Namespace) -> int:
-    from thalweg.lab.sweep.folder import find_sweep
-    from thalweg.lab.sweep.running import conclude_sweep
+def _collect(
+    name: str, options: argparse.Namespace, pictures: Mapping[str, Any] | None = None
+) -> int:
+    from thalweg.lab.sweeps.folder import find_sweep
+    from thalweg.lab.sweeps.running import conclude
 
     found = find_sweep(name, options.root)
     states = _states(found.points)
     if missing := sum(states[state] for state in UNFINISHED):
         err(f"thalweg: {missing} of {states.total()} runs are not done yet")
-    page = conclude_sweep(found)["report"]
+    page = conclude(found, pictures=pictures)["report"]
     if options.json:
         out_json({"sweep": str(found.path), "report": str(page), "states": dict(states)})
     else:
@@ -139,7 +142,7 @@ def _collect(name: str, options: argparse.Namespace) -> int:
 
 
 def _status(name: str, options: argparse.Namespace) -> int:
-    from thalweg.lab.sweep.folder import find_sweep
+    from thalweg.lab.sweeps.folder import find_sweep
 
     found = find_sweep(name, options.root)
     points = [_point_row(point) for point in found.points]
@@ -156,7 +159,7 @@ def _status(name: str, options: argparse.Namespace) -> int:
 
 
 def _cancel(name: str, options: argparse.Namespace) -> int:
-    from thalweg.lab.sweep.folder import find_sweep
+    from thalweg.lab.sweeps.folder import find_sweep
 
     found = find_sweep(name, options.root)
     raise InvalidInput(

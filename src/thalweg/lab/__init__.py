@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from thalweg.lab.in_python import Phase as Phase
     from thalweg.lab.in_python import Split as Split
     from thalweg.lab.in_python import Study as Study
-    from thalweg.lab.store.folders import load as load
+    from thalweg.lab.store.frames import load as load
     from thalweg.lab.study import reproduce as reproduce
     from thalweg.lab.study import resume as resume
     from thalweg.lab.study import run as run
-    from thalweg.lab.sweep.running import sweep as sweep
-    from thalweg.lab.work import work as work
+    from thalweg.lab.sweeps.running import sweep as sweep
+    from thalweg.lab.working import work as work
     from thalweg.problems.given import GivenProblem as Problem  # noqa: F401
 
 require_extra("lab", "pydantic", "tomli_w", "rich", "pyarrow", "pandas", "safetensors", "scipy")
@@ -37,13 +37,13 @@ _HOME = {
     "Problem": "thalweg.problems.given:GivenProblem",
     "Split": "thalweg.lab.in_python:Split",
     "Study": "thalweg.lab.in_python:Study",
-    "load": "thalweg.lab.store.folders:load",
+    "load": "thalweg.lab.store.frames:load",
     "load_spec": "thalweg.lab.config:load_spec",
     "reproduce": "thalweg.lab.study:reproduce",
     "resume": "thalweg.lab.study:resume",
     "run": "thalweg.lab.study:run",
-    "sweep": "thalweg.lab.sweep.running:sweep",
-    "work": "thalweg.lab.work:work",
+    "sweep": "thalweg.lab.sweeps.running:sweep",
+    "work": "thalweg.lab.working:work",
 }
 
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thalweg.errors import InvalidInput, ThalwegError, invalid, unknown_name
-from thalweg.lab.store import RunFolder, durable, find_studies, open_study
+from thalweg.lab.differing_settings import differences_of, plain_value, settings_beside
+from thalweg.lab.store import RunFolder, StudyFolder, durable, find_studies, open_study
 from thalweg.lab.store.folders import unopened_studies
 
 if TYPE_CHECKING:
@@ -18,19 +19,25 @@ if TYPE_CHECKING:
 
 
 def run_rows(root: Path | str = "runs") -> list[dict[str, Any]]:
-    """All runs of all studies below `root`: name and status."""
+    """All runs of all studies below `root`: name, status, and what differs between the studies.
+
+    `settings` is what a run's study does otherwise than the others of the same phases and branches;
+    runs of a study that is alone of its kind have none.
+    """
     rows: list[dict[str, Any]] = [
         {"run": name, "state": "not opened", "message": why}
         for name, why in unopened_studies(root).items()
     ]
-    for study in find_studies(root):
+    studies = find_studies(root)
+    for study, settings in zip(studies, settings_beside(studies), strict=True):
+        beside = {"settings": settings} if settings else {}
         for run in study.runs():
             try:
                 status = run.status()
                 state = {"state": "waiting"} if status is None else asdict(status)
             except (ThalwegError, OSError) as error:
                 state = {"state": "damaged", "message": str(error)}
-            rows.append({"run": f"{study.name}/seed-{run.seed}/{run.branch}", **state})
+            rows.append({"run": f"{study.name}/seed-{run.seed}/{run.branch}", **state, **beside})
         for file in study.missing_run_tables():
             name = f"{study.name}/{file.parent.relative_to(study.path).as_posix()}"
             rows.append({"run": name, "state": "damaged", "message": f"{file}: is missing"})
@@ -74,6 +81,8 @@ def ask_to_end_phase(name: str, root: Path | str = "runs") -> Path:
 def describe(name: str, root: Path | str = "runs") -> dict[str, Any]:
     """What is known of a study (its runs, its verdicts) or of a run (status, last numbers).
 
+    The `settings` of a study are those by which it differs from others beside it, see `run_rows`.
+
     Raises:
         InvalidInput: there is no such study or run.
     """
@@ -83,7 +92,8 @@ def describe(name: str, root: Path | str = "runs") -> dict[str, Any]:
         runs = {f"seed-{run.seed}/{run.branch}": _state(run) for run in study.runs()}
         verdicts = study.read_verdicts() or []
         judged = {v.get("label", v["claim"]): v["outcome"] for v in verdicts}
-        return {"study": str(study.path), **runs, **judged}
+        settings = _settings_beside_others(study)
+        return {"study": str(study.path), **settings, **runs, **judged}
     run = open_run(name, root)
     status = run.status()
     last = run.read_metrics().to_pylist()[-1:]
@@ -97,12 +107,16 @@ def describe(name: str, root: Path | str = "runs") -> dict[str, Any]:
 def compare(names: Sequence[str], root: Path | str = "runs") -> pandas.DataFrame:
     """The numbers of several runs at the last step that all of them measured, a column a run.
 
+    Above them the settings that differ between the runs' studies; one that has the name of a number
+    stands by its key path.
+
     Raises:
         InvalidInput: there is no such run, or no step is common to all.
     """
     import pandas
 
-    tables = {name: open_run(name, root).read_metrics().to_pandas() for name in names}
+    runs = {name: open_run(name, root) for name in names}
+    tables = {name: run.read_metrics().to_pandas() for name, run in runs.items()}
     common = set.intersection(*(set(table["step"]) for table in tables.values()))
     if not common:
         raise InvalidInput("these runs have no measured step in common")
@@ -110,7 +124,31 @@ def compare(names: Sequence[str], root: Path | str = "runs") -> pandas.DataFrame
     columns = {
         name: table[table["step"] == step].iloc[0].map(_scalar) for name, table in tables.items()
     }
-    return pandas.DataFrame(columns).dropna(how="all")
+    numbers = pandas.DataFrame(columns).dropna(how="all")
+    settings = _settings_that_differ(runs, taken=numbers.index)
+    return pandas.concat([settings, numbers]) if len(settings) else numbers
+
+
+def _settings_that_differ(
+    runs: Mapping[str, RunFolder], taken: Collection[str]
+) -> pandas.DataFrame:
+    """The settings that differ between the studies of runs: a column a run."""
+    import pandas
+
+    found = differences_of([StudyFolder(run.path.parent.parent) for run in runs.values()])
+    names = {name: path if name in taken else name for name, path in found.paths.items()}
+    columns = {
+        run: {names[name]: plain_value(value) for name, value in own.items()}
+        for run, own in zip(runs, found.settings, strict=True)
+    }
+    return pandas.DataFrame(columns, index=list(names.values()), dtype=object)
+
+
+def _settings_beside_others(study: StudyFolder) -> dict[str, Any]:
+    """What a study does otherwise than those beside it, where there is such a thing."""
+    studies = [one for one in find_studies(study.path.parent) if one.path != study.path]
+    settings = settings_beside([study, *studies])[0]
+    return {"settings": settings} if settings else {}
 
 
 def _scalar(value: Any) -> Any:

@@ -108,7 +108,12 @@ def examine(
 
 
 def examine_all(
-    specs: Sequence[Spec], plugins: Sequence[str], device: str, *, hung_after: float = HUNG_AFTER
+    specs: Sequence[Spec],
+    plugins: Sequence[str],
+    device: str,
+    *,
+    inline: bool = False,
+    hung_after: float = HUNG_AFTER,
 ) -> list[ProblemFacts]:
     """The same for many specs, in one process; how to multiply is timed once for each problem.
 
@@ -118,11 +123,13 @@ def examine_all(
     """
     from thalweg.lab.execution.processes import call
 
-    texts = [dump_spec(spec) for spec in specs]
+    arguments = ([dump_spec(spec) for spec in specs], plugins, device)
+    found: list[ProblemFacts | str]
     try:
-        found: list[ProblemFacts | str] = call(
-            _examine_texts, (texts, plugins, device), hung_after=hung_after
-        )
+        if inline:
+            found = _examine_texts(*arguments)
+        else:
+            found = call(_examine_texts, arguments, hung_after=hung_after)
     except Interrupted as error:
         raise Interrupted(f"building the problems: {error}") from error
     if wrong := [facts for facts in found if isinstance(facts, str)]:

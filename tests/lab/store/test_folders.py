@@ -28,7 +28,6 @@ from thalweg.lab.store.folders import (
     StudyFolder,
     find_studies,
     list_runs,
-    load,
     open_study,
 )
 from thalweg.lab.store.metrics import Column, MetricsWriter
@@ -278,44 +277,6 @@ def test_the_log_is_lines_with_the_time(run: RunFolder) -> None:
     time = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
     text = (run.path / "log.txt").read_text()
     assert re.fullmatch(f"{time} started\n{time} first line\n    second line\n", text)
-
-
-def test_all_runs_are_loaded_into_one_frame(study: StudyFolder, tmp_path: Path) -> None:
-    for seed, branch, steps in [
-        (1, "trunk", range(3)),
-        (0, "sgd", range(2, 4)),
-        (0, "trunk", range(3)),
-    ]:
-        write_steps(study.run(seed, branch).create(""), steps, Column("loss"))
-    frame = load(NAME, tmp_path)
-    assert frame.columns.tolist() == ["seed", "branch", "step", "loss"]
-    assert frame["seed"].tolist() == [0] * 5 + [1] * 3
-    assert frame["branch"].tolist() == ["trunk"] * 3 + ["sgd"] * 2 + ["trunk"] * 3
-    assert frame["loss"].tolist() == [0, 1, 2, 2, 3, 0, 1, 2]
-    assert str(frame["seed"].dtype) == str(frame["step"].dtype) == "int64"
-
-
-def test_runs_with_different_columns_and_without_rows_are_loaded(study: StudyFolder) -> None:
-    study.run(0, "waiting").create("")
-    write_steps(study.run(0, "a").create(""), range(1), Column("loss"))
-    write_steps(study.run(0, "b").create(""), range(1), Column("sharpness"))
-    frame = load(study)
-    assert frame.columns.tolist() == ["seed", "branch", "step", "loss", "sharpness"]
-    assert frame["loss"].isna().tolist() == [False, True]
-
-
-def test_a_study_without_rows_is_an_empty_frame(study: StudyFolder) -> None:
-    assert load(study).columns.tolist() == ["seed", "branch", "step"]
-
-
-def test_a_run_is_loaded_while_it_is_written(study: StudyFolder, run: RunFolder) -> None:
-    with run.locked(), MetricsWriter(run.metrics, [Column("step", "integer")]) as writer:
-        for step in range(5):
-            writer.log({}, step)
-            writer.flush()
-            assert load(study)["step"].tolist() == list(range(step + 1))
-        writer.log({}, 9)
-        assert len(load(study)) == 5
 
 
 def test_the_estimate_covers_what_a_run_really_takes(run: RunFolder) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from thalweg.errors import ThalwegError
 from thalweg.lab.config import TRUNK
+from thalweg.lab.execution.schedule import Assignment, Task
 from thalweg.lab.identity import bound_text
+from thalweg.lab.sharing import copied
 from thalweg.lab.store import RunFolder
 from thalweg.lab.store.checkpoint import list_checkpoints, read_mark
 from thalweg.lab.store.lock import is_locked
@@ -32,6 +34,14 @@ def is_done(run: RunFolder) -> bool:
         return run.branch == TRUNK or _bound_made(run) in ("", _bound_asked(run))
     except (ThalwegError, OSError):
         return False
+
+
+def found_done(assignment: Assignment, task: Task) -> bool:
+    """Whether a task is done without being run: it is done already, or copied from the same run."""
+    run = assignment.folder_of(task)
+    if is_done(run):
+        return True
+    return task.same_as is not None and copied(assignment.folder_of(task.same_as), run)
 
 
 def _bound_made(run: RunFolder) -> str:

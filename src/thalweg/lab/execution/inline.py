@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 
 from thalweg.errors import ThalwegError
 from thalweg.interruption import on_stop_signals
+from thalweg.lab.execution.claiming import found_done
 from thalweg.lab.execution.processes import Ending
 from thalweg.lab.execution.schedule import Assignment, Outcome, Task, next_ready, refuse_options
 from thalweg.lab.execution.worker import execute_run
@@ -61,6 +62,9 @@ def one_after_another(
             if task is None:
                 break
             assignment.watch([task])
+            if found_done(assignment, task):
+                outcome.endings[task] = Ending(0)
+                continue
             begin(task)
             ending = _ending(assignment, task, lambda: outcome.interrupted)
             outcome.endings[task] = ending

@@ -9,7 +9,7 @@ from multiprocessing.connection import wait
 
 from thalweg.errors import InUse
 from thalweg.interruption import on_stop_signals
-from thalweg.lab.execution.claiming import is_claimed, is_done
+from thalweg.lab.execution.claiming import found_done, is_claimed
 from thalweg.lab.execution.processes import POLL_SECONDS, Child, Ending
 from thalweg.lab.execution.schedule import (
     Assignment,
@@ -20,7 +20,6 @@ from thalweg.lab.execution.schedule import (
     refuse_options,
 )
 from thalweg.lab.execution.worker import note_killed, work
-from thalweg.lab.sharing import copied
 from thalweg.lab.store import RunFolder
 from thalweg.registry import executors
 
@@ -141,13 +140,10 @@ class _Crew:
             folder = todo.folder_of(task)
             if is_claimed(folder):
                 self._leave_to_others(task)
-            elif is_done(folder) or self._is_copied(task, folder):
+            elif found_done(todo, task):
                 self.outcome.endings[task] = Ending(0)
             else:
                 self._start(task, folder)
-
-    def _is_copied(self, task: Task, folder: RunFolder) -> bool:
-        return task.same_as is not None and copied(self.assignment.folder_of(task.same_as), folder)
 
     def _start(self, task: Task, folder: RunFolder) -> None:
         todo = self.assignment

@@ -9,9 +9,9 @@ from thalweg.lab.store.folders import (
     StudyFolder,
     find_studies,
     list_runs,
-    load,
     open_study,
 )
+from thalweg.lab.store.frames import load
 from thalweg.lab.store.status import Status
 
 __all__ = [

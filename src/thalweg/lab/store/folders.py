@@ -43,7 +43,6 @@ from thalweg.lab.tables import parse_toml
 from thalweg.limits import read_bytes
 
 if TYPE_CHECKING:
-    import pandas
     import pyarrow
 
 TRUNK = "trunk"
@@ -383,44 +382,6 @@ def find_study(study: Path | str, root: Path | str = "runs") -> StudyFolder:
     if not known:
         raise invalid("study", os.fspath(study), f"a study's folder; there is none in {root}")
     raise unknown_name("study", os.fspath(study), [found.name for found in known])
-
-
-def load(study: StudyFolder | Path | str, root: Path | str = "runs") -> pandas.DataFrame:
-    """Read the metrics of all runs of a study into one data frame, also while runs continue.
-
-    Args:
-        study: its folder, its name below `root`, or the beginning of its name.
-        root: where studies are.
-
-    Returns:
-        One row a measured step, ordered by seed, branch (trunk first) and step; `seed` (int) and
-        `branch` (text) stand before the metric columns. What was not measured is NaN or None.
-
-    Raises:
-        InvalidInput: there is no such study.
-        IntegrityError: a file of metrics is damaged, or a run that measured has no `run.toml`.
-    """
-    import pyarrow
-
-    study = open_study(study, root)
-    for file in study.missing_run_tables():
-        raise IntegrityError(
-            f"{file}: is missing, and rows were measured beside it; restore it from a copy, or:"
-            f" thalweg check {study.path} --repair"
-        )
-    tables = []
-    for run in study.runs():
-        table = run.read_metrics()
-        count = len(table)
-        seeds = pyarrow.array([run.seed] * count, pyarrow.int64())
-        branches = pyarrow.array([run.branch] * count, pyarrow.string())
-        tables.append(
-            table.add_column(0, "seed", seeds).add_column(1, "branch", branches),
-        )
-    if not tables:
-        empty = {"seed": pyarrow.int64(), "branch": pyarrow.string(), "step": pyarrow.int64()}
-        return pyarrow.schema(list(empty.items())).empty_table().to_pandas()
-    return pyarrow.concat_tables(tables, promote_options="default").to_pandas()
 
 
 def _is_verdict(value: Any) -> bool:

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,8 @@ from thalweg.errors import IntegrityError, invalid, unknown_name
 from thalweg.lab.config import Spec, spec_hash
 from thalweg.lab.store import StudyFolder, durable
 from thalweg.lab.store.belonging import FORMAT, check_format
-from thalweg.lab.sweep.points import Point, Setting, Sweep
-
-FILE = "sweep.json"
-LONGEST_LABEL = 60
+from thalweg.lab.store.frames import SWEEP_FILE
+from thalweg.lab.sweeps.points import Point, Sweep
 
 
 def sweep_name(base: Spec, keys: Sequence[str]) -> str:
@@ -35,18 +32,12 @@ def sweep_name(base: Spec, keys: Sequence[str]) -> str:
     return f"sweep-{base.name}-{base.problem.data.registered_name}-{digits}"
 
 
-def folder_label(settings: Mapping[str, Setting]) -> str:
-    """The settings of a point as part of a folder's name: "lr-0.1_batch_size-10"."""
-    parts = [f"{key.rpartition('.')[2]}-{value}" for key, value in settings.items()]
-    return re.sub(r"[^A-Za-z0-9._+-]+", "-", "_".join(parts))[:LONGEST_LABEL].strip("-._")
-
-
 def write_sweep(sweep: Sweep) -> None:
     """Replace the sweep's `sweep.json`, making its folder where it is not there."""
     durable.make_folder(sweep.path)
     points = [{"settings": dict(p.settings), "study": p.study.name} for p in sweep.points]
     content = {"format": FORMAT, "name": sweep.name, "seeds": sweep.seeds, "points": points}
-    durable.write_file(sweep.path / FILE, durable.to_json(content))
+    durable.write_file(sweep.path / SWEEP_FILE, durable.to_json(content))
 
 
 def read_sweep(path: Path) -> Sweep:
@@ -55,7 +46,7 @@ def read_sweep(path: Path) -> Sweep:
     Raises:
         IntegrityError: its file is not what was written.
     """
-    file = path / FILE
+    file = path / SWEEP_FILE
     content = durable.read_json(file)
     try:
         check_format(file, content["format"])
@@ -68,7 +59,7 @@ def read_sweep(path: Path) -> Sweep:
 
 def is_sweep(name: Path | str, root: Path | str = "runs") -> bool:
     """Whether a folder, or a name below `root`, is that of a sweep, and not of a study."""
-    return any((path / FILE).is_file() for path in (Path(name), Path(root) / name))
+    return any((path / SWEEP_FILE).is_file() for path in (Path(name), Path(root) / name))
 
 
 def find_sweep(name: Path | str, root: Path | str = "runs") -> Sweep:
@@ -79,9 +70,9 @@ def find_sweep(name: Path | str, root: Path | str = "runs") -> Sweep:
         IntegrityError: its file is damaged.
     """
     for path in (Path(name), Path(root) / name):
-        if (path / FILE).is_file():
+        if (path / SWEEP_FILE).is_file():
             return read_sweep(path)
-    known = [file.parent for file in sorted(Path(root).glob(f"*/{FILE}"))]
+    known = [file.parent for file in sorted(Path(root).glob(f"*/{SWEEP_FILE}"))]
     fitting = [path for path in known if path.name.startswith(str(name))]
     if len(fitting) == 1:
         return read_sweep(fitting[0])

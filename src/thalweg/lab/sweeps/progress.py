@@ -12,7 +12,7 @@ from thalweg.errors import ThalwegError
 from thalweg.lab.execution.schedule import Outcome, Task
 from thalweg.lab.progress import ENDED, VERBS, Progress, duration
 from thalweg.lab.store import StudyFolder
-from thalweg.lab.sweep.points import Sweep
+from thalweg.lab.sweeps.points import Sweep
 
 if TYPE_CHECKING:
     from rich.live import Live

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from thalweg.errors import InvalidInput, invalid, shown
-from thalweg.lab.sweep.points import Setting
+from thalweg.lab.sweeps.points import Setting
 from thalweg.lab.tables import parse_value
 from thalweg.limits import check_limit
 

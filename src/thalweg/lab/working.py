@@ -13,14 +13,14 @@ from pathlib import Path
 from thalweg.errors import invalid
 from thalweg.lab.config import Spec
 from thalweg.lab.execution.machine import resolve_device
-from thalweg.lab.execution.schedule import Outcome, Task, run_tasks
+from thalweg.lab.execution.schedule import Executor, Outcome, Task, run_tasks
 from thalweg.lab.execution.signs_of_life import HUNG_AFTER
 from thalweg.lab.preparing import read_spec
 from thalweg.lab.progress import Progress
 from thalweg.lab.sharing import tasks_in_folder
 from thalweg.lab.store import StudyFolder, open_study
 from thalweg.lab.store.durable import full_disk_told
-from thalweg.lab.sweep.folder import find_sweep, is_sweep
+from thalweg.lab.sweeps.folder import find_sweep, is_sweep
 from thalweg.registry import load_plugin
 
 
@@ -31,6 +31,7 @@ def work(
     seeds: Sequence[int] | None = None,
     workers: int = 1,
     plugins: Sequence[str] = (),
+    executor: str | Executor = "local",
     progress: Progress | None = None,
     retries: int = 0,
     hung_after: float = HUNG_AFTER,
@@ -44,7 +45,7 @@ def work(
         name: of the study or sweep: its folder, its name below `root`, or its beginning.
         seeds: those whose runs are done; default: all.
         workers: processes side by side.
-        root, plugins, progress, retries, hung_after: see `lab.run`.
+        root, plugins, executor, progress, retries, hung_after: see `lab.run`.
 
     Raises:
         InvalidInput: there is no such study or sweep, or it has not been planned.
@@ -69,6 +70,7 @@ def work(
             device=resolve_device(first.device),
             threads=first.threads,
             plugins=plugins,
+            executor=executor,
             say=progress.warn,
             retries=retries,
             hung_after=hung_after,

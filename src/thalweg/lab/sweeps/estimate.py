@@ -25,8 +25,8 @@ from thalweg.lab.progress import duration
 from thalweg.lab.sharing import this_maker
 from thalweg.lab.store import StudyFolder
 from thalweg.lab.store.durable import format_bytes, free_bytes
-from thalweg.lab.sweep.running import Means, facts_of, sweep_of
-from thalweg.lab.sweep.specs import SweepSpecs
+from thalweg.lab.sweeps.running import Means, facts_of, sweep_of
+from thalweg.lab.sweeps.specs import SweepSpecs
 
 TRIAL_SECONDS = 10.0
 

@@ -14,7 +14,7 @@ from thalweg.errors import InvalidInput, invalid
 from thalweg.lab.config import Spec, builtin_studies, load_study, parse_spec, spec_hash
 from thalweg.lab.config.loading import SWEEP, spec_tables
 from thalweg.lab.config.overrides import parse_overrides
-from thalweg.lab.sweep.axes import Axes, Settings, axes_from_table, joined
+from thalweg.lab.sweeps.axes import Axes, Settings, axes_from_table, joined
 
 OF_ALL = ("device", "threads", "processes", "seeds", "checkpoint")
 """Keys that all points of a sweep share."""

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from thalweg import registry
 from thalweg.errors import Interrupted, InUse, InvalidInput
 from thalweg.lab.config import Spec, dump_spec
+from thalweg.lab.differing_settings import folder_label
 from thalweg.lab.execution.machine import default_workers, resolve_device
 from thalweg.lab.execution.schedule import Executor, Outcome, Task, run_tasks
 from thalweg.lab.execution.signs_of_life import HUNG_AFTER
@@ -37,19 +38,18 @@ from thalweg.lab.store import StudyFolder, check_disk, load
 from thalweg.lab.store.durable import full_disk_told, make_folder
 from thalweg.lab.store.lock import locked
 from thalweg.lab.study import check_spec
-from thalweg.lab.sweep.axes import Axes, Range
-from thalweg.lab.sweep.folder import (
+from thalweg.lab.sweeps.axes import Axes, Range
+from thalweg.lab.sweeps.folder import (
     find_sweep,
-    folder_label,
     is_sweep,
     read_sweep,
     sweep_name,
     united,
     write_sweep,
 )
-from thalweg.lab.sweep.points import Point, Setting, Sweep
-from thalweg.lab.sweep.progress import SweepProgress
-from thalweg.lab.sweep.specs import SweepSpecs, sweep_specs
+from thalweg.lab.sweeps.points import Point, Setting, Sweep
+from thalweg.lab.sweeps.progress import SweepProgress
+from thalweg.lab.sweeps.specs import SweepSpecs, sweep_specs
 from thalweg.registry import load_plugin
 
 if TYPE_CHECKING:
@@ -196,23 +196,32 @@ def sweep_of(specs: SweepSpecs, root: Path, name: str | None = None) -> Sweep:
     return Sweep(path, name or path.name, specs.base.seeds, tuple(points))
 
 
-def conclude_sweep(found: Sweep, changed: Sequence[StudyFolder] | None = None) -> dict[str, Any]:
+def conclude(
+    found: Sweep,
+    changed: Sequence[StudyFolder] | None = None,
+    pictures: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Judge the claims of its studies, draw its pictures, write its page.
 
     Args:
         changed: the studies that are judged anew; default: all. Those without verdicts are in any
             case.
+        pictures: what is drawn, as keyword arguments of `analysis.regimes.conclude_sweep`.
     """
     made: dict[str, Any] = {}
-    judge = registry.conclusions["verdicts"]
     with full_disk_told(found.path):
         for study in (point.study for point in found.points):
-            is_new = changed is None or study in changed or study.read_verdicts() is None
-            if is_new and (study.path / "spec.toml").is_file() and not load(study).empty:
-                judge(study, read_spec(study), {})
+            if changed is None or study in changed or study.read_verdicts() is None:
+                _judge(study)
         for name, conclusion in registry.sweep_conclusions.items():
-            made[name] = conclusion(found)
+            made[name] = conclusion(found, **(pictures or {}))
     return made
+
+
+def _judge(study: StudyFolder) -> None:
+    """Write the verdicts of one study, where anything has been measured."""
+    if (study.path / "spec.toml").is_file() and not load(study).empty:
+        registry.conclusions["verdicts"](study, read_spec(study), {})
 
 
 def _run(asked: Sweep, specs: Mapping[StudyFolder, Spec], means: Means) -> SweepResult:
@@ -236,7 +245,7 @@ def _run(asked: Sweep, specs: Mapping[StudyFolder, Spec], means: Means) -> Sweep
             return SweepResult(found, outcome)
         means.progress.say("judging claims, drawing pictures, writing the report ...")
         return SweepResult(
-            found, outcome, conclude_sweep(found, [p.study for p in plans if p.tasks])
+            found, outcome, conclude(found, [p.study for p in plans if p.tasks])
         )
 
 
@@ -296,7 +305,8 @@ def facts_of(
         if problem_key(spec) not in ways:
             ways[problem_key(spec)] = known_way_to_multiply(spec, root) or (None, None)
     given = [with_way_to_multiply(spec, *ways[problem_key(spec)]) for spec in specs.values()]
-    return examine_all(given, means.plugins, device, hung_after=means.hung_after)
+    inline = means.executor == "inline"
+    return examine_all(given, means.plugins, device, inline=inline, hung_after=means.hung_after)
 
 
 def _run_tasks(
