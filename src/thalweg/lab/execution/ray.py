@@ -21,7 +21,14 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from thalweg.errors import InvalidInput, ThalwegError, invalid, require_extra, unknown_name
+from thalweg.errors import (
+    Interrupted,
+    InvalidInput,
+    ThalwegError,
+    invalid,
+    require_extra,
+    unknown_name,
+)
 from thalweg.interruption import on_stop_signals
 from thalweg.lab.execution.jobs import Job, jobs_of
 from thalweg.lab.execution.processes import Ending
@@ -35,7 +42,7 @@ LOG = "ray.log"
 WAIT_SECONDS = 0.5
 LOOK_SECONDS = 5.0
 """Between two looks at which nodes there are."""
-EXIT_CODES = {"done": 0, "diverged": 3, "failed": 1, "interrupted": 75, "running": 75}
+EXIT_CODES = {"done": 0, "failed": 1, "diverged": 3}
 
 
 @executors.register("ray")
@@ -214,7 +221,8 @@ class _Crew:
             self._waiting.insert(0, job)
             return
         tasks = self._tasks_of(job)
-        found = {one: _ending(self.assignment.folder_of(one)) for one in tasks}
+        folders = {one: self.assignment.folder_of(one) for one in tasks}
+        found = {one: _ending(folder, self._asked > 0) for one, folder in folders.items()}
         endings = {one: ending for one, ending in found.items() if ending is not None}
         if exit_code and not is_asked_for and not any(e.exit_code for e in endings.values()):
             # Something was wrong before a run could say so.
@@ -286,14 +294,19 @@ def _state(folder: RunFolder) -> str:
         return ""
 
 
-def _ending(folder: RunFolder) -> Ending | None:
-    """How a run has ended, by its folder; None where it was not begun."""
+def _ending(folder: RunFolder, is_asked_for: bool) -> Ending | None:
+    """How a run has ended, by its folder; None where it was not begun.
+
+    Args:
+        is_asked_for: whether the interruption of a run was.
+    """
     try:
         status = folder.status()
     except (ThalwegError, OSError) as error:
         return Ending.by_error(error)
     if status is None or status.state == "waiting":
         return None
-    kinds = {"diverged": "Diverged", "interrupted": "Interrupted"}
-    code = EXIT_CODES[status.state]
-    return Ending(code, status.message if code else "", kind=kinds.get(status.state, ""))
+    if status.state in ("interrupted", "running"):
+        killed = not is_asked_for
+        return Ending(75, status.message, kind=Interrupted.__name__, killed=killed)
+    return Ending(EXIT_CODES[status.state], status.message)

@@ -244,9 +244,7 @@ def _run(asked: Sweep, specs: Mapping[StudyFolder, Spec], means: Means) -> Sweep
         if outcome.submitted or outcome.interrupted:
             return SweepResult(found, outcome)
         means.progress.say("judging claims, drawing pictures, writing the report ...")
-        return SweepResult(
-            found, outcome, conclude(found, [p.study for p in plans if p.tasks])
-        )
+        return SweepResult(found, outcome, conclude(found, [p.study for p in plans if p.tasks]))
 
 
 @contextmanager
