@@ -241,7 +241,7 @@ class _Crew:
         for _ in self._nodes - set(there):
             left = f"{len(there)} left" if there else "none left"
             self.assignment.say(
-                f"a node of the Ray cluster is lost, {left}; its jobs begin again elsewhere"
+                f"a node of the Ray cluster is lost, {left}: its jobs begin again elsewhere"
             )
         self._nodes = set(there)
 
@@ -254,10 +254,8 @@ class _Crew:
             has = node["Resources"] if node["Alive"] else {}
             if all(has.get(name, 0.0) >= number for name, number in wanted.items()):
                 return
-        self.assignment.say(
-            f"no node of the Ray cluster has {wanted['CPU']:g} CPUs and {wanted['GPU']:g} GPUs free"
-            " for a job; waiting for one"
-        )
+        words = " and ".join(f"{number:g} {name}" for name, number in wanted.items() if number)
+        self.assignment.say(f"no node of the Ray cluster has {words} for a job; waiting for one")
 
     def _tasks_of(self, job: Job) -> list[Task]:
         return self._tasks[job.study, job.seed]
