@@ -197,9 +197,13 @@ sinks: Registry[Any] = Registry(
 """Where measured rows go: `log(row, step)` and `close()`."""
 
 executors: Registry[Any] = Registry(
-    "executor", "thalweg.lab.execution.local", "thalweg.lab.execution.inline"
+    "executor",
+    "thalweg.lab.execution.local",
+    "thalweg.lab.execution.inline",
+    "thalweg.lab.execution.slurm",
+    "thalweg.lab.execution.ray",
 )
-"""What runs the tasks of a study: processes of this machine, or this process."""
+"""What runs the tasks of a study: processes of this machine, this process, a cluster's queue."""
 
 conclusions: Registry[Any] = Registry("conclusion", "thalweg.analysis.conclusion")
 """What is made of a study's measurements once its runs have ended: verdicts, figures, a report."""

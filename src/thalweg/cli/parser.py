@@ -238,6 +238,15 @@ def _add_sweeping(verbs: Verbs) -> None:
         default="local",
         help="local, slurm, ray, or a plugin's (default: local)",
     )
+    sweep.add_argument(
+        "--executor-option",
+        type=_option,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of slurm any option of sbatch, such as time=1:00:00; of ray gpus=0.25",
+    )
     _execution_options(sweep, retries=SWEEP_RETRIES)
     _trying_out(sweep, "say how many runs, how much disk and time")
 
@@ -375,6 +384,12 @@ def _count(word: str, least: int = 1) -> int:
 
 def _count_from_zero(word: str) -> int:
     return _count(word, least=0)
+
+
+def _option(text: str) -> tuple[str, str]:
+    """An option of an executor: its name, and its value; empty where it takes none."""
+    key, _, value = text.partition("=")
+    return key, value
 
 
 def _minutes(word: str) -> float:

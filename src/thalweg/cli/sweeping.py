@@ -105,6 +105,7 @@ def _means(options: argparse.Namespace) -> Means:
         progress=progress_of(options),
         retries=options.retries,
         hung_after=options.hung_after,
+        executor_options=dict(getattr(options, "executor_option", ())),
     )
 
 

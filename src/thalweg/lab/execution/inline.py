@@ -15,7 +15,7 @@ from thalweg.errors import ThalwegError
 from thalweg.interruption import on_stop_signals
 from thalweg.lab.execution.claiming import found_done
 from thalweg.lab.execution.processes import Ending
-from thalweg.lab.execution.schedule import Assignment, Outcome, Task, next_ready
+from thalweg.lab.execution.schedule import Assignment, Outcome, Task, next_ready, refuse_options
 from thalweg.lab.execution.worker import execute_run
 from thalweg.registry import executors
 
@@ -29,7 +29,11 @@ def run_inline(assignment: Assignment) -> Outcome:
     The first Ctrl-C or SIGTERM makes the run save a checkpoint and end with status 75, the second
     ends it at once. PyTorch's threads and random state are put back afterwards. A run that hangs or
     is killed takes this process with it: nothing is noticed, or begun again.
+
+    Raises:
+        InvalidInput: an option.
     """
+    refuse_options(assignment, "inline")
     return one_after_another(assignment)
 
 

@@ -7,11 +7,18 @@ import time
 from collections import Counter
 from multiprocessing.connection import wait
 
-from thalweg.errors import InUse, InvalidInput
+from thalweg.errors import InUse
 from thalweg.interruption import on_stop_signals
 from thalweg.lab.execution.claiming import found_done, is_claimed
 from thalweg.lab.execution.processes import POLL_SECONDS, Child, Ending
-from thalweg.lab.execution.schedule import Assignment, Outcome, Task, next_ready
+from thalweg.lab.execution.schedule import (
+    Assignment,
+    Outcome,
+    Task,
+    next_ready,
+    refuse_objects,
+    refuse_options,
+)
 from thalweg.lab.execution.worker import note_killed, work
 from thalweg.lab.store import RunFolder
 from thalweg.registry import executors
@@ -33,13 +40,10 @@ def run_in_processes(assignment: Assignment) -> Outcome:
     a done one is copied.
 
     Raises:
-        InvalidInput: the spec holds Python objects, which another process cannot read.
+        InvalidInput: the spec holds Python objects, which another process cannot read; an option.
     """
-    if assignment.spec is not None:
-        raise InvalidInput(
-            "executor 'local': the spec holds Python objects, which another process cannot read;"
-            " take executor 'inline', or register them in a --plugin file"
-        )
+    refuse_objects(assignment, "local")
+    refuse_options(assignment, "local")
     # Read by the processes' linear algebra when it is loaded.
     os.environ.setdefault("OMP_NUM_THREADS", str(assignment.threads))
     crew = _Crew(assignment)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from thalweg import registry
+from thalweg.errors import InvalidInput, invalid
 from thalweg.lab.config import TRUNK, PhaseSpec, Spec
 from thalweg.lab.execution.processes import Ending
 from thalweg.lab.execution.signs_of_life import HUNG_AFTER
@@ -161,6 +162,7 @@ class Assignment:
         say: takes a line on what happens on the way, such as a run that is begun again.
         retries: how often a run is begun again, from its last checkpoint, whose process was killed.
         hung_after: minutes without a sign of life after which a run's process is ended; 0: never.
+        options: what a user asks of the executor, by name, such as `{"partition": "gpu"}`.
     """
 
     study: StudyFolder
@@ -174,6 +176,7 @@ class Assignment:
     say: Callable[[str], None] = lambda line: None
     retries: int = 0
     hung_after: float = HUNG_AFTER
+    options: Mapping[str, object] = field(default_factory=dict)
 
     def study_of(self, task: Task) -> StudyFolder:
         """The folder of a task's study."""
@@ -209,6 +212,7 @@ def run_tasks(
     say: Callable[[str], None] = lambda line: None,
     retries: int = 0,
     hung_after: float = HUNG_AFTER,
+    options: Mapping[str, object] | None = None,
 ) -> Outcome:
     """Have the tasks run by an executor; see `Assignment` for the other arguments.
 
@@ -220,9 +224,33 @@ def run_tasks(
     """
     run = registry.executors.find(executor) if isinstance(executor, str) else executor
     means = (workers, device, threads, plugins, spec)
+    callbacks = (_harmless(watch), _harmless(say))
     return run(
-        Assignment(study, tasks, *means, _harmless(watch), _harmless(say), retries, hung_after)
+        Assignment(study, tasks, *means, *callbacks, retries, hung_after, options or {}),
     )
+
+
+def refuse_objects(assignment: Assignment, executor: str) -> None:
+    """Refuse a spec that other processes cannot read.
+
+    Raises:
+        InvalidInput: the spec holds Python objects.
+    """
+    if assignment.spec is not None:
+        raise InvalidInput(
+            f"executor {executor!r}: the spec holds Python objects, which another process cannot"
+            " read; take executor 'inline', or register them in a --plugin file"
+        )
+
+
+def refuse_options(assignment: Assignment, executor: str) -> None:
+    """Refuse options, for an executor that has none.
+
+    Raises:
+        InvalidInput: there are some.
+    """
+    if assignment.options:
+        raise invalid(f"options of executor {executor!r}", ", ".join(assignment.options), "none")
 
 
 def _harmless(callback: Callable[[Argument], None]) -> Callable[[Argument], None]:

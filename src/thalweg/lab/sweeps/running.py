@@ -110,6 +110,7 @@ class Means:
     progress: Progress = field(default_factory=Progress.silent)
     retries: int = RETRIES
     hung_after: float = HUNG_AFTER
+    executor_options: Mapping[str, object] = field(default_factory=dict)
 
 
 def sweep(
@@ -132,6 +133,7 @@ def sweep(
     progress: Progress | None = None,
     retries: int = RETRIES,
     hung_after: float = HUNG_AFTER,
+    executor_options: Mapping[str, object] | None = None,
 ) -> SweepResult:
     """Run a spec at every point of a grid of settings, then draw the regimes.
 
@@ -148,6 +150,7 @@ def sweep(
         overrides: values by key path, or words of the command line, for all points.
         name: of the sweep's folder; default: made of the spec's name, data and keys.
         root, workers, plugins, executor, progress, retries, hung_after: see `lab.run`.
+        executor_options: what is asked of the executor, such as `{"partition": "gpu"}` of "slurm".
 
     Raises:
         InvalidInput: an axis or a point that cannot be.
@@ -162,7 +165,8 @@ def sweep(
         given["seeds"] = list(seeds)
     specs = sweep_specs(source, axes, problem=problem, overrides=given)
     progress = progress or Progress.silent()
-    means = Means(workers, plugins, executor, progress, retries, hung_after)
+    how = (workers, plugins, executor, progress, retries, hung_after)
+    means = Means(*how, executor_options or {})
     return run_sweep(specs, root=root, name=name, means=means)
 
 
@@ -339,6 +343,7 @@ def _run_tasks(
             say=means.progress.warn,
             retries=means.retries,
             hung_after=means.hung_after,
+            options=means.executor_options,
         )
     finally:
         shown.stop()
