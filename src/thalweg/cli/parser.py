@@ -230,6 +230,12 @@ def _add_sweeping(verbs: Verbs) -> None:
     sweep.add_argument(
         "--draw-seed", type=_count_from_zero, default=0, metavar="N", help="seed of the drawing"
     )
+    sweep.add_argument(
+        "--search", type=_count, metavar="TRIALS", help="let Optuna choose points of --random"
+    )
+    sweep.add_argument("--minimize", metavar="COLUMN", help="what is searched for (default: loss)")
+    sweep.add_argument("--maximize", metavar="COLUMN", help="the same, for the greatest value")
+    sweep.add_argument("--of", metavar="BRANCH", help="whose (default: the plain branch)")
     sweep.add_argument("--problem", help="of a study (default: its own)")
     sweep.add_argument("--data-dir", help="folder or file with the data; else downloaded")
     sweep.add_argument("--name", help="of the sweep's folder (default: made of spec and keys)")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thalweg.errors import invalid, require_extra, unknown_name
+from thalweg.errors import InvalidInput, invalid, require_extra, unknown_name
 from thalweg.lab.config import TRUNK
 from thalweg.lab.execution.schedule import Outcome
 from thalweg.lab.preparing import read_spec
@@ -107,6 +107,8 @@ def search(
         InvalidInput: no such column or branch, or what `lab.sweep` refuses.
     """
     require_extra("optuna", "optuna")
+    if not space:
+        raise InvalidInput("search: no key; say where: --random KEY=log:0.001:1")
     if minimize is not None and maximize is not None:
         raise invalid("search", "minimize and maximize", "one of them")
     if trials < 1 or at_once < 1:
