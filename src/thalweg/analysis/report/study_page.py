@@ -7,8 +7,6 @@ load from anywhere.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +22,14 @@ from thalweg.analysis.claims.statistics import rows_where
 from thalweg.analysis.claims.verdicts import number
 from thalweg.analysis.figures.curves import branches_of, step_axis
 from thalweg.analysis.figures.figure import SavedFigures
-from thalweg.analysis.report.pages import read, template, trusted, verdict_rows, write_page
+from thalweg.analysis.report.pages import (
+    policy_for,
+    read,
+    template,
+    trusted,
+    verdict_rows,
+    write_page,
+)
 from thalweg.analysis.report.panels import embedded_json, page_data
 
 if TYPE_CHECKING:
@@ -55,7 +60,7 @@ def write_report(
     html = template("report.html.jinja").render(
         title=title,
         version=__version__,
-        policy=_policy(plotly, page),
+        policy=policy_for(plotly, page),
         plotly=trusted(plotly),
         script=trusted(page),
         style=trusted(read("page.css")),
@@ -79,22 +84,6 @@ def _plotly_script() -> str:
     from plotly.offline import get_plotlyjs
 
     return get_plotlyjs()
-
-
-def _policy(*scripts: str) -> str:
-    """Content-Security-Policy: the given inline scripts by hash, inline styles, nothing remote.
-
-    Plotly inserts style rules at run time, hence 'unsafe-inline' for styles alone; its "download as
-    PNG" needs images from data: and blob:.
-    """
-    hashes = " ".join(
-        f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-        for text in scripts
-    )
-    return (
-        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; "
-        "img-src data: blob:; base-uri 'none'; form-action 'none'"
-    )
 
 
 def _links(figures: SavedFigures, study_folder: Path) -> list[dict[str, Any]]:
