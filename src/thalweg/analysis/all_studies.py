@@ -107,10 +107,10 @@ def _figure(png: Path) -> dict[str, Any]:
         "title": figure.title,
         "caption": figure.caption,
         "image": f"data:image/png;base64,{base64.b64encode(image).decode()}",
-        "wide": _width(image) > 1.5 * COLUMN_WIDTH * STYLE["savefig.dpi"],
+        "wide": is_wide(image),
     }
 
 
-def _width(png: bytes) -> int:
-    """Pixels in a row of a PNG: the first number of its header chunk."""
-    return int.from_bytes(png[16:20], "big")
+def is_wide(png: bytes) -> bool:
+    """Whether a figure is wider than one column: its pixels in a row stand first in its header."""
+    return int.from_bytes(png[16:20], "big") > 1.5 * COLUMN_WIDTH * STYLE["savefig.dpi"]

@@ -488,7 +488,8 @@ def read_piece(segment: Segment, columns: Sequence[str] | None = None) -> Piece:
         _check_claims(segment, opened.metadata)
         names = opened.schema_arrow.names
         wanted = names if columns is None else [n for n in names if n == "step" or n in columns]
-        table = opened.read(wanted)
+        # A few columns are read sooner than threads are begun.
+        table = opened.read(wanted, use_threads=columns is None)
         _check_footer(segment, table["step"], names, opened.schema_arrow.metadata)
         place = _place_of(segment, opened.schema_arrow.metadata)
     except (pyarrow.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
