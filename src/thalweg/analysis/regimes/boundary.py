@@ -100,13 +100,16 @@ class PlaneVerdict:
         counts: points by outcome; "not judged" is one.
         boundaries: along a setting, and relative to the critical learning rate; also those that are
             not stated.
-        sentences: all of it in words.
+        counts_in_words: sentences without a capital and a full stop, also on an order that chance
+            may have made.
+        boundaries_in_words: a sentence for each boundary that is stated.
     """
 
     label: str
     counts: Mapping[str, int]
     boundaries: tuple[Boundary, ...]
-    sentences: tuple[str, ...]
+    counts_in_words: tuple[str, ...]
+    boundaries_in_words: tuple[str, ...]
 
 
 def judge_plane(table: SweepTable, label: str, branch: str) -> PlaneVerdict:
@@ -125,9 +128,16 @@ def judge_plane(table: SweepTable, label: str, branch: str) -> PlaneVerdict:
     along = boundary_along(decided, table, axes)
     relative = _relative_to_critical(decided, table, axes, branch)
     found = tuple(boundary for boundary in (along, relative) if boundary is not None)
-    sentences = [_counted(counts, every)]
-    sentences += [_in_words(boundary, axes, len(decided)) for boundary in found]
-    return PlaneVerdict(label, counts, found, tuple(filter(None, sentences)))
+    stated = [boundary for boundary in found if boundary.is_stated]
+    # Of the one value for the whole plane it is said that it may be chance; of the others nothing.
+    doubtful = [b for b in found if not (b.is_stated or b.edges or b.relative_to)]
+    return PlaneVerdict(
+        label,
+        counts,
+        found,
+        (_counted(counts, every), *(_unstated(b, len(decided)) for b in doubtful)),
+        tuple(_in_words(boundary, axes) for boundary in stated),
+    )
 
 
 def boundary_along(
@@ -293,9 +303,7 @@ def _counted(counts: Mapping[str, int], every: int) -> str:
     return ", ".join([text, *others])
 
 
-def _in_words(boundary: Boundary, axes: Sequence[Axis], decided: int) -> str:
-    if not boundary.is_stated:
-        return _unstated(boundary, decided)
+def _in_words(boundary: Boundary, axes: Sequence[Axis]) -> str:
     axis = next(axis for axis in axes if axis.key == boundary.key)
     edge, is_below = boundary.edge, boundary.side == "below"
     if boundary.relative_to:
@@ -309,14 +317,15 @@ def _in_words(boundary: Boundary, axes: Sequence[Axis], decided: int) -> str:
     if boundary.edges:
         return _moving(boundary, axis)
     sign, other = ("≤", "≥") if is_below else ("≥", "≤")
+    text = dict(zip(axis.values, axis.labels, strict=True))  # type: ignore[arg-type]
     values = [float(value) for value in axis.values]  # type: ignore[arg-type]
     inside = sum(v <= edge.holds if is_below else v >= edge.holds for v in values)
     outside = sum(v >= edge.fails if is_below else v <= edge.fails for v in values)
     rest = "not above" if is_below else "not below"
     if inside + outside < len(values):
-        rest = f"not for {axis.key} {other} {setting_text(edge.fails)}; between is undecided"
+        rest = f"not for {axis.key} {other} {text[edge.fails]}; between is undecided"
     return (
-        f"holds for {axis.key} {sign} {setting_text(edge.holds)}"
+        f"holds for {axis.key} {sign} {text[edge.holds]}"
         f" ({inside} of {len(values)} values), {rest}"
     )
 
@@ -336,8 +345,6 @@ def _moving(boundary: Boundary, axis: Axis) -> str:
 
 
 def _unstated(boundary: Boundary, decided: int) -> str:
-    if boundary.relative_to or boundary.edges:
-        return ""
     sign = "≤" if boundary.side == "below" else "≥"
     return (
         f"so far it holds just where {boundary.key} {sign} {setting_text(boundary.edge.holds)}, but"

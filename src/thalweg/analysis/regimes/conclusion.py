@@ -115,16 +115,18 @@ def draw_all(table: SweepTable, plane: Plane, statistic: str, branch: str) -> Pi
     by_branch = files(
         f"branches-{statistic}", f"Last {quantity.label} of each branch against {against}", _OF_SEEDS
     )
-    drawn = [
-        attempt(in_plane.name, lambda: draw_statistic(table, plane, statistic, branch, in_plane)),
-        attempt(
-            by_setting.name,
-            lambda: Picture(draw_by_setting(table, plane, statistic, branch, by_setting)),
-        ),
-        attempt(
-            by_branch.name, lambda: Picture(draw_by_branch(table, plane, statistic, by_branch))
-        ),
-    ]
+    attempts: dict[str, Callable[[], Picture]] = {
+        by_branch.name: lambda: Picture(draw_by_branch(table, plane, statistic, by_branch))
+    }
+    if plane.vertical is not None:
+        attempts = {
+            in_plane.name: lambda: draw_statistic(table, plane, statistic, branch, in_plane),
+            by_setting.name: lambda: Picture(
+                draw_by_setting(table, plane, statistic, branch, by_setting)
+            ),
+            **attempts,
+        }
+    drawn = [attempt(name, draw) for name, draw in attempts.items()]
     found.of_statistic.extend(picture for picture in drawn if picture is not None)
     for label, name in _file_names(table.labels).items():
         own = files(

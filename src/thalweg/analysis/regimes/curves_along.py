@@ -24,6 +24,7 @@ from thalweg.analysis.regimes.plane import (
     Axis,
     Panel,
     Plane,
+    panels_in_a_row,
     panels_of,
     plain_text,
     statistic_of_points,
@@ -57,6 +58,7 @@ class _Curves:
 
     plane: Plane
     across: Axis
+    others: Sequence[Axis]
     panels: Sequence[Panel]
     lines: Sequence[_Line]
     of: str
@@ -65,7 +67,7 @@ class _Curves:
     @property
     def columns(self) -> int:
         """Panels in a row."""
-        return min(len(self.panels), 3)
+        return panels_in_a_row(len(self.panels), self.others, 3)
 
     @property
     def size(self) -> tuple[float, float]:
@@ -194,7 +196,7 @@ def draw_by_setting(
         )
         for rank, label in enumerate(lines_of.labels)
     ]
-    drawn = _Curves(plane, across, plane.panels, lines, lines_of.key, quantities[statistic])
+    drawn = _Curves(plane, across, plane.others, plane.panels, lines, lines_of.key, quantities[statistic])
     return _save(drawn, files, data)
 
 
@@ -204,14 +206,16 @@ def draw_by_branch(
     """Draw a statistic against the horizontal axis, a line a branch; other settings are panels.
 
     Raises:
-        NotDrawableError: no setting differs, there is one branch, the points are not on a grid,
+        NotDrawableError: no setting differs, one branch is shown already, the points are not on a grid,
             nothing is measured, or there are too many panels.
     """
     import pandas as pd
 
     branches = [branch for branch in table.branches if branch != TRUNK]
-    if plane.horizontal is None or len(branches) < 2:
-        raise NotDrawableError("one branch, or no setting that differs between points")
+    if plane.horizontal is None:
+        raise NotDrawableError("no setting differs between points")
+    if len(branches) < 2 and plane.vertical is not None:
+        raise NotDrawableError("there is one branch: the other curves show it")
     data = {branch: statistic_of_points(table, statistic, branch) for branch in branches}
     data = {branch: rows for branch, rows in data.items() if rows["mean"].notna().any()}
     styles = branch_styles(data, DEFAULT_ROLES)
@@ -225,9 +229,9 @@ def draw_by_branch(
         )
         for rank, (branch, rows) in enumerate(data.items())
     ]
-    others = [plane.vertical] if plane.vertical else []
-    panels = panels_of(plane.sweep, [*others, *plane.others])
-    drawn = _Curves(plane, plane.horizontal, panels, lines, "", quantities[statistic])
+    others = (plane.vertical, *plane.others) if plane.vertical else plane.others
+    panels = panels_of(plane.sweep, others)
+    drawn = _Curves(plane, plane.horizontal, others, panels, lines, "", quantities[statistic])
     if not data:
         raise NotDrawableError(f"no run that is done has measured {statistic}")
     return _save(drawn, files, pd.concat(data.values(), ignore_index=True))

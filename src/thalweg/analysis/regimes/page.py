@@ -133,13 +133,12 @@ def _regions(pictures: Sequence[Picture]) -> dict[str, list[list[Any]]]:
 def _claim(table: SweepTable, verdict: PlaneVerdict) -> dict[str, Any]:
     own = table.verdicts[table.verdicts["label"] == verdict.label]
     claim = registry.claims.get(own["claim"].iloc[0])
-    first, *others = verdict.sentences
     return {
         "label": verdict.label,
         "statement": claim.statement if claim else "",
         "statistic": f"{claim.statistic}: {claim.rule.text}" if claim else "",
-        "counts": first,
-        "sentences": others,
+        "boundaries": verdict.boundaries_in_words,
+        "counts": verdict.counts_in_words,
     }
 
 

@@ -27,8 +27,8 @@ from thalweg.analysis.regimes.plane import (
     Axis,
     Panel,
     Plane,
+    panels_in_a_row,
     plain_text,
-    setting_text,
     statistic_of_points,
 )
 from thalweg.analysis.regimes.table import SweepTable
@@ -59,7 +59,7 @@ class Mark:
         outcome: whose symbol it has; empty: none.
         text: the value, written into the cell where there is room.
         ink: colour of symbol and text.
-        said: what a page says where the mouse is.
+        said: what a page says where the mouse is, after the settings.
     """
 
     fill: str = ""
@@ -99,8 +99,8 @@ class _Drawing:
     @property
     def across(self) -> int:
         """Panels in a row."""
-        count = len(self.plane.panels)
-        return count if count <= 3 else 3 if _columns(self.plane) > 8 else 4
+        most = 3 if _columns(self.plane) > 6 or not self.plane.is_grid else 4
+        return panels_in_a_row(len(self.plane.panels), self.plane.others, most)
 
     @property
     def size(self) -> tuple[float, float]:
@@ -152,11 +152,9 @@ class _Drawing:
                 hatched, facecolors="none", edgecolors=_HATCH_INK, hatch=_HATCH, linewidths=0
             )
         )
-        size = self._symbol_size
+        _draw_symbols(axes, marked, self._symbol_size)
         for (x, y), mark in marked:
-            if mark.outcome:
-                _draw_symbol(axes, x, y, mark, size)
-            elif mark.text and self._has_room:
+            if mark.text and self._has_room:
                 axes.text(x, y, mark.text, color=mark.ink, ha="center", va="center", fontsize=6.5)
         _rank_axis(axes, self.plane.horizontal, self._cell_width, horizontal=True)
         _rank_axis(axes, self.plane.vertical, self.panel_height / max(_rows(self.plane), 1))
@@ -181,15 +179,24 @@ class _Drawing:
     def _dots(self, axes: Axes, panel: Panel) -> None:
         across, up = self.plane.horizontal, self.plane.vertical
         assert across and up, "a scatter has two axes"
-        for number_ in panel.points:
-            mark, point = self.marks[number_], self.plane.sweep.points[number_]
-            if mark is None:
-                continue
-            x, y = across.number(point), up.number(point)
-            style: dict[str, Any] = {"s": 44, "linewidths": 0.5, "edgecolors": "#555555"}
-            axes.scatter([x], [y], c=[mark.fill or _GREY], hatch=mark.hatched * _HATCH, **style)
-            if mark.outcome:
-                _draw_symbol(axes, x, y, mark, 4.0)
+        points = self.plane.sweep.points
+        marked = [
+            ((across.number(points[n]), up.number(points[n])), mark)
+            for n in panel.points
+            if (mark := self.marks[n])
+        ]
+        for hatch in (False, True):
+            own = [(place, mark) for place, mark in marked if mark.hatched == hatch]
+            axes.scatter(
+                [x for (x, _), _ in own],
+                [y for (_, y), _ in own],
+                c=[mark.fill or _GREY for _, mark in own],
+                hatch=_HATCH if hatch else None,
+                s=44,
+                linewidths=0.5,
+                edgecolors=_HATCH_INK,
+            )
+        _draw_symbols(axes, marked, 4.0)
         for axis, horizontal in ((across, True), (up, False)):
             _number_axis(axes, axis, horizontal=horizontal)
 
@@ -205,10 +212,9 @@ class _Drawing:
                 if mark is None:
                     continue
                 (left, bottom), (right, top) = self._corners(axes, number_)
-                said = f"{_settings_text(self.plane, number_)}: {mark.said}"
                 place = (left / width, 1 - top / height)
                 size = ((right - left) / width, (top - bottom) / height)
-                found.append(Region(number_, (*map(float, place), *map(float, size)), said))
+                found.append(Region(number_, (*map(float, place), *map(float, size)), mark.said))
         return found
 
     def _corners(self, axes: Axes, number_: int) -> Any:
@@ -353,17 +359,25 @@ def _verdict_mark(verdict: Mapping[str, Any] | None, diverged: bool) -> Mark | N
     return Mark(fill, outcome == "undecided", outcome, "", ink, said)
 
 
-def _draw_symbol(axes: Axes, x: float, y: float, mark: Mark, size: float) -> None:
-    width = min(max(size / 4.5, 0.5), 1.4)
-    line: dict[str, Any] = {"markersize": size, "markeredgewidth": width, "color": mark.ink}
-    if mark.outcome == "holds":
-        axes.plot(x, y, marker=_tick(), fillstyle="none", linestyle="none", **line)
-    elif mark.outcome == "does not hold":
-        axes.plot(x, y, marker="x", linestyle="none", **line)
-    else:
-        # On a disc of its own, for the hatching would cross it.
-        axes.plot(x, y, marker="o", markersize=1.3 * size, color=mark.fill, markeredgewidth=0)
-        axes.plot(x, y, marker="$?$", linestyle="none", markersize=size, color=mark.ink, mew=0.2)
+def _draw_symbols(
+    axes: Axes, marked: Sequence[tuple[tuple[float, float], Mark]], size: float
+) -> None:
+    """The symbol of each outcome, all of one kind at once: a figure may have thousands."""
+    for outcome, (fill, ink) in _OUTCOMES.items():
+        places = [place for place, mark in marked if mark.outcome == outcome]
+        if not places:
+            continue
+        x, y = zip(*places, strict=True)
+        line: dict[str, Any] = {"linestyle": "none", "markersize": size, "color": ink}
+        if outcome == "undecided":
+            # On a disc of its own, for the hatching would cross it.
+            disc = {**line, "markersize": 1.3 * size, "color": fill}
+            axes.plot(x, y, marker="o", markeredgewidth=0, **disc)
+            axes.plot(x, y, marker="$?$", markeredgewidth=0.2, **line)
+        else:
+            width = min(max(size / 4.5, 0.5), 1.4)
+            shape: Any = _tick() if outcome == "holds" else "x"
+            axes.plot(x, y, marker=shape, fillstyle="none", markeredgewidth=width, **line)
 
 
 def _tick() -> Any:
@@ -436,7 +450,7 @@ def _rank_axis(axes: Axes, axis: Axis | None, step: float, *, horizontal: bool =
     count = len(axis.values)
     limits(-0.5, count - 0.5)
     longest = max(map(len, axis.labels))
-    is_turned = horizontal and 0.062 * longest + 0.05 > step
+    is_turned = horizontal and 0.058 * longest + 0.03 > step
     every = max(1, math.ceil((0.13 if is_turned or not horizontal else 0.0) / step))
     ranks = range(0, count, every)
     along.set_ticks(ranks, [plain_text(axis.labels[rank]) for rank in ranks])
@@ -463,8 +477,3 @@ def _name_axes(canvas: Canvas, axes: Sequence[Axes], plane: Plane, across: int) 
     else:
         canvas.supxlabel(names[0], fontsize=9, color=INK)
         canvas.supylabel(names[1], fontsize=9, color=INK)
-
-
-def _settings_text(plane: Plane, number_: int) -> str:
-    settings = plane.sweep.points[number_].settings
-    return ", ".join(f"{key} = {setting_text(value)}" for key, value in settings.items())

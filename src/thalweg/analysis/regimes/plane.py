@@ -154,6 +154,15 @@ class Plane:
         return column, self.vertical.rank(point) if self.vertical else 0
 
 
+def panels_in_a_row(panels: int, others: Sequence[Axis], most: int) -> int:
+    """How many small multiples stand side by side: of two settings, one is the columns."""
+    if panels <= most:
+        return panels
+    if len(others) > 1 and len(others[-1].values) <= most:
+        return len(others[-1].values)
+    return next((count for count in (most, most - 1) if panels % count == 0), most)
+
+
 def varying(sweep: Sweep) -> list[Axis]:
     """The settings that differ between points, those with the most values first."""
     axes = [_axis(sweep, key) for key in sweep.keys]

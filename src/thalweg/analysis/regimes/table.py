@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from thalweg.analysis.claims.judgement import DEFAULT_ROLES
@@ -72,17 +73,17 @@ class SweepTable:
         given = self.sweep.points[point].settings
         return {self.columns[key]: _cell(value) for key, value in given.items()}
 
-    @property
+    @cached_property
     def statistics(self) -> list[str]:
         """The quantities that some run has measured."""
         return [name for name in STATISTICS if name in self.runs.columns]
 
-    @property
+    @cached_property
     def branches(self) -> list[str]:
         """The branches that some point has: the trunk, the standard ones, then by name."""
         return in_order((name for name in self.runs["branch"] if name), DEFAULT_ROLES)
 
-    @property
+    @cached_property
     def labels(self) -> list[str]:
         """The claims that some point was judged on, as they first occur."""
         return list(dict.fromkeys(self.verdicts["label"]))

@@ -12,7 +12,9 @@
   const heads = [...table.tHead.rows[0].cells];
   const rows = [...body.rows].map((row) => {
     const texts = [...row.cells].map((cell) => cell.textContent);
-    return { row, texts, all: texts.join(" ").toLowerCase(), href: row.dataset.href };
+    const settings = heads.map((head, at) => `${head.dataset.name} = ${texts[at]}`)
+      .filter((_, at) => heads[at].className === "setting").join(", ");
+    return { row, texts, settings, all: texts.join(" ").toLowerCase(), href: row.dataset.href };
   });
   const inOrder = [...rows];
 
@@ -106,10 +108,10 @@
   for (const picture of document.querySelectorAll(".picture")) {
     const links = (regions[picture.dataset.figure] ?? []).map(([point, left, top, width, height, said]) => {
       const link = element("a");
-      link.href = rows[point].href;
-      link.title = said;
+      const { href, settings } = rows[point];
+      link.href = href;
+      link.title = `${settings}: ${said}`;
       link.tabIndex = -1;
-      link.setAttribute("aria-label", said);
       Object.assign(link.style, { left: `${left}%`, top: `${top}%`, width: `${width}%`, height: `${height}%` });
       return link;
     });
