@@ -6,8 +6,8 @@ without exception, in the first of these two forms that they have:
 
 1. one value for the whole plane: every point up to it holds and none above (or the other way
    round), whatever the other settings are;
-2. one for each combination of the other settings, always with the same side holding, and seen to lie
-   inside the range for two combinations at least.
+2. one for each combination of the other settings, always with the same side holding, and lying
+   inside the range for more than half of the combinations: two of three, three of five.
 
 The same is asked of the learning rate over the critical one, where a point's critical learning rate
 is measured: whether one value of that ratio separates all points. The critical learning rate is the
@@ -29,7 +29,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from math import comb
 from typing import TYPE_CHECKING, Literal
 
@@ -155,18 +155,19 @@ def boundary_along(
     numerical = [axis for axis in axes if axis.numerical]
     lines = {axis.key: _lines(decided, table, axis, axes) for axis in numerical}
     whole = {axis.key: _merged(lines[axis.key].values()) for axis in numerical}
-    by_chance = sum(2 * _orders([whole[axis.key]], holding) for axis in numerical) / ways
+    by_chance = sum(_orders([whole[axis.key]], holding) for axis in numerical) / ways
     for axis in numerical:
         for side in ("below", "above"):
             edge = _edge(whole[axis.key], side)
             if edge is not None:
                 return Boundary(axis.key, side, edge, {}, by_chance)
-    by_chance = sum(2 * _orders(lines[axis.key].values(), holding) for axis in numerical) / ways
+    by_chance = sum(_orders(lines[axis.key].values(), holding) for axis in numerical) / ways
     found = [
         Boundary(axis.key, side, _outermost(edges.values(), side), edges, by_chance)
         for axis in numerical
         for side in ("below", "above")
-        if (edges := _edges(lines[axis.key], side)) is not None and len(edges) > 1
+        if (edges := _edges(lines[axis.key], side)) is not None
+        and len(edges) > max(1, len(lines[axis.key]) / 2)
     ]
     return max(found, key=lambda boundary: len(boundary.edges), default=None)
 
@@ -219,22 +220,23 @@ def _outermost(edges: Iterable[Edge], side: Side) -> Edge:
 
 
 def _orders(lines: Iterable[_Line], holding: int) -> int:
-    """In how many ways do `holding` points hold so that each line is separated, on one side?
+    """In how many ways can `holding` points hold so that all lines are separated alike?
 
-    The coefficient of x^holding in the product over lines of sum_c x^c, with c the possible numbers
-    of points before a boundary: between values only, for points of one value go together.
+    Holding below: the coefficient of x^holding in the product over lines of sum_c x^c, with c the
+    possible numbers of points below a boundary; points of one value are on one side of it. Holding
+    above: the coefficient of x^(points - holding).
     """
     ways = {0: 1}
+    points = 0
     for line in lines:
         values = [value for value, _ in line]
         cuts = [0, *(at + 1 for at, (a, b) in enumerate(pairwise(values)) if a < b), len(values)]
+        points += len(values)
         longer: dict[int, int] = {}
-        for count, number_ in ways.items():
-            for cut in cuts:
-                if count + cut <= holding:
-                    longer[count + cut] = longer.get(count + cut, 0) + number_
+        for (count, number_), cut in product(ways.items(), cuts):
+            longer[count + cut] = longer.get(count + cut, 0) + number_
         ways = longer
-    return ways.get(holding, 0)
+    return ways.get(holding, 0) + ways.get(points - holding, 0)
 
 
 # Relative to the critical learning rate.

@@ -115,17 +115,18 @@ def draw_all(table: SweepTable, plane: Plane, statistic: str, branch: str) -> Pi
     by_branch = files(
         f"branches-{statistic}", f"Last {quantity.label} of each branch against {against}", _OF_SEEDS
     )
-    attempts: dict[str, Callable[[], Picture]] = {
-        by_branch.name: lambda: Picture(draw_by_branch(table, plane, statistic, by_branch))
-    }
+    attempts: dict[str, Callable[[], Picture]] = {}
     if plane.vertical is not None:
-        attempts = {
-            in_plane.name: lambda: draw_statistic(table, plane, statistic, branch, in_plane),
-            by_setting.name: lambda: Picture(
-                draw_by_setting(table, plane, statistic, branch, by_setting)
-            ),
-            **attempts,
-        }
+        attempts[in_plane.name] = lambda: draw_statistic(
+            table, plane, statistic, branch, in_plane
+        )
+        attempts[by_setting.name] = lambda: Picture(
+            draw_by_setting(table, plane, statistic, branch, by_setting)
+        )
+    if plane.vertical is None or len({*table.branches} - {TRUNK}) > 1:
+        attempts[by_branch.name] = lambda: Picture(
+            draw_by_branch(table, plane, statistic, by_branch)
+        )
     drawn = [attempt(name, draw) for name, draw in attempts.items()]
     found.of_statistic.extend(picture for picture in drawn if picture is not None)
     for label, name in _file_names(table.labels).items():

@@ -206,7 +206,7 @@ def draw_by_branch(
     """Draw a statistic against the horizontal axis, a line a branch; other settings are panels.
 
     Raises:
-        NotDrawableError: no setting differs, one branch is shown already, the points are not on a grid,
+        NotDrawableError: no setting differs, the points are not on a grid,
             nothing is measured, or there are too many panels.
     """
     import pandas as pd
@@ -214,8 +214,6 @@ def draw_by_branch(
     branches = [branch for branch in table.branches if branch != TRUNK]
     if plane.horizontal is None:
         raise NotDrawableError("no setting differs between points")
-    if len(branches) < 2 and plane.vertical is not None:
-        raise NotDrawableError("there is one branch: the other curves show it")
     data = {branch: statistic_of_points(table, statistic, branch) for branch in branches}
     data = {branch: rows for branch, rows in data.items() if rows["mean"].notna().any()}
     styles = branch_styles(data, DEFAULT_ROLES)

@@ -12,6 +12,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -108,7 +109,7 @@ def _card(picture: Picture, folder: Path) -> dict[str, Any]:
         "name": saved.name,
         "title": saved.title,
         "caption": saved.caption,
-        "image": f"data:image/png;base64,{base64.b64encode(image).decode()}",
+        "image": f"data:image/png;base64,{base64.b64encode(_smaller(image)).decode()}",
         "wide": is_wide(image),
         "csv": f"data:text/csv;base64,{base64.b64encode(saved.csv.read_bytes()).decode()}",
         "files": [
@@ -116,6 +117,16 @@ def _card(picture: Picture, folder: Path) -> dict[str, Any]:
             for kind, path in (("PNG", saved.png), ("PDF", saved.pdf))
         ],
     }
+
+
+def _smaller(png: bytes) -> bytes:
+    """The picture with 256 colours in place of all: a third of the bytes, and no other look."""
+    # matplotlib needs it too.
+    from PIL import Image
+
+    picture, written = Image.open(BytesIO(png)).convert("RGB"), BytesIO()
+    picture.quantize(256, dither=Image.Dither.NONE).save(written, "png", optimize=True)
+    return written.getvalue()
 
 
 def _regions(pictures: Sequence[Picture]) -> dict[str, list[list[Any]]]:

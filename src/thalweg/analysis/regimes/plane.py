@@ -7,6 +7,7 @@ Example:
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,6 @@ from thalweg.analysis.figures.dots import Dots
 from thalweg.analysis.quantities import quantities
 from thalweg.analysis.regimes.table import SweepTable
 from thalweg.errors import invalid, unknown_name
-from thalweg.lab.store.durable import to_json
 from thalweg.lab.sweep.points import Point, Setting, Sweep
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def setting_text(value: Setting | None) -> str:
         return value
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e6:
         return str(int(value))
-    return repr(value) if is_number(value) else to_json(value).strip()
+    return repr(value) if is_number(value) else json.dumps(value)
 
 
 def plain_text(text: str) -> str:

@@ -14,6 +14,7 @@ Example:
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -25,7 +26,6 @@ from thalweg.analysis.claims.verdicts import SYMBOLS
 from thalweg.analysis.figures.branch_style import in_order
 from thalweg.analysis.quantities import quantities
 from thalweg.errors import ThalwegError
-from thalweg.lab.store.durable import to_json
 from thalweg.lab.store.folders import TRUNK, RunFolder
 from thalweg.lab.store.metrics import count_rows, last_values
 from thalweg.lab.sweep.points import Point, Setting, Sweep
@@ -132,7 +132,7 @@ def _columns(sweep: Sweep) -> dict[str, str]:
 
 def _cell(value: Setting) -> int | float | str | bool:
     """A setting as one cell of a table: lists and tables as JSON."""
-    return to_json(value).strip() if isinstance(value, list | dict) else value
+    return json.dumps(value) if isinstance(value, list | dict) else value
 
 
 def _run(run: RunFolder | None) -> dict[str, Any]:

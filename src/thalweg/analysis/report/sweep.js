@@ -28,20 +28,19 @@
     }
   }
 
-  // The last number of a text, after the word of a verdict: "✓ holds 0.95" is 0.95.
-  const numberIn = (text) => {
-    const plain = text.replace(/\u2212/g, "-").replace("∞", "Infinity");
-    const last = plain.trim().split(" ").at(-1);
-    return last === "" ? NaN : Number(last);
+  // The number of a cell and the words before it: "✓ holds 0.95", "6 of 18", "0.1", "all".
+  const partsOf = (text) => {
+    const plain = text.replace(/\u2212/g, "-").replace("∞", "Infinity").trim();
+    const leading = parseFloat(plain);
+    if (!Number.isNaN(leading)) return { words: "", value: leading };
+    const [, words, last] = /^(.*?)\s*(\S*)$/.exec(plain);
+    return Number.isNaN(Number(last || NaN)) ? { words: plain, value: NaN } : { words, value: Number(last) };
   };
-  const first = (text) => (numberIn(text) === numberIn(text) && /^[-\d.∞\u2212]/.test(text) ? "" : text.split(" ")[0]);
 
   const compare = (one, other) => {
-    const words = first(one).localeCompare(first(other));
-    if (words) return words;
-    const [a, b] = [numberIn(one), numberIn(other)];
-    if (Number.isNaN(a) || Number.isNaN(b)) return Number.isNaN(a) - Number.isNaN(b) || one.localeCompare(other, undefined, { numeric: true });
-    return a < b ? -1 : a > b ? 1 : 0;
+    const [a, b] = [partsOf(one), partsOf(other)];
+    const words = a.words.localeCompare(b.words, undefined, { numeric: true });
+    return words || (a.value < b.value ? -1 : a.value > b.value ? 1 : 0);
   };
 
   const sortBy = (column) => {
@@ -81,9 +80,10 @@
     const wanted = Number(value);
     return (entry) => {
       const text = entry.texts[column];
-      const found = numberIn(text);
+      const found = partsOf(text).value;
       if (!Number.isNaN(wanted) && !Number.isNaN(found)) return holds[sign](found, wanted);
-      const same = text.toLowerCase().includes(value);
+      const words = text.toLowerCase();
+      const same = heads[column].className === "verdict" ? words.includes(value) : words === value;
       return sign === "=" ? same : sign === "!=" && !same;
     };
   };
