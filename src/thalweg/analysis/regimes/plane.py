@@ -156,10 +156,10 @@ class Plane:
 
 def panels_in_a_row(panels: int, others: Sequence[Axis], most: int) -> int:
     """How many small multiples stand side by side: of two settings, one is the columns."""
-    if panels <= most:
-        return panels
     if len(others) > 1 and len(others[-1].values) <= most:
         return len(others[-1].values)
+    if panels <= most:
+        return panels
     return next((count for count in (most, most - 1) if panels % count == 0), most)
 
 
