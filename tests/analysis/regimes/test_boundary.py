@@ -190,7 +190,9 @@ def test_a_boundary_relative_to_the_critical_learning_rate() -> None:
     ratios = [s["lr"] * curvature / 2 for s, curvature in zip(PLANE, sharpness, strict=True)]
     held = [ratio < 0.05 for ratio in ratios]
     text = said(table_of(PLANE, held, sharpness))
-    found = re.search(r"below about (\S+) of the critical one \(2 / sharpness at the end of sgd\)", text)
+    found = re.search(
+        r"below about (\S+) of the critical one \(2 / sharpness at the end of sgd\)", text
+    )
     assert found is not None
     low, high = max(r for r in ratios if r < 0.05), min(r for r in ratios if r >= 0.05)
     assert float(found[1]) == pytest.approx(math.sqrt(low * high), rel=0.01)

@@ -21,7 +21,9 @@ def loss(settings: Settings, seed: int) -> float:
     return math.inf if settings["lr"] == 1.0 and seed == 0 else settings["lr"] * (1 + seed)
 
 
-def table_in(folder: Path, settings: list[Settings], seeds: tuple[int, ...] = (0, 1, 2)) -> SweepTable:
+def table_in(
+    folder: Path, settings: list[Settings], seeds: tuple[int, ...] = (0, 1, 2)
+) -> SweepTable:
     branches = ("trunk", "sgd", "bulk-sgd")
     return read_table(fill(sweep_of(folder, settings, seeds), branches=branches, loss=loss))
 
@@ -45,7 +47,8 @@ def test_a_line_for_each_value_of_the_other_setting(
     assert data["seeds"].tolist() == [3, 3, 3, 3, 2, 2]
     assert data["diverged"].tolist() == [0, 0, 0, 0, 1, 1]
     assert ((data["low"] <= data["mean"]) & (data["mean"] <= data["high"])).all()
-    assert saved.png.stat().st_size and saved.pdf.read_bytes().startswith(b"%PDF")
+    assert saved.png.stat().st_size
+    assert saved.pdf.read_bytes().startswith(b"%PDF")
 
 
 def test_a_line_for_each_branch_and_a_panel_for_each_other_setting(

@@ -48,7 +48,8 @@ def test_the_page_is_one_file_that_loads_nothing(html: str) -> None:
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', html)
     assert policy is not None
     assert policy[1].count("sha256-") == 1
-    assert "default-src &#39;none&#39;" in policy[1] and "script-src &#39;unsafe" not in policy[1]
+    assert "default-src &#39;none&#39;" in policy[1]
+    assert "script-src &#39;unsafe" not in policy[1]
 
 
 def test_the_head_counts_points_seeds_and_runs(html: str) -> None:
@@ -159,7 +160,8 @@ class TestInChromium:
         browser.click("#points-table thead th:nth-child(2) button")
         assert column(browser, 1) == ["10"] * 5 + ["50"] * 5 + ["250"] * 5 + ["all"] * 5
         browser.click("#points-table thead th:nth-child(2) button")
-        assert column(browser, 1)[0] == "all" and column(browser, 1)[-1] == "10"
+        assert column(browser, 1)[0] == "all"
+        assert column(browser, 1)[-1] == "10"
         browser.click("#points-table thead th:nth-child(2) button")
         assert column(browser, 1) == before
 

@@ -26,7 +26,8 @@ THREE = grid(lr=[0.1, 0.01, 0.001], batch_size=["all", 50], width=[32, 64], loss
 
 def test_the_two_settings_with_the_most_values_are_the_axes() -> None:
     plane = plane_of(sweep_of(NOWHERE, grid(width=[1, 2], lr=[1, 2, 3], batch=[1, 2, 3, 4])))
-    assert plane.horizontal and plane.vertical
+    assert plane.horizontal
+    assert plane.vertical
     assert (plane.horizontal.key, plane.vertical.key) == ("batch", "lr")
     assert [axis.key for axis in plane.others] == ["width"]
     assert [panel.title for panel in plane.panels] == ["width = 1", "width = 2"]
@@ -35,7 +36,8 @@ def test_the_two_settings_with_the_most_values_are_the_axes() -> None:
 
 def test_axes_can_be_named_and_all_others_are_panels() -> None:
     plane = plane_of(sweep_of(NOWHERE, THREE), ["width", "lr"])
-    assert plane.horizontal and plane.vertical
+    assert plane.horizontal
+    assert plane.vertical
     assert (plane.horizontal.key, plane.vertical.key) == ("width", "lr")
     assert [panel.title for panel in plane.panels] == ["batch_size = 50", "batch_size = all"]
     one = plane_of(sweep_of(NOWHERE, THREE), ["lr"])
@@ -63,7 +65,8 @@ def test_values_stand_by_size_and_words_after_them() -> None:
     axes = {axis.key: axis for axis in varying(sweep_of(NOWHERE, THREE))}
     assert axes["lr"].values == (0.001, 0.01, 0.1)
     assert axes["batch_size"].values == (50, "all")
-    assert axes["lr"].logarithmic and not axes["batch_size"].numerical
+    assert axes["lr"].logarithmic
+    assert not axes["batch_size"].numerical
     unset = varying(sweep_of(NOWHERE, [{"lr": 0.1}, {}, {"lr": True}]))[0]
     assert unset.texts == ("0.1", "–", "true")
 
@@ -110,7 +113,9 @@ def test_a_value_is_the_mean_over_the_seeds_that_are_done(quick_path: Path) -> N
     rows = statistic_of_points(table, "loss", "sgd").to_dict("records")
     logs = seed_interval([math.log(loss) for loss in losses[0]])
     assert rows[0]["mean"] == pytest.approx(2.0)
-    assert (rows[0]["low"], rows[0]["high"]) == pytest.approx((math.exp(logs.low), math.exp(logs.high)))
+    assert (rows[0]["low"], rows[0]["high"]) == pytest.approx(
+        (math.exp(logs.low), math.exp(logs.high))
+    )
     # Of two seeds the range.
     assert [rows[1][name] for name in ("low", "high", "seeds", "diverged")] == [1.0, 2.0, 2, 1]
     assert [rows[2][name] for name in ("seeds", "diverged", "unfinished")] == [1, 1, 1]

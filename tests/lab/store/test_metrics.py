@@ -369,7 +369,7 @@ def test_last_values_of_another_run_or_of_a_table_with_a_hole_are_refused(tmp_pa
             writer.log(row(step), step)
             writer.flush()
     assert last_values(tmp_path, ["loss"], "0123") == {"loss": 2 / 7}
-    with pytest.raises(IntegrityError, match="4567|0123"):
+    with pytest.raises(IntegrityError, match="4567"):
         last_values(tmp_path, ["loss"], "4567")
     (tmp_path / segment_names(tmp_path)[1]).unlink()
     with pytest.raises(IntegrityError, match="segment 2 of its table, and 1 are before it"):

@@ -1,4 +1,4 @@
-"""What do a claim's verdicts say of the whole plane? Counts, and where a boundary runs, if one does.
+"""What do a claim's verdicts say of the whole plane? Counts, and the boundary, if there is one.
 
 The rule. A point is *decided* where the verdict is "holds" or "does not hold"; all others count as
 neither. A boundary along a numerical setting is stated where it separates the decided points
@@ -17,6 +17,7 @@ last measured one, of the branch that is looked at or else of the trunk: `critic
 A few points fall into such an order by chance. With H of D decided points holding, C(D, H) ways to
 distribute the outcomes are equally likely if no setting matters; the boundary is only stated where
 at most one in 20 of them would have given a boundary of that form along any numerical setting.
+(Tried: of 3,000 random planes of 6 x 5 points 5 had one, of 3 x 3 points 39.)
 
 Its limits. It describes the points that were run, not what lies between or outside of them. One
 point on the wrong side undoes a boundary. It does not find a claim that holds between two values,
@@ -59,7 +60,7 @@ _CRITICAL: tuple[tuple[str, bool, str], ...] = (
 
 @dataclass(frozen=True)
 class Edge:
-    """The two values between which a boundary lies: the last that holds, the first that does not."""
+    """The values on both sides of a boundary: the last that holds, the first that does not."""
 
     holds: float
     fails: float
@@ -327,8 +328,7 @@ def _in_words(boundary: Boundary, axes: Sequence[Axis]) -> str:
     if inside + outside < len(values):
         rest = f"not for {axis.key} {other} {text[edge.fails]}; between is undecided"
     return (
-        f"holds for {axis.key} {sign} {text[edge.holds]}"
-        f" ({inside} of {len(values)} values), {rest}"
+        f"holds for {axis.key} {sign} {text[edge.holds]} ({inside} of {len(values)} values), {rest}"
     )
 
 
@@ -350,6 +350,6 @@ def _unstated(boundary: Boundary, decided: int) -> str:
     sign = "≤" if boundary.side == "below" else "≥"
     return (
         f"so far it holds just where {boundary.key} {sign} {setting_text(boundary.edge.holds)}, but"
-        f" chance alone orders {decided} decided points like this in {boundary.chance:.0%} of cases:"
-        " no boundary is stated"
+        f" chance alone orders {decided} decided points like this in {boundary.chance:.0%} of"
+        " cases: no boundary is stated"
     )

@@ -79,7 +79,10 @@ def conclude_sweep(
     return write_sweep_page(
         table,
         pictures.of_statistic,
-        [(judge_plane(table, label, branch), pictures.of_claims.get(label)) for label in table.labels],
+        [
+            (judge_plane(table, label, branch), pictures.of_claims.get(label))
+            for label in table.labels
+        ],
         pictures.skipped,
         statistic=statistic or "loss",
         branch=branch,
@@ -109,17 +112,15 @@ def draw_all(table: SweepTable, plane: Plane, statistic: str, branch: str) -> Pi
         f" Hatched: a seed diverged (grey: all did). {_OF_CELLS}",
     )
     against = plane.horizontal.key if plane.horizontal else "no setting"
-    by_setting = files(
-        f"curves-{statistic}", f"Last {of_branch} against {against}", _OF_SEEDS
-    )
+    by_setting = files(f"curves-{statistic}", f"Last {of_branch} against {against}", _OF_SEEDS)
     by_branch = files(
-        f"branches-{statistic}", f"Last {quantity.label} of each branch against {against}", _OF_SEEDS
+        f"branches-{statistic}",
+        f"Last {quantity.label} of each branch against {against}",
+        _OF_SEEDS,
     )
     attempts: dict[str, Callable[[], Picture]] = {}
     if plane.vertical is not None:
-        attempts[in_plane.name] = lambda: draw_statistic(
-            table, plane, statistic, branch, in_plane
-        )
+        attempts[in_plane.name] = lambda: draw_statistic(table, plane, statistic, branch, in_plane)
         attempts[by_setting.name] = lambda: Picture(
             draw_by_setting(table, plane, statistic, branch, by_setting)
         )

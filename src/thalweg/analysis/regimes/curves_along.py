@@ -107,9 +107,14 @@ class _Curves:
         is_beside = len(self.panels) == 1
         handles = [
             Line2D(
-                [], [], color=line.colour, linestyle=line.dash, marker=line.shape, markersize=3.2,
+                [],
+                [],
+                color=line.colour,
+                linestyle=line.dash,
+                marker=line.shape,
+                markersize=3.2,
                 label=plain_text(line.label),
-            )  # fmt: skip
+            )
             for line in self.lines
         ]
         longest = max(len(line.label) for line in self.lines)
@@ -196,7 +201,9 @@ def draw_by_setting(
         )
         for rank, label in enumerate(lines_of.labels)
     ]
-    drawn = _Curves(plane, across, plane.others, plane.panels, lines, lines_of.key, quantities[statistic])
+    drawn = _Curves(
+        plane, across, plane.others, plane.panels, lines, lines_of.key, quantities[statistic]
+    )
     return _save(drawn, files, data)
 
 

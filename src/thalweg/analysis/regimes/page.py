@@ -30,6 +30,7 @@ from thalweg.analysis.report.panels import embedded_json
 
 SHOWN = ("loss", "test_accuracy", "sharpness", "alignment_gradient")
 """Quantities that the table of points has besides the one that is drawn."""
+NO_BREAK = "\N{NO-BREAK SPACE}"
 MOST_NOTES = 50
 """Runs that failed or are damaged that are listed."""
 
@@ -147,7 +148,9 @@ def _claim(table: SweepTable, verdict: PlaneVerdict) -> dict[str, Any]:
     return {
         "label": verdict.label,
         "statement": claim.statement if claim else "",
-        "statistic": f"{claim.statistic}: {claim.rule.text}" if claim else "",
+        "statistic": f"{claim.statistic}: {claim.rule.text.replace(' ', NO_BREAK)}"
+        if claim
+        else "",
         "boundaries": verdict.boundaries_in_words,
         "counts": verdict.counts_in_words,
     }
@@ -155,7 +158,9 @@ def _claim(table: SweepTable, verdict: PlaneVerdict) -> dict[str, Any]:
 
 def _heads(table: SweepTable, columns: Sequence[str]) -> list[dict[str, str]]:
     """The columns of the table of points: name, what it is, and its kind."""
-    settings = [{"name": key, "what": f"setting {key}", "kind": "setting"} for key in table.sweep.keys]
+    settings = [
+        {"name": key, "what": f"setting {key}", "kind": "setting"} for key in table.sweep.keys
+    ]
     states = {"name": "runs done", "what": "runs that are done, of all", "kind": "state"}
     numbers = [
         {
@@ -178,9 +183,7 @@ def _rows(table: SweepTable, columns: Sequence[str], branch: str) -> list[dict[s
     states: dict[int, Counter[str]] = {}
     for point, state in zip(table.runs["point"], table.runs["state"], strict=True):
         states.setdefault(point, Counter())[state] += 1
-    judged = {
-        (row["point"], row["label"]): row for row in table.verdicts.to_dict("records")
-    }
+    judged = {(row["point"], row["label"]): row for row in table.verdicts.to_dict("records")}
     return [
         {
             "href": _address(table, at),

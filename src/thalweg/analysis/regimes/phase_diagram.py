@@ -178,7 +178,8 @@ class _Drawing:
 
     def _dots(self, axes: Axes, panel: Panel) -> None:
         across, up = self.plane.horizontal, self.plane.vertical
-        assert across and up, "a scatter has two axes"
+        assert across is not None, "a scatter has two axes"
+        assert up is not None, "a scatter has two axes"
         points = self.plane.sweep.points
         marked = [
             ((across.number(points[n]), up.number(points[n])), mark)
@@ -223,7 +224,8 @@ class _Drawing:
             x, y = self.plane.cell(number_)
             return axes.transData.transform([(x - 0.5, y - 0.5), (x + 0.5, y + 0.5)])
         point, reach = self.plane.sweep.points[number_], axes.figure.dpi / 12
-        assert self.plane.horizontal and self.plane.vertical
+        assert self.plane.horizontal
+        assert self.plane.vertical
         place = (self.plane.horizontal.number(point), self.plane.vertical.number(point))
         x, y = axes.transData.transform(place)
         return (x - reach, y - reach), (x + reach, y + reach)
@@ -399,7 +401,7 @@ def _legend(canvas: Canvas, names: Sequence[str]) -> None:
         """A cell with its symbol."""
 
         def create_artists(self, legend: Any, handle: Any, *box: Any) -> list[Any]:
-            left, bottom, width, height, size, transform = box
+            left, bottom, width, height, _size, transform = box
             fill, ink = _OUTCOMES.get(handle.get_label(), (_GREY, INK))
             is_hatched = handle.get_label() not in ("holds", "does not hold")
             hatch = _HATCH if is_hatched else None

@@ -142,7 +142,9 @@ class Plane:
             return True
         cells = [self.cell(number) for panel in self.panels for number in panel.points]
         per_panel = [
-            (self.cell(number), at) for at, panel in enumerate(self.panels) for number in panel.points
+            (self.cell(number), at)
+            for at, panel in enumerate(self.panels)
+            for number in panel.points
         ]
         room = len(self.horizontal.values) * len(self.vertical.values)
         return 2 * len(set(cells)) > room and len(set(per_panel)) == len(per_panel)
@@ -166,7 +168,9 @@ def panels_in_a_row(panels: int, others: Sequence[Axis], most: int) -> int:
 def varying(sweep: Sweep) -> list[Axis]:
     """The settings that differ between points, those with the most values first."""
     axes = [_axis(sweep, key) for key in sweep.keys]
-    return sorted((axis for axis in axes if len(axis.values) > 1), key=lambda axis: -len(axis.values))
+    return sorted(
+        (axis for axis in axes if len(axis.values) > 1), key=lambda axis: -len(axis.values)
+    )
 
 
 def plane_of(sweep: Sweep, names: Sequence[str] | None = None) -> Plane:
@@ -205,7 +209,9 @@ def panels_of(sweep: Sweep, axes: Sequence[Axis]) -> tuple[Panel, ...]:
     shown = product(*(range(len(axis.values)) for axis in axes))
     return tuple(
         Panel(
-            ", ".join(f"{axis.key} = {axis.labels[at]}" for axis, at in zip(axes, place, strict=True)),
+            ", ".join(
+                f"{axis.key} = {axis.labels[at]}" for axis, at in zip(axes, place, strict=True)
+            ),
             tuple(members[place]),
         )
         for place in shown

@@ -256,9 +256,8 @@ def read_metrics(folder: Path, run: str = "") -> pyarrow.Table:
 def last_values(folder: Path, columns: Sequence[str], run: str = "") -> dict[str, float]:
     """Read the last measured value of columns of numbers, for looking at many runs at once.
 
-    From the newest segment backwards until each has one, and these columns alone: a third of the
-    time of `read_metrics`, which also checks what is before. That no segment is missing in between
-    is seen by their count.
+    From the newest segment backwards until each has one, and these columns alone: `read_metrics`
+    also checks what is before. A segment that is missing is seen by the number of those there are.
 
     Args:
         folder, run: as of `read_metrics`.
