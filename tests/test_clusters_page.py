@@ -1,4 +1,4 @@
-"""The files for other clusters on docs/clusters.md: what their scripts do with a worker's number."""
+"""The files for other clusters on docs/clusters.md: what their scripts do, by a worker's number."""
 
 from __future__ import annotations
 
