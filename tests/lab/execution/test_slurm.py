@@ -65,7 +65,7 @@ def test_each_seed_of_each_study_is_an_element_that_calls_a_worker(
     assert outcome.submitted == "Slurm job 17: 4 elements"
     assert outcome.left_out == tasks
     assert (outcome.endings, outcome.exit_code) == ({}, 0)
-    plugins = f"--plugin {plugin} --plugin mine.problems"
+    plugins = f"--retries 0 --hung-after 30 --plugin {plugin} --plugin mine.problems"
     assert slurm.called == [
         f"-m thalweg work {quick_path / name} --seed {seed} {plugins}"
         for seed in (0, 1)

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from thalweg.errors import InvalidInput
 from thalweg.lab.execution.jobs import Job
+from thalweg.lab.execution.schedule import Assignment
 from thalweg.lab.execution.worker_command import SAID_BYTES, run_worker, worker_arguments
+from thalweg.lab.store import StudyFolder
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a stand-in written for bash")
 
@@ -25,10 +28,16 @@ def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
 
 def test_paths_are_those_of_any_folder(quick_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(quick_path)
-    assert worker_arguments(Job(Path("runs/main"), 3), ["mine.py", "mine.problems"]) == [
-        *(str(quick_path / "runs" / "main"), "--seed", "3"),
-        *("--plugin", str(quick_path / "mine.py"), "--plugin", "mine.problems"),
+    plugins = ["mine.py", "mine.problems"]
+    means = {"plugins": plugins, "retries": 2, "hung_after": 7.5}
+    assignment = Assignment(StudyFolder(Path("runs")), [], 1, "cpu", 1, **means)
+    assert worker_arguments(Job(Path("runs/main"), 3), assignment) == [
+        *(str(quick_path / "runs" / "main"), "--seed", "3", "--retries", "2"),
+        *("--hung-after", "7.5", "--plugin", str(quick_path / "mine.py")),
+        *("--plugin", "mine.problems"),
     ]
+    with pytest.raises(InvalidInput, match="allowed: one without line breaks"):
+        worker_arguments(Job(Path("runs\nmain"), 3), assignment)
 
 
 def test_status_and_last_words_of_the_child_are_returned(
