@@ -228,7 +228,14 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["frobnicate"], "invalid choice: 'frobnicate'"),
+        (["frobnicate"], "command: got 'frobnicate', allowed: one of check, claims, compare"),
+        (["reproduse"], "did you mean 'reproduce'?"),
+        (["list", "--jsn"], "thalweg list: no option '--jsn'; did you mean --json?"),
+        (["list", "more"], "thalweg list: no option 'more'; see thalweg list --help"),
+        (["run", "digits", "--wrokers", "2"], "'--wrokers'; did you mean --workers?"),
+        (["run", "digits", "--dryrun"], "'--dryrun'; did you mean --dry-run?"),
+        (["run", "digits", "--learning-rate", "0.1"], "did you mean --lr?"),
+        (["run", "digits", "--branches.bulk-sdg.steps", "5"], "did you mean 'bulk-sgd'?"),
         (["run", "digits", "--lr", "-1"], "lr: got -1, allowed: a number > 0"),
         (["run", "digits", "--phases.0.batch", "5"], "did you mean 'batch_size'?"),
         (["run", "digits", "--probes.los", "5"], "did you mean 'loss'?"),

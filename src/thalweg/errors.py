@@ -87,6 +87,10 @@ class KinkedDifferences(UserWarning):
     """Differences of gradients were asked for where the loss has kinks: see `docs/products.md`."""
 
 
+class NotNeeded(UserWarning):
+    """Something was given that changes nothing here, and is left aside."""
+
+
 def level_of_caller() -> int:
     """The `stacklevel` at which a warning names the line outside of Thalweg that led to it."""
     frame, level = sys._getframe(1), 1

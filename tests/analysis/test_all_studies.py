@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
 
 from tests.lab.small_study import begin, execute, small_spec
-from thalweg.analysis.all_studies import _figure, conclude_all, reproductions
+from thalweg.analysis.all_studies import conclude_all, reproductions
 from thalweg.analysis.figures.drawing import COLUMN_WIDTH, PAGE_WIDTH
+from thalweg.analysis.figures.figure import SavedFigure
+from thalweg.analysis.report.pages import embedded_figure
 from thalweg.lab.study import conclude
 
 
@@ -57,10 +60,13 @@ def test_one_page_has_the_verdicts_and_figures_of_all(quick_path: Path) -> None:
     assert "two &lt;b&gt;" in html
     assert "<script" not in html
     assert "? undecided" in html
+    for link in set(re.findall(r'href="#([^"]*)"', html)):
+        assert f'id="{link}"' in html
 
 
 @pytest.mark.parametrize(("inches", "wide"), [(COLUMN_WIDTH, False), (PAGE_WIDTH, True)])
 def test_a_figure_as_wide_as_a_page_spans_it(tmp_path: Path, inches: float, wide: bool) -> None:
     png = tmp_path / "training-loss.png"
     Figure(figsize=(inches, 2)).savefig(png, dpi=200)
-    assert _figure(png)["wide"] == wide
+    figure = SavedFigure("training-loss", "Loss", "of all", png, png, png)
+    assert embedded_figure(figure, tmp_path)["wide"] == wide

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from thalweg.errors import require_extra
 
-require_extra("lab", "pandas", "scipy", "matplotlib", "plotly", "jinja2")
+require_extra("lab", "pandas", "scipy", "matplotlib", "jinja2")

@@ -6,7 +6,6 @@ interactive curves, is linked relative to it.
 
 from __future__ import annotations
 
-import base64
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,10 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from thalweg import __version__, registry
-from thalweg.analysis.figures.drawing import COLUMN_WIDTH, STYLE
-from thalweg.analysis.report.pages import read, template, trusted, verdict_rows, write_page
+from thalweg import __version__
+from thalweg.analysis.report.pages import (
+    embedded_figure,
+    read,
+    template,
+    trusted,
+    verdict_rows,
+    write_page,
+)
 from thalweg.lab.config import builtin_studies, load_study
+from thalweg.lab.config.smoke_run import WARNING
 from thalweg.lab.config.studies import has_own_problem, is_of_the_paper
 from thalweg.lab.preparing import read_spec
 from thalweg.lab.study import reproduction_spec
@@ -48,17 +54,19 @@ def reproductions(
         extensions: those on the methods around the paper instead of the paper's own.
         problem: its name; None for each study's default.
         data_dir: folder or file with the data, for the studies whose data are read from files.
-        overrides: as for `load_spec`; studies with a problem of their own stay as they are.
+        overrides: as for `load_spec`; studies with a problem of their own stay as they are, unless
+            they are to be a smoke run.
 
     Raises:
         InvalidInput: an unknown problem, or a bad value.
     """
     specs: list[Spec] = []
+    smoke = ["--smoke"] if {"smoke", "--smoke"}.intersection(overrides) else []
     for name in builtin_studies():
         if is_of_the_paper(name) == extensions:
             continue
         own = has_own_problem(name)
-        asked = (name, None, ()) if own else (name, problem, overrides)
+        asked = (name, None, smoke) if own else (name, problem, overrides)
         spec = load_study(*asked)
         if data_dir is not None and hasattr(spec.problem.data, "data_dir"):
             spec = reproduction_spec(asked[0], asked[1], data_dir=data_dir, overrides=asked[2])
@@ -90,27 +98,14 @@ def conclude_all(
 
 def _section(root: Path, result: StudyResult) -> dict[str, Any]:
     spec = read_spec(result.study)
-    report = result.report
+    report, made = result.report, result.conclusions.get("figures")
+    saved = () if made is None else made.saved
     return {
         "anchor": result.study.name,
         "name": f"{spec.name} on {spec.problem.data.registered_name}",
         "description": spec.description,
+        "warning": WARNING if spec.smoke else "",
         "report": report and quote(Path(os.path.relpath(report, root)).as_posix()),
-        "verdicts": verdict_rows(result.verdicts),
-        "figures": [_figure(png) for png in result.figures],
+        "verdicts": verdict_rows(result.verdicts, saved, result.study.name),
+        "figures": [embedded_figure(figure, root, result.study.name) for figure in saved],
     }
-
-
-def _figure(png: Path) -> dict[str, Any]:
-    figure, image = registry.figures[png.stem], png.read_bytes()
-    return {
-        "title": figure.title,
-        "caption": figure.caption,
-        "image": f"data:image/png;base64,{base64.b64encode(image).decode()}",
-        "wide": _width(image) > 1.5 * COLUMN_WIDTH * STYLE["savefig.dpi"],
-    }
-
-
-def _width(png: bytes) -> int:
-    """Pixels in a row of a PNG: the first number of its header chunk."""
-    return int.from_bytes(png[16:20], "big")

@@ -12,6 +12,7 @@ from thalweg.analysis.claims.claim import Claim, ClaimUse
 from thalweg.analysis.claims.judgement import TRUNK_ROLE, Verdict, judge_all, with_note
 from thalweg.analysis.claims.subspace_caveat import WITHOUT_SUBSPACE, subspace_caveat
 from thalweg.analysis.claims.verdicts import verdicts_to_json
+from thalweg.lab.config.smoke_run import WARNING
 from thalweg.lab.config.spec import Spec
 from thalweg.lab.store import TRUNK, StudyFolder, load
 from thalweg.lab.study import roles_of
@@ -79,4 +80,5 @@ def report(study: StudyFolder, spec: Spec, made: Made) -> Path:
         title=f"{spec.name} on {spec.problem.data.registered_name}",
         roles=roles_of(spec),
         command=f"thalweg run {study.path / 'spec.toml'}",
+        warning=WARNING if spec.smoke else "",
     )

@@ -11,15 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from thalweg.cli.output import err
-from thalweg.cli.parser import build_parser, take_overrides, with_present_words
-from thalweg.errors import DiskFull, Interrupted, InvalidInput, ThalwegError
+from thalweg.cli.parser import (
+    Parser,
+    build_parser,
+    nearest_option,
+    take_overrides,
+    with_present_words,
+)
+from thalweg.errors import DiskFull, Interrupted, InvalidInput, NotNeeded, ThalwegError, shown
 
 
 def status_of(arguments: list[str]) -> int:
     """Do what the words ask for; return the exit status."""
     command = shlex.join(["thalweg", *arguments])
     try:
-        with _former_keys_told():
+        with _warnings_told():
             status = _run(arguments, command)
         sys.stdout.flush()
     except DiskFull as error:
@@ -43,14 +49,17 @@ def status_of(arguments: list[str]) -> int:
 
 
 @contextmanager
-def _former_keys_told() -> Iterator[None]:
-    """Say in one line on standard error where a spec has a key by its former name."""
+def _warnings_told() -> Iterator[None]:
+    """Say in one line on standard error where a spec has a key by its former name, or a thing is
+    given that is not needed.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("always", ".* is called .* now", DeprecationWarning)
+        warnings.simplefilter("always", NotNeeded)
         show = warnings.showwarning
 
         def tell(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-            if issubclass(category, DeprecationWarning):
+            if issubclass(category, DeprecationWarning | NotNeeded):
                 err(f"thalweg: {message}")
             else:
                 show(message, category, *place, **more)
@@ -68,6 +77,8 @@ def _run(arguments: list[str], command: str) -> int:
     parser, verbs = build_parser()
     words, overrides = take_overrides(arguments, verbs)
     options = parser.parse_args(words)
+    if overrides:
+        _refuse_misspelt_option(overrides, options.parser)
     if getattr(options, "handler", None) is None:
         parser.print_help(sys.stderr)
         return 2
@@ -75,6 +86,19 @@ def _run(arguments: list[str], command: str) -> int:
     options.command = command
     with _full_disk_told():
         return options.handler(options)
+
+
+def _refuse_misspelt_option(overrides: list[str], verb: Parser) -> None:
+    """Tell a word that is no key of a spec from an option of the command with a mistake in it."""
+    from thalweg.lab.config import Spec
+    from thalweg.lab.config.overrides import is_known
+
+    for word in overrides:
+        near = nearest_option(word, verb) if word.startswith("--") else None
+        if near is not None and not is_known(word[2:].partition("=")[0], Spec):
+            raise InvalidInput(
+                f"command line: no option or key {shown(word, 80)}; did you mean {near}?"
+            )
 
 
 @contextmanager

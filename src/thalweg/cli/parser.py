@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 from collections.abc import Callable
 from math import inf
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from thalweg import __version__
 from thalweg.cli import inspecting, looking, studying, sweeping
 from thalweg.cli.output import out
-from thalweg.errors import InvalidInput, shown
+from thalweg.errors import InvalidInput, shown, unknown_name
 
 Handler = Callable[[argparse.Namespace], int]
 
@@ -21,7 +22,8 @@ SWEEP_RETRIES = 2
 WITH_OVERRIDES = ("reproduce", "run", "sweep", "spec")
 OVERRIDES = """
 any value of the spec is an option, by its key path: --phases.0.optimizer.lr 0.1
-short forms: --lr, --batch-size, --steps (of the branches), --samples, --k, --seeds
+of every phase, if it begins with a key of one: --optimizer.momentum 0.9
+short forms: --lr, --batch-size, --steps (of the branches), --samples, --k, --seeds 0..4
 """
 
 
@@ -35,6 +37,21 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage."""
         raise InvalidInput(f"{self.prog}: {message}; see {self.prog} --help")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does, but an option that there is not is told with the nearest one."""
+        options, left = self.parse_known_args(args, namespace)
+        if left:
+            verb: Parser = getattr(options, "parser", self)
+            near = nearest_option(left[0], verb)
+            hint = f"; did you mean {near}?" if near else f"; see {verb.prog} --help"
+            raise InvalidInput(f"{verb.prog}: no option {shown(left[0], 80)}{hint}")
+        return options
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuse a word that is not among the choices, with the nearest one."""
+        if action.choices is not None and value not in action.choices:
+            raise unknown_name(str(action.metavar or action.dest).lower(), value, action.choices)
 
 
 class Verbs:
@@ -60,7 +77,7 @@ class Verbs:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             epilog=f"example:\n  {example}\n{overrides}",
         )
-        found.set_defaults(handler=handler)
+        found.set_defaults(handler=handler, parser=found)
         if json is not None:
             found.add_argument("--json", action="store_true", help=f"{json} as JSON")
         self.parsers[name] = found
@@ -102,6 +119,13 @@ def with_present_words(arguments: list[str]) -> tuple[list[str], list[str]]:
     return [FORMER_WORDS[word] if word in former else word for word in arguments], told
 
 
+def nearest_option(word: str, verb: Parser) -> str | None:
+    """The option of a command that is nearest to a word, None where none is near."""
+    given = word.partition("=")[0].replace("_", "-")
+    near = difflib.get_close_matches(given, verb._option_string_actions, n=1, cutoff=0.7)
+    return near[0] if near else None
+
+
 def take_overrides(arguments: list[str], verbs: dict[str, Parser]) -> tuple[list[str], list[str]]:
     """Part the words of `--some.key VALUE ...` that set values of a spec from the options."""
     name = next((word for word in arguments if not word.startswith("-")), None)
@@ -139,12 +163,12 @@ def _add_studying(verbs: Verbs) -> None:
     reproduce.add_argument("--problem", help="which problem (default: digits, for most)")
     reproduce.add_argument("--data-dir", help="folder or file with the data; else downloaded")
     _execution_options(reproduce)
-    _dry_run(reproduce)
+    _trying_out(reproduce)
 
     run = verbs.add("run", studying.run, "Run a spec.", "thalweg run my-spec.toml --seeds 0 1")
     run.add_argument("spec", help="a TOML file, or the name of a built-in spec")
     _execution_options(run)
-    _dry_run(run)
+    _trying_out(run)
 
     resume = verbs.add(
         "resume", studying.resume, "Continue a study or a sweep.", "thalweg resume main-digits"
@@ -206,6 +230,12 @@ def _add_sweeping(verbs: Verbs) -> None:
     sweep.add_argument(
         "--draw-seed", type=_count_from_zero, default=0, metavar="N", help="seed of the drawing"
     )
+    sweep.add_argument(
+        "--search", type=_count, metavar="TRIALS", help="let Optuna choose points of --random"
+    )
+    sweep.add_argument("--minimize", metavar="COLUMN", help="what is searched for (default: loss)")
+    sweep.add_argument("--maximize", metavar="COLUMN", help="the same, for the greatest value")
+    sweep.add_argument("--of", metavar="BRANCH", help="whose (default: the plain branch)")
     sweep.add_argument("--problem", help="of a study (default: its own)")
     sweep.add_argument("--data-dir", help="folder or file with the data; else downloaded")
     sweep.add_argument("--name", help="of the sweep's folder (default: made of spec and keys)")
@@ -224,7 +254,7 @@ def _add_sweeping(verbs: Verbs) -> None:
         help="of slurm any option of sbatch, such as time=1:00:00; of ray gpus=0.25",
     )
     _execution_options(sweep, retries=SWEEP_RETRIES)
-    _dry_run(sweep, "say how many runs, how much disk and time")
+    _trying_out(sweep, "say how many runs, how much disk and time")
 
     work = verbs.add(
         "work",
@@ -378,8 +408,13 @@ def _minutes(word: str) -> float:
     return minutes
 
 
-def _dry_run(parser: Parser, what: str = "print the resolved spec only") -> None:
-    parser.add_argument("--dry-run", action="store_true", help=what)
+def _trying_out(parser: Parser, dry: str = "print the resolved spec only") -> None:
+    parser.add_argument("--dry-run", action="store_true", help=dry)
+    parser.add_argument(
+        "--smoke",
+        action="store_true",
+        help="make everything tiny, to see in seconds whether it runs; one seed, if none is given",
+    )
 
 
 def _root(parser: Parser) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thalweg.cli.output import out, out_json
+from thalweg.cli.output import err, out, out_json
 from thalweg.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def reproduce(options: argparse.Namespace) -> int:
         options.study or MAIN,
         options.problem,
         data_dir=_data_dir(options),
-        overrides=options.overrides,
+        overrides=override_words(options),
     )
     return _execute(spec, options)
 
@@ -39,19 +39,25 @@ def reproduce(options: argparse.Namespace) -> int:
 def data_dir_words(options: argparse.Namespace) -> list[str]:
     """The option `--data-dir` as words of the command line."""
     found = _data_dir(options)
-    return [] if found is None else ["--problem.data.data_dir", found]
+    return [] if found is None else ["--data-dir", found]
 
 
 def _data_dir(options: argparse.Namespace) -> str | None:
     return None if options.data_dir is None else str(Path(options.data_dir).expanduser())
 
 
+def override_words(options: argparse.Namespace) -> list[str]:
+    """The words that set values of the spec; `--smoke` is one."""
+    return [*options.overrides, *(["--smoke"] if options.smoke else [])]
+
+
 def _reproduce_all(options: argparse.Namespace) -> int:
     """Every study in turn, each with its own summary, then the page on all of them."""
     from thalweg.analysis.all_studies import conclude_all, reproductions
     from thalweg.lab.config import dump_spec
+    from thalweg.lab.config.smoke_run import WARNING
     from thalweg.lab.execution.launched import launched
-    from thalweg.lab.study import check_spec
+    from thalweg.lab.study import check_paths, check_spec
 
     if options.study is not None or (options.all and options.extensions):
         raise InvalidInput("give one of: a study's name, --all, --extensions")
@@ -62,12 +68,13 @@ def _reproduce_all(options: argparse.Namespace) -> int:
     specs = reproductions(
         options.problem,
         data_dir=_data_dir(options),
-        overrides=options.overrides,
+        overrides=override_words(options),
         extensions=options.extensions,
     )
     # All before the first begins: the last may be hours away.
     for spec in specs:
         check_spec(spec)
+        check_paths(spec)
     if options.dry_run:
         for spec in specs:
             out(f"# study {spec.name}\n{dump_spec(spec)}")
@@ -80,6 +87,8 @@ def _reproduce_all(options: argparse.Namespace) -> int:
         if results[-1].outcome.interrupted:
             return results[-1].exit_code
     page = conclude_all(results, options.root, extensions=options.extensions)
+    if options.smoke:
+        err(f"thalweg: {WARNING}")
     if options.json:
         out_json({"report": str(page), "studies": [_as_data(result) for result in results]})
     else:
@@ -94,7 +103,7 @@ def run(options: argparse.Namespace) -> int:
     from thalweg.lab.config import load_spec
 
     load_plugins(options)
-    return _execute(load_spec(options.spec, options.overrides), options)
+    return _execute(load_spec(options.spec, override_words(options)), options)
 
 
 def resume(options: argparse.Namespace) -> int:
@@ -125,6 +134,7 @@ def report(options: argparse.Namespace) -> int:
     from thalweg.lab.store import open_study
     from thalweg.lab.study import conclude
     from thalweg.lab.sweeps.folder import is_sweep
+    from thalweg.lab.unregistered import require_registered
 
     load_plugins(options)
     if is_sweep(options.study, options.root):
@@ -132,6 +142,7 @@ def report(options: argparse.Namespace) -> int:
 
         return sweeping.report(options)
     study = open_study(options.study, options.root)
+    require_registered(study)
     return _conclude(conclude(study, read_spec(study)), as_json=options.json)
 
 
@@ -154,10 +165,11 @@ def load_plugins(options: argparse.Namespace) -> None:
 
 def _execute(spec: Spec, options: argparse.Namespace) -> int:
     from thalweg.lab.config import dump_spec
-    from thalweg.lab.study import check_spec
+    from thalweg.lab.study import check_paths, check_spec
 
     if options.dry_run:
         check_spec(spec)
+        check_paths(spec)
         out(dump_spec(spec), end="")
         return 0
     return _conclude(_run_study(spec, options, progress_of(options)), as_json=options.json)
@@ -178,6 +190,10 @@ def _run_study(spec: Spec, options: argparse.Namespace, progress: Progress) -> S
 
 
 def _conclude(result: StudyResult, *, as_json: bool) -> int:
+    if result.is_smoke:
+        from thalweg.lab.config.smoke_run import WARNING
+
+        err(f"thalweg: {WARNING}")
     if as_json:
         out_json(_as_data(result))
         return result.exit_code

@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from thalweg.cli.output import err, out, out_json
-from thalweg.cli.studying import data_dir_words, load_plugins, progress_of
+from thalweg.cli.studying import data_dir_words, load_plugins, override_words, progress_of
 from thalweg.errors import InvalidInput, ThalwegError
 
 if TYPE_CHECKING:
     from thalweg.lab.execution.schedule import Outcome
+    from thalweg.lab.execution.slurm_queue import Element
     from thalweg.lab.sweeps.points import Point
     from thalweg.lab.sweeps.running import Means, SweepResult
+    from thalweg.lab.sweeps.search import SearchResult
     from thalweg.lab.sweeps.specs import SweepSpecs
 
 ACTIONS = ("status", "cancel", "collect")
@@ -71,16 +73,57 @@ def _run(source: str, options: argparse.Namespace) -> int:
     from thalweg.lab.sweeps.running import run_sweep
     from thalweg.lab.sweeps.specs import sweep_specs
 
+    if options.search is not None:
+        return _search(source, options)
+    for word in ("minimize", "maximize", "of"):
+        if getattr(options, word) is not None:
+            raise InvalidInput(f"--{word}: nothing is searched; say how long: --search TRIALS")
     axes = axes_from_words(
         options.grid, options.zip, options.random, options.draws, options.draw_seed
     )
-    overrides = [*options.overrides, *data_dir_words(options)]
-    specs = sweep_specs(source, axes, problem=options.problem, overrides=overrides)
+    specs = sweep_specs(source, axes, problem=options.problem, overrides=_overrides(options))
     if options.dry_run:
         return _dry_run(specs, options)
-    return _end(
-        run_sweep(specs, root=options.root, name=options.name, means=_means(options)), options
+    how = {"root": options.root, "name": options.name}
+    return _end(run_sweep(specs, **how, means=_means(options)), options)
+
+
+def _search(source: str, options: argparse.Namespace) -> int:
+    """Let Optuna choose the points of `--random`."""
+    from thalweg.lab.sweeps.axes import axes_from_words
+    from thalweg.lab.sweeps.search import search
+
+    if options.grid or options.zip or options.draws is not None or options.dry_run:
+        raise InvalidInput("--search: allowed with --random KEY=RANGE alone, and no --dry-run")
+    axes = axes_from_words(drawn=options.random, draws=options.search if options.random else None)
+    means = _means(options)
+    found = search(
+        source,
+        axes.random,
+        trials=options.search,
+        minimize=options.minimize,
+        maximize=options.maximize,
+        branch=options.of,
+        draw_seed=options.draw_seed,
+        problem=options.problem,
+        overrides=_overrides(options),
+        name=options.name,
+        root=options.root,
+        **vars(means),
     )
+    if not (options.json or found.outcome.interrupted):
+        for trial in found.trials:
+            out(f"{trial.value:.6g}  {_in_words(trial.point)}")
+        out(f"best     {found.best.value:.6g}  {_in_words(found.best.point)}")
+    return _end(found, options)
+
+
+def _overrides(options: argparse.Namespace) -> list[str]:
+    return [*override_words(options), *data_dir_words(options)]
+
+
+def _in_words(point: Point) -> str:
+    return ", ".join(f"{key} = {value}" for key, value in point.settings.items())
 
 
 def _dry_run(specs: SweepSpecs, options: argparse.Namespace) -> int:
@@ -109,7 +152,7 @@ def _means(options: argparse.Namespace) -> Means:
     )
 
 
-def _end(result: SweepResult, options: argparse.Namespace) -> int:
+def _end(result: SweepResult | SearchResult, options: argparse.Namespace) -> int:
     data = {
         "sweep": str(result.sweep.path),
         "report": None if result.report is None else str(result.report),
@@ -142,34 +185,56 @@ def _collect(
 
 
 def _status(name: str, options: argparse.Namespace) -> int:
+    from thalweg.lab.execution.slurm_queue import status
     from thalweg.lab.sweeps.folder import find_sweep
 
     found = find_sweep(name, options.root)
     points = [_point_row(point) for point in found.points]
+    queued = [_element_row(element) for element in status(found.path) if element.is_queued]
     if options.json:
-        out_json({"sweep": str(found.path), "points": points})
+        out_json({"sweep": str(found.path), "points": points, "queued": queued})
         return 0
     for row in points:
-        settings = ", ".join(f"{key} = {value}" for key, value in row["settings"].items())
         states = ", ".join(f"{count} {state}" for state, count in row["states"].items())
-        out(f"{settings}: {states}")
+        out(f"{row['in_words']}: {states}")
     total = _states(found.points)
     out("all: " + ", ".join(f"{count} {state}" for state, count in total.items()))
+    for row in queued:
+        out(f"Slurm {row['number']}: {row['queue']}: {row['study']} seed {row['seed']}")
     return 0
 
 
 def _cancel(name: str, options: argparse.Namespace) -> int:
+    from thalweg.lab.execution.slurm_queue import SUBMISSIONS, cancel
     from thalweg.lab.sweeps.folder import find_sweep
 
     found = find_sweep(name, options.root)
-    raise InvalidInput(
-        f"{found.path}: nothing of it was left to a queue; Ctrl-C ends a sweep on this machine"
-    )
+    if not (found.path / SUBMISSIONS).is_dir():
+        raise InvalidInput(
+            f"{found.path}: nothing of it was left to a queue; Ctrl-C ends a sweep that a command"
+            " runs itself"
+        )
+    cancelled = [_element_row(element) for element in cancel(found.path)]
+    if options.json:
+        out_json({"sweep": str(found.path), "cancelled": cancelled})
+    else:
+        out(f"{len(cancelled)} elements are taken out of Slurm's queue")
+    return 0
+
+
+def _element_row(element: Element) -> dict[str, Any]:
+    return {
+        "number": element.number,
+        "queue": element.queue,
+        "study": element.study.name,
+        "seed": element.seed,
+    }
 
 
 def _point_row(point: Point) -> dict[str, Any]:
     return {
         "settings": dict(point.settings),
+        "in_words": _in_words(point),
         "study": point.study.name,
         "states": dict(_states([point])),
     }

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from thalweg.lab.study import reproduce as reproduce
     from thalweg.lab.study import resume as resume
     from thalweg.lab.study import run as run
+    from thalweg.lab.sweeps.axes import Range as Range
     from thalweg.lab.sweeps.running import sweep as sweep
+    from thalweg.lab.sweeps.search import search as search
     from thalweg.lab.working import work as work
     from thalweg.problems.given import GivenProblem as Problem  # noqa: F401
 
@@ -41,7 +43,9 @@ _HOME = {
     "load_spec": "thalweg.lab.config:load_spec",
     "reproduce": "thalweg.lab.study:reproduce",
     "resume": "thalweg.lab.study:resume",
+    "Range": "thalweg.lab.sweeps.axes:Range",
     "run": "thalweg.lab.study:run",
+    "search": "thalweg.lab.sweeps.search:search",
     "sweep": "thalweg.lab.sweeps.running:sweep",
     "work": "thalweg.lab.working:work",
 }

@@ -29,7 +29,7 @@ from thalweg.lab.config.fields import Location, dotted
 from thalweg.lab.config.former_keys import with_present_keys
 from thalweg.lab.config.layering import with_full_branches
 from thalweg.lab.config.loading import MEASURED, NOT_HASHED
-from thalweg.lab.config.overrides import SHORT_FORMS
+from thalweg.lab.config.words import SHORT_FORMS
 from thalweg.lab.store import StudyFolder
 from thalweg.lab.tables import parse_toml
 

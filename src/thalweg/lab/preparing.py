@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from thalweg.errors import IntegrityError
+from thalweg.errors import IntegrityError, InvalidInput
 from thalweg.lab.config import TRUNK, Spec, dump_spec, parse_spec, spec_hash
 from thalweg.lab.execution.schedule import Task, longest_first, tasks_of
 from thalweg.lab.execution.signs_of_life import HUNG_AFTER
@@ -38,6 +38,7 @@ from thalweg.lab.store.checkpoint import list_checkpoints, read_mark
 from thalweg.lab.store.links import leads_outside, refuse_foreign_entries
 from thalweg.lab.store.verifying import check_done, read_run_table
 from thalweg.lab.tables import parse_toml, stored_toml
+from thalweg.lab.unregistered import require_registered
 
 Model = TypeVar("Model", bound=BaseModel)
 PATHS = ("data_dir", "vocabulary_file")
@@ -98,7 +99,11 @@ def read_spec(study: StudyFolder) -> Spec:
     with warnings.catch_warnings():
         # Former names of keys are no mistake of whoever reads a folder that was written before.
         warnings.simplefilter("ignore", DeprecationWarning)
-        return parse_spec(parse_toml(study.spec_text, source), source=source)
+        try:
+            return parse_spec(parse_toml(study.spec_text, source), source=source)
+        except InvalidInput:
+            require_registered(study)
+            raise
 
 
 def with_absolute_paths(spec: Spec) -> Spec:
@@ -200,7 +205,7 @@ def planned(
         study.write_spec_text(text)
     every, maker = tasks_of(spec, asked.seeds), this_maker(device, plugins)
     check_done_runs(study, spec, every)
-    tasks = [task for task in every if _is_missing(study, spec, task)]
+    tasks = [task for task in every if is_missing(study, spec, task)]
     if remark := made_otherwise(study, [task for task in every if task not in tasks], maker):
         progress.say(remark)
     if not tasks:
@@ -356,7 +361,7 @@ def _examined(
     return examine(spec, plugins, device, inline=spec.holds_objects, hung_after=hung_after)
 
 
-def _is_missing(study: StudyFolder, spec: Spec, task: Task) -> bool:
+def is_missing(study: StudyFolder, spec: Spec, task: Task) -> bool:
     """Whether a run is not done, or its bound was raised since."""
     return _state(study, task) != "done" or _is_extended(study, spec, task)
 

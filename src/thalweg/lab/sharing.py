@@ -79,6 +79,14 @@ def this_maker(device: str, plugins: Sequence[str] = ()) -> str:
     return ", ".join(parts)
 
 
+def plugins_in(study: StudyFolder) -> list[str]:
+    """The names of the plugins that runs of a study were made with."""
+    makers = [maker for run in study.runs() for maker in _read(run, "maker").split(THEN)]
+    # After the versions of Thalweg and torch and the device: name and hash of each plugin.
+    named = [part.rpartition(" ")[0] for maker in makers for part in maker.split(", ")[3:]]
+    return list(dict.fromkeys(filter(None, named)))
+
+
 def maker_of(study: StudyFolder, spec: Spec, task: Task, now: str, to_do: Sequence[Task]) -> str:
     """What computes a run, or has, all the way from the initial parameters.
 

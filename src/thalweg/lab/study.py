@@ -26,6 +26,7 @@ from thalweg.lab.execution.schedule import Executor, Outcome, run_tasks
 from thalweg.lab.execution.signs_of_life import HUNG_AFTER
 from thalweg.lab.in_python import Study
 from thalweg.lab.preparing import (
+    PATHS,
     Plan,
     opened,
     planned,
@@ -37,6 +38,8 @@ from thalweg.lab.progress import Progress
 from thalweg.lab.store import StudyFolder, load, open_study
 from thalweg.lab.store.durable import full_disk_told, remove_unfinished
 from thalweg.lab.store.lock import locked
+from thalweg.lab.tables import parse_toml
+from thalweg.lab.unregistered import require_registered
 from thalweg.registry import load_plugin
 
 if TYPE_CHECKING:
@@ -79,6 +82,12 @@ class StudyResult:
         return load(self.study)
 
     @property
+    def is_smoke(self) -> bool:
+        """Whether everything was made tiny, so that no verdict is to be believed."""
+        text = self.study.spec_text
+        return parse_toml(text, str(self.study.path / "spec.toml")).get("smoke") is True
+
+    @property
     def exit_code(self) -> int:
         """0: done; 75: interrupted; else the first failure's."""
         return self.outcome.exit_code
@@ -97,7 +106,8 @@ def reproduce(
     Args:
         study: its name, see `builtin_studies`.
         problem: its name; default: the study's own, for most digits.
-        data_dir: folder or file with the data; default: downloaded.
+        data_dir: folder or file with the data; default: downloaded. Where the data set reads no
+            files a warning, `NotNeeded`, says so.
         overrides: values by key path, or words of the command line.
 
     Raises:
@@ -121,9 +131,9 @@ def reproduction_spec(
     """
     if data_dir is not None:
         if isinstance(overrides, Mapping):
-            overrides = {"problem.data.data_dir": data_dir, **overrides}
+            overrides = {"data_dir": data_dir, **overrides}
         else:
-            overrides = ["--problem.data.data_dir", data_dir, *overrides]
+            overrides = ["--data-dir", data_dir, *overrides]
     return load_study(study, problem, overrides)
 
 
@@ -184,10 +194,15 @@ def resume(
     retries: int = 0,
     hung_after: float = HUNG_AFTER,
 ) -> StudyResult:
-    """Continue a study that was interrupted, or judge anew one that is done; see `run`."""
+    """Continue a study that was interrupted, or judge anew one that is done; see `run`.
+
+    Raises:
+        InvalidInput: also where a plugin is missing, which the message names if it is known.
+    """
     for plugin in plugins:
         load_plugin(plugin)
     folder = open_study(study, root)
+    require_registered(folder)
     progress = progress or Progress.silent()
     means = _Means(workers, plugins, executor, progress, retries, hung_after)
     return _run_in(folder.path, read_spec(folder), means)
@@ -221,6 +236,27 @@ def check_spec(spec: Spec) -> None:
     check_names(spec, **names)
     for use in spec.claim_uses:
         refuse_unknown_roles(registry.claims[use.name], use.roles)
+
+
+def check_paths(spec: Spec) -> None:
+    """Check that the files and folders that a spec names exist: that of its data, for one.
+
+    Raises:
+        InvalidInput: one does not.
+    """
+    data = spec.problem.data
+    named = {f"problem.data.{key}": getattr(data, key, None) for key in PATHS}
+    named["initial_checkpoint"] = spec.initial_checkpoint
+    for key, path in named.items():
+        if isinstance(path, str) and not _exists(path):
+            raise invalid(key, path, "a file or folder that exists")
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).expanduser().exists()
+    except (OSError, RuntimeError):  # no permission, a name too long, no such user
+        return False
 
 
 def refuse_unknown_roles(claim: Any, roles: Mapping[str, str]) -> None:

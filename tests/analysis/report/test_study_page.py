@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -19,8 +21,8 @@ from tests.sampling import few
 from thalweg import registry
 from thalweg.analysis.claims import Verdict, judge_all
 from thalweg.analysis.figures import SavedFigures, save_figures
-from thalweg.analysis.report import write_report
-from thalweg.analysis.report.pages import WIDTH, interval_plot
+from thalweg.analysis.report import study_page, write_report
+from thalweg.analysis.report.pages import WIDTH, figure_of, interval_plot
 from thalweg.analysis.report.panels import MOST_POINTS, page_data
 from thalweg.errors import InvalidInput
 
@@ -79,12 +81,55 @@ def embedded(html: str) -> dict[str, Any]:
 
 def test_the_page_is_one_file_that_loads_nothing(page: Path) -> None:
     html = without_plotly(page.read_text(encoding="utf-8"))
-    assert not re.findall(r"<(?:link|iframe|img|script[^>]*src)", html)
-    assert re.findall(r'href="([^"]*)"', html) == [
-        f"figures/training-loss.{kind}" for kind in ("png", "pdf", "csv")
-    ]
+    assert not re.findall(r"<(?:link|iframe|script[^>]*src)", html)
+    assert all(source.startswith("data:") for source in re.findall(r'src="([^"]*)"', html))
+    assert set(re.findall(r'href="([^"]*)"', html)) == {"#figure-training-loss"}
     assert "http://" not in html.replace("http://www.w3.org/2000/svg", "")
     assert "https://" not in html
+
+
+def test_the_page_can_be_sent_alone(page: Path) -> None:
+    html = page.read_text(encoding="utf-8")
+    picture = page.with_name("figures") / "training-loss.png"
+    assert base64.b64encode(picture.read_bytes()).decode() in html
+    assert "figures/training-loss.png, .pdf, .csv" in html
+    assert len(html) < 3_000_000
+
+
+def test_each_claim_leads_to_the_figure_that_shows_it(study: pd.DataFrame, tmp_path: Path) -> None:
+    names = ["training-loss", "alignment", "eigenvalues", "distance", "test-accuracy"]
+    figures = save_figures(study, tmp_path / "figures", figures=names).saved
+    claims = [*MAIN_NAMES, "bulk-travels", "bulk-generalizes"]
+    found = {name: figure_of(name, figures) for name in claims}
+    assert {name: figure and figure.name for name, figure in found.items()} == {
+        "gradient-aligns": "alignment",
+        "dominant-stalls": "training-loss",
+        "bulk-suffices": "training-loss",
+        "spectrum-gap": "eigenvalues",
+        "bulk-travels": "distance",
+        "bulk-generalizes": "test-accuracy",
+    }
+    assert figure_of("noise-is-dominant", figures) is None
+    assert figure_of("a claim of another plugin", figures) is None
+
+
+def test_a_warning_stands_at_the_head(study: pd.DataFrame, tmp_path: Path) -> None:
+    page = write_report(tmp_path, study, [], SPEC, {}, NO_FIGURES, "t", warning="a <smoke> run")
+    html = without_plotly(page.read_text(encoding="utf-8"))
+    assert html.index("This is a &lt;smoke&gt; run.") < html.index("Verdicts")
+    page = write_report(tmp_path, study, [], SPEC, {}, NO_FIGURES, "t")
+    assert 'class="warning"' not in page.read_text(encoding="utf-8")
+
+
+def test_plotly_is_the_published_file() -> None:
+    folder = Path(study_page.__file__).with_name("plotly")
+    said = (folder / "README.md").read_text(encoding="utf-8")
+    script = (folder / "plotly-basic.min.js").read_bytes()
+    assert hashlib.sha256(script).hexdigest() in said
+    version = re.search(rb"plotly.js \(basic - minified\) v([0-9.]+)", script)
+    assert version is not None
+    assert f"plotly.js {version[1].decode()}" in said
+    assert "MIT" in (folder / "LICENSE").read_text(encoding="utf-8")
 
 
 def test_the_policy_allows_two_scripts_by_hash_and_no_load(page: Path) -> None:
@@ -370,9 +415,11 @@ class TestInChromium:
     def test_a_narrow_window_needs_no_sideways_scrolling(
         self, browser: Browser, page: Path
     ) -> None:
-        browser.resize(420, 900, mobile=True)
-        browser.open(page)
-        assert browser.evaluate("document.documentElement.scrollWidth") <= 420
+        for mobile in (True, False):
+            browser.resize(400, 900, mobile=mobile)
+            browser.open(page)
+            browser.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true })")
+            assert browser.evaluate("document.documentElement.scrollWidth") <= 400
 
     def test_the_page_prints(self, browser: Browser, page: Path) -> None:
         browser.open(page)

@@ -135,10 +135,12 @@ def message_of(overrides: dict[str, Any]) -> str:
          "that of the trunk"),
         ("branches.a/b", {}, f"branches: got the name 'a/b', allowed: {NAME}"),
         ("branches.x", 1, "branches.x: got 1, allowed: a table"),
-        ("branches.x.split.bulc", 1, "branches.x.split.bulc: no such key (got 1), allowed: "
-         "dominant, bulk, dominant_end, bulk_end, basis, metric, source; did you mean 'bulk'?"),
-        ("branches.x.optimizer.lr", 0, "branches.x.optimizer.lr: got 0, allowed: a number > 0"),
-        ("branches.x.batch_size", 2000, "branches.x.batch_size: got 2000, allowed: at most "
+        ("branches.x", {"split": {"bulc": 1}}, "branches.x.split.bulc: no such key (got 1), "
+         "allowed: dominant, bulk, dominant_end, bulk_end, basis, metric, source; "
+         "did you mean 'bulk'?"),
+        ("branches.x", {"optimizer": {"lr": 0}},
+         "branches.x.optimizer.lr: got 0, allowed: a number > 0"),
+        ("branches.x", {"batch_size": 2000}, "branches.x.batch_size: got 2000, allowed: at most "
          "problem.samples, 1000, or 'all'"),
         ("branches.x", {"steps": 5, "warmup_steps": 6},
          "branches.x.warmup_steps: got 6, allowed: at most the phase's steps, 5"),

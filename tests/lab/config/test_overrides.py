@@ -5,9 +5,11 @@ from typing import Any
 import pytest
 
 from tests.lab.stand_ins import RAW, stand_ins
-from thalweg.errors import InvalidInput
+from thalweg.errors import InvalidInput, NotNeeded
 from thalweg.lab.config.loading import Spec, parse_spec
 from thalweg.lab.config.overrides import Words, apply_overrides, parse_overrides
+from thalweg.registry import datasets
+from thalweg.settings import Settings
 
 __all__ = ["stand_ins"]
 
@@ -121,12 +123,88 @@ def test_a_known_name_may_have_dots():
     assert spec("--branches.lr0.1.optimizer.lr", "0.1").branch_phase("lr0.1").optimizer.lr == 0.1
 
 
-def test_a_new_branch_and_a_new_probe_can_be_added():
-    made = spec("--branches.dom-sgd.split.bulk", "0", "--probes.loss", "5")
-    split = made.branch_phase("dom-sgd").split
-    assert split is not None
-    assert split.bulk == 0
+def test_a_new_branch_is_a_whole_table_and_a_new_probe_is_a_registered_one():
+    words = ("--branches.dom-sgd", "{ split = { bulk = 0 } }", "--branches.dom-sgd.steps", "5")
+    made = spec(*words, "--probes.loss", "5")
+    branch = made.branch_phase("dom-sgd")
+    assert branch.split is not None
+    assert (branch.split.bulk, branch.steps) == (0, 5)
     assert made.probes == {"test": 10, "loss": 5}
+
+
+def test_a_misspelt_branch_or_probe_is_refused_with_the_nearest_name():
+    assert error_of("--branches.bulk-sdg.steps", "5") == (
+        "command line: --branches.bulk-sdg.steps: no branch 'bulk-sdg', allowed: one of the spec's"
+        " branches bulk-sgd, lr0.1; did you mean 'bulk-sgd'?"
+    )
+    assert error_of("--branches.other.steps", "5").endswith(
+        'lr0.1; a new branch is a whole table: --branches.NAME "{ split = { bulk = 0 } }"'
+    )
+    assert error_of("--probes.sharpnes", "5").endswith("; did you mean 'sharpness'?")
+    with pytest.raises(InvalidInput, match="no branch 'sgd', allowed: none"):
+        parse_spec(RAW, overrides={"branches.sgd.steps": 5})
+
+
+@pytest.mark.parametrize("words", ["0..4", "0..2,3,4", "0,1,2..4", "0..4,"])
+def test_seeds_can_be_a_range_with_both_ends(words: str):
+    assert spec("--seeds", words).seeds == (0, 1, 2, 3, 4)
+    assert spec("--seeds", words, "9").seeds == (0, 1, 2, 3, 4, 9)
+
+
+def test_a_range_that_is_none_is_refused():
+    assert error_of("--seeds", "4..2").endswith("allowed: the smaller seed first, 2..4")
+    assert "100,000" in error_of("--seeds", "0..99999999999")
+    assert error_of("--seeds", "1..").startswith("command line: seeds.0: got '1..'")
+    assert error_of("--problem.model.hidden", "1..2").startswith("command line: problem.model")
+
+
+def test_a_key_of_a_phase_is_that_of_every_phase():
+    made = spec("--optimizer.momentum", "0.5", "--clip-norm", "3", "--split.bulk", "0.1")
+    assert [phase.optimizer.momentum for phase in made.phases] == [0.5, 0.5]  # type: ignore[attr-defined]
+    assert [phase.clip_norm for phase in made.phases] == [3, 3]
+    splits = [phase.split for phase in made.phases]
+    assert [split.bulk for split in splits if split is not None] == [0.1, 0.1]
+
+
+def test_a_key_of_one_phase_holds_against_that_of_every_phase():
+    for words in (("--phases.0.clip-norm", "1", "--clip-norm", "2"),):
+        assert [phase.clip_norm for phase in spec(*words).phases] == [1, 2]
+    assert spec("--name", "mine").name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("learning-rate", "--lr"),
+        ("learning_rate", "--lr"),
+        ("optimizer.learning-rate", "'lr'"),
+        ("phases.0.learning-rate", "--lr"),
+        ("optimiser.lr", "--optimizer"),
+        ("momentum", "--optimizer.momentum"),
+        ("bs", "--batch_size"),
+        ("iterations", "--steps"),
+        ("num-samples", "--samples"),
+        ("random-seed", "'seeds'"),
+    ],
+)
+def test_other_words_for_a_key_lead_to_it(word: str, meant: str):
+    assert error_of(f"--{word}", "1").endswith(f"; did you mean {meant}?")
+
+
+def test_a_folder_of_data_is_left_aside_where_none_is_read():
+    @datasets.register("bare")
+    class Bare(Settings):
+        def build(self) -> str:
+            return "bare"
+
+    words = ["--problem.data", "bare"]
+    with pytest.warns(NotNeeded, match="data_dir: not needed, the data set bare reads no files"):
+        made = spec(*words, "--data-dir", "somewhere")
+    assert made == spec(*words)
+    assert error_of(*words, "--problem.data.data_dir", "x").startswith(
+        "command line: problem.data.data_dir: no such key"
+    )
+    assert spec("--data-dir", "x").problem.data.data_dir == "x"  # type: ignore[attr-defined]
 
 
 def test_unset_takes_back_what_the_file_says():

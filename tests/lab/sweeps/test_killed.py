@@ -19,6 +19,7 @@ from tests.lab.small_study import RAW, left
 from thalweg.lab.store import RunFolder, StudyFolder, list_runs
 
 PATIENCE = 500.0
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 GRID = ("--grid", "lr=0.05,0.1", "--grid", "branches.b.optimizer.lr=0.2,0.3")
 
 
@@ -80,7 +81,6 @@ def times_made(run: RunFolder) -> int:
     return len(re.findall(r"started at step", log))
 
 
-@pytest.mark.slow
 def test_killed_drivers_and_workers_lose_no_run_and_make_none_twice(spec: Path) -> None:
     expected = undisturbed(spec)
     root, draw = spec.parent / "runs", random.Random(0)
@@ -97,13 +97,12 @@ def test_killed_drivers_and_workers_lose_no_run_and_make_none_twice(spec: Path) 
         if killed == "worker":
             assert ended([driver]) == [0]  # begun again from its last checkpoint
         else:
-            driver.wait()
+            driver.communicate()
     assert ended([started("resume", str(next(root.glob("sweep-*"))), folder=spec.parent)]) == [0]
     assert numbers(root) == expected
     assert max(times_made(run) for run in list_runs(root)) == 1
 
 
-@pytest.mark.slow
 def test_two_drivers_and_a_worker_share_the_runs(spec: Path) -> None:
     expected = undisturbed(spec)
     root = spec.parent / "runs"

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import base64
 import math
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from thalweg import registry
 from thalweg.analysis.claims.judgement import Verdict
 from thalweg.analysis.claims.verdicts import verdict_text
+from thalweg.analysis.figures.drawing import COLUMN_WIDTH, STYLE
+from thalweg.analysis.figures.figure import SavedFigure
 from thalweg.lab.store.durable import write_file
+
+LOSS_COUNTS = 0.5
+OTHERS_COUNT = 0.05
+"""What a column that a claim and a figure share counts if it is the loss, and one not shared."""
 
 
 def template(name: str) -> Any:
@@ -40,12 +49,68 @@ def trusted(text: str) -> Any:
     return Markup(text)
 
 
-def verdict_rows(verdicts: Iterable[Verdict]) -> list[dict[str, Any]]:
-    """What the table of verdicts shows of each."""
-    return [
-        {"verdict": verdict, "text": verdict_text(verdict), "plot": interval_plot(verdict)}
-        for verdict in verdicts
-    ]
+def verdict_rows(
+    verdicts: Iterable[Verdict], figures: Sequence[SavedFigure], study: str = ""
+) -> list[dict[str, Any]]:
+    """What the table of verdicts shows of each.
+
+    Args:
+        figures: those on the page, of which each claim is linked to the one that shows it.
+        study: see `anchor`.
+    """
+    rows: list[dict[str, Any]] = []
+    for verdict in verdicts:
+        figure = figure_of(verdict.claim, figures)
+        link = figure and {"anchor": anchor(figure, study), "title": figure.title}
+        text, plot = verdict_text(verdict), interval_plot(verdict)
+        rows.append({"verdict": verdict, "text": text, "plot": plot, "figure": link})
+    return rows
+
+
+def figure_of(claim: str, figures: Sequence[SavedFigure]) -> SavedFigure | None:
+    """The figure that shows what a claim is about: it draws the same columns, and few others.
+
+    Many claims read the loss beside what they are about, so that it counts less. Of equals the
+    first; None where no figure draws anything of it.
+    """
+    about = set(registry.claims[claim].needs_columns) if claim in registry.claims else set()
+    best, most = None, 0.0
+    for figure in figures:
+        drawn = set(registry.figures[figure.name].needs if figure.name in registry.figures else ())
+        shared = sum(LOSS_COUNTS if column == "loss" else 1.0 for column in about & drawn)
+        value = shared - OTHERS_COUNT * len(drawn - about) if shared else 0.0
+        if value > most:
+            best, most = figure, value
+    return best
+
+
+def anchor(figure: SavedFigure, study: str = "") -> str:
+    """Where a figure stands on a page; with the name of its study where there are several."""
+    return f"figure-{study}-{figure.name}" if study else f"figure-{figure.name}"
+
+
+def embedded_figure(figure: SavedFigure, folder: Path, study: str = "") -> dict[str, Any]:
+    """What a page shows of a figure: its picture inside, and the names of its files.
+
+    Args:
+        folder: of the page.
+        study: see `anchor`.
+    """
+    image = figure.png.read_bytes()
+    first = Path(os.path.relpath(figure.png, folder)).as_posix()
+    return {
+        "anchor": anchor(figure, study),
+        "title": figure.title,
+        "caption": figure.caption,
+        "image": f"data:image/png;base64,{base64.b64encode(image).decode()}",
+        "files": ", ".join([first, figure.pdf.suffix, figure.csv.suffix]),
+        "wide": _width(image) > 1.5 * COLUMN_WIDTH * STYLE["savefig.dpi"],
+    }
+
+
+def _width(png: bytes) -> int:
+    """Pixels in a row of a PNG: the first number of its header chunk."""
+    return int.from_bytes(png[16:20], "big")
 
 
 def write_page(path: Path, html: str) -> None:

@@ -1,8 +1,8 @@
 """The page of one study: verdicts, interactive curves, spec, environment.
 
-The page is a single HTML file that opens offline: plotly's script, the data, style and script are
-all inside. A Content-Security-Policy allows exactly these two scripts, by their hashes, and no
-load from anywhere.
+The page is a single HTML file that can be sent alone and opens offline: plotly's script, the data,
+figures, style and script are all inside. A Content-Security-Policy allows exactly these two
+scripts, by their hashes, and no load from anywhere.
 """
 
 from __future__ import annotations
@@ -10,11 +10,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import numpy as np
 
@@ -24,7 +22,14 @@ from thalweg.analysis.claims.statistics import rows_where
 from thalweg.analysis.claims.verdicts import number
 from thalweg.analysis.figures.curves import branches_of, step_axis
 from thalweg.analysis.figures.figure import SavedFigures
-from thalweg.analysis.report.pages import read, template, trusted, verdict_rows, write_page
+from thalweg.analysis.report.pages import (
+    embedded_figure,
+    read,
+    template,
+    trusted,
+    verdict_rows,
+    write_page,
+)
 from thalweg.analysis.report.panels import embedded_json, page_data
 
 if TYPE_CHECKING:
@@ -42,16 +47,18 @@ def write_report(
     *,
     roles: Mapping[str, str] = DEFAULT_ROLES,
     command: str = "thalweg run spec.toml",
+    warning: str = "",
 ) -> Path:
     """Write `report.html` into the study folder and return its path; an earlier one is replaced.
 
     data          metric table with `seed` and `branch`, as `thalweg.load` gives it
     spec_toml     the resolved spec, shown as it is
     environment   versions, device and the like; nested mappings are flattened
-    figures       the saved figures, linked relative to the study folder
+    figures       the saved figures, put into the page; their files are named beside them
     command       what to type to make the study again
+    warning       what a reader must know before anything else, such as that it is a smoke run
     """
-    plotly, page = _plotly_script(), read("page.js")
+    plotly, page = read("plotly/plotly-basic.min.js"), read("page.js")
     html = template("report.html.jinja").render(
         title=title,
         version=__version__,
@@ -61,24 +68,18 @@ def write_report(
         style=trusted(read("page.css")),
         study_data=trusted(embedded_json(page_data(data, roles))),
         headline=_headline(data, verdicts, roles),
-        verdicts=verdict_rows(verdicts),
+        verdicts=verdict_rows(verdicts, figures.saved),
         costs=_costs(data, roles),
-        figures=_links(figures, study_folder),
+        figures=[embedded_figure(figure, study_folder) for figure in figures.saved],
         skipped=dict(figures.skipped),
         spec=spec_toml,
         environment=list(_flattened(environment)),
         command=command,
+        warning=warning,
     )
     path = study_folder / "report.html"
     write_page(path, html)
     return path
-
-
-def _plotly_script() -> str:
-    """The plotly.js that the plotly package ships: the full bundle, 4.8 MB, and no smaller one."""
-    from plotly.offline import get_plotlyjs
-
-    return get_plotlyjs()
 
 
 def _policy(*scripts: str) -> str:
@@ -95,25 +96,6 @@ def _policy(*scripts: str) -> str:
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; "
         "img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
-
-
-def _links(figures: SavedFigures, study_folder: Path) -> list[dict[str, Any]]:
-    """Title, caption and relative addresses of each figure's files."""
-
-    def address(path: Path) -> str:
-        return quote(Path(os.path.relpath(path, study_folder)).as_posix())
-
-    return [
-        {
-            "title": figure.title,
-            "caption": figure.caption,
-            "files": [
-                (kind, address(path))
-                for kind, path in (("PNG", figure.png), ("PDF", figure.pdf), ("CSV", figure.csv))
-            ],
-        }
-        for figure in figures.saved
-    ]
 
 
 def _headline(

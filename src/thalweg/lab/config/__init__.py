@@ -19,6 +19,7 @@ from thalweg.lab.config.loading import (
     parse_spec,
     spec_hash,
 )
+from thalweg.lab.config.smoke_run import smoke
 from thalweg.lab.config.spec import TRUNK
 from thalweg.lab.config.studies import builtin_studies, load_study
 from thalweg.problems.problem_spec import ProblemSpec
@@ -42,5 +43,6 @@ __all__ = [
     "load_spec",
     "load_study",
     "parse_spec",
+    "smoke",
     "spec_hash",
 ]

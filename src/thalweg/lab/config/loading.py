@@ -36,6 +36,7 @@ from thalweg.lab.config.learning_rates import Constant
 from thalweg.lab.config.messages import explain, nearest, shown
 from thalweg.lab.config.overrides import apply_overrides, parse_overrides
 from thalweg.lab.config.phases import NoiseSpec, PhaseSpec, SplitSpec
+from thalweg.lab.config.smoke_run import smoke
 from thalweg.lab.config.spec import BranchSpec, CheckpointSpec, ClaimSpec, Spec, SubspaceSpec
 from thalweg.lab.tables import check_tables, parse_toml
 from thalweg.limits import read_bytes
@@ -147,9 +148,13 @@ def parse_spec(
     own = with_present_keys(changed, "command line")
     full = with_full_branches(own)
     try:
-        return Spec.model_validate(full)
+        spec = Spec.model_validate(full)
     except ValidationError as error:
         raise explain(error, Spec, full, source, overridden, own) from None
+    if not spec.smoke:
+        return spec
+    asked_here = "smoke" in given and given.keys().isdisjoint(("seed", "seeds"))
+    return smoke(spec.model_copy(update={"seeds": spec.seeds[:1]}) if asked_here else spec)
 
 
 def dump_spec(spec: Spec) -> str:
@@ -182,7 +187,7 @@ def spec_hash(spec: Spec) -> str:
 
     In: problem, subspace, phases and branches (with what they inherit), probes (the tracker
     works when it is asked), device, dtype, initial checkpoint, processes (sums over their samples
-    are rounded otherwise).
+    are rounded otherwise), whether it is a smoke run.
     Out, as they leave a run's numbers alone: name (in the folder's name already), description,
     seeds (a folder each), claims and figures (made afterwards), checkpoint, labels of phases, the
     folder of the data files.
@@ -195,6 +200,8 @@ def spec_hash(spec: Spec) -> str:
     kept["problem"]["data"].pop("data_dir", None)
     if spec.processes == 1:
         del kept["processes"]  # as it was before there was a choice
+    if not spec.smoke:
+        del kept["smoke"]
     for key in MEASURED:
         kept["problem"].pop(key, None)
     kept["phases"] = [with_former_keys(phase) for phase in kept["phases"]]

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from thalweg.errors import InvalidInput
 from thalweg.errors import shown as as_words
 from thalweg.lab.config.fields import Location, Place, all_keys, dotted, value_at, walk
+from thalweg.lab.config.words import SHORT_FORMS, as_option, key_called
 
 LONGEST_VALUE = 80
 """Characters of a given value that a message shows."""
@@ -50,13 +51,14 @@ def explain(
     for item in items:
         if item["type"] == "too_short" and item["loc"] in failed:
             continue  # an array counts as short where its items failed: these are named already
-        location, line = _line(item, model, raw)
+        on_command_line = _from_command_line(item["loc"], tuple(overridden))
+        location, line = _line(item, model, raw, on_command_line=on_command_line)
         if given is not None and _is_taken_over(location, item["type"], given, told):
             continue
         if len(lines) == MOST_LINES and location not in lines:
             lines[()] = f"{source}: more mistakes than these {MOST_LINES}"
             break
-        where = "command line" if _from_command_line(item["loc"], tuple(overridden)) else source
+        where = "command line" if on_command_line else source
         lines.setdefault(location, f"{where}: {line}")
     return InvalidInput("\n".join(lines.values()))
 
@@ -77,13 +79,21 @@ def shown(value: Any) -> str:
 
 def nearest(given: object, known: Iterable[str]) -> str:
     """The end of a message: the known name nearest to the one given; empty where none is near."""
+    name = nearest_name(given, known)
+    return "" if name is None else f"; did you mean {name!r}?"
+
+
+def nearest_name(given: object, known: Iterable[str]) -> str | None:
+    """The known name nearest to the one given, None where none is near."""
     names = {name.replace("-", "_").lower(): name for name in known}
     wanted = str(given)[:LONGEST_VALUE].replace("-", "_").lower()
     near = difflib.get_close_matches(wanted, names, n=1)
-    return f"; did you mean {names[near[0]]!r}?" if near else ""
+    return names[near[0]] if near else None
 
 
-def _line(item: Any, model: type[BaseModel], raw: Any) -> tuple[Location, str]:
+def _line(
+    item: Any, model: type[BaseModel], raw: Any, *, on_command_line: bool
+) -> tuple[Location, str]:
     """Key path and message of one of pydantic's errors."""
     if item["loc"][-1:] == ("[key]",):
         return _bad_name(model, item["loc"][:-1], raw)
@@ -91,7 +101,10 @@ def _line(item: Any, model: type[BaseModel], raw: Any) -> tuple[Location, str]:
     kind, context = item["type"], item.get("ctx", {})
     if kind == "extra_forbidden":
         location = tuple(item["loc"])
-        return location, _unknown_key(model, place, location, raw)
+        hint = _other_key(model, place, location, raw, on_command_line=on_command_line)
+        known, given = place.keys(value_at(raw, location[:-1])), shown(value_at(raw, location))
+        line = f"{dotted(location)}: no such key (got {given}), allowed: {', '.join(known)}{hint}"
+        return location, line
     key = dotted(location)
     if kind == "bad_value":
         hint = f"; {context['hint']}" if context["hint"] else ""
@@ -117,19 +130,27 @@ def _bad_name(model: type[BaseModel], location: Location, raw: Any) -> tuple[Loc
     return location, f"{dotted(above)}: got the name {shown(location[-1])}, allowed: {allowed}"
 
 
-def _unknown_key(model: type[BaseModel], place: Place, location: Location, raw: Any) -> str:
-    above = value_at(raw, location[:-1])
-    known = tuple(place.keys(above))
-    near = nearest(location[-1], known) or _elsewhere(model, location, raw)
-    given = shown(value_at(raw, location))
-    return f"{dotted(location)}: no such key (got {given}), allowed: {', '.join(known)}{near}"
+def _other_key(
+    model: type[BaseModel], place: Place, location: Location, raw: Any, *, on_command_line: bool
+) -> str:
+    """The end of a message on a key that there is not: the one that may have been meant.
 
-
-def _elsewhere(model: type[BaseModel], location: Location, raw: Any) -> str:
-    """The same key in another table: `lr` beside the optimizer instead of in it."""
-    wanted = str(location[-1]).replace("-", "_")
-    found = [path for path in all_keys(Place(model), raw) if path[-1] == wanted]
-    return f"; did you mean {dotted(found[0])!r}?" if found else ""
+    In its table, or in another one: `lr` beside the optimizer instead of in it.
+    """
+    wanted, known = key_called(str(location[-1])), tuple(place.keys(value_at(raw, location[:-1])))
+    paths: dict[str, Location] = {}
+    for path in all_keys(Place(model), raw):
+        paths.setdefault(str(path[-1]), path)
+    if wanted not in known and on_command_line and wanted in SHORT_FORMS:
+        return f"; did you mean --{wanted}?"
+    if wanted in known or wanted not in paths:
+        if near := nearest(wanted, known):
+            return near
+        wanted = nearest_name(wanted, paths) or ""
+    found = paths.get(wanted)
+    if found is None:
+        return ""
+    return f"; did you mean {as_option(found) if on_command_line else repr(dotted(found))}?"
 
 
 def _is_taken_over(

@@ -1,39 +1,40 @@
 """How does the command line change a spec?
 
-Every value has an option, its key path: `--phases.0.optimizer.lr 0.1`. A few have a short form.
+Every value has an option, its key path: `--phases.0.optimizer.lr 0.1`. A few have a short form,
+and a path that begins with a key of a phase, `--optimizer.momentum 0.9`, is about every phase.
 The changes are made in the tables as they were read, before anything is validated, so that there
 is one validation for all sources. Phases go by number or by name; `-` and `_` are the same;
-`unset` takes back what the file says, so that the default holds.
+`unset` takes back what the file says, so that the default holds. `--seeds 0..4` is 0 1 2 3 4.
+
+A branch or probe that the file does not have is one more only where that is plainly meant: a branch
+that is given as a whole table, a probe that is registered. Another name is a mistake of typing.
 """
 
 from __future__ import annotations
 
+import re
 import tomllib
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
 
-from thalweg.errors import InvalidInput, shown
+from thalweg import registry
+from thalweg.errors import InvalidInput, NotNeeded, shown
 from thalweg.lab.config.fields import Location, Place, dotted, value_at, walk
 from thalweg.lab.config.messages import nearest
+from thalweg.lab.config.words import SHORT_FORMS
 from thalweg.lab.tables import parse_value
 from thalweg.limits import check_limit
-
-SHORT_FORMS: dict[str, str] = {
-    "lr": "phases.*.optimizer.lr",
-    "batch_size": "phases.*.batch_size",
-    "steps": "branches.*.steps",
-    "samples": "problem.samples",
-    "data_dir": "problem.data.data_dir",
-    "k": "subspace.k",
-    "seed": "seeds",
-}
-"""Short forms and what they stand for; `*` is every phase, or every branch."""
 
 UNSET = "unset"
 FREE_NAMES = ("branches", "probes")
 """Tables whose keys are names of the user's own, in which `-` and `_` may differ."""
+
+
+DATA_DIR: Location = ("problem", "data", "data_dir")
+_RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
 
 
 class Words(tuple[str, ...]):
@@ -79,7 +80,7 @@ def apply_overrides(
     changed = _copy(raw)
     locations: list[Location] = []
     sources: list[Location] = []
-    paths = [(SHORT_FORMS.get(key.replace("-", "_"), key), key) for key in overrides]
+    paths = [(full_path(key, model), key) for key in overrides]
     # A table before the keys in it, all phases before a single one: the more precise word holds.
     for path, key in sorted(paths, key=lambda pair: (pair[0].count("."), "*" not in pair[0])):
         value = overrides[key]
@@ -87,13 +88,97 @@ def apply_overrides(
         check_limit("spec_depth", dots, f"command line: --{shown(key, 80)}", f"{dots} dots")
         for location in _locations(changed, path, key):
             place, reached = walk(model, location, changed)
+            if location == DATA_DIR != reached and key != path:
+                _tell_not_needed(changed)
+                continue
+            _refuse_new_name(changed, location, key)
             known = place if reached == location else None
-            read = _read(value, known, key) if isinstance(value, Words) else _copy(value)
+            words = _seeds(value, key) if location == ("seeds",) else value
+            read = _read(words, known, key) if isinstance(words, Words) else _copy(words)
             sources.append(_set(changed, location, read))
             locations.append(location)
     for location in locations:
         _drop_other_end(changed, location, locations)
     return changed, sources
+
+
+def full_path(key: str, model: type[BaseModel]) -> str:
+    """The key path that a word of the command line stands for: a short form, or a key of a phase.
+
+    Example:
+        >>> from thalweg.lab.config import Spec
+        >>> full_path("lr", Spec), full_path("optimizer.momentum", Spec), full_path("seeds", Spec)
+        ('phases.*.optimizer.lr', 'phases.*.optimizer.momentum', 'seeds')
+    """
+    plain = key.replace("-", "_")
+    if plain in SHORT_FORMS:
+        return SHORT_FORMS[plain]
+    first = plain.partition(".")[0]
+    return (
+        f"phases.*.{key}" if first not in model.model_fields and first in _of_phase(model) else key
+    )
+
+
+def is_known(key: str, model: type[BaseModel]) -> bool:
+    """Whether the first word of a key path is a short form, or a key of a spec or of a phase."""
+    first = full_path(key, model).partition(".")[0].replace("-", "_")
+    return first in model.model_fields
+
+
+def _of_phase(model: type[BaseModel]) -> tuple[str, ...]:
+    """The keys of a phase, where the model has phases."""
+    place, reached = walk(model, ("phases", 0), {})
+    return tuple(place.keys({})) if reached == ("phases", 0) else ()
+
+
+def _tell_not_needed(raw: Mapping[str, Any]) -> None:
+    data = value_at(raw, ("problem", "data"))
+    name = data.get("name") if isinstance(data, Mapping) else data
+    warnings.warn(f"data_dir: not needed, the data set {name} reads no files", NotNeeded, 2)
+
+
+def _refuse_new_name(raw: Mapping[str, Any], location: Location, key: str) -> None:
+    """Refuse a key of a branch that there is not, and a probe that is not registered."""
+    if location[:1] == ("branches",) and len(location) > 2:
+        known, allowed = value_at(raw, ("branches",)), "one of the spec's branches"
+        hint = '; a new branch is a whole table: --branches.NAME "{ split = { bulk = 0 } }"'
+    elif location[:1] == ("probes",) and len(location) == 2:
+        known, allowed, hint = registry.probes, "one of", ""
+    else:
+        return
+    names = [str(name) for name in known] if isinstance(known, Mapping) else []
+    given = str(location[1])
+    if given not in names:
+        what = {"branches": "branch", "probes": "probe"}[str(location[0])]
+        listed = f"{allowed} {', '.join(names)}" if names else "none, the spec has no branches"
+        near = nearest(given, names)
+        raise InvalidInput(
+            f"command line: --{key}: no {what} {shown(given, 80)}, allowed: {listed}{near or hint}"
+        )
+
+
+def _seeds(given: Any, key: str) -> Any:
+    """Words with each `0..4` as the seeds from the first to the last."""
+    if not isinstance(given, Words):
+        return given
+    words = [part for word in given for part in _parts_of_list(word)]
+    found: list[str] = []
+    for word in words:
+        ends = _RANGE.fullmatch(word)
+        if ends is None:
+            found.append(word)
+            continue
+        first, last = int(ends[1]), int(ends[2])
+        if last < first:
+            allowed = f"the smaller seed first, {last}..{first}"
+            raise InvalidInput(f"command line: --{key}: got {word!r}, allowed: {allowed}")
+        check_limit("spec_values", last - first + 1, f"command line: --{key} {word}")
+        found += [str(seed) for seed in range(first, last + 1)]
+    return Words(found) if words != found else given
+
+
+def _parts_of_list(word: str) -> list[str]:
+    return [word] if ".." not in word else [part for part in word.split(",") if part]
 
 
 def _copy(value: Any) -> Any:

@@ -196,6 +196,10 @@ class Spec(SpecModel):
     initial_checkpoint: str | None = Field(
         default=None, description="safetensors file with the parameters to start from"
     )
+    smoke: bool = Field(
+        default=False,
+        description="make everything tiny, to see whether it runs: no verdict is to be believed",
+    )
 
     @model_validator(mode="after")
     def _names_are_distinct(self) -> Self:

@@ -127,6 +127,10 @@ class Range:
             value = math.exp(math.log(self.low) * (1 - place) + math.log(self.high) * place)
         else:
             value = self.low * (1 - place) + self.high * place
+        return self.rounded(value)
+
+    def rounded(self, value: float) -> int | float:
+        """A number as it stands in a name: whole between whole ends, else of few digits."""
         if isinstance(self.low, int) and isinstance(self.high, int):
             return round(value)
         return float(f"{value:.{DIGITS}g}")
@@ -191,12 +195,12 @@ def axes_from_table(table: Any, source: str) -> Axes:
 
 def joined(one: Axes, other: Axes) -> Axes:
     """The axes of a spec, with those of the command line in the place of the same keys."""
-    keys = {*other.grid, *other.zip, *other.random}
+    keys = {*other.grid, *other.zip, *other.random, *(key for point in other.list for key in point)}
 
     def kept(values: Mapping[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in values.items() if key not in keys}
 
-    points = [kept(point) for point in one.list]
+    points = [kept(point) for point in one.list] if not other.list else other.list
     return Axes(
         grid={**kept(one.grid), **other.grid},
         zip={**kept(one.zip), **other.zip},

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from thalweg.lab.config import TRUNK, Spec, dump_spec
-from thalweg.lab.execution.claiming import is_done
 from thalweg.lab.execution.machine import default_workers, resolve_device
 from thalweg.lab.execution.processes import POLL_SECONDS, Child
 from thalweg.lab.execution.schedule import Task, tasks_of
 from thalweg.lab.execution.worker import work
-from thalweg.lab.preparing import create_runs, disk_of, with_absolute_paths
+from thalweg.lab.preparing import create_runs, disk_of, is_missing, with_absolute_paths
 from thalweg.lab.problem_facts import ProblemFacts, with_way_to_multiply
 from thalweg.lab.progress import duration
 from thalweg.lab.sharing import this_maker
@@ -88,7 +87,7 @@ def estimate(specs: SweepSpecs, *, root: Path | str, name: str | None, means: Me
     runs = disk = steps = left = 0
     for study, spec, known in zip(studies, points, facts, strict=True):
         tasks = tasks_of(spec)
-        open_tasks = [task for task in tasks if not is_done(study.run(task.seed, task.branch))]
+        open_tasks = [task for task in tasks if is_missing(study, spec, task)]
         runs, left = runs + len(tasks), left + len(open_tasks)
         disk += disk_of(spec, open_tasks, known)
         steps += sum(task.most_steps(spec, known.num_samples) for task in open_tasks)

@@ -21,11 +21,19 @@ from typing import TYPE_CHECKING, Any
 from thalweg import registry
 from thalweg.errors import Interrupted, InUse, InvalidInput
 from thalweg.lab.config import Spec, dump_spec
+from thalweg.lab.config.overrides import parse_overrides
 from thalweg.lab.differing_settings import folder_label
 from thalweg.lab.execution.machine import default_workers, resolve_device
-from thalweg.lab.execution.schedule import Executor, Outcome, Task, run_tasks
+from thalweg.lab.execution.schedule import Executor, Outcome, Task, run_tasks, tasks_of
 from thalweg.lab.execution.signs_of_life import HUNG_AFTER
-from thalweg.lab.preparing import Plan, planned, read_spec, study_path, with_absolute_paths
+from thalweg.lab.preparing import (
+    Plan,
+    is_missing,
+    planned,
+    read_spec,
+    study_path,
+    with_absolute_paths,
+)
 from thalweg.lab.problem_facts import (
     ProblemFacts,
     examine_all,
@@ -37,7 +45,7 @@ from thalweg.lab.sharing import FinishedRuns, KnownRuns, known_way_to_multiply
 from thalweg.lab.store import StudyFolder, check_disk, load
 from thalweg.lab.store.durable import full_disk_told, make_folder
 from thalweg.lab.store.lock import locked
-from thalweg.lab.study import check_spec
+from thalweg.lab.study import check_paths, check_spec
 from thalweg.lab.sweeps.axes import Axes, Range
 from thalweg.lab.sweeps.folder import (
     find_sweep,
@@ -152,23 +160,14 @@ def sweep(
         load_plugin(plugin)
     listed = [dict(point) for point in points]
     axes = Axes(grid or {}, zip or {}, random or {}, draws, draw_seed, listed)
-    specs = sweep_specs(source, axes, problem=problem, overrides=overrides)
+    given = dict(overrides if isinstance(overrides, Mapping) else parse_overrides(overrides))
     if seeds is not None:
-        specs = with_seeds(specs, tuple(seeds))
+        given["seeds"] = list(seeds)
+    specs = sweep_specs(source, axes, problem=problem, overrides=given)
     progress = progress or Progress.silent()
     how = (workers, plugins, executor, progress, retries, hung_after)
     means = Means(*how, executor_options or {})
     return run_sweep(specs, root=root, name=name, means=means)
-
-
-def with_seeds(specs: SweepSpecs, seeds: tuple[int, ...]) -> SweepSpecs:
-    """The same specs with other seeds."""
-
-    def changed(spec: Spec) -> Spec:
-        return Spec.model_validate({**spec.model_dump(exclude_none=True), "seeds": seeds})
-
-    points = [(settings, changed(spec)) for settings, spec in specs.points]
-    return SweepSpecs(changed(specs.base), points)
 
 
 def run_sweep(
@@ -228,6 +227,7 @@ def _run(asked: Sweep, specs: Mapping[StudyFolder, Spec], means: Means) -> Sweep
     specs = {study: with_absolute_paths(spec) for study, spec in specs.items()}
     for spec in specs.values():
         check_spec(spec)
+        check_paths(spec)
         if spec.holds_objects:
             raise InvalidInput(
                 "sweep: the spec holds Python objects, which other processes cannot read; register"
@@ -271,12 +271,13 @@ def _planned(
     """Every study with its folder and runs; what is left to do of each."""
     progress, root = means.progress, asked.path.parent
     progress.say(f"planning {len(specs)} points ...")
-    facts = dict(zip(specs, facts_of(specs, root, device, means), strict=True))
+    left = {study: spec for study, spec in specs.items() if not _is_done(study, spec)}
+    facts = dict(zip(left, facts_of(left, root, device, means), strict=True))
     known = KnownRuns(FinishedRuns(root))
     plans: list[Plan] = []
     for study, spec in specs.items():
-        found = facts[study]
-        if not (study.path / "spec.toml").is_file():
+        found = facts.get(study)
+        if found is not None and not (study.path / "spec.toml").is_file():
             full = with_way_to_multiply(spec, found.chunk_size, found.vectorize_up_to)
             StudyFolder.create(root, study.name, dump_spec(full))
         with locked(study.path, "study"):
@@ -290,10 +291,17 @@ def _planned(
     return whole, plans
 
 
+def _is_done(study: StudyFolder, spec: Spec) -> bool:
+    """Whether all runs of a spec are done in the study's folder."""
+    return not any(is_missing(study, spec, task) for task in tasks_of(spec))
+
+
 def facts_of(
     specs: Mapping[StudyFolder, Spec], root: Path, device: str, means: Means
 ) -> list[ProblemFacts]:
     """What is known of each point's problem, the way to multiply that was chosen once included."""
+    if not specs:
+        return []
     ways: dict[str, tuple[int | None, int | None]] = {}
     for study, spec in specs.items():
         if (study.path / "spec.toml").is_file():

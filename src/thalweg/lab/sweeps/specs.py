@@ -44,7 +44,6 @@ def sweep_specs(
     *,
     problem: str | None = None,
     overrides: Mapping[str, Any] | Sequence[str] = (),
-    changed: Callable[[Spec], Spec] = lambda spec: spec,
 ) -> SweepSpecs:
     """The specs of a sweep.
 
@@ -53,7 +52,6 @@ def sweep_specs(
         axes: what is tried, in addition to the source's own `[sweep]`.
         problem: of a study.
         overrides: values by key path, or words of the command line, for all points.
-        changed: what is done with every spec in the end.
 
     Raises:
         InvalidInput: a line for each mistake; no axis; two points that are the same.
@@ -70,8 +68,8 @@ def sweep_specs(
             raise invalid("sweep", key, "a key that may differ between points", _hint(first))
         if key in given:
             raise invalid(f"--{key}", "a value", "no value beside its axis")
-    base = changed(build(given))
-    points = [(point, changed(_built(build, given, point))) for point in settings]
+    base = build(given)
+    points = [(point, _built(build, given, point)) for point in settings]
     _refuse_twins(points)
     return SweepSpecs(base, points)
 
