@@ -248,6 +248,21 @@ def test_status_says_what_slurm_and_the_run_folders_know(
     assert first.runs == {"trunk": "done", "sgd": "waiting"}
 
 
+def test_a_machine_without_slurm_knows_the_runs_alone(
+    slurm: FakeSlurm, quick_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm.set("holds", "")
+    sweep = quick_path / "sweep"
+    submit(slurm, sweep, tasks_of_sweep(quick_path))
+    StudyFolder(quick_path / "first").run(0, "trunk").create("seed = 0\n")
+    monkeypatch.setenv("PATH", str(quick_path))
+    found = status(sweep)
+    assert [(element.queue, element.ended) for element in found] == [("", "")] * 4
+    assert found[0].runs == {"trunk": "waiting"}
+    with pytest.raises(InvalidInput, match="squeue: not on this machine's PATH"):
+        cancel(sweep)
+
+
 def test_cancel_takes_out_of_the_queue_what_is_in_it(slurm: FakeSlurm, quick_path: Path) -> None:
     slurm.set("holds", "")
     sweep = quick_path / "sweep"
