@@ -48,6 +48,8 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    # By Ray's default its tasks give way to all other processes of a machine.
+    monkeypatch.setenv("RAY_worker_niceness", "0")
     # The workers are to load this package, wherever it is.
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
     head = {"num_cpus": 1, "include_dashboard": False}
