@@ -185,10 +185,12 @@ def _collect(
 
 
 def _status(name: str, options: argparse.Namespace) -> int:
-    from thalweg.lab.execution.slurm_queue import status
+    from thalweg.lab.execution.slurm_queue import SUBMISSIONS, knows_slurm, status
     from thalweg.lab.sweeps.folder import find_sweep
 
     found = find_sweep(name, options.root)
+    if (found.path / SUBMISSIONS).is_dir() and not knows_slurm():
+        err("thalweg: no squeue on this machine's PATH: what is in Slurm's queue is not known here")
     points = [_point_row(point) for point in found.points]
     queued = [_element_row(element) for element in status(found.path) if element.is_queued]
     if options.json:

@@ -65,7 +65,7 @@ def not_made_once(tasks: Sequence[Task]) -> dict[str, list[str]]:
     for run in folders_of(tasks):
         file, status = run.path / "log.txt", run.status()
         lines = [line.partition(" ")[2] for line in file.read_text().splitlines() if file.exists()]
-        begun = sum(line == "started at step 0" for line in lines)
+        begun = sum(line.startswith("started at step") for line in lines)
         ended = sum(line.startswith("done at step") for line in lines)
         if (begun, ended) != (1, 1) or status is None or status.state != "done":
             found[str(run.path)] = lines

@@ -149,11 +149,11 @@ def test_a_worker_that_was_killed_is_begun_again_as_often_as_asked_for(
     def killed(study: Path, seed: int) -> tuple[int, str]:
         calls.append(seed)
         leave(study, seed, trunk="done", sgd="interrupted")
-        return (75, "a line\nout of memory") if len(calls) < 3 else do(study, seed)
+        return (-9, "") if len(calls) < 3 else do(study, seed)
 
     tasks = tasks_of_sweep(quick_path, seeds=1)[::2]
     outcome, said = run(quick_path, monkeypatch, killed, tasks, retries=1)
-    assert said == ["first seed 0: interrupted: out of memory; begun again (1 of 1)"]
+    assert said == ["first seed 0: its worker was killed; begun again (1 of 1)"]
     assert (len(calls), outcome.exit_code) == (2, 75)
     assert outcome.endings[tasks[1]].killed
     outcome, _ = run(quick_path, monkeypatch, killed, tasks, retries=1)

@@ -65,7 +65,7 @@ def test_each_seed_of_each_study_is_an_element_that_calls_a_worker(
     assert outcome.submitted == "Slurm job 17: 4 elements"
     assert outcome.left_out == tasks
     assert (outcome.endings, outcome.exit_code) == ({}, 0)
-    plugins = f"--plugin {plugin} --plugin mine.problems"
+    plugins = f"--retries 0 --hung-after 30 --plugin {plugin} --plugin mine.problems"
     assert slurm.called == [
         f"-m thalweg work {quick_path / name} --seed {seed} {plugins}"
         for seed in (0, 1)
@@ -246,6 +246,21 @@ def test_status_says_what_slurm_and_the_run_folders_know(
     first = found["17_0"]
     assert (first.study, first.seed) == (quick_path / "first", 0)
     assert first.runs == {"trunk": "done", "sgd": "waiting"}
+
+
+def test_a_machine_without_slurm_knows_the_runs_alone(
+    slurm: FakeSlurm, quick_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm.set("holds", "")
+    sweep = quick_path / "sweep"
+    submit(slurm, sweep, tasks_of_sweep(quick_path))
+    StudyFolder(quick_path / "first").run(0, "trunk").create("seed = 0\n")
+    monkeypatch.setenv("PATH", str(quick_path))
+    found = status(sweep)
+    assert [(element.queue, element.ended) for element in found] == [("", "")] * 4
+    assert found[0].runs == {"trunk": "waiting"}
+    with pytest.raises(InvalidInput, match="squeue: not on this machine's PATH"):
+        cancel(sweep)
 
 
 def test_cancel_takes_out_of_the_queue_what_is_in_it(slurm: FakeSlurm, quick_path: Path) -> None:

@@ -54,6 +54,17 @@ def logs(folder: Path) -> str:
     return "\n".join(f"{file.name}:\n{file.read_text()}" for file in files)
 
 
+def is_told_to_stop(folder: Path) -> bool:
+    """Send what Slurm sends before the time limit, until an element has heard it.
+
+    Slurm takes no signal for an element that it is about to start.
+    """
+    words = ["--batch", "--signal=USR1", "--state=RUNNING", "--user=root"]
+    subprocess.run(["scancel", *words], capture_output=True, check=False)
+    time.sleep(2)
+    return "interrupted: queued again" in logs(folder)
+
+
 def test_a_grid_is_done_though_its_elements_are_told_to_stop_and_queued_again(
     slurm: Path, tmp_path: Path
 ) -> None:
@@ -63,9 +74,7 @@ def test_a_grid_is_done_though_its_elements_are_told_to_stop_and_queued_again(
     assert submit(folder, tasks).submitted.endswith(": 8 elements")
     assert submit(folder, tasks).submitted == "nothing; in Slurm's queue already: 8"
     wait_until(lambda: any(map(is_under_way, folders_of(tasks))))
-    # As before the time limit.
-    subprocess.run(["scancel", "--batch", "--signal=USR1", "--state=RUNNING", "-u", "root"])
-    wait_until(lambda: "interrupted: queued again" in logs(folder))
+    wait_until(lambda: is_told_to_stop(folder))
     wait_until(lambda: any(map(is_under_way, folders_of(tasks))))
     running = [one for one in status(folder) if one.queue.startswith("RUNNING")]
     # As an administrator does before maintenance.

@@ -196,7 +196,7 @@ class _Crew:
                 num_gpus=self.settings.gpus,
                 max_retries=self.settings.restarts,
             )
-            words = worker_arguments(job, self.assignment.plugins)
+            words = worker_arguments(job, self.assignment)
             task = call.remote(words, self.assignment.threads, str(Path.cwd()))
             self._running[task] = job
 
@@ -213,13 +213,15 @@ class _Crew:
     def _note(self, job: Job, task: Any) -> None:
         """Note how a job has ended, or let it wait to be begun again."""
         exit_code, said = _result(task)
+        if exit_code < 0:
+            if not self._asked and self._retried[job] < self.assignment.retries:
+                self._retried[job] += 1
+                count = f"{self._retried[job]} of {self.assignment.retries}"
+                self.assignment.say(f"{_name(job)}: its worker was killed; begun again ({count})")
+                self._waiting.insert(0, job)
+                return
+            exit_code = 75
         is_asked_for = exit_code == 75 and self._asked > 0
-        if exit_code == 75 and not self._asked and self._retried[job] < self.assignment.retries:
-            self._retried[job] += 1
-            count = f"{self._retried[job]} of {self.assignment.retries}"
-            self.assignment.say(f"{_name(job)}: interrupted: {said}; begun again ({count})")
-            self._waiting.insert(0, job)
-            return
         tasks = self._tasks_of(job)
         folders = {one: self.assignment.folder_of(one) for one in tasks}
         found = {one: _ending(folder, self._asked > 0) for one, folder in folders.items()}

@@ -192,7 +192,7 @@ def _submit(
     """
     jobs = sorted(jobs, key=lambda job: job.wave)
     submission = Submission(_new_folder(folder))
-    lines = [shlex.join(worker_arguments(job, assignment.plugins)) + "\n" for job in jobs]
+    lines = [shlex.join(worker_arguments(job, assignment)) + "\n" for job in jobs]
     write_file(submission.jobs_file, "".join(lines))
     arrays: list[Array] = []
     for wave, first, size in _arrays(jobs, _max_array_size()):

@@ -92,7 +92,7 @@ class Element:
         array, index: its number is `array_index`, such as 17_3.
         study, seed: of its job.
         queue: where it is, in Slurm's words, such as "RUNNING" or "PENDING (Dependency)"; empty
-            once it has left the queue.
+            once it has left the queue, and on a machine without Slurm.
         ended: how it ended, in Slurm's words, such as "COMPLETED" or "TIMEOUT"; empty where Slurm
             does not know.
         runs: the state of each run of the job by branch; "waiting" before it begins.
@@ -120,10 +120,11 @@ class Element:
 def status(folder: Path | str) -> list[Element]:
     """What Slurm and the run folders say of each element that was submitted for a study or sweep.
 
-    Of a job that was submitted several times, the last element.
+    Of a job that was submitted several times, the last element. On a machine without Slurm, the
+    run folders alone say something; see `knows_slurm`.
 
     Raises:
-        InvalidInput: there is no Slurm here, or it does not answer.
+        InvalidInput: Slurm does not answer.
         IntegrityError: what was kept of a submission is damaged.
     """
     submitted: dict[tuple[Path, int], tuple[str, int]] = {}
@@ -133,7 +134,8 @@ def status(folder: Path | str) -> list[Element]:
             for index in range(array.count):
                 submitted[jobs[array.first - 1 + index]] = (array.number, index)
     arrays = sorted({array for array, _ in submitted.values()}, key=int)
-    queued, ended = (_queued(arrays), _ended(arrays)) if arrays else ({}, {})
+    asks = bool(arrays) and knows_slurm()
+    queued, ended = (_queued(arrays), _ended(arrays)) if asks else ({}, {})
     runs = {study: _states(study) for study in {study for study, _ in submitted}}
     return [
         Element(
@@ -160,6 +162,11 @@ def cancel(folder: Path | str) -> list[Element]:
     if waiting := sorted({number.partition("_")[0] for number in found}, key=int):
         ask("scancel", *waiting)
     return [element for element in status(folder) if element.number in found]
+
+
+def knows_slurm() -> bool:
+    """Whether this machine can ask Slurm for its queue."""
+    return shutil.which("squeue") is not None
 
 
 def ask(program: str, *arguments: str) -> str:

@@ -14,24 +14,37 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from thalweg.errors import invalid
+
 if TYPE_CHECKING:
     from thalweg.lab.execution.jobs import Job
+    from thalweg.lab.execution.schedule import Assignment
 
 POLL_SECONDS = 0.1
 SAID_BYTES = 2000
 """How much of what a worker has printed at its end is returned."""
 
 
-def worker_arguments(job: Job, plugins: Sequence[str]) -> list[str]:
-    """What follows `thalweg work`; plugins in files are found from any folder."""
+def worker_arguments(job: Job, assignment: Assignment) -> list[str]:
+    """What follows `thalweg work`; files are found from any folder.
+
+    Raises:
+        InvalidInput: a path with a line break.
+    """
     words = [str(job.study.absolute()), "--seed", str(job.seed)]
-    for plugin in plugins:
+    words += ["--retries", str(assignment.retries), "--hung-after", f"{assignment.hung_after:g}"]
+    for plugin in assignment.plugins:
         words += ["--plugin", str(Path(plugin).absolute()) if plugin.endswith(".py") else plugin]
+    for word in words:
+        if "\n" in word:
+            raise invalid("path of a study or plugin", word, "one without line breaks")
     return words
 
 
 def run_worker(arguments: Sequence[str], threads: int, folder: str) -> tuple[int, str]:
     """Do a job in a child process; returns its exit status, and what it printed last.
+
+    The status is that of `subprocess`: below 0 where a signal has ended the child.
 
     KeyboardInterrupt here asks the child to stop: its run saves a checkpoint, and it ends with
     status 75.
