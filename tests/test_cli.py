@@ -27,7 +27,7 @@ from thalweg.lab.store.lock import locked
 from thalweg.lab.store.status import Status
 
 VERBS = ["reproduce", "run", "resume", "report", "stop-phase", "list", "show", "compare", "claims"]
-VERBS += ["check", "inspect", "spec", "env", "completion"]
+VERBS += ["check", "inspect", "spec", "env", "completion", "sweep", "work"]
 TINY: dict[str, Any] = {
     **RAW,
     "name": "tiny",

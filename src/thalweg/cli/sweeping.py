@@ -144,7 +144,7 @@ def _means(options: argparse.Namespace) -> Means:
     return Means(
         workers=options.workers,
         plugins=options.plugin,
-        executor=options.executor,
+        executor=getattr(options, "executor", "local"),
         progress=progress_of(options),
         retries=options.retries,
         hung_after=options.hung_after,

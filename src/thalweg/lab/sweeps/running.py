@@ -43,7 +43,7 @@ from thalweg.lab.problem_facts import (
 from thalweg.lab.progress import Progress
 from thalweg.lab.sharing import FinishedRuns, KnownRuns, known_way_to_multiply
 from thalweg.lab.store import StudyFolder, check_disk, load
-from thalweg.lab.store.durable import full_disk_told, make_folder
+from thalweg.lab.store.durable import check_name, full_disk_told, make_folder
 from thalweg.lab.store.frames import SWEEP_FILE
 from thalweg.lab.store.lock import locked
 from thalweg.lab.study import check_paths, check_spec
@@ -187,7 +187,7 @@ def resume_sweep(name: str | Path, *, root: Path | str = "runs", means: Means) -
 
 def sweep_of(specs: SweepSpecs, root: Path, name: str | None = None) -> Sweep:
     """The sweep that these specs are, each point with its folder, made or not."""
-    path = root / (name or sweep_name(specs.base, specs.keys))
+    path = root / check_name("name of a sweep", name or sweep_name(specs.base, specs.keys))
     points = [
         Point(settings, StudyFolder(study_path(root, spec, folder_label(settings))))
         for settings, spec in specs.points
@@ -224,6 +224,8 @@ def _judge(study: StudyFolder) -> None:
 
 
 def _run(asked: Sweep, specs: Mapping[StudyFolder, Spec], means: Means) -> SweepResult:
+    if isinstance(means.executor, str):
+        registry.executors.find(means.executor)  # an unknown one is refused before all else
     specs = {study: with_absolute_paths(spec) for study, spec in specs.items()}
     for spec in specs.values():
         check_spec(spec)

@@ -1,0 +1,86 @@
+"""The commands of sweeps: what they print, and what they refuse in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+
+from tests.lab.small_study import RAW
+from tests.test_cli import Command
+from thalweg.lab.store import find_studies
+
+GRID = ("--grid", "lr=0.05,0.1")
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    return Command(capsys)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a small spec, in which commands are given."""
+    phase = {"optimizer": {"name": "sgd", "lr": 0.05}, "batch_size": 20, "steps": 3}
+    own = {"probes": {"loss": 1}, "phases": [phase], "branches": {"a": {"steps": 2}}}
+    own |= {"figures": [], "claims": [], "seeds": [0, 1]}
+    (tmp_path / "small.toml").write_text(tomli_w.dumps({**RAW, **own}))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_sweep_from_its_first_run_to_its_report(here: Path, command: Command) -> None:
+    estimate = command("sweep", "small.toml", *GRID, "--dry-run", "--json")
+    said: dict[str, Any] = json.loads(estimate.out)
+    assert (said["points"], said["runs"], said["done"]) == (2, 8, 0)
+    assert said["seconds_of_one"] > 0
+    assert not (here / "runs").exists()
+
+    ended = command("sweep", "small.toml", *GRID, "--executor", "inline", "--json")
+    assert ended.status == 0, ended.err
+    sweep = json.loads(ended.out)["sweep"]
+    assert Path(json.loads(ended.out)["report"]).is_file()
+    assert len(find_studies("runs")) == 2
+
+    status = json.loads(command("sweep", "status", sweep, "--json").out)
+    assert [point["states"] for point in status["points"]] == [{"done": 4}, {"done": 4}]
+    assert [point["settings"]["lr"] for point in status["points"]] == [0.05, 0.1]
+    assert command("sweep", "status", sweep).out.splitlines()[-1] == "all: 8 done"
+    assert "nothing of it was left to a queue" in command("sweep", "cancel", sweep).error
+
+    assert command("resume", "sweep-small", "--json").status == 0
+    answer = command("report", sweep, "--statistic", "learning_rate", "--branch", "a")
+    assert answer.out == f"report   {Path(sweep) / 'report.html'}\n"
+    assert command("work", sweep, "--seed", "1").status == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["small.toml"], "no axis"),
+        (["small.toml", "--grid", "lr"], "--grid: got 'lr'"),
+        (["small.toml", "--grid", "lr=a,b"], "lr"),
+        (["small.toml", "--grid", "learnin.rate=1,2"], "learnin"),
+        (["small.toml", "more.toml", *GRID], "allowed: one spec"),
+        (["none.toml", *GRID], "no such file"),
+        (["small.toml", *GRID, "--executor", "slrum"], "did you mean 'slurm'?"),
+        (["small.toml", *GRID, "--search", "3"], "--search: allowed with --random"),
+        (["small.toml", *GRID, "--maximize", "loss"], "--search TRIALS"),
+        (["small.toml", *GRID, "--problem", "mnist"], "--problem"),
+        (["small.toml", *GRID, "--name", "../out"], "name"),
+        (["status", "nothing"], "there is none in runs"),
+        (["collect"], "give one sweep"),
+    ],
+)
+def test_a_mistake_is_one_line(here: Path, command: Command, words: list[str], says: str) -> None:
+    answer = command("sweep", *words)
+    assert answer.status == 2
+    assert says in answer.error
+    assert not list(here.glob("runs/*/spec.toml"))
+
+
+def test_work_that_was_not_planned_is_refused(here: Path, command: Command) -> None:
+    assert command("work", "nothing").status == 2
