@@ -51,3 +51,37 @@ def test_the_spec_shown_is_a_spec() -> None:
     (shown,) = blocks("toml")
     spec = parse_spec(tomllib.loads(shown))
     assert spec.branches.keys() == {"bulk-sgd", "gd", "adam"}
+
+
+def test_the_verdicts_shown_are_what_a_terminal_of_80_columns_shows() -> None:
+    import io
+
+    from rich.console import Console
+
+    from thalweg.analysis.claims import Verdict, render_verdicts
+
+    shown = next(block for block in blocks("text") if block.startswith("Claims, judged"))
+    number = r"(\N{MINUS SIGN}?[0-9.]+)"
+    row = re.compile(rf"^(\S+) +{number} \[{number}, {number}\] .*✓ holds$", flags=re.MULTILINE)
+    verdicts = []
+    for name, *texts in row.findall(shown):
+        mean, low, high = (float(text.replace("\N{MINUS SIGN}", "-")) for text in texts)
+        claim = registry.claims[name]
+        said = {key: getattr(claim, key) for key in ("statement", "source", "statistic", "rule")}
+        verdicts.append(
+            Verdict(
+                claim=name,
+                **said,
+                refuted_by=claim.refuted_by,
+                logarithmic=claim.logarithmic,
+                outcome="holds",
+                values={0: mean, 1: mean, 2: mean},
+                mean=mean,
+                low=low,
+                high=high,
+            )
+        )
+    stream = io.StringIO()
+    Console(file=stream, width=80).print(render_verdicts(verdicts))
+    assert [line.rstrip() for line in stream.getvalue().splitlines()] == shown.splitlines()
+    assert len(verdicts) == 6
