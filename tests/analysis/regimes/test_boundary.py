@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from tests.analysis.regimes.sweeps import Settings, grid, sweep_of
@@ -69,6 +70,7 @@ def outcomes_of(rule: Callable[[Settings], bool | None]) -> list[bool | None]:
     return [rule(settings) for settings in PLANE]
 
 
+@examples(deadline=None, max_examples=50)
 @given(
     key=st.sampled_from(["lr", "batch_size"]),
     cut=st.integers(0, 2),
@@ -95,6 +97,7 @@ def test_a_boundary_that_is_there_is_found(
     assert found.edge == near
 
 
+@examples(deadline=None, max_examples=50)
 @given(held=st.lists(st.booleans(), min_size=20, max_size=20))
 def test_a_boundary_that_is_found_separates_every_point(held: list[bool]) -> None:
     found = along(table_of(PLANE, held))

@@ -32,15 +32,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 from math import comb
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from thalweg.analysis.claims.statistics import rows_where
 from thalweg.analysis.claims.verdicts import SYMBOLS, number
 from thalweg.analysis.regimes.plane import Axis, setting_text, varying
 from thalweg.analysis.regimes.table import SweepTable
 from thalweg.lab.store.folders import TRUNK
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 LIKELIEST_CHANCE = 0.05
 """A boundary that chance gives more often is not stated."""
@@ -119,7 +117,7 @@ def judge_plane(table: SweepTable, label: str, branch: str) -> PlaneVerdict:
     Args:
         branch: whose critical learning rate is taken.
     """
-    own = table.verdicts[table.verdicts["label"] == label]
+    own = rows_where(table.verdicts, "label", label)
     outcomes = dict(zip(own["point"], own["outcome"], strict=True))
     every = len(table.sweep.points)
     counts = {name: sum(o == name for o in outcomes.values()) for name in SYMBOLS}
@@ -279,7 +277,7 @@ def _critical_rates(
     if column not in table.runs.columns:
         return {}, ""
     for whose in (branch, TRUNK):
-        rows: pd.DataFrame = table.runs[table.runs["branch"] == whose]
+        rows = rows_where(table.runs, "branch", whose)
         logs: dict[int, list[float]] = {}
         for point, value in zip(rows["point"], rows[column], strict=True):
             if math.isfinite(value) and value > 0:

@@ -222,7 +222,7 @@ def draw_by_branch(
     if plane.horizontal is None:
         raise NotDrawableError("no setting differs between points")
     data = {branch: statistic_of_points(table, statistic, branch) for branch in branches}
-    data = {branch: rows for branch, rows in data.items() if rows["mean"].notna().any()}
+    data = {branch: rows for branch, rows in data.items() if rows["mean"].notna().to_numpy().any()}
     styles = branch_styles(data, DEFAULT_ROLES)
     lines = [
         _Line(
@@ -245,7 +245,7 @@ def draw_by_branch(
 def _save(drawn: _Curves, files: SavedFigure, data: pd.DataFrame) -> SavedFigure:
     if not drawn.plane.is_grid:
         raise NotDrawableError("the points are not on a grid")
-    if data["mean"].isna().all():
+    if data["mean"].isna().to_numpy().all():
         raise NotDrawableError("no run that is done has measured it")
     if len(drawn.panels) > MOST_PANELS:
         raise NotDrawableError(

@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import quote
 
 from thalweg import __version__, registry
+from thalweg.analysis.claims.statistics import rows_where
 from thalweg.analysis.claims.verdicts import SYMBOLS, number
 from thalweg.analysis.quantities import quantities
 from thalweg.analysis.regimes.boundary import PlaneVerdict
@@ -149,8 +150,8 @@ def _regions(pictures: Sequence[Picture]) -> dict[str, list[list[Any]]]:
 
 
 def _claim(table: SweepTable, verdict: PlaneVerdict) -> dict[str, Any]:
-    own = table.verdicts[table.verdicts["label"] == verdict.label]
-    claim = registry.claims.get(own["claim"].iloc[0])
+    own = rows_where(table.verdicts, "label", verdict.label)
+    claim = registry.claims.get(next(iter(own["claim"])))
     return {
         "label": verdict.label,
         "statement": claim.statement if claim else "",
@@ -231,12 +232,12 @@ def _verdict_cell(verdict: Mapping[str, Any] | None) -> tuple[str, str]:
 
 def _notes(table: SweepTable) -> dict[str, Any]:
     """The runs that failed or are damaged, with what is said of them."""
-    bad = table.runs[table.runs["state"].isin(["failed", DAMAGED])]
-    listed = bad.head(MOST_NOTES)
+    bad = [row for row in table.runs.to_dict("records") if row["state"] in ("failed", DAMAGED)]
+    listed = bad[:MOST_NOTES]
     return {
         "more": len(bad) - len(listed),
         "runs": [
             (row["study"], f"seed {row['seed']} {row['branch']}", row["state"], row["note"])
-            for row in listed.to_dict("records")
+            for row in listed
         ],
     }

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from thalweg.analysis.claims.statistics import rows_where
 from thalweg.analysis.claims.verdicts import SYMBOLS, number
 from thalweg.analysis.figures.drawing import (
     COLUMN_WIDTH,
@@ -267,7 +268,7 @@ def draw_claim(table: SweepTable, plane: Plane, label: str, files: SavedFigure) 
     """
     import pandas as pd
 
-    own = table.verdicts[table.verdicts["label"] == label]
+    own = rows_where(table.verdicts, "label", label)
     verdicts = {row["point"]: row for row in own.to_dict("records")}
     diverged = set(table.runs.loc[table.runs["state"] == "diverged", "point"])
     points = range(len(table.sweep.points))

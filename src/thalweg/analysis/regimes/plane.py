@@ -15,6 +15,7 @@ from functools import cached_property
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+from thalweg.analysis.claims.statistics import rows_where
 from thalweg.analysis.figures.dots import Dots
 from thalweg.analysis.quantities import quantities
 from thalweg.analysis.regimes.table import SweepTable
@@ -231,15 +232,15 @@ def statistic_of_points(table: SweepTable, statistic: str, branch: str) -> pd.Da
     import pandas as pd
 
     quantity = quantities[statistic]
-    runs = table.runs[table.runs["branch"] == branch]
-    by_point: dict[int, Any] = dict(iter(runs.groupby("point")))
+    runs = rows_where(table.runs, "branch", branch)
+    by_point: dict[Any, Any] = dict(iter(runs.groupby("point")))
     rows = []
     for number, point in enumerate(table.sweep.points):
         own = by_point.get(number)
         states = [] if own is None else list(own["state"])
-        is_measured = own is not None and statistic in own
-        values = [v * quantity.factor for v in own[statistic]] if is_measured else []
-        values += [math.nan] * (len(states) - len(values))
+        values = [math.nan] * len(states)
+        if own is not None and statistic in own:
+            values = [value * quantity.factor for value in own[statistic]]
         done = {
             at: value
             for at, (state, value) in enumerate(zip(states, values, strict=True))
