@@ -234,6 +234,14 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
         (["list", "more"], "thalweg list: no option 'more'; see thalweg list --help"),
         (["run", "digits", "--wrokers", "2"], "'--wrokers'; did you mean --workers?"),
         (["run", "digits", "--dryrun"], "'--dryrun'; did you mean --dry-run?"),
+        (
+            ["reproduce", "--problem", "mnist", "--data-dir", "nowhere", "--dry-run"],
+            "problem.data.data_dir: got 'nowhere', allowed: a file or folder that exists",
+        ),
+        (
+            ["run", "digits", "--initial-checkpoint", "nowhere", "--dry-run"],
+            "initial_checkpoint: got 'nowhere'",
+        ),
         (["run", "digits", "--learning-rate", "0.1"], "did you mean --lr?"),
         (["run", "digits", "--branches.bulk-sdg.steps", "5"], "did you mean 'bulk-sgd'?"),
         (["run", "digits", "--lr", "-1"], "lr: got -1, allowed: a number > 0"),
@@ -497,3 +505,24 @@ def test_words_that_no_setting_can_have_are_refused_before_a_folder_is_made(
     assert answer.status == 2
     assert len(answer.error) < 2000
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_of_data_that_is_not_needed_is_told_and_left_aside(command: Command) -> None:
+    answer = command("reproduce", "--data-dir", "somewhere", "--dry-run")
+    assert answer.status == 0
+    assert answer.err == "thalweg: data_dir: not needed, the data set digits reads no files\n"
+    assert answer.out == command("reproduce", "--dry-run").out
+
+
+def test_a_smoke_run_says_what_it_is(command: Command, tmp_path: Path) -> None:
+    file = tmp_path / "tiny.toml"
+    file.write_text(tomli_w.dumps(TINY), encoding="utf-8")
+    root = str(tmp_path / "runs")
+    answer = command("run", str(file), "--smoke", "-q", "--root", root)
+    assert answer.status == 0, answer.err
+    assert "thalweg: a smoke run: everything is tiny, and no verdict" in answer.err
+    (study,) = find_studies(root)
+    page = (study.path / "report.html").read_text(encoding="utf-8")
+    assert "This is a smoke run: everything is tiny, and no verdict is to be believed." in page
+    again = command("report", study.name, "--root", root)
+    assert "a smoke run" in again.err

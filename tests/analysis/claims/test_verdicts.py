@@ -49,6 +49,22 @@ def test_the_table_fits_a_terminal_of_80_columns(verdicts: list[Verdict]) -> Non
     assert text.count("✓ holds") == 4
 
 
+def test_words_stand_below_the_numbers_of_their_claim(verdicts: list[Verdict]) -> None:
+    lines = [line.rstrip() for line in printed(verdicts, width=80).splitlines()]
+    assert lines[1].split() == ["claim", "measured", "rule", "verdict"]
+    at = next(n for n, line in enumerate(lines) if line.startswith("dominant-stalls"))
+    assert lines[at + 1] == f"  {verdicts[1].statement}"
+    assert lines[at + 2] == f"  measured: {verdicts[1].statistic}"
+    assert lines[at].index("≤ 0.1") == lines[1].index("rule")
+
+
+def test_a_long_name_is_wrapped_and_moves_no_other_column(verdicts: list[Verdict]) -> None:
+    roles = {"plain": "sgd", "bulk": "bulk-sgd-of-every-100-steps-and-more"}
+    lines = printed([*verdicts, replace(verdicts[2], roles=roles)], width=80).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len({line.index("✓") for line in lines if "✓" in line}) == 1
+
+
 def test_a_note_is_shown_with_its_verdict(verdicts: list[Verdict]) -> None:
     changed = replace(verdicts[0], outcome="undecided", note="one seed")
     assert "one seed" in printed([changed])

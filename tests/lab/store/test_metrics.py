@@ -22,7 +22,7 @@ import torch
 
 from thalweg.errors import IntegrityError, InvalidInput, ThalwegError
 from thalweg.lab.store import durable, metrics
-from thalweg.lab.store.metrics import Column, MetricsWriter, read_metrics
+from thalweg.lab.store.metrics import Column, MetricsWriter, last_values, read_metrics
 from thalweg.measure.sinks import Sink, Sinks
 
 COLUMNS = [Column("step", "integer"), Column("loss"), Column("eigenvalues", "vector")]
@@ -338,3 +338,57 @@ def test_kill_9_loses_no_sealed_row_and_a_reader_never_sees_a_gap(tmp_path: Path
         found = steps_in(tmp_path)
         assert found == list(range(len(found)))
         assert len(found) > sealed
+
+
+# The last values alone.
+
+
+def test_the_last_values_are_those_of_the_whole_table(tmp_path: Path) -> None:
+    columns = [Column("step", "integer"), Column("loss"), Column("rare"), Column("never")]
+    with MetricsWriter(tmp_path, columns) as writer:
+        for step in range(9):
+            writer.log({"loss": step / 7, "rare": 5.0 if step == 1 else None}, step)
+            if step % 3 == 2:
+                writer.flush()
+    wanted = ["never", "rare", "loss", "step", "unknown"]
+    assert last_values(tmp_path, wanted) == {"rare": 5.0, "loss": 8 / 7, "step": 8.0}
+    assert list(last_values(tmp_path, wanted)) == ["rare", "loss", "step"]
+    assert last_values(tmp_path / "none", wanted) == {}
+
+
+def test_a_last_value_may_be_no_number(tmp_path: Path) -> None:
+    with MetricsWriter(tmp_path, COLUMNS) as writer:
+        writer.log({"loss": 1.0}, 0)
+        writer.log({"loss": math.inf}, 1)
+    assert last_values(tmp_path, ["loss"]) == {"loss": math.inf}
+
+
+def test_last_values_of_another_run_or_of_a_table_with_a_hole_are_refused(tmp_path: Path) -> None:
+    with MetricsWriter(tmp_path, COLUMNS, "0123") as writer:
+        for step in range(3):
+            writer.log(row(step), step)
+            writer.flush()
+    assert last_values(tmp_path, ["loss"], "0123") == {"loss": 2 / 7}
+    with pytest.raises(IntegrityError, match="4567"):
+        last_values(tmp_path, ["loss"], "4567")
+    (tmp_path / segment_names(tmp_path)[1]).unlink()
+    with pytest.raises(IntegrityError, match="segment 2 of its table, and 1 are before it"):
+        last_values(tmp_path, ["loss"], "0123")
+
+
+def test_last_values_are_read_while_the_writer_merges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = write(tmp_path, range(30))
+    read_piece, looks = metrics.read_piece, itertools.count()
+
+    def merged_meanwhile(*given: Any) -> Any:
+        if next(looks) == 0:
+            writer.compact()
+        return read_piece(*given)
+
+    monkeypatch.setattr(metrics, "read_piece", merged_meanwhile)
+    assert last_values(tmp_path, ["loss"]) == {"loss": 29 / 7}
+    monkeypatch.setattr(metrics, "read_piece", lambda *given: (tmp_path / "gone").read_bytes())
+    with pytest.raises(ThalwegError, match="read again"):
+        last_values(tmp_path, ["loss"])

@@ -16,11 +16,16 @@ from thalweg import registry
 from thalweg.analysis.claims.judgement import Outcome, Verdict
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+    from rich.text import Text
 
 #: Symbol of each outcome, so that no reader needs the colour.
 SYMBOLS: Mapping[Outcome, str] = {"holds": "✓", "does not hold": "✗", "undecided": "?"}
 _COLOURS: Mapping[Outcome, str] = {"holds": "green", "does not hold": "red", "undecided": "yellow"}
+
+
+GAP, INDENT, LEAST = 2, 2, 12
+"""Columns of a terminal: between cells, before a statement, and for a claim's name at least."""
 
 
 @dataclass(frozen=True)
@@ -58,35 +63,61 @@ def verdict_text(verdict: Verdict) -> VerdictText:
     )
 
 
-def render_verdicts(verdicts: Sequence[Verdict]) -> Table:
-    """The table that ends a study: claim, measured statistic over seeds, rule, verdict."""
-    from rich.table import Table
+def render_verdicts(verdicts: Sequence[Verdict]) -> Group:
+    """What ends a study: claim, statistic over seeds, rule and verdict in a row, words below it.
+
+    It is made for 80 columns, and fits fewer.
+    """
+    from rich.console import Group
+    from rich.padding import Padding
     from rich.text import Text
 
-    counts = {len(verdict.values) for verdict in verdicts}
-    seeds = f"{max(counts, default=0)} seed" + ("" if max(counts, default=0) == 1 else "s")
-    table = Table(
-        title=f"Claims, judged over {seeds}",
-        caption="measured: mean over seeds [95 % t-interval]",
-        title_justify="left",
-        caption_justify="left",
-        show_lines=True,
-    )
-    table.add_column("claim", ratio=4)
-    table.add_column("measured", ratio=4)
-    table.add_column("rule", no_wrap=True)
-    table.add_column("verdict", ratio=2, min_width=15)
-    for verdict in verdicts:
-        shown = verdict_text(verdict)
-        claim = Text.assemble((verdict.label, "bold"), "\n", (verdict.statement, "dim"))
-        outcome = Text(shown.outcome, style=f"bold {_COLOURS[verdict.outcome]}")
-        if verdict.note:
-            outcome.append("\n" + verdict.note, style="dim not bold")
-        measured = Text.assemble(
-            shown.measured, " ", shown.spread, "\n", (verdict.statistic, "dim")
+    most = max((len(verdict.values) for verdict in verdicts), default=0)
+    shown = [(verdict, verdict_text(verdict)) for verdict in verdicts]
+    rows = [
+        (
+            Text(verdict.label, style="bold"),
+            Text(f"{text.measured} {text.spread}".rstrip()),
+            Text(verdict.rule.text),
+            Text(text.outcome, style=f"bold {_COLOURS[verdict.outcome]}"),
         )
-        table.add_row(claim, measured, Text(verdict.rule.text), outcome)
-    return table
+        for verdict, text in shown
+    ]
+    head = tuple(Text(word, style="dim") for word in ("claim", "measured", "rule", "verdict"))
+    widths = [max(cell.cell_len for cell in column) for column in zip(head, *rows, strict=True)]
+    parts: list[RenderableType] = [
+        Text(f"Claims, judged over {most} seed" + ("" if most == 1 else "s"), style="bold"),
+        _Row(head, widths),
+    ]
+    for (verdict, _), row in zip(shown, rows, strict=True):
+        parts.append(_Row(row, widths))
+        below = [verdict.statement, f"measured: {verdict.statistic}", verdict.note]
+        parts += [
+            Padding(Text(line, style="dim"), (0, 0, 0, INDENT), expand=False)
+            for line in below
+            if line
+        ]
+    parts.append(Text("A number is the mean over seeds [95 % t-interval].", style="dim"))
+    return Group(*parts)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One line of cells below those of the other rows; the first is wrapped where it must be."""
+
+    cells: tuple[Text, ...]
+    widths: Sequence[int]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.table import Table
+
+        gaps = GAP * (len(self.widths) - 1)
+        first = min(self.widths[0], max(options.max_width - sum(self.widths[1:]) - gaps, LEAST))
+        table = Table.grid(padding=(0, GAP, 0, 0), pad_edge=False)
+        for width in (first, *self.widths[1:]):
+            table.add_column(width=width, overflow="fold")
+        table.add_row(*self.cells)
+        yield table
 
 
 def verdicts_to_json(verdicts: Sequence[Verdict]) -> str:

@@ -48,6 +48,7 @@ STYLE: Mapping[str, Any] = {
     "xtick.major.size": 3.0,
     "ytick.major.size": 3.0,
     "ytick.minor.size": 1.8,
+    "hatch.linewidth": 0.5,
     "lines.solid_capstyle": "round",
     "lines.dash_capstyle": "butt",
     "savefig.dpi": 200,

@@ -42,6 +42,7 @@ Curves = Mapping[str, Curve | None]
 #: What a figure draws: curves along steps, dots of branches, or something of its own.
 T = TypeVar("T", bound=Drawn)
 Size = tuple[float, float]
+_ENDINGS = ("png", "pdf", "csv")
 
 
 class NotDrawableError(Exception):
@@ -112,6 +113,11 @@ class SavedFigure:
     pdf: Path
     csv: Path
 
+    @classmethod
+    def inside(cls, folder: Path, name: str, title: str, caption: str) -> SavedFigure:
+        """The files that a figure of this name has in a folder."""
+        return cls(name, title, caption, *(folder / f"{name}.{end}" for end in _ENDINGS))
+
 
 @dataclass(frozen=True)
 class SavedFigures:
@@ -124,32 +130,49 @@ class SavedFigures:
 def save_figure(
     figure: Figure[T], curves: Mapping[str, T | None], look: Look, folder: Path
 ) -> SavedFigure:
-    """Draw one figure and write its three files; an earlier version of them is replaced.
+    """Draw one figure and write its three files; see `save_drawing`."""
+    size = figure.size(curves, look) if callable(figure.size) else figure.size
+    return save_drawing(
+        SavedFigure.inside(folder, figure.name, figure.title, figure.caption),
+        size,
+        lambda canvas: figure.draw(canvas, curves, look),
+        tidy(curves),
+    )
+
+
+def save_drawing(
+    files: SavedFigure, size: Size, draw: Callable[[Canvas], None], data: pd.DataFrame
+) -> SavedFigure:
+    """Draw on a canvas of this size and write its three files; an earlier version is replaced.
 
     Each is made in memory and is there whole or not at all.
+
+    Args:
+        data: what is drawn, as the CSV file has it.
+
+    Returns:
+        `files`.
 
     Raises DiskFull where there is no room for one.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
 
-    png, pdf, csv = (folder / f"{figure.name}.{ending}" for ending in ("png", "pdf", "csv"))
     with drawing.paper_style():
-        size = figure.size(curves, look) if callable(figure.size) else figure.size
         canvas = Canvas(figsize=size, layout="constrained")
         FigureCanvasAgg(canvas)
-        figure.draw(canvas, curves, look)
+        draw(canvas)
         canvas.draw_without_rendering()
         # The layout is found: each file would find it again, most of the time of small panels.
         canvas.set_layout_engine("none")
         # The files hold no date: the same data give the same bytes.
-        for path, left_out in ((png, "Software"), (pdf, "CreationDate")):
+        for path, left_out in ((files.png, "Software"), (files.pdf, "CreationDate")):
             drawn = BytesIO()
-            metadata = {"Title": figure.title, left_out: None}
+            metadata = {"Title": files.title, left_out: None}
             canvas.savefig(drawn, format=path.suffix[1:], metadata=metadata)
             write_file(path, drawn.getvalue(), flush=False)
-    write_file(csv, tidy(curves).to_csv(index=False), flush=False)
-    return SavedFigure(figure.name, figure.title, figure.caption, png, pdf, csv)
+    write_file(files.csv, data.to_csv(index=False), flush=False)
+    return files
 
 
 def save_figures(

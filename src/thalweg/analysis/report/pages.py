@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import math
 import os
 from collections.abc import Iterable, Sequence
@@ -47,6 +48,22 @@ def trusted(text: str) -> Any:
     from markupsafe import Markup
 
     return Markup(text)
+
+
+def policy_for(*scripts: str) -> str:
+    """Content-Security-Policy: the given inline scripts by hash, inline styles, nothing remote.
+
+    Plotly inserts style rules at run time, hence 'unsafe-inline' for styles alone; its "download as
+    PNG" needs images from data: and blob:.
+    """
+    hashes = " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+        for text in scripts
+    )
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'"
+    )
 
 
 def verdict_rows(
@@ -104,13 +121,13 @@ def embedded_figure(figure: SavedFigure, folder: Path, study: str = "") -> dict[
         "caption": figure.caption,
         "image": f"data:image/png;base64,{base64.b64encode(image).decode()}",
         "files": ", ".join([first, figure.pdf.suffix, figure.csv.suffix]),
-        "wide": _width(image) > 1.5 * COLUMN_WIDTH * STYLE["savefig.dpi"],
+        "wide": is_wide(image),
     }
 
 
-def _width(png: bytes) -> int:
-    """Pixels in a row of a PNG: the first number of its header chunk."""
-    return int.from_bytes(png[16:20], "big")
+def is_wide(png: bytes) -> bool:
+    """Whether a figure is wider than one column: its pixels in a row stand first in its header."""
+    return int.from_bytes(png[16:20], "big") > 1.5 * COLUMN_WIDTH * STYLE["savefig.dpi"]
 
 
 def write_page(path: Path, html: str) -> None:

@@ -7,8 +7,6 @@ scripts, by their hashes, and no load from anywhere.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +22,7 @@ from thalweg.analysis.figures.curves import branches_of, step_axis
 from thalweg.analysis.figures.figure import SavedFigures
 from thalweg.analysis.report.pages import (
     embedded_figure,
+    policy_for,
     read,
     template,
     trusted,
@@ -62,7 +61,7 @@ def write_report(
     html = template("report.html.jinja").render(
         title=title,
         version=__version__,
-        policy=_policy(plotly, page),
+        policy=policy_for(plotly, page),
         plotly=trusted(plotly),
         script=trusted(page),
         style=trusted(read("page.css")),
@@ -80,22 +79,6 @@ def write_report(
     path = study_folder / "report.html"
     write_page(path, html)
     return path
-
-
-def _policy(*scripts: str) -> str:
-    """Content-Security-Policy: the given inline scripts by hash, inline styles, nothing remote.
-
-    Plotly inserts style rules at run time, hence 'unsafe-inline' for styles alone; its "download as
-    PNG" needs images from data: and blob:.
-    """
-    hashes = " ".join(
-        f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-        for text in scripts
-    )
-    return (
-        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; "
-        "img-src data: blob:; base-uri 'none'; form-action 'none'"
-    )
 
 
 def _headline(

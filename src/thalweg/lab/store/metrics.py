@@ -253,6 +253,53 @@ def read_metrics(folder: Path, run: str = "") -> pyarrow.Table:
     raise ThalwegError(f"{folder}: its files changed at each of {_READ_ATTEMPTS} looks; read again")
 
 
+def last_values(folder: Path, columns: Sequence[str], run: str = "") -> dict[str, float]:
+    """Read the last measured value of columns of numbers, for looking at many runs at once.
+
+    From the newest segment backwards until each has one, and these columns alone: `read_metrics`
+    also checks what is before. A segment that is missing is seen by the number of those there are.
+
+    Args:
+        folder, run: as of `read_metrics`.
+        columns: those that the table does not have are left out, like those never measured.
+
+    Raises:
+        InvalidInput: a segment is of a later format.
+        IntegrityError: a segment that is read is damaged, or of another run; or one is missing.
+        ThalwegError: the writer merged or cut the table at every attempt to read it.
+    """
+    folder = Path(folder)
+    for _ in range(_READ_ATTEMPTS):
+        try:
+            return _last_values(list_segments(folder), columns, run)
+        except FileNotFoundError:  # merged or cut by the writer since the folder was listed
+            continue
+    raise ThalwegError(f"{folder}: its files changed at each of {_READ_ATTEMPTS} looks; read again")
+
+
+def _last_values(segments: Sequence[Segment], columns: Sequence[str], run: str) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for number, segment in reversed(list(enumerate(segments))):
+        piece = read_piece(segment, [name for name in columns if name not in found])
+        if piece.place is not None:
+            check_belongs(segment.path, piece.place.run, run)
+            if piece.place.number != number:
+                # It may be the writer that is merging them.
+                if not segment.path.exists():
+                    raise FileNotFoundError(segment.path)
+                raise IntegrityError(
+                    f"{segment.path}: it is segment {piece.place.number} of its table, and {number}"
+                    f" are before it; {_MEND}"
+                )
+        for name in piece.table.column_names:
+            known = piece.table[name].drop_null()
+            if len(known) and name not in found:
+                found[name] = float(known[-1].as_py())
+        if len(found) == len(columns):
+            break
+    return {name: found[name] for name in columns if name in found}
+
+
 def _check_columns(columns: Sequence[Column]) -> None:
     names = [column.name for column in columns]
     doubled = sorted({name for name in names if names.count(name) > 1})
@@ -419,8 +466,11 @@ def read_pieces(segments: Sequence[Segment]) -> list[Piece]:
     return [read_piece(segment) for segment in segments]
 
 
-def read_piece(segment: Segment) -> Piece:
+def read_piece(segment: Segment, columns: Sequence[str] | None = None) -> Piece:
     """Read one segment with what it says of its place.
+
+    Args:
+        columns: those to read, as far as it has them, and `step`; None: all.
 
     Raises:
         FileNotFoundError: the writer has merged or cut it meanwhile.
@@ -435,9 +485,12 @@ def read_piece(segment: Segment) -> Piece:
         source = pyarrow.BufferReader(content)
         opened = parquet.ParquetFile(source, page_checksum_verification=True)
         _check_claims(segment, opened.metadata)
-        table = opened.read()
-        _check_footer(segment, table)
-        place = _place_of(segment, table.schema.metadata)
+        names = opened.schema_arrow.names
+        wanted = names if columns is None else [n for n in names if n == "step" or n in columns]
+        # A few columns are read sooner than threads are begun.
+        table = opened.read(wanted, use_threads=columns is None)
+        _check_footer(segment, table["step"], names, opened.schema_arrow.metadata)
+        place = _place_of(segment, opened.schema_arrow.metadata)
     except (pyarrow.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
         # A later format, not found, not allowed: not damaged.
         if isinstance(error, InvalidInput) or (isinstance(error, OSError) and error.errno):
@@ -502,12 +555,16 @@ def _check_claims(segment: Segment, metadata: Any) -> None:
     check_limit("table_bytes", claimed, segment.path, error=IntegrityError)
 
 
-def _check_footer(segment: Segment, table: pyarrow.Table) -> None:
+def _check_footer(
+    segment: Segment,
+    steps: pyarrow.ChunkedArray,
+    names: Sequence[str],
+    metadata: Mapping[bytes, bytes] | None,
+) -> None:
     """Compare what Parquet's checksums leave out: the column names, and which steps there are."""
-    written = (table.schema.metadata or {}).get(_NAMES_KEY, b"")
-    if written.decode(errors="replace").split() != table.schema.names:
+    written = (metadata or {}).get(_NAMES_KEY, b"")
+    if written.decode(errors="replace").split() != names:
         raise ValueError("column names differ from those written")
-    steps = table["step"]
     if (steps[0].as_py(), steps[-1].as_py()) != (segment.first, segment.last):
         raise ValueError("its steps are not those of its name")
 

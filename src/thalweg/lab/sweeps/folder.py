@@ -58,8 +58,17 @@ def read_sweep(path: Path) -> Sweep:
 
 
 def is_sweep(name: Path | str, root: Path | str = "runs") -> bool:
-    """Whether a folder, or a name below `root`, is that of a sweep, and not of a study."""
-    return any((path / SWEEP_FILE).is_file() for path in (Path(name), Path(root) / name))
+    """Whether a name is that of a sweep, and not of a study: its folder, name, or beginning."""
+    places = (Path(name), Path(root) / name)
+    if any((path / SWEEP_FILE).is_file() for path in places):
+        return True
+    start = str(name)
+    studies = any(file.parent.name.startswith(start) for file in Path(root).glob("*/spec.toml"))
+    return not studies and any(path.name.startswith(start) for path in _sweeps_below(root))
+
+
+def _sweeps_below(root: Path | str) -> list[Path]:
+    return [file.parent for file in sorted(Path(root).glob(f"*/{SWEEP_FILE}"))]
 
 
 def find_sweep(name: Path | str, root: Path | str = "runs") -> Sweep:
@@ -72,7 +81,7 @@ def find_sweep(name: Path | str, root: Path | str = "runs") -> Sweep:
     for path in (Path(name), Path(root) / name):
         if (path / SWEEP_FILE).is_file():
             return read_sweep(path)
-    known = [file.parent for file in sorted(Path(root).glob(f"*/{SWEEP_FILE}"))]
+    known = _sweeps_below(root)
     fitting = [path for path in known if path.name.startswith(str(name))]
     if len(fitting) == 1:
         return read_sweep(fitting[0])

@@ -44,12 +44,12 @@ from thalweg.lab.progress import Progress
 from thalweg.lab.sharing import FinishedRuns, KnownRuns, known_way_to_multiply
 from thalweg.lab.store import StudyFolder, check_disk, load
 from thalweg.lab.store.durable import full_disk_told, make_folder
+from thalweg.lab.store.frames import SWEEP_FILE
 from thalweg.lab.store.lock import locked
 from thalweg.lab.study import check_paths, check_spec
 from thalweg.lab.sweeps.axes import Axes, Range
 from thalweg.lab.sweeps.folder import (
     find_sweep,
-    is_sweep,
     read_sweep,
     sweep_name,
     united,
@@ -284,7 +284,7 @@ def _planned(
             silent = Progress.silent()
             how = (means.plugins, device, silent, found, means.hung_after)
             plans.append(planned(study, spec, *how, known))
-    whole = united(read_sweep(asked.path), asked) if is_sweep(asked.path) else asked
+    whole = united(read_sweep(asked.path), asked) if (asked.path / SWEEP_FILE).is_file() else asked
     write_sweep(whole)
     if disk := sum(plan.disk for plan in plans):
         progress.say(check_disk(asked.path, disk))
