@@ -10,10 +10,12 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.lab.small_study import PLUGIN, begin, small_spec
+from thalweg.errors import InvalidInput
 from thalweg.lab.execution.processes import Child, Ending, call
 from thalweg.lab.execution.schedule import (
     Outcome,
@@ -24,6 +26,7 @@ from thalweg.lab.execution.schedule import (
     tasks_of,
 )
 from thalweg.lab.execution.worker import work
+from thalweg.lab.store import StudyFolder
 from thalweg.registry import load_plugin
 
 TRUNK, SGD, DOM = Task(0, "trunk"), Task(0, "sgd"), Task(0, "dom-sgd")
@@ -202,3 +205,11 @@ def test_what_a_run_writes_with_is_there_when_its_process_starts() -> None:
 def _missing(names: tuple[str, ...]) -> list[str]:
     """Those of the modules that are not imported."""
     return [name for name in names if name not in sys.modules]
+
+
+@pytest.mark.parametrize("executor", ["local", "inline"])
+def test_an_executor_without_options_refuses_them(executor: str, tmp_path: Path) -> None:
+    said = f"options of executor '{executor}': got 'time', allowed: none"
+    means: dict[str, Any] = {"workers": 1, "device": "cpu", "threads": 1}
+    with pytest.raises(InvalidInput, match=said):
+        run_tasks(StudyFolder(tmp_path), [], executor=executor, options={"time": 1}, **means)

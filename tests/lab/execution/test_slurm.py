@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.lab.execution.fake_slurm import FakeSlurm
-from thalweg.errors import InvalidInput
+from thalweg.errors import IntegrityError, InvalidInput
 from thalweg.lab.execution.schedule import Assignment, Outcome, Task
 from thalweg.lab.execution.slurm import submit_to_slurm
 from thalweg.lab.execution.slurm_queue import cancel, status
@@ -282,6 +282,27 @@ def test_what_slurm_refuses_is_said_with_what_was_submitted_before(
     with pytest.raises(InvalidInput, match=f"^{said}; submitted already: 17$"):
         submit(slurm, sweep, tasks_of_sweep(quick_path, shared=True))
     assert [element.number for element in status(sweep)] == ["17_0", "17_1"]
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("submitted.json", "{}"),
+        ("submitted.json", '{"arrays": [{"number": "-1", "first": 1, "count": 4}]}'),
+        ("submitted.json", '{"arrays": [{"number": "17", "first": 2, "count": 4}]}'),
+        ("jobs.txt", "study --seed\n"),
+        ("jobs.txt", "it's --seed 0\n"),
+    ],
+)
+def test_a_damaged_submission_is_named(
+    slurm: FakeSlurm, quick_path: Path, file: str, content: str
+) -> None:
+    slurm.set("holds", "")
+    sweep = quick_path / "sweep"
+    submit(slurm, sweep, tasks_of_sweep(quick_path))
+    (only_submission(sweep) / file).write_text(content)
+    with pytest.raises(IntegrityError, match=r"slurm/.*: damaged"):
+        status(sweep)
 
 
 def test_without_slurm_it_says_where_to_start_it(

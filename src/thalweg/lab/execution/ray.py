@@ -10,6 +10,7 @@ nodes must see the same folders at the same paths.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import time
@@ -128,7 +129,7 @@ def _connected(settings: Settings, folder: Path) -> Iterator[None]:
                     address=settings.address or None,
                     include_dashboard=None if settings.address else False,
                     log_to_driver=False,
-                    logging_level="ERROR",
+                    logging_level=logging.ERROR,
                 )
             except (ConnectionError, ValueError, RuntimeError) as error:
                 said = " ".join(str(error).split())

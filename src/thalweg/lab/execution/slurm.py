@@ -281,5 +281,5 @@ def _options(
     }
     if assignment.device.startswith("cuda") and not settings.sbatch.keys() & set(GPU_OPTIONS):
         options["gres"] = "gpu:1"
-    every = (options | settings.sbatch).items()
+    every = (options | dict(settings.sbatch)).items()
     return [f"--{key}=" + shlex.quote(value) if value else f"--{key}" for key, value in every]

@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from thalweg.errors import IntegrityError, InvalidInput, ThalwegError
 from thalweg.lab.store import StudyFolder
@@ -62,7 +63,7 @@ class Submission:
         """
         file = self.path / "submitted.json"
         try:
-            return [Array(**_checked(array)) for array in read_json(file)["arrays"]]
+            return [_array(table) for table in read_json(file)["arrays"]]
         except FileNotFoundError:
             return []
         except (TypeError, LookupError, ValueError) as error:
@@ -76,12 +77,25 @@ class Submission:
         Raises:
             IntegrityError: the file is damaged.
         """
-        text = read_bytes(self.jobs_file, "text_bytes", error=IntegrityError).decode()
+        content = read_bytes(self.jobs_file, "text_bytes", error=IntegrityError)
         try:
-            words = [shlex.split(line) for line in text.splitlines()]
+            words = [shlex.split(line) for line in content.decode().rstrip("\n").split("\n")]
             return [(Path(line[0]), int(line[line.index("--seed") + 1])) for line in words]
         except (LookupError, ValueError) as error:
             raise IntegrityError(f"{self.jobs_file}: damaged ({error})") from error
+
+    def elements(self) -> Iterator[tuple[tuple[Path, int], tuple[str, int]]]:
+        """Study and seed of each job, with the array and the index of its element.
+
+        Raises:
+            IntegrityError: a file is damaged.
+        """
+        jobs = self.jobs()
+        for array in self.arrays():
+            if array.first - 1 + array.count > len(jobs):
+                raise IntegrityError(f"{self.jobs_file}: damaged, it has {len(jobs)} lines")
+            for index in range(array.count):
+                yield jobs[array.first - 1 + index], (array.number, index)
 
 
 @dataclass(frozen=True)
@@ -129,10 +143,7 @@ def status(folder: Path | str) -> list[Element]:
     """
     submitted: dict[tuple[Path, int], tuple[str, int]] = {}
     for submission in _submissions(Path(folder)):
-        jobs = submission.jobs()
-        for array in submission.arrays():
-            for index in range(array.count):
-                submitted[jobs[array.first - 1 + index]] = (array.number, index)
+        submitted.update(submission.elements())
     arrays = sorted({array for array, _ in submitted.values()}, key=int)
     asks = bool(arrays) and knows_slurm()
     queued, ended = (_queued(arrays), _ended(arrays)) if asks else ({}, {})
@@ -196,10 +207,11 @@ def ask(program: str, *arguments: str) -> str:
     return done.stdout
 
 
-def _checked(array: Mapping[str, object]) -> dict[str, object]:
-    if not (str(array["number"]).isdecimal() and int(str(array["first"])) >= 1):
-        raise ValueError(f"no array: {array}")
-    return dict(array)
+def _array(table: Mapping[str, Any]) -> Array:
+    array = Array(str(table["number"]), int(table["first"]), int(table["count"]))
+    if not (array.number.isdecimal() and array.first >= 1):
+        raise ValueError(f"no array: {table}")
+    return array
 
 
 def _submissions(folder: Path) -> Iterator[Submission]:
