@@ -21,6 +21,7 @@ ROOMS = (
     "limits",
     "interruption",
     "environment",
+    "representation",
     "registry",
     "settings",
     "surroundings",

@@ -193,6 +193,7 @@ sinks: Registry[Any] = Registry(
     "thalweg.integrations.wandb",
     "thalweg.integrations.trackio",
     "thalweg.integrations.mlflow",
+    "thalweg.integrations.notebook",
 )
 """Where measured rows go: `log(row, step)` and `close()`."""
 

@@ -12,7 +12,6 @@ Example:
 
 from __future__ import annotations
 
-import html
 import math
 import re
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from thalweg.contrib.block_sharpness import block_sharpness
 from thalweg.linalg import norm
 from thalweg.loss.objective import Objective
 from thalweg.operators.hessian import Hessian
+from thalweg.representation import Table, as_html, as_text
 from thalweg.spectrum.curvature_profile import curvature_profile
 from thalweg.spectrum.eigensolver import eigenpairs
 from thalweg.spectrum.gap import widest_gap
@@ -77,7 +77,7 @@ class CurvatureSummary:
     trace_error: float
     layers: tuple[Layer, ...]
 
-    def tables(self) -> list[tuple[str, list[str], list[list[str]]]]:
+    def tables(self) -> list[Table]:
         """Title, heads and rows of each table, as text."""
         facts = [
             ["parameters P", f"{self.num_parameters:,}"],
@@ -114,10 +114,10 @@ class CurvatureSummary:
         ]
 
     def __str__(self) -> str:
-        return "\n\n".join(_as_text(*table) for table in self.tables())
+        return "\n\n".join(map(as_text, self.tables()))
 
     def _repr_html_(self) -> str:
-        return "".join(_as_html(*table) for table in self.tables())
+        return "".join(map(as_html, self.tables()))
 
 
 def curvature_summary(
@@ -186,28 +186,6 @@ def _ratio(values: Sequence[float], place: int) -> str:
     if place >= len(values) or not values[place - 1] > 0:
         return ""
     return f"{values[place] / values[place - 1]:.2f}"
-
-
-def _as_text(title: str, heads: list[str], rows: list[list[str]]) -> str:
-    widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
-
-    def line(row: list[str]) -> str:
-        first, *rest = (cell for cell in row)
-        cells = [first.ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
-        return "  ".join(cells).rstrip()
-
-    shown = [line(row) for row in ([heads] if any(heads) else []) + rows]
-    return "\n".join([title, *(f"  {each}" for each in shown)])
-
-
-def _as_html(title: str, heads: list[str], rows: list[list[str]]) -> str:
-    def cells(tag: str, row: list[str]) -> str:
-        return "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
-
-    head = f"<tr>{cells('th', heads)}</tr>" if any(heads) else ""
-    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
-    return f"<table><caption>{html.escape(title)}</caption>{head}{body}</table>"
 
 
 def as_data(found: CurvatureSummary) -> dict[str, Any]:

@@ -54,7 +54,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from thalweg import registry
-from thalweg.errors import InvalidInput, invalid
+from thalweg.errors import InvalidInput, invalid, require_extra
 from thalweg.loss.cost import PARTS, cost_of
 from thalweg.loss.guards.memory import is_out_of_memory
 from thalweg.loss.layout import flat
@@ -83,6 +83,7 @@ from thalweg.measure.stability_probes import threshold_at
 from thalweg.measure.step_state import StepState
 from thalweg.measure.training_samples import TrainingSamples
 from thalweg.optim.stability import stability_threshold
+from thalweg.representation import as_html
 from thalweg.spectrum.subspace import Subspace
 from thalweg.tracking.source import SubspaceSource
 from thalweg.tracking.wrapping import held_by, stepping
@@ -341,6 +342,17 @@ class Watcher:
         # By its name: the engine needs torch alone.
         return import_module("thalweg.integrations.watch_plot").draw(self.history)
 
+    def frame(self) -> Any:
+        """What was reported as a pandas data frame: a row for each report, its step the index.
+
+        Raises:
+            MissingExtra: pandas is not installed.
+        """
+        require_extra("lab", "pandas")
+        pandas = import_module("pandas")
+        rows = pandas.DataFrame(self.history)
+        return rows.set_index("step") if self.history else rows
+
     def __enter__(self) -> Watcher:
         return self
 
@@ -351,6 +363,12 @@ class Watcher:
         now = "closed" if self._closed else "ended" if self.ended else "watching"
         reports = len(self.history)
         return f"Watcher({now}, every={self.every}, step={self.step}, reports={reports})"
+
+    def _repr_html_(self) -> str:
+        """The last report as a table, for a notebook."""
+        last = self.history[-1] if self.history else {}
+        rows = [[key, _shown(value)] for key, value in last.items() if value is not None]
+        return as_html((repr(self), ["", ""], rows))
 
     # A compiled `step` breaks off for the hooks, as torch's own optimizers do for `zero_grad`: a
     # report that is traced fails, and the step compiled with it differs in the last bits.
@@ -718,3 +736,10 @@ def undisturbed(device: torch.device) -> Iterator[None]:
         random.setstate(python_state)
         if numpy is not None:
             numpy.random.set_state(numpy_state)
+
+
+def _shown(value: Any) -> str:
+    """A value of a report as text."""
+    if isinstance(value, list | tuple):
+        return ", ".join(_shown(entry) for entry in value)
+    return f"{value:.5g}" if isinstance(value, float) else str(value)

@@ -50,8 +50,15 @@ from thalweg.operators.symmetric import (
     product_with_error,
     refuse_asymmetry,
 )
+from thalweg.representation import as_html, curve_as_svg
 from thalweg.spectrum.probe_vectors import known_part, probe_vectors
 from thalweg.spectrum.subspace import Subspace
+
+CURVE_POINTS = 230
+CURVE_WIDTHS = 100
+"""Of a curve in a notebook: points, and Gaussian widths from end to end of the spectrum."""
+ONE_VALUE = 1e-6
+"""Eigenvalues that differ by less, relative to the largest, are one: float32 tells no more."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +192,30 @@ class SpectralDensity(CountsMatvecs):
             f"SpectralDensity(from {smallest:.4g} to {largest:.4g}, probes={len(self.nodes)},"
             f" steps={self.nodes.shape[1]}, num_matvecs={self.num_matvecs})"
         )
+
+    def _repr_html_(self) -> str:
+        """The density as a curve, the numbers of eigenvalues on a log scale, for a notebook."""
+        smallest, largest = self.extremes
+        mean = self.moment(1)
+        facts = [
+            ["parameters P", f"{self.num_parameters:,}"],
+            ["smallest, largest", f"{smallest:.5g}, {largest:.5g}"],
+            ["trace / P", f"{float(mean.value):.4g} ± {float(mean.standard_error):.1g}"],
+            ["products", str(self.num_matvecs)],
+        ]
+        return self._curve(smallest, largest) + as_html(("", ["", ""], facts))
+
+    def _curve(self, smallest: float, largest: float) -> str:
+        """The curve as SVG; none where all eigenvalues are one."""
+        if largest - smallest <= ONE_VALUE * max(abs(smallest), abs(largest)):
+            return ""
+        width = (largest - smallest) / CURVE_WIDTHS
+        ends = (smallest - 3 * width, largest + 3 * width)
+        grid = torch.linspace(*ends, CURVE_POINTS, dtype=torch.float64, device="cpu")
+        # A handful of large eigenvalues among P would not be seen beside the bulk.
+        numbers = self.num_parameters * width * self.density(grid, width).value
+        label = f"log10(1 + number of eigenvalues within {width:.2g})"
+        return curve_as_svg(grid.tolist(), (1 + numbers).log10().tolist(), label)
 
 
 def spectral_density(

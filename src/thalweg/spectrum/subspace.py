@@ -30,6 +30,7 @@ from thalweg.linalg import (
     orthonormalize,
 )
 from thalweg.operators.symmetric import CountsMatvecs
+from thalweg.representation import as_html
 
 Vector = TypeVar("Vector", Tensor, Sequence[Tensor], Mapping[str, Tensor])
 """A flat vector (P,), a block (P, m), or tensors shaped like the parameters (list or dict)."""
@@ -184,6 +185,25 @@ class Subspace(CountsMatvecs):
             f"Subspace(P={length(self.basis, 0)}, k={self.k}, eigenvalues=[{top}{more}]"
             f"{residual}{state}, num_matvecs={self.num_matvecs:g})"
         )
+
+    def _repr_html_(self) -> str:
+        """A table of the eigenvalues, for a notebook."""
+        known = {
+            "error": self.eigenvalue_errors,
+            "residual": self.residuals,
+            "angle": self.angles,
+        }
+        columns = {name: values.tolist() for name, values in known.items() if values is not None}
+        rows = [
+            [f"lambda_{i + 1}", f"{value:.5g}", *(f"{own[i]:.1e}" for own in columns.values())]
+            for i, value in enumerate(self.eigenvalues.tolist())
+        ]
+        state = {None: "", True: "", False: ", not converged"}[self.converged]
+        title = (
+            f"Subspace of P = {length(self.basis, 0):,}, k = {self.k}:"
+            f" {self.num_matvecs:g} products{state}"
+        )
+        return as_html((title, ["", "eigenvalue", *columns], rows))
 
     def _project_flat(self, flat: Tensor) -> Tensor:
         return linear_combination(self.basis.T, self.coordinates(flat)).to(flat.dtype)
