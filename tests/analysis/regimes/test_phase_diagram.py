@@ -121,11 +121,11 @@ def test_points_off_a_grid_are_dots_at_their_numbers(quick_path: Path) -> None:
     assert GREEN in colours_in(picture, picture.regions[7])
 
 
-@pytest.mark.parametrize("size", few(1, [(1, 1), (30, 1), (3, 25)]), ids=str)
-def test_planes_of_any_shape_can_be_drawn(quick_path: Path, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("columns", "rows"), few(1, [(1, 1), (30, 1), (3, 25)]))
+def test_planes_of_any_shape_can_be_drawn(quick_path: Path, columns: int, rows: int) -> None:
     """The layout warns where there is no room, and warnings are errors."""
     names = ["a setting with a long $name$", "b"]
-    settings = grid(**{names[0]: [f"value {n}" for n in range(size[0])], names[1]: range(size[1])})
+    settings = grid(**{names[0]: [f"value {n}" for n in range(columns)], names[1]: range(rows)})
     sweep = fill(sweep_of(quick_path, settings, seeds=(0,)), outcome=lambda _: "undecided")
     table = read_table(sweep)
     assert len(drawn(table, quick_path).regions) == len(settings)

@@ -401,24 +401,34 @@ def _legend(canvas: Canvas, names: Sequence[str]) -> None:
     class Swatch(HandlerBase):
         """A cell with its symbol."""
 
-        def create_artists(self, legend: Any, handle: Any, *box: Any) -> list[Any]:
-            left, bottom, width, height, _size, transform = box
-            fill, ink = _OUTCOMES.get(handle.get_label(), (_GREY, INK))
-            is_hatched = handle.get_label() not in ("holds", "does not hold")
+        def create_artists(
+            self,
+            legend: Any,
+            orig_handle: Any,
+            xdescent: float,
+            ydescent: float,
+            width: float,
+            height: float,
+            fontsize: float,
+            trans: Any,
+        ) -> list[Any]:
+            left, bottom, name = -xdescent, -ydescent, orig_handle.get_label()
+            fill, ink = _OUTCOMES.get(name, (_GREY, INK))
+            is_hatched = name not in ("holds", "does not hold")
             hatch = _HATCH if is_hatched else None
             cell = Rectangle(
                 (left, bottom - 1), width, height + 2, facecolor=fill, edgecolor=_HATCH_INK,
                 hatch=hatch, linewidth=0,
             )  # fmt: skip
-            cell.set_transform(transform)
-            if handle.get_label() not in symbols:
+            cell.set_transform(trans)
+            if name not in symbols:
                 return [cell]
             symbol = Line2D(
-                [left + width / 2], [bottom + height / 2], marker=symbols[handle.get_label()],
+                [left + width / 2], [bottom + height / 2], marker=symbols[name],
                 markersize=5, color=ink, linestyle="none", fillstyle="none",
                 markeredgewidth=0.3 if is_hatched else 1.1,
             )  # fmt: skip
-            symbol.set_transform(transform)
+            symbol.set_transform(trans)
             return [cell, symbol]
 
     if names:
