@@ -87,6 +87,16 @@ def plugins_in(study: StudyFolder) -> list[str]:
     return list(dict.fromkeys(filter(None, named)))
 
 
+def device_in(maker: str) -> str:
+    """The device of what computes a run.
+
+    Example:
+        >>> device_in("thalweg 0.1.0, torch 2.12.0, cpu, then thalweg 0.1.0, torch 2.13.0, cuda")
+        'cuda'
+    """
+    return maker.split(THEN)[-1].split(", ")[2]
+
+
 def maker_of(study: StudyFolder, spec: Spec, task: Task, now: str, to_do: Sequence[Task]) -> str:
     """What computes a run, or has, all the way from the initial parameters.
 

@@ -17,9 +17,10 @@ from thalweg.lab.execution.schedule import Executor, Outcome, Task, run_tasks
 from thalweg.lab.execution.signs_of_life import HUNG_AFTER
 from thalweg.lab.preparing import read_spec
 from thalweg.lab.progress import Progress
-from thalweg.lab.sharing import tasks_in_folder
+from thalweg.lab.sharing import device_in, tasks_in_folder
 from thalweg.lab.store import StudyFolder, open_study
 from thalweg.lab.store.durable import full_disk_told
+from thalweg.lab.store.verifying import read_run_table
 from thalweg.lab.sweeps.folder import find_sweep, is_sweep
 from thalweg.registry import load_plugin
 
@@ -48,7 +49,8 @@ def work(
         root, plugins, executor, progress, retries, hung_after: see `lab.run`.
 
     Raises:
-        InvalidInput: there is no such study or sweep, or it has not been planned.
+        InvalidInput: there is no such study or sweep, it has not been planned, or this machine
+            does not have the device that it was planned for.
     """
     for plugin in plugins:
         load_plugin(plugin)
@@ -61,20 +63,26 @@ def work(
     if not tasks:
         known = sorted({seed for _, spec in specs for seed in spec.seeds})
         raise invalid("seed", seeds, "one of " + ", ".join(map(str, known)))
-    first = specs[0][1]
     with full_disk_told(folder):
         return run_tasks(
             StudyFolder(folder),
             tasks,
             workers=workers,
-            device=resolve_device(first.device),
-            threads=first.threads,
+            device=resolve_device(_planned_device(tasks[0])),
+            threads=specs[0][1].threads,
             plugins=plugins,
             executor=executor,
             say=progress.warn,
             retries=retries,
             hung_after=hung_after,
         )
+
+
+def _planned_device(task: Task) -> str:
+    """The device that the runs were planned for, whatever "auto" means on this machine."""
+    assert task.study is not None
+    table = read_run_table(StudyFolder(task.study).run(task.seed, task.branch))
+    return device_in(str(table["maker"]))
 
 
 def _found(name: str | Path, root: Path | str) -> tuple[Path, list[tuple[StudyFolder, Spec]]]:

@@ -65,6 +65,8 @@ if TYPE_CHECKING:
 
 RETRIES = 2
 """How often a run is begun again by default: among many runs one is killed now and then."""
+ELSEWHERE = ("slurm", "ray")
+"""Executors whose runs compute on other machines."""
 PLAN_SECONDS = 1.0
 """Between two tries to plan a sweep that another process plans."""
 
@@ -236,7 +238,7 @@ def _run(asked: Sweep, specs: Mapping[StudyFolder, Spec], means: Means) -> Sweep
                 " them in a --plugin file"
             )
     first = next(iter(specs.values()))
-    device = resolve_device(first.device)
+    device = _device(first.device, means.executor)
     with full_disk_told(asked.path):
         make_folder(asked.path)
         with _alone(asked.path, means.progress):
@@ -247,6 +249,13 @@ def _run(asked: Sweep, specs: Mapping[StudyFolder, Spec], means: Means) -> Sweep
             return SweepResult(found, outcome)
         means.progress.say("judging claims, drawing pictures, writing the report ...")
         return SweepResult(found, outcome, conclude(found, [p.study for p in plans if p.tasks]))
+
+
+def _device(asked: str, executor: str | Executor) -> str:
+    """Where the runs compute: on this machine, or on one that has what this one may lack."""
+    if executor in ELSEWHERE and asked != "auto":
+        return asked
+    return resolve_device(asked)
 
 
 @contextmanager
@@ -314,7 +323,9 @@ def facts_of(
             ways[problem_key(spec)] = known_way_to_multiply(spec, root) or (None, None)
     given = [with_way_to_multiply(spec, *ways[problem_key(spec)]) for spec in specs.values()]
     inline = means.executor == "inline"
-    return examine_all(given, means.plugins, device, inline=inline, hung_after=means.hung_after)
+    # A machine that plans for others may lack their device.
+    here = device if means.executor not in ELSEWHERE else resolve_device("auto")
+    return examine_all(given, means.plugins, here, inline=inline, hung_after=means.hung_after)
 
 
 def _run_tasks(
