@@ -305,7 +305,7 @@ def test_run_takes_a_file_and_its_former_name_is_understood(quick_path: Path) ->
 
 def test_the_example_of_the_page_runs(quick_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (ROOT / "docs" / "lab-from-python.md").read_text(encoding="utf-8")
-    first, second = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    first, _, second = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     shorter = first.replace("steps=60", "steps=8").replace("steps=40", "steps=8")
     shorter = shorter.replace("seeds=[0, 1]", "seeds=[0]")
     monkeypatch.chdir(quick_path)

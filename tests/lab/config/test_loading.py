@@ -61,7 +61,7 @@ def message_of(overrides: dict[str, Any]) -> str:
     [
         ("sed", 1, "sed: no such key (got 1), allowed: name, description, seeds, device, dtype, "
          "threads, processes, problem, subspace, phases, branches, probes, claims, figures, "
-         "checkpoint, initial_checkpoint; did you mean 'seeds'?"),
+         "checkpoint, initial_checkpoint, smoke; did you mean 'seeds'?"),
         ("phases.0.lr", 0.1, f"phases.0.lr: no such key (got 0.1), allowed: {PHASE_KEYS}; "
          "did you mean 'phases.0.optimizer.lr'?"),
         ("phases.0.optimizer.momentun", 0.9, "phases.0.optimizer.momentun: no such key (got 0.9), "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -63,5 +64,10 @@ def test_an_interruption_is_passed_on_and_the_end_waited_for(
             threading.Event().wait(0.01)
         _thread.interrupt_main()
 
+    # Workers of pytest-xdist ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=interrupt).start()
-    assert run_worker([], 1, str(quick_path)) == (75, "saved")
+    try:
+        assert run_worker([], 1, str(quick_path)) == (75, "saved")
+    finally:
+        signal.signal(signal.SIGINT, before)
