@@ -42,10 +42,10 @@ def table_of(
     sweep = sweep_of(Path("nowhere"), settings)
     points = range(len(sweep.points))
     judged = [n for n in points if n not in set(left_out)]
-    verdicts = pd.DataFrame(
-        {"point": judged, "label": "claim", "outcome": [WORDS[outcomes[n]] for n in judged]}
-    )
-    runs = pd.DataFrame({"point": points, "branch": "sgd"})
+    words = [WORDS[outcomes[n]] for n in judged]
+    own = {"point": judged, "label": "claim", "outcome": words, "note": ""}
+    verdicts = pd.DataFrame(own)
+    runs = pd.DataFrame({"point": points, "branch": "sgd", "state": "done"})
     if sharpness is not None:
         runs["sharpness"] = sharpness
     return SweepTable(sweep, runs, verdicts, {key: key for key in sweep.keys})
@@ -215,3 +215,14 @@ def test_the_key_of_a_learning_rate() -> None:
     keys = ("lr", "phases.0.optimizer.lr", "learning_rate", "lrs", "width")
     assert [is_learning_rate(key) for key in keys] == [True, True, True, False, False]
     assert 0 < LIKELIEST_CHANCE < 0.1
+
+
+def test_why_most_are_undecided_and_where_runs_diverged_is_said() -> None:
+    outcomes: list[bool | None] = [True, None, None, None, None]
+    table = table_of(grid(lr=LR), outcomes, left_out=[4])
+    table.verdicts["note"] = ["", "too noisy", "too short", "too noisy"]
+    table.runs.loc[4, "state"] = "diverged"
+    assert said(table) == (
+        "holds at 1 of 5 points, is undecided at 3, its runs diverged at 1;"
+        " undecided at 2: too noisy"
+    )

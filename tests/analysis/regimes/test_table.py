@@ -105,3 +105,17 @@ def test_a_setting_called_like_a_column_has_one_of_its_own(quick_path: Path) -> 
     (row,) = read_table(sweep).runs.to_dict("records")
     assert (row["set.loss"], row["loss"]) == ("mse", 0.5)
     assert row["hidden"] == "[8, 8]"
+
+
+def test_what_could_not_be_judged_for_a_divergence_has_no_verdict(quick_path: Path) -> None:
+    sweep = sweep_of(quick_path, LR, seeds=(0,))
+    first, second = (point.study for point in sweep.points)
+    blank = {**verdict("undecided"), "mean": None, "note": "seed 0: no branch; seed 1: no branch"}
+    for study in (first, second):
+        write_run(study, 0, "trunk", {"loss": [0.5]})
+        study.write_verdicts([blank])
+    run = first.run(0, "trunk")
+    run.write_status(Status("diverged", step=1, run_hash=HASH))
+    table = read_table(sweep)
+    assert table.diverged == {0}
+    assert table.verdicts[["point", "note"]].to_numpy().tolist() == [[1, "no branch"]]

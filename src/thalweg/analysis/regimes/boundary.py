@@ -28,17 +28,21 @@ critical learning rate: at the edge of stability the sharpness comes to 2 / lr, 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 from math import comb
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from thalweg.analysis.claims.statistics import rows_where
 from thalweg.analysis.claims.verdicts import SYMBOLS, number
 from thalweg.analysis.regimes.plane import Axis, setting_text, varying
 from thalweg.analysis.regimes.table import SweepTable
 from thalweg.lab.store.folders import TRUNK
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LIKELIEST_CHANCE = 0.05
 """A boundary that chance gives more often is not stated."""
@@ -96,7 +100,7 @@ class PlaneVerdict:
     """What a claim's verdicts say of the whole plane.
 
     Attributes:
-        counts: points by outcome; "not judged" is one.
+        counts: points by outcome; "diverged" (not judged, a run diverged) and "not judged" are two.
         boundaries: along a setting, and relative to the critical learning rate; also those that are
             not stated.
         counts_in_words: sentences without a capital and a full stop, also on an order that chance
@@ -121,7 +125,8 @@ def judge_plane(table: SweepTable, label: str, branch: str) -> PlaneVerdict:
     outcomes = dict(zip(own["point"], own["outcome"], strict=True))
     every = len(table.sweep.points)
     counts = {name: sum(o == name for o in outcomes.values()) for name in SYMBOLS}
-    counts["not judged"] = every - len(outcomes)
+    counts["diverged"] = len(table.diverged - outcomes.keys())
+    counts["not judged"] = every - len(outcomes) - counts["diverged"]
     decided = {point: o == "holds" for point, o in outcomes.items() if o != "undecided"}
     axes = varying(table.sweep)
     along = boundary_along(decided, table, axes)
@@ -134,7 +139,11 @@ def judge_plane(table: SweepTable, label: str, branch: str) -> PlaneVerdict:
         label,
         counts,
         found,
-        (_counted(counts, every), *(_unstated(b, len(decided)) for b in doubtful)),
+        (
+            _counted(counts, every),
+            *_why_undecided(own),
+            *(_unstated(b, len(decided)) for b in doubtful),
+        ),
         tuple(_in_words(boundary, axes) for boundary in stated),
     )
 
@@ -299,9 +308,20 @@ def _counted(counts: Mapping[str, int], every: int) -> str:
         for name, said in (("does not hold", "does not hold"), ("undecided", "is undecided"))
         if counts[name]
     ]
+    if counts["diverged"]:
+        others.append(f"its runs diverged at {counts['diverged']}")
     if counts["not judged"]:
         others.append(f"is not judged yet at {counts['not judged']}")
     return ", ".join([text, *others])
+
+
+def _why_undecided(verdicts: pd.DataFrame) -> list[str]:
+    """Why most points are undecided, where that is one reason."""
+    reasons = [why for why in rows_where(verdicts, "outcome", "undecided")["note"] if why]
+    if not reasons:
+        return []
+    why, times = Counter(reasons).most_common(1)[0]
+    return [f"undecided at {times}: {why}"] if times > 1 else []
 
 
 def _in_words(boundary: Boundary, axes: Sequence[Axis]) -> str:

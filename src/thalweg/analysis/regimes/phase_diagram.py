@@ -270,7 +270,7 @@ def draw_claim(table: SweepTable, plane: Plane, label: str, files: SavedFigure) 
 
     own = rows_where(table.verdicts, "label", label)
     verdicts = {row["point"]: row for row in own.to_dict("records")}
-    diverged = set(table.runs.loc[table.runs["state"] == "diverged", "point"])
+    diverged = table.diverged
     points = range(len(table.sweep.points))
     marks = [_verdict_mark(verdicts.get(at), at in diverged) for at in points]
     shown = {"diverged" if not mark.outcome else mark.outcome for mark in marks if mark}

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -42,7 +43,7 @@ DAMAGED = "damaged"
 """State of a run whose files are not what was written; its numbers are left out."""
 
 _OF_RUN = ("point", "study", "seed", "branch", "state", "steps", "note")
-_OF_VERDICT = ("label", "claim", "outcome", "mean", "low", "high", "seeds")
+_OF_VERDICT = ("label", "claim", "outcome", "mean", "low", "high", "seeds", "note")
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,9 @@ class SweepTable:
             of `status.json` ("done", "diverged", "failed", "running", "interrupted", "waiting") or
             "damaged"; `note` says why a run failed, or what is damaged.
         verdicts: a row for each point and claim label that it was judged on: `point`, the settings,
-            `study`, `label`, `claim`, `outcome`, `mean`, `low`, `high`, and `seeds`, how many were
-            measured.
+            `study`, `label`, `claim`, `outcome`, `mean`, `low`, `high`, `seeds`, how many were
+            measured, and `note`, such as why it is undecided. None where a run diverged and nothing
+            was left to judge.
         columns: of both, the column of each setting: its key, or `set.` and its key where a column
             has that name already.
     """
@@ -82,6 +84,11 @@ class SweepTable:
     def branches(self) -> list[str]:
         """The branches that some point has: the trunk, the standard ones, then by name."""
         return in_order((name for name in self.runs["branch"] if name), DEFAULT_ROLES)
+
+    @cached_property
+    def diverged(self) -> set[int]:
+        """The points at which a run diverged."""
+        return set(self.runs.loc[self.runs["state"] == "diverged", "point"])
 
     @cached_property
     def labels(self) -> list[str]:
@@ -113,7 +120,9 @@ def read_table(sweep: Sweep) -> SweepTable:
         for seed, branch in sorted(places, key=lambda place: (place[0], branches.index(place[1]))):
             own = _after_trunk(rows[seed, branch], rows.get((seed, TRUNK)))
             runs.append({**start, "seed": seed, "branch": branch, **own})
-        verdicts += [{**start, **verdict} for verdict in _verdicts(point)]
+        diverged = any(row["state"] == "diverged" for row in runs if row["point"] == number)
+        judged = (one for one in _verdicts(point) if not (diverged and _says_nothing(one)))
+        verdicts += [{**start, **verdict} for verdict in judged]
     keys = list(columns.values())
     measured = {name for row in runs for name in row} - {*_OF_RUN, *keys}
     order = ["point", *keys, *_OF_RUN[1:], *(name for name in STATISTICS if name in measured)]
@@ -174,7 +183,19 @@ def _verdicts(point: Point) -> Iterable[dict[str, Any]]:
                 "outcome": verdict["outcome"],
                 **{name: _number(verdict.get(name)) for name in ("mean", "low", "high")},
                 "seeds": sum(not math.isnan(_number(value)) for value in values),
+                "note": _note(verdict.get("note")),
             }
+
+
+def _says_nothing(verdict: Mapping[str, Any]) -> bool:
+    """Whether nothing was measured that a claim could be judged by."""
+    return verdict["outcome"] == "undecided" and math.isnan(verdict["mean"])
+
+
+def _note(said: object) -> str:
+    """What is said beside a verdict; of what is said of each seed, the first."""
+    first = said.split(";")[0] if isinstance(said, str) else ""
+    return _line(re.sub(r"^seed \d+: ", "", first))
 
 
 def _number(value: object) -> float:
