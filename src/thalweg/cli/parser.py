@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
         """Raise instead of printing the usage."""
         raise InvalidInput(f"{self.prog}: {message}; see {self.prog} --help")
 
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """As argparse does, but an option that there is not is told with the nearest one."""
         options, left = self.parse_known_args(args, namespace)
         if left:

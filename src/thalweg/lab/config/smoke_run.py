@@ -7,7 +7,8 @@ folder is its own, its report says what it is, and no verdict on it is to be bel
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from thalweg.lab.config.phases import PhaseSpec
 
@@ -79,7 +80,7 @@ def _subspace(subspace: SubspaceSpec, samples: int) -> SubspaceSpec:
     return subspace.model_copy(update={"samples": min(subspace.samples, samples)})
 
 
-def _often(probes: dict[str, int]) -> dict[str, int]:
+def _often(probes: Mapping[str, Any]) -> dict[str, Any]:
     """Each at every step that a phase begins with, at the least."""
     return {
         name: min(every, STEPS) if isinstance(every, int) else every

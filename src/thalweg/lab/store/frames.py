@@ -140,9 +140,10 @@ def _side_by_side(
 
     if settings is None:
         found = differences_of(studies)
-        settings, paths = list(found.settings), found.paths
+        given: Sequence[Mapping[str, Any]] = found.settings
+        paths = found.paths
     else:
-        paths = {key: key for own in settings for key in own}
+        given, paths = settings, {key: key for own in settings for key in own}
     tables = [_metrics(study) for study in studies]
     frame = pyarrow.concat_tables(tables, promote_options="permissive").to_pandas()
     of_row = [number for number, table in enumerate(tables) for _ in range(len(table))]
@@ -152,7 +153,7 @@ def _side_by_side(
     taken = {"study", *frame.columns}
     columns = {"study": pandas.Series(labels, dtype="str").take(of_row)}
     for name, path in paths.items():
-        values = [plain_value(own[name]) if name in own else None for own in settings]
+        values = [plain_value(own[name]) if name in own else None for own in given]
         columns[path if name in taken else name] = pandas.Series(values).take(of_row)
     own = pandas.DataFrame({name: column.to_numpy() for name, column in columns.items()})
     return pandas.concat([own, frame], axis=1)

@@ -49,14 +49,17 @@ class Sweep:
 
     def values(self, key: str) -> tuple[Setting, ...]:
         """The values of a key over all points, numbers by size, others as they occur."""
-        found: list[Setting] = []
-        for point in self.points:
-            if key in point.settings and point.settings[key] not in found:
-                found.append(point.settings[key])
-        return tuple(sorted(found, key=_place))
+        # By what they are written as: true is not 1, and lists are in no set.
+        found = {
+            repr(point.settings[key]): point.settings[key]
+            for point in self.points
+            if key in point.settings
+        }
+        return tuple(sorted(found.values(), key=_place))
 
 
 def _place(value: Setting) -> tuple[bool, float]:
     """Numbers by size, everything else after them in its order."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return (not is_number, float(value) if is_number else 0.0)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return False, float(value)
+    return True, 0.0

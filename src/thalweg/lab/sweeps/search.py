@@ -187,6 +187,6 @@ def _value(study: StudyFolder, column: str, branch: str | None, worst: int) -> f
     measured = [name for name in rows.columns if rows[name].dtype.kind == "f"]
     if column not in measured:
         raise unknown_name("column", column, measured)
-    last = rows.groupby("seed")[column].last()
+    last = rows.groupby("seed")[column].last().to_numpy(dtype="float64")
     mean = float(last.mean())
     return mean if math.isfinite(mean) else worst * math.inf
