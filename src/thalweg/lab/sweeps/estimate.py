@@ -120,9 +120,12 @@ def _seconds_of_a_step(
         arguments = (str(study.path), task.seed, TRUNK, device, spec.threads, plugins)
         child = Child(work, arguments, run.path / "log.txt")
         begun = time.monotonic()
-        while child.is_running and time.monotonic() - begun < TRIAL_SECONDS:
-            time.sleep(POLL_SECONDS)
-        child.ask_to_stop()
-        child.ending()
+        try:
+            while child.is_running and time.monotonic() - begun < TRIAL_SECONDS:
+                time.sleep(POLL_SECONDS)
+        finally:
+            # After Ctrl-C, too: a run that still writes would keep the folder from being removed.
+            child.ask_to_stop()
+            child.ending()
         status = run.status()
     return status.seconds / status.step if status is not None and status.step else None
