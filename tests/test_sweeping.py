@@ -81,6 +81,7 @@ def test_studies_that_are_not_there_are_told(here: Path, command: Command) -> No
         (["small.toml", "more.toml", *GRID], "allowed: one spec"),
         (["none.toml", *GRID], "no such file"),
         (["small.toml", *GRID, "--executor", "slrum"], "did you mean 'slurm'?"),
+        (["small.toml", *GRID, "--executor", "slrum", "--dry-run"], "did you mean 'slurm'?"),
         (["small.toml", *GRID, "--search", "3"], "--search: allowed with --random"),
         (["small.toml", *GRID, "--maximize", "loss"], "--search TRIALS"),
         (["small.toml", *GRID, "--problem", "mnist"], "--problem"),

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from thalweg import registry
 from thalweg.lab.config import TRUNK, Spec, dump_spec
 from thalweg.lab.execution.machine import default_workers, resolve_device
 from thalweg.lab.execution.processes import POLL_SECONDS, Child
@@ -76,8 +77,10 @@ def estimate(specs: SweepSpecs, *, root: Path | str, name: str | None, means: Me
     """What a sweep would take; every point is built once, so that a bad one is found.
 
     Raises:
-        InvalidInput: a point cannot be built.
+        InvalidInput: a point cannot be built, or there is no such executor.
     """
+    if isinstance(means.executor, str):
+        registry.executors.find(means.executor)
     root = Path(root)
     found = sweep_of(specs, root, name)
     points = [with_absolute_paths(spec) for _, spec in specs.points]
