@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,19 @@ def test_a_sweep_from_its_first_run_to_its_report(here: Path, command: Command) 
     assert command("work", sweep, "--seed", "1").status == 0
 
 
+def test_studies_that_are_not_there_are_told(here: Path, command: Command) -> None:
+    swept = command("sweep", "small.toml", *GRID, "--executor", "inline", "--name", "rates")
+    assert swept.status == 0, swept.err
+    first, second = find_studies("runs")
+    shutil.rmtree(first.path)
+    for action in ("status", "collect"):
+        told = command("sweep", action, "rates")
+        assert told.status == 0
+        assert f"1 of 2 studies of runs/rates are not in runs: {first.name}" in told.err
+    shutil.rmtree(second.path)
+    assert "none is in runs" in command("sweep", "collect", "rates").err.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -67,6 +81,7 @@ def test_a_sweep_from_its_first_run_to_its_report(here: Path, command: Command) 
         (["small.toml", "more.toml", *GRID], "allowed: one spec"),
         (["none.toml", *GRID], "no such file"),
         (["small.toml", *GRID, "--executor", "slrum"], "did you mean 'slurm'?"),
+        (["small.toml", *GRID, "--executor", "slrum", "--dry-run"], "did you mean 'slurm'?"),
         (["small.toml", *GRID, "--search", "3"], "--search: allowed with --random"),
         (["small.toml", *GRID, "--maximize", "loss"], "--search TRIALS"),
         (["small.toml", *GRID, "--problem", "mnist"], "--problem"),

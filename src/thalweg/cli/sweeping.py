@@ -14,7 +14,7 @@ from thalweg.errors import InvalidInput, ThalwegError
 if TYPE_CHECKING:
     from thalweg.lab.execution.schedule import Outcome
     from thalweg.lab.execution.slurm_queue import Element
-    from thalweg.lab.sweeps.points import Point
+    from thalweg.lab.sweeps.points import Point, Sweep
     from thalweg.lab.sweeps.running import Means, SweepResult
     from thalweg.lab.sweeps.search import SearchResult
     from thalweg.lab.sweeps.specs import SweepSpecs
@@ -111,7 +111,8 @@ def _search(source: str, options: argparse.Namespace) -> int:
         root=options.root,
         **vars(means),
     )
-    if not (options.json or found.outcome.interrupted):
+    left = found.outcome.interrupted or found.outcome.submitted
+    if not (options.json or left):
         for trial in found.trials:
             out(f"{trial.value:.6g}  {_in_words(trial.point)}")
         out(f"best     {found.best.value:.6g}  {_in_words(found.best.point)}")
@@ -173,6 +174,7 @@ def _collect(
     from thalweg.lab.sweeps.running import conclude
 
     found = find_sweep(name, options.root)
+    _tell_missing(found)
     states = _states(found.points)
     if missing := sum(states[state] for state in UNFINISHED):
         err(f"thalweg: {missing} of {states.total()} runs are not done yet")
@@ -191,6 +193,7 @@ def _status(name: str, options: argparse.Namespace) -> int:
     found = find_sweep(name, options.root)
     if (found.path / SUBMISSIONS).is_dir() and not knows_slurm():
         err("thalweg: no squeue on this machine's PATH: what is in Slurm's queue is not known here")
+    _tell_missing(found)
     points = [_point_row(point) for point in found.points]
     queued = [_element_row(element) for element in status(found.path) if element.is_queued]
     if options.json:
@@ -253,6 +256,15 @@ def _states(points: Sequence[Point]) -> Counter[str]:
             except (ThalwegError, OSError):
                 found["damaged"] += 1
     return found
+
+
+def _tell_missing(found: Sweep) -> None:
+    """Say which studies are not there: they count in no state."""
+    from thalweg.lab.sweeps.running import missing_studies
+
+    if missing := missing_studies(found):
+        count, root = f"{len(missing)} of {len(found.points)}", found.path.parent
+        err(f"thalweg: {count} studies of {found.path} are not in {root}: {missing[0].name}, ...")
 
 
 def _tell_failures(outcome: Outcome) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from datetime import date
 from typing import Any
 
 import pytest
@@ -125,6 +126,12 @@ def test_words_that_are_no_axis_are_refused(words: dict[str, Any], says: str) ->
         ({"grid": []}, "sweep.grid"),
         ({"grid": {"lr": 0.1}}, "sweep.grid.lr"),
         ({"grid": {"lr": {"low": 0.1, "high": 1.0}}}, "range: points"),
+        ({"grid": {"lr": {"low": 0.1, "high": 1.0, "points": "x"}}}, "range: points: got 'x'"),
+        ({"grid": {"lr": {"low": 0.1, "high": 1.0, "points": 2.5}}}, "range: points: got 2.5"),
+        ({"grid": {"lr": {"low": 0.1, "high": 1.0, "points": 10**9}}}, "at most 100,000"),
+        ({"grid": {"lr": [date(2024, 1, 1)]}}, "values of lr"),
+        ({"list": [{"lr": date(2024, 1, 1)}]}, "values of lr"),
+        ({"random": {"lr": []}}, "values of lr: got 'none'"),
         ({"list": [1]}, "sweep.list"),
         ({"random": {"lr": [1]}, "draws": "x"}, "sweep.draws"),
         ({"grid": {"lr": [1] * 400, "k": [1] * 400}}, ""),
@@ -134,3 +141,9 @@ def test_tables_that_are_no_axes_are_refused(table: Any, says: str) -> None:
     with pytest.raises(InvalidInput) as refused:
         axes_from_table(table, "file").settings()
     assert says in str(refused.value)
+
+
+@pytest.mark.parametrize("values", ["sgd", 0.1, [], [object()]])
+def test_values_in_python_that_are_no_list_are_refused(values: Any) -> None:
+    with pytest.raises(InvalidInput, match="values of lr"):
+        Axes(grid={"lr": values}).settings()

@@ -29,6 +29,19 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert not is_sweep("study-lr-0.1", tmp_path)
 
 
+def test_a_sweep_is_found_from_its_own_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path.resolve()
+    written = sweep(root, 0.1, 0.2)
+    write_sweep(written)
+    monkeypatch.chdir(written.path)
+    assert find_sweep(".") == written
+    (written.path / "figures").mkdir()
+    monkeypatch.chdir(written.path / "figures")
+    assert find_sweep("..") == written
+
+
 def test_points_and_seeds_are_added(tmp_path: Path) -> None:
     known = sweep(tmp_path, 0.1, 0.2, seeds=(0, 1))
     both = united(known, sweep(tmp_path, 0.2, 0.3, seeds=(2,)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +13,14 @@ import tomli_w
 
 from tests.lab.small_study import RAW
 from thalweg import lab
-from thalweg.errors import InvalidInput
+from thalweg.errors import InUse, InvalidInput
 from thalweg.lab.execution.inline import run_inline
 from thalweg.lab.execution.jobs import jobs_of
 from thalweg.lab.execution.schedule import Assignment, Outcome
 from thalweg.lab.store import StudyFolder, list_runs
+from thalweg.lab.store.lock import locked
 from thalweg.lab.sweeps.folder import read_sweep
-from thalweg.lab.sweeps.running import Means, resume_sweep
+from thalweg.lab.sweeps.running import Means, conclude, resume_sweep
 
 OWN = "branches.b.optimizer.lr"
 """A key of one branch alone: trunk and other branch are the same at all its values."""
@@ -156,3 +158,20 @@ def test_seeds_that_a_study_lacks_are_refused(spec: Path) -> None:
         lab.work(study.path, seeds=[7])
     with pytest.raises(InvalidInput, match="planned"):
         lab.work(StudyFolder.create(spec.parent, "bare", study.spec_text).path)
+
+
+def test_a_study_in_use_is_said_where_the_sweep_is_named_like_it(spec: Path) -> None:
+    study = swept_until(spec, {"lr": [0.05, 0.1]}, runs=0).sweep.points[0].study
+    with locked(study.path, "study"), pytest.raises(InUse, match=f"study {study.path}"):
+        swept(spec, {"lr": [0.05, 0.1]}, name="small")
+    assert study.name.startswith("small")
+
+
+def test_a_sweep_without_its_studies_keeps_its_report(spec: Path) -> None:
+    result = swept(spec, {"lr": [0.05, 0.1]})
+    alone = spec.parent / "moved" / result.sweep.path.name
+    shutil.copytree(result.sweep.path, alone)
+    page = (alone / "report.html").read_text()
+    with pytest.raises(InvalidInput, match=f"none is in {alone.parent}"):
+        conclude(read_sweep(alone))
+    assert (alone / "report.html").read_text() == page

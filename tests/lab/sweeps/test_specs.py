@@ -54,6 +54,8 @@ def test_a_study_of_the_paper_is_a_base_too() -> None:
         (Axes(grid={"seeds": [0, 1]}), "give --seeds"),
         (Axes(grid={"threads": [1, 2]}), "one for the whole sweep"),
         (Axes(grid={"lr": [0.1, 0.1000]}), ""),
+        (Axes(grid={"lr": [0.1], "optimizer.lr": [0.2]}), "lr and optimizer.lr"),
+        (Axes(grid={"batch_size": [5], "batch-size": [10]}), "the same key"),
         (Axes(grid={"name": ["a", "b"]}), "the same study"),
         (Axes(grid={"batch_size": [20, 500]}), "at batch_size = 500: "),
     ],
@@ -67,6 +69,10 @@ def test_what_cannot_be_a_point_is_refused(tmp_path: Path, axes: Axes, says: str
     assert says in str(refused.value)
 
 
-def test_a_value_beside_its_axis_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("key", "option"),
+    [("lr", "--lr"), ("lr", "--optimizer.lr"), ("batch_size", "--batch-size")],
+)
+def test_a_value_beside_its_axis_is_refused(tmp_path: Path, key: str, option: str) -> None:
     with pytest.raises(InvalidInput, match="no value beside its axis"):
-        sweep_specs(written(tmp_path), Axes(grid={"lr": [1.0]}), overrides=["--lr", "0.1"])
+        sweep_specs(written(tmp_path), Axes(grid={key: [1]}), overrides=[option, "1"])

@@ -9,7 +9,7 @@ On the command line, and the same in the table `[sweep]` of a spec:
 
 A grid, a zip, drawn points and a list given together are combined: every one with every other.
 A key is that of an option of `thalweg run`; `log:0.001:1:7` are 7 values from 0.001 to 1 with equal
-ratios, `linear:0:1:5` 5 with equal distances.
+ratios, `linear:0.0:1.0:5` 5 with equal distances; between whole ends there are whole ones alone.
 """
 
 from __future__ import annotations
@@ -78,8 +78,11 @@ class Axes:
         places = [*self.grid, *self.zip, *self.random, *listed]
         if twice := [key for key in places if places.count(key) > 1]:
             raise invalid("sweep", twice[0], "each key in one of grid, zip, random and list")
-        if empty := [key for key, values in {**self.grid, **self.zip}.items() if not values]:
-            raise invalid(f"values of {empty[0]}", "none", "one or more, separated by commas")
+        drawn = {k: values for k, values in self.random.items() if not isinstance(values, Range)}
+        for key, values in {**self.grid, **self.zip, **drawn}.items():
+            _check_values(key, values)
+        for key, value in (pair for point in self.list for pair in point.items()):
+            _check_values(key, [value])
         lengths = {key: len(values) for key, values in self.zip.items()}
         if len(set(lengths.values())) > 1:
             given = ", ".join(f"{count} of {key}" for key, count in lengths.items())
@@ -137,8 +140,9 @@ class Range:
 
     def values(self, count: int) -> list[Setting]:
         """So many of its numbers, both ends among them."""
-        if count < 2:
+        if not isinstance(count, int) or isinstance(count, bool) or count < 2:
             raise invalid("range: points", count, "an integer >= 2")
+        check_limit("sweep_points", count, "range: points")
         return list(dict.fromkeys(self.at(number / (count - 1)) for number in range(count)))
 
 
@@ -209,6 +213,20 @@ def joined(one: Axes, other: Axes) -> Axes:
         seed=other.seed if other.random else one.seed,
         list=[point for point in points if point],
     )
+
+
+def _check_values(key: str, values: Sequence[Setting]) -> None:
+    """Refuse what is no list, an empty one, and values that no spec can have, such as dates."""
+    if isinstance(values, str) or not hasattr(values, "__len__"):
+        raise invalid(f"values of {key}", values, "a list of values")
+    if len(values) == 0:
+        raise invalid(f"values of {key}", "none", "one or more, separated by commas")
+    for value in values:
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError):
+            allowed = "numbers, text, true, false, lists or tables"
+            raise invalid(f"values of {key}", value, allowed) from None
 
 
 def _draw(where: Range | Sequence[Setting], generator: random.Random) -> Setting:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from thalweg import registry
 from thalweg.lab.config import TRUNK, Spec, dump_spec
 from thalweg.lab.execution.machine import default_workers, resolve_device
 from thalweg.lab.execution.processes import POLL_SECONDS, Child
@@ -76,8 +77,10 @@ def estimate(specs: SweepSpecs, *, root: Path | str, name: str | None, means: Me
     """What a sweep would take; every point is built once, so that a bad one is found.
 
     Raises:
-        InvalidInput: a point cannot be built.
+        InvalidInput: a point cannot be built, or there is no such executor.
     """
+    if isinstance(means.executor, str):
+        registry.executors.find(means.executor)
     root = Path(root)
     found = sweep_of(specs, root, name)
     points = [with_absolute_paths(spec) for _, spec in specs.points]
@@ -120,9 +123,12 @@ def _seconds_of_a_step(
         arguments = (str(study.path), task.seed, TRUNK, device, spec.threads, plugins)
         child = Child(work, arguments, run.path / "log.txt")
         begun = time.monotonic()
-        while child.is_running and time.monotonic() - begun < TRIAL_SECONDS:
-            time.sleep(POLL_SECONDS)
-        child.ask_to_stop()
-        child.ending()
+        try:
+            while child.is_running and time.monotonic() - begun < TRIAL_SECONDS:
+                time.sleep(POLL_SECONDS)
+        finally:
+            # After Ctrl-C, too: a run that still writes would keep the folder from being removed.
+            child.ask_to_stop()
+            child.ending()
         status = run.status()
     return status.seconds / status.step if status is not None and status.step else None

@@ -80,7 +80,8 @@ def find_sweep(name: Path | str, root: Path | str = "runs") -> Sweep:
     """
     for path in (Path(name), Path(root) / name):
         if (path / SWEEP_FILE).is_file():
-            return read_sweep(path)
+            # `.` does not say what is beside it.
+            return read_sweep(path if path.name and ".." not in path.parts else path.resolve())
     known = _sweeps_below(root)
     fitting = [path for path in known if path.name.startswith(str(name))]
     if len(fitting) == 1:

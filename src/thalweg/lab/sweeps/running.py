@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thalweg import registry
-from thalweg.errors import Interrupted, InUse, InvalidInput
+from thalweg.errors import Interrupted, InUse, InvalidInput, invalid
 from thalweg.lab.config import Spec, dump_spec
 from thalweg.lab.config.overrides import parse_overrides
 from thalweg.lab.differing_settings import folder_label
@@ -208,7 +208,13 @@ def conclude(
         changed: the studies that are judged anew; default: all. Those without verdicts are in any
             case.
         pictures: what is drawn, as keyword arguments of `analysis.regimes.conclude_sweep`.
+
+    Raises:
+        InvalidInput: none of its studies is there.
     """
+    if len(missing_studies(found)) == len(found.points):
+        root, studies = found.path.parent, "the folders of its studies"
+        raise invalid("sweep", str(found.path), f"one with {studies} beside it; none is in {root}")
     made: dict[str, Any] = {}
     with full_disk_told(found.path):
         for study in (point.study for point in found.points):
@@ -217,6 +223,12 @@ def conclude(
         for name, conclusion in registry.sweep_conclusions.items():
             made[name] = conclusion(found, **(pictures or {}))
     return made
+
+
+def missing_studies(found: Sweep) -> list[StudyFolder]:
+    """The studies of a sweep that are not there: deleted, or left behind where it was moved."""
+    studies = [point.study for point in found.points]
+    return [study for study in studies if not (study.path / "spec.toml").is_file()]
 
 
 def _judge(study: StudyFolder) -> None:
@@ -261,19 +273,19 @@ def _device(asked: str, executor: str | Executor) -> str:
 @contextmanager
 def _alone(path: Path, progress: Progress) -> Iterator[None]:
     """Plan while nobody else does: a second process waits for the first one."""
-    told = False
-    while True:
-        try:
-            with locked(path, "sweep"):
-                yield
-                return
-        except InUse as error:
-            if str(path) not in str(error):
-                raise
-            if not told:
-                progress.say(f"{error}: waiting until its plan is made")
-                told = True
-        time.sleep(PLAN_SECONDS)
+    with ExitStack() as held:
+        told = False
+        while True:
+            try:
+                held.enter_context(locked(path, "sweep"))
+                break
+            except InUse as error:
+                if not told:
+                    progress.say(f"{error}: waiting until its plan is made")
+                    told = True
+            time.sleep(PLAN_SECONDS)
+        # Outside of the try: that a study is in use is no matter of the sweep's lock.
+        yield
 
 
 def _planned(

@@ -13,7 +13,7 @@ from typing import Any
 from thalweg.errors import InvalidInput, invalid
 from thalweg.lab.config import Spec, builtin_studies, load_study, parse_spec, spec_hash
 from thalweg.lab.config.loading import SWEEP, spec_tables
-from thalweg.lab.config.overrides import parse_overrides
+from thalweg.lab.config.overrides import full_path, parse_overrides
 from thalweg.lab.sweeps.axes import Axes, Settings, axes_from_table, joined
 
 OF_ALL = ("device", "threads", "processes", "seeds", "checkpoint")
@@ -62,16 +62,30 @@ def sweep_specs(
     if settings == [{}]:
         raise InvalidInput("sweep: no axis; give one: --grid optimizer.lr=0.01,0.1")
     given = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
-    for key in dict.fromkeys(key for point in settings for key in point):
-        first = key.partition(".")[0].replace("-", "_")
-        if first in OF_ALL or first == "seed":
-            raise invalid("sweep", key, "a key that may differ between points", _hint(first))
-        if key in given:
-            raise invalid(f"--{key}", "a value", "no value beside its axis")
+    _check_keys(list(dict.fromkeys(key for point in settings for key in point)), given)
     base = build(given)
     points = [(point, _built(build, given, point)) for point in settings]
     _refuse_twins(points)
     return SweepSpecs(base, points)
+
+
+def _check_keys(keys: Sequence[str], given: Mapping[str, Any]) -> None:
+    """Refuse keys that all points share, and a key that is given twice, however it is written."""
+    for_all = {_plain(key) for key in given}
+    written: dict[str, str] = {}
+    for key in keys:
+        first = key.partition(".")[0].replace("-", "_")
+        if first in OF_ALL or first == "seed":
+            raise invalid("sweep", key, "a key that may differ between points", _hint(first))
+        if _plain(key) in for_all:
+            raise invalid(f"--{key}", "a value", "no value beside its axis")
+        if (other := written.setdefault(_plain(key), key)) != key:
+            raise invalid("sweep", f"{other} and {key}", "one of them: they are the same key")
+
+
+def _plain(key: str) -> str:
+    """One way to write a key: `lr` and `optimizer.lr` are the same, so are `-` and `_`."""
+    return full_path(key, Spec).replace("-", "_")
 
 
 def _hint(key: str) -> str:
