@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Mapping
 from io import BytesIO
@@ -48,13 +49,12 @@ class Notebook:
             self._draw()
 
     def _draw(self) -> None:
-        from IPython.display import Image, display
-
+        notebook: Any = importlib.import_module("IPython.display")
         image = BytesIO()
         draw(self._rows).savefig(image, format="png", dpi=110)
-        shown = Image(data=image.getvalue(), format="png")
+        shown = notebook.Image(data=image.getvalue(), format="png")
         if self._place is None:
-            self._place = display(shown, display_id=True)
+            self._place = notebook.display(shown, display_id=True)
         else:
             self._place.update(shown)
         self._drawn, self._drawn_at = len(self._rows), time.monotonic()

@@ -241,6 +241,26 @@ def placed(
     return found
 
 
+def without_diverged(tasks: Sequence[Task], now: str) -> list[Task]:
+    """The tasks without those that have diverged, and would again, and what waits for them.
+
+    Args:
+        tasks: with their study.
+        now: what computes here: a run that another version has made may do better with this one.
+    """
+    gone = {task for task in tasks if _diverges_again(task, now)}
+    while more := {t for t in tasks if t not in gone and t.needs in gone}:
+        gone |= more
+    return [task for task in tasks if task not in gone]
+
+
+def _diverges_again(task: Task, now: str) -> bool:
+    assert task.study is not None
+    run = StudyFolder(task.study).run(task.seed, task.branch)
+    status = run.status()
+    return status is not None and status.state == "diverged" and _read(run, "maker") == now
+
+
 def tasks_in_folder(study: StudyFolder, spec: Spec, seeds: Sequence[int]) -> list[Task]:
     """All runs of a planned study as tasks, by what their folders say.
 

@@ -51,8 +51,12 @@ def test_a_zip_goes_side_by_side_and_is_combined_with_the_grid() -> None:
 def test_log_values_have_equal_ratios_and_few_digits() -> None:
     values = axes_from_words(["lr=log:0.001:1:7"]).grid["lr"]
     assert values == [0.001, 0.00316228, 0.01, 0.0316228, 0.1, 0.316228, 1.0]
-    assert axes_from_words(["lr=linear:0:1:5"]).grid["lr"] == [0, 1]  # whole between whole ends
-    assert axes_from_words(["lr=linear:0.0:1:5"]).grid["lr"] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert axes_from_words(["lr=linear:0:1:5"]).grid["lr"] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    whole = {"linear:10:50:5": [10, 20, 30, 40, 50], "log:1:1000:4": [1, 10, 100, 1000]}
+    for words, expected in whole.items():
+        values = axes_from_words([f"batch_size={words}"]).grid["batch_size"]
+        assert values == expected
+        assert {type(value) for value in values} == {int}
 
 
 @given(low=st.floats(1e-6, 1), ratio=st.floats(1.1, 1e6), place=st.floats(0, 1))

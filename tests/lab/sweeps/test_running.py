@@ -45,7 +45,7 @@ def starts(root: Path) -> Counter[str]:
     """How often each run was begun at its first step; never, where it was copied."""
     found: Counter[str] = Counter()
     for run in list_runs(root):
-        log = (run.path / "log.txt").read_text()
+        log = (run.path / "log.txt").read_text() if run.status() is not None else ""
         times = 0 if "taken over from" in log else log.count("started at step")
         found[str(run.path.relative_to(root))] = times
     return found
@@ -101,6 +101,23 @@ def test_an_interrupted_sweep_goes_on_by_its_folder(spec: Path) -> None:
     assert again.exit_code == 0
     assert all(run.status().state == "done" for run in list_runs(root))
     assert max(starts(root).values()) == 1
+
+
+def test_a_point_that_diverged_is_an_answer_and_not_tried_again(spec: Path) -> None:
+    grid = {"lr": [0.05, 1e30]}
+    result = swept(spec, grid)
+    assert result.exit_code == 0
+    root = spec.parent / "runs"
+    states = Counter(run.status().state for run in list_runs(root) if run.status())
+    assert states == {"done": 3, "diverged": 1}
+    before = starts(root)
+
+    def nothing(assignment: Assignment) -> Outcome:
+        raise AssertionError(f"asked for {assignment.tasks}")
+
+    again = lab.sweep(spec, grid=grid, root=root, executor=nothing)
+    assert again.exit_code == 0
+    assert starts(root) == before
 
 
 def swept_until(spec: Path, grid: dict[str, Any], runs: int) -> Any:

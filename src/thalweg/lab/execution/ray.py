@@ -10,6 +10,7 @@ nodes must see the same folders at the same paths.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import re
@@ -117,7 +118,7 @@ def _connected(settings: Settings, folder: Path) -> Iterator[None]:
 
     A connection that is there already is used, and left.
     """
-    import ray
+    ray = _ray()
 
     # Ray tells its makers of each cluster that it starts, unless it is told not to.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -165,7 +166,7 @@ class _Crew:
 
     def work(self) -> None:
         """Have all jobs done."""
-        import ray
+        ray = _ray()
 
         self._say_what_cannot_be()
         self._begin()
@@ -182,7 +183,7 @@ class _Crew:
 
     def _begin(self) -> None:
         """Begin what may be, as far as there are workers."""
-        import ray
+        ray = _ray()
 
         waves = [job.wave for job in self._running.values()]
         while self._waiting and len(self._running) < self.assignment.workers and not self._asked:
@@ -202,7 +203,7 @@ class _Crew:
             self._running[task] = job
 
     def _pass_requests_on(self) -> None:
-        import ray
+        ray = _ray()
 
         while self._passed_on < self._asked:
             for task in self._running:
@@ -235,7 +236,7 @@ class _Crew:
         self.outcome.left_out += [one for one in tasks if one not in endings]
 
     def _notice_lost_nodes(self) -> None:
-        import ray
+        ray = _ray()
 
         if time.monotonic() - self._looked < LOOK_SECONDS:
             return
@@ -250,7 +251,7 @@ class _Crew:
 
     def _say_what_cannot_be(self) -> None:
         """Say if no node can take a job now; one that can may join later."""
-        import ray
+        ray = _ray()
 
         wanted = {"CPU": float(self.assignment.threads), "GPU": self.settings.gpus}
         for node in ray.nodes():
@@ -268,20 +269,25 @@ class _Crew:
         return [task for task in tasks if _state(self.assignment.folder_of(task)) == "running"]
 
 
+def _ray() -> Any:
+    """The package, which is an extra."""
+    return importlib.import_module("ray")
+
+
 def _name(job: Job) -> str:
     return f"{job.study.name} seed {job.seed}"
 
 
 def _result(task: Any) -> tuple[int, str]:
     """Exit status of a job's worker, and the last line that it printed."""
-    import ray
-    from ray.exceptions import RayError, RayTaskError
-
+    ray = _ray()
     try:
         exit_code, said = ray.get(task)
-    except RayTaskError as error:  # no worker could be started, such as without Thalweg there
+    # No worker could be started, such as without Thalweg there.
+    except ray.exceptions.RayTaskError as error:
         return 1, str(error).strip().rpartition("\n")[2]
-    except RayError as error:  # cancelled before it began, or its nodes were lost too often
+    # Cancelled before it began, or its nodes were lost too often.
+    except ray.exceptions.RayError as error:
         return 75, str(error).strip().partition("\n")[0]
     return exit_code, said.rpartition("\n")[2]
 

@@ -9,7 +9,8 @@ On the command line, and the same in the table `[sweep]` of a spec:
 
 A grid, a zip, drawn points and a list given together are combined: every one with every other.
 A key is that of an option of `thalweg run`; `log:0.001:1:7` are 7 values from 0.001 to 1 with equal
-ratios, `linear:0.0:1.0:5` 5 with equal distances; between whole ends there are whole ones alone.
+ratios, `linear:0:1:5` 5 with equal distances. Numbers that are drawn between whole ends are whole:
+`linear:1:9` or `log:8:512` for a width, `linear:0.0:1` for a rate.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from thalweg.limits import check_limit
 
 Settings = dict[str, Setting]
 SCALES = ("linear", "log")
+WHOLE = 1e-9
+"""How close to whole numbers all values are that are meant as such: 10, 20, 30."""
 DIGITS = 6
 """Significant digits of a value that was computed: names and tables are to be read by people."""
 
@@ -125,25 +128,33 @@ class Range:
             raise invalid("range: low", self.low, "a number above zero on a log scale")
 
     def at(self, place: float) -> int | float:
-        """The number at a place from 0 (low) to 1 (high)."""
-        if self.scale == "log":
-            value = math.exp(math.log(self.low) * (1 - place) + math.log(self.high) * place)
-        else:
-            value = self.low * (1 - place) + self.high * place
-        return self.rounded(value)
+        """The number at a place from 0 (low) to 1 (high); a whole one between whole ends."""
+        return self.rounded(self._between(place))
 
     def rounded(self, value: float) -> int | float:
         """A number as it stands in a name: whole between whole ends, else of few digits."""
         if isinstance(self.low, int) and isinstance(self.high, int):
             return round(value)
-        return float(f"{value:.{DIGITS}g}")
+        return _few_digits(value)
 
     def values(self, count: int) -> list[Setting]:
         """So many of its numbers, both ends among them."""
         if not isinstance(count, int) or isinstance(count, bool) or count < 2:
             raise invalid("range: points", count, "an integer >= 2")
         check_limit("sweep_points", count, "range: points")
-        return list(dict.fromkeys(self.at(number / (count - 1)) for number in range(count)))
+        found = [self._between(number / (count - 1)) for number in range(count)]
+        if all(math.isclose(value, round(value), rel_tol=WHOLE) for value in found):
+            return [self.rounded(value) for value in found]
+        return [_few_digits(value) for value in found]
+
+    def _between(self, place: float) -> float:
+        if self.scale == "log":
+            return math.exp(math.log(self.low) * (1 - place) + math.log(self.high) * place)
+        return self.low * (1 - place) + self.high * place
+
+
+def _few_digits(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")
 
 
 def axes_from_words(

@@ -14,12 +14,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thalweg import registry
-from thalweg.errors import Interrupted, InUse, InvalidInput, invalid
+from thalweg.errors import Diverged, Interrupted, InUse, InvalidInput, invalid
 from thalweg.lab.config import Spec, dump_spec
 from thalweg.lab.config.overrides import parse_overrides
 from thalweg.lab.differing_settings import folder_label
@@ -41,7 +41,13 @@ from thalweg.lab.problem_facts import (
     with_way_to_multiply,
 )
 from thalweg.lab.progress import Progress
-from thalweg.lab.sharing import FinishedRuns, KnownRuns, known_way_to_multiply
+from thalweg.lab.sharing import (
+    FinishedRuns,
+    KnownRuns,
+    known_way_to_multiply,
+    this_maker,
+    without_diverged,
+)
 from thalweg.lab.store import StudyFolder, check_disk, load
 from thalweg.lab.store.durable import check_name, full_disk_told, make_folder
 from thalweg.lab.store.frames import SWEEP_FILE
@@ -98,8 +104,13 @@ class SweepResult:
 
     @property
     def exit_code(self) -> int:
-        """0: done; 75: interrupted; else the first failure's."""
-        return self.outcome.exit_code
+        """0: done, diverged runs among them, which are an answer; 75: interrupted; else 1, 2 or 4.
+
+        A run that failed gives its own.
+        """
+        codes = [ending.exit_code for ending in self.outcome.endings.values()]
+        worse = [code for code in codes if code not in (0, Diverged.exit_code)]
+        return self.outcome.exit_code if 75 in worse or self.outcome.interrupted else [*worse, 0][0]
 
 
 @dataclass(frozen=True)
@@ -256,7 +267,8 @@ def _run(asked: Sweep, specs: Mapping[StudyFolder, Spec], means: Means) -> Sweep
         with _alone(asked.path, means.progress):
             found, plans = _planned(asked, specs, device, means)
         tasks = [task for plan in plans for task in plan.tasks]
-        outcome = _run_tasks(found, plans, tasks, device, first.threads, means)
+        total = sum(len(tasks_of(spec)) for spec in specs.values())
+        outcome = _run_tasks(found, tasks, total, device, first.threads, means)
         if outcome.submitted or outcome.interrupted:
             return SweepResult(found, outcome)
         means.progress.say("judging claims, drawing pictures, writing the report ...")
@@ -306,7 +318,9 @@ def _planned(
         with locked(study.path, "study"):
             silent = Progress.silent()
             how = (means.plugins, device, silent, found, means.hung_after)
-            plans.append(planned(study, spec, *how, known))
+            plan = planned(study, spec, *how, known)
+        now = this_maker(device, means.plugins)
+        plans.append(replace(plan, tasks=without_diverged(plan.tasks, now)))
     whole = united(read_sweep(asked.path), asked) if (asked.path / SWEEP_FILE).is_file() else asked
     write_sweep(whole)
     if disk := sum(plan.disk for plan in plans):
@@ -342,13 +356,12 @@ def facts_of(
 
 def _run_tasks(
     found: Sweep,
-    plans: Sequence[Plan],
     tasks: Sequence[Task],
+    total: int,
     device: str,
     threads: int,
     means: Means,
 ) -> Outcome:
-    total = sum(len(plan.spec.seeds) * (1 + len(plan.spec.branches)) for plan in plans)
     shown = SweepProgress(means.progress, found, tasks, total)
     if not tasks:
         means.progress.say(f"{found.path}: all {total} runs are done")
