@@ -152,19 +152,25 @@ def folder_label(settings: Mapping[str, Any], longest: int = LONGEST_LABEL) -> s
     """
     last = Counter(key.rpartition(".")[2] for key in settings)
     names = {key: short if last[short := key.rpartition(".")[2]] == 1 else key for key in settings}
-    parts = [f"{names[key]}-{_label_value(value)}" for key, value in settings.items()]
+    parts = [f"{names[key]}-{short_text(value)}" for key, value in settings.items()]
     label = _NOT_OF_A_NAME.sub("-", "_".join(parts)).lstrip("._-")
     return label[:longest].rstrip("._-")
 
 
-def _label_value(value: Any) -> str:
+def short_text(value: Any) -> str:
+    """A setting in few characters, for names and labels.
+
+    Example:
+        >>> short_text([100, 100]), short_text({"name": "sgd", "lr": 0.1})
+        ('100x100', 'sgd-lr-0.1')
+    """
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple):
-        return "x".join(_label_value(item) for item in value)
+        return "x".join(short_text(item) for item in value)
     if isinstance(value, Mapping):
         named = [str(value["name"])] if "name" in value else []
-        others = [f"{key}-{_label_value(item)}" for key, item in value.items() if key != "name"]
+        others = [f"{key}-{short_text(item)}" for key, item in value.items() if key != "name"]
         return "-".join([*named, *others])
     return str(value).replace("+", "")
 

@@ -20,6 +20,7 @@ from thalweg.analysis.figures.dots import Dots
 from thalweg.analysis.quantities import quantities
 from thalweg.analysis.regimes.table import SweepTable
 from thalweg.errors import invalid, unknown_name
+from thalweg.lab.differing_settings import short_text
 from thalweg.lab.sweeps.points import Point, Setting, Sweep
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ def setting_text(value: Setting | None) -> str:
         return value
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e6:
         return str(int(value))
+    if isinstance(value, Mapping):
+        return short_text(value)
     return repr(value) if is_number(value) else json.dumps(value)
 
 
