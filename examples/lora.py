@@ -23,8 +23,8 @@ from with_and_without import compare
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, help="a text file; a built-in sentence without")
-    parser.add_argument("--steps", type=int, default=601)
-    parser.add_argument("--every", type=int, default=200, help="steps between reports")
+    parser.add_argument("--steps", type=int, default=301)
+    parser.add_argument("--every", type=int, default=150, help="steps between reports")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--width", type=int, default=144)
     run = parser.parse_args()

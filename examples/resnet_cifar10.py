@@ -1,7 +1,9 @@
 """A small ResNet with batch norm on CIFAR-10, SGD with momentum, watched by one line.
 
-The curvature is that of the network in evaluation mode: batch norm uses its running statistics.
-Nothing of the report goes into them.
+The curvature is that of the network in evaluation mode: batch norm uses its running statistics, and
+nothing of the report goes into them. The step is made for another loss, with the statistics of each
+batch: a sharpness above the threshold need not mean that the training is unstable. That of the
+training loss is `watch(..., mode="train")` over a list of batches.
 
     python examples/resnet_cifar10.py --data cifar10.npz   # x_train (N, 32, 32, 3) uint8, y_train
 """

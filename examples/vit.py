@@ -22,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, help="an npz file; random images without")
     parser.add_argument("--images", type=int, default=5000)
-    parser.add_argument("--steps", type=int, default=401)
+    parser.add_argument("--steps", type=int, default=301)
     parser.add_argument("--every", type=int, default=100, help="steps between reports")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--width", type=int, default=64)
