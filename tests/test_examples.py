@@ -19,10 +19,45 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 NUMBER = re.compile(r"[-+]?\d+\.?\d*(?:e[-+]?\d+)?")
 
 
+# Each trains twice, with and without. What it needs, tiny settings, and those of a slow run; data
+# is what they fall back on.
+TRAININGS = {
+    "accelerate_loop.py": (
+        ["accelerate"],
+        "--epochs 1 --every 11 --width 8",
+        "--epochs 40 --every 150",
+    ),
+    "hugging_face_gpt2.py": (
+        ["transformers", "accelerate"],
+        "--steps 3 --every 2 --layers 1 --width 16",
+        "--steps 41 --every 20 --layers 2 --width 64",
+    ),
+    "resnet_cifar10.py": (
+        [],
+        "--images 64 --steps 3 --every 2 --width 2",
+        "--images 256 --steps 41 --every 20",
+    ),
+    "lstm.py": ([], "--steps 3 --every 2 --width 4", "--steps 401 --every 100"),
+    "vit.py": (
+        ["transformers"],
+        "--images 64 --steps 3 --every 2 --layers 1 --width 8",
+        "--images 256 --steps 41 --every 20 --layers 2 --width 32",
+    ),
+    "lora.py": (
+        ["transformers", "accelerate", "peft"],
+        "--steps 3 --every 2 --layers 1 --width 16",
+        "--steps 41 --every 20 --layers 2 --width 64",
+    ),
+}
+TINY = [(name, needs, tiny.split()) for name, (needs, tiny, _) in TRAININGS.items()]
+SLOW = [(name, needs, longer.split()) for name, (needs, _, longer) in TRAININGS.items()]
+
+
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     def lines_of(name: str, *arguments: str) -> list[str]:
         monkeypatch.setattr(sys, "argv", [name, *arguments])
+        monkeypatch.syspath_prepend(EXAMPLES)
         # A script may choose a default dtype, in a process of its own.
         default = torch.get_default_dtype()
         try:
@@ -157,6 +192,32 @@ def test_training_jacobian_of_one_seed_counts_every_singular_value(run, tmp_path
     table = pd.read_csv(tmp_path / "training-jacobian.csv")
     shares = table[["chaotic_share", "bulk_share_1e-02", "stable_share"]].sum(axis=1)
     assert shares.tolist() == pytest.approx([1.0])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("fresh_accelerator")
+@pytest.mark.parametrize(
+    ("name", "needs", "settings"),
+    [*TINY, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)],
+    ids=[*TRAININGS, *(f"{name}-longer" for name in TRAININGS)],
+)
+def test_a_watched_training_is_the_same_and_its_sharpness_is_right(
+    run, name: str, needs: list[str], settings: list[str]
+) -> None:
+    for library in needs:
+        pytest.importorskip(library)
+    trained, added, reports, overhead, same, sharpness = run(name, *settings)[-6:]
+    _, steps, before, after = numbers(trained.replace("->", ""))
+    assert steps < 20 or after < before
+    assert numbers(added)[0] == (2 if "huggingface" in (EXAMPLES / name).read_text() else 1)
+    count, last = numbers(reports)
+    assert count >= 2
+    assert 0 < last < steps
+    assert numbers(overhead)[0] > 0
+    assert same.split() == ["bit", "for", "bit", "yes"]
+    reported, solved, off = numbers(sharpness)
+    assert reported == pytest.approx(solved, rel=0.02)
+    assert off <= 2
 
 
 @pytest.mark.slow

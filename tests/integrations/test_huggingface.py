@@ -176,6 +176,19 @@ def test_the_sharpness_is_that_of_the_trainers_own_loss(tmp_path: Path) -> None:
     assert callback.watcher.history[0]["loss"] == pytest.approx(float(objective.value()), rel=1e-4)
 
 
+def test_the_sharpness_is_in_the_precision_of_the_parameters(tmp_path: Path) -> None:
+    rows = []
+    for name, settings in (("full", {}), ("mixed", {"bf16": True})):
+        network = model(dropout=0.0)
+        watched = {"exact": True}
+        _, callback, _ = trained(tmp_path / name, watched, steps=1, network=network, **settings)
+        assert callback is not None
+        assert callback.watcher is not None
+        rows += callback.watcher.history
+    assert rows[0]["sharpness"] == rows[1]["sharpness"]
+    assert rows[0]["loss"] == rows[1]["loss"]
+
+
 def test_a_classifier_has_its_number_of_labels(tmp_path: Path) -> None:
     from thalweg.integrations.huggingface import EIGENVECTORS, _dimension
 

@@ -40,6 +40,7 @@ from thalweg.loss.guards.graph import (
 from thalweg.loss.guards.memory import is_out_of_memory
 from thalweg.loss.guards.precision import has_recurrent_layers, twice_differentiable
 from thalweg.loss.guards.sparse import Dense, layers_with_sparse_gradients
+from thalweg.loss.guards.wrapped import own_forward
 from thalweg.loss.large_operations import LargeOperations, Sought
 from thalweg.loss.layout import ParameterLayout
 from thalweg.loss.outputs import separated, tensors_of
@@ -209,6 +210,7 @@ class Evaluator:
         try:
             with ExitStack() as stack:
                 stack.enter_context(shielded())
+                stack.enter_context(own_forward(self.model))
                 if twice:
                     stack.enter_context(one_path())
                 if twice and self._large.wanted:

@@ -17,7 +17,7 @@ from tests import dense
 from tests.loss.test_swapped import INPUTS, LOSS, TARGETS, Plain, elsewhere
 from tests.sampling import few
 from thalweg.errors import InvalidInput
-from thalweg.loss.guards.wrapped import patterns_inside, unwrapped
+from thalweg.loss.guards.wrapped import own_forward, patterns_inside, unwrapped
 from thalweg.loss.objective import Objective
 from thalweg.operators.gauss_newton import GaussNewton
 from thalweg.operators.gradient_covariance import GradientCovariance
@@ -128,3 +128,34 @@ def test_two_processes_share_a_loss_where_they_are_told_to(tmp_path: Path) -> No
         assert dense.relative(found["gradient"], whole.gradient(theta)) < 1e-13
         assert dense.relative(found["product"], Hessian(whole, theta) @ theta) < 1e-13
         assert dense.relative(found["some"], whole.gradient(theta, some)) < 1e-13
+
+
+@pytest.mark.usefixtures("fresh_accelerator")
+def test_what_accelerate_puts_in_place_of_the_forward_pass_is_looked_through() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    torch.manual_seed(0)
+    plain = Plain()
+    model = copy.deepcopy(plain)
+    accelerator = accelerate.Accelerator(mixed_precision="bf16", cpu=True)
+    model = accelerator.prepare_model(model)
+    inputs, targets = INPUTS.float(), TARGETS
+    with torch.no_grad():
+        lowered = model(inputs)
+        assert not torch.equal(lowered, plain(inputs))
+    found, expected = (Objective(m, LOSS, (inputs, targets)) for m in (model, plain))
+    assert torch.equal(found.value(), expected.value())
+    assert torch.equal(found.gradient(), expected.gradient())
+    vector = torch.randn(found.num_parameters)
+    assert torch.equal(Hessian(found) @ vector, Hessian(expected) @ vector)
+    # The training goes on in the precision that it was prepared for.
+    with torch.no_grad():
+        assert torch.equal(model(inputs), lowered)
+
+
+def test_a_forward_pass_that_someone_else_has_set_is_called() -> None:
+    model = nn.Linear(3, 1)
+    model._original_forward = model.forward
+    model.forward = lambda inputs: 2 * model._original_forward(inputs)
+    with own_forward(model):
+        twice = model(torch.ones(1, 3))
+    assert torch.equal(twice, 2 * model._original_forward(torch.ones(1, 3)))
