@@ -99,3 +99,12 @@ def test_a_mistake_is_one_line(here: Path, command: Command, words: list[str], s
 
 def test_work_that_was_not_planned_is_refused(here: Path, command: Command) -> None:
     assert command("work", "nothing").status == 2
+
+
+def test_a_smoke_sweep_says_what_it_is(here: Path, command: Command) -> None:
+    words = ("sweep", "small.toml", *GRID, "--smoke", "--seeds", "0", "--executor", "inline")
+    answer = command(*words, "--quiet")
+    assert answer.status == 0
+    assert "smoke run" in answer.err
+    (page,) = here.glob("runs/*/report.html")
+    assert "This is a smoke run" in page.read_text(encoding="utf-8")

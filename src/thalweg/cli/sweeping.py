@@ -154,12 +154,17 @@ def _means(options: argparse.Namespace) -> Means:
 
 
 def _end(result: SweepResult | SearchResult, options: argparse.Namespace) -> int:
+    from thalweg.lab.config.smoke_run import WARNING
+    from thalweg.lab.sweeps.folder import is_smoke
+
     data = {
         "sweep": str(result.sweep.path),
         "report": None if result.report is None else str(result.report),
         "submitted": result.outcome.submitted or None,
         "exit_code": result.exit_code,
     }
+    if is_smoke(result.sweep):
+        err(f"thalweg: {WARNING}")
     if options.json:
         out_json(data)
     elif result.report is not None:

@@ -18,10 +18,12 @@ from thalweg.analysis.regimes.phase_diagram import Picture, draw_claim, draw_sta
 from thalweg.analysis.regimes.plane import Plane, plane_of
 from thalweg.analysis.regimes.table import STATISTICS, SweepTable, read_table
 from thalweg.errors import ThalwegError, unknown_name
+from thalweg.lab.config.smoke_run import WARNING
 from thalweg.lab.preparing import read_spec
 from thalweg.lab.store.durable import make_folder, write_file
 from thalweg.lab.store.folders import TRUNK
 from thalweg.lab.study import roles_of
+from thalweg.lab.sweeps.folder import is_smoke
 from thalweg.lab.sweeps.points import Sweep
 
 _OF_CELLS = "White: not run, or not done."
@@ -88,6 +90,7 @@ def conclude_sweep(
         pictures.skipped,
         statistic=statistic or "loss",
         branch=branch,
+        warning=WARNING if is_smoke(sweep) else "",
     )
 
 

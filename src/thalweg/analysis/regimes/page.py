@@ -50,6 +50,7 @@ def write_sweep_page(
     *,
     statistic: str,
     branch: str,
+    warning: str = "",
 ) -> Path:
     """Write `report.html` into the sweep's folder and return its path.
 
@@ -59,6 +60,7 @@ def write_sweep_page(
         skipped: name of each figure that is not there, and why.
         statistic: what is drawn, and one of the columns.
         branch: whose numbers the table has.
+        warning: what stands at the head, after "This is".
     """
     sweep = table.sweep
     script = read("sweep.js")
@@ -67,6 +69,7 @@ def write_sweep_page(
     columns = [name for name in dict.fromkeys((statistic, *SHOWN)) if name in table.statistics]
     html = template("sweep.html.jinja").render(
         title=sweep.name,
+        warning=warning,
         version=__version__,
         policy=policy_for(script),
         style=trusted(read("page.css") + read("all_studies.css") + read("sweep.css")),

@@ -20,6 +20,7 @@ from thalweg.lab.store import StudyFolder, durable
 from thalweg.lab.store.belonging import FORMAT, check_format
 from thalweg.lab.store.frames import SWEEP_FILE
 from thalweg.lab.sweeps.points import Point, Sweep
+from thalweg.lab.tables import parse_toml
 
 
 def sweep_name(base: Spec, keys: Sequence[str]) -> str:
@@ -92,6 +93,15 @@ def find_sweep(name: Path | str, root: Path | str = "runs") -> Sweep:
     if not known:
         raise invalid("sweep", str(name), f"a sweep's folder; there is none in {root}")
     raise unknown_name("sweep", str(name), names)
+
+
+def is_smoke(sweep: Sweep) -> bool:
+    """Whether everything was made tiny, so that no verdict is to be believed."""
+    file = next((p.study.path / "spec.toml" for p in sweep.points if p.study.path.is_dir()), None)
+    try:
+        return file is not None and parse_toml(file.read_text("utf-8"), str(file))["smoke"] is True
+    except (OSError, ValueError, LookupError):  # not there yet, or damaged: told elsewhere
+        return False
 
 
 def united(known: Sweep, asked: Sweep) -> Sweep:
