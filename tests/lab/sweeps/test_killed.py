@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,18 @@ def pids_of_runs(root: Path) -> list[int]:
     return [state.pid for state in states if state is not None and state.state == "running"]
 
 
+def kill_a_worker(root: Path) -> None:
+    """Kill a process that is at work on a run; one that has just ended is not one."""
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        for pid in pids_of_runs(root):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                return
+        time.sleep(0.01)
+    raise AssertionError("no run was under way")
+
+
 def times_made(run: RunFolder) -> int:
     """How often a run was begun at its first step, whatever it was resumed afterwards."""
     log = (run.path / "log.txt").read_text()
@@ -85,19 +98,18 @@ def test_killed_drivers_and_workers_lose_no_run_and_make_none_twice(spec: Path) 
     expected = undisturbed(spec)
     root, draw = spec.parent / "runs", random.Random(0)
     command = ("sweep", str(spec), *GRID, "--workers", "2")
-    for killed in ("driver", "worker", "driver", "driver"):
+    for killed in ("driver", "driver", "driver", "worker"):
         driver = started(*command, folder=spec.parent)
         until = time.monotonic() + PATIENCE
         while not pids_of_runs(root) and driver.poll() is None and time.monotonic() < until:
             time.sleep(0.02)
         time.sleep(draw.uniform(0.0, 0.6))
-        victims = [driver.pid] if killed == "driver" else pids_of_runs(root)[:1]
-        for pid in victims:
-            os.kill(pid, signal.SIGKILL)
-        if killed == "worker":
-            assert ended([driver]) == [0]  # begun again from its last checkpoint
-        else:
+        if killed == "driver":
+            driver.kill()
             driver.communicate()
+        else:
+            kill_a_worker(root)
+            assert ended([driver]) == [0]  # begun again from its last checkpoint
     assert ended([started("resume", str(next(root.glob("sweep-*"))), folder=spec.parent)]) == [0]
     assert numbers(root) == expected
     assert max(times_made(run) for run in list_runs(root)) == 1
