@@ -31,7 +31,7 @@ class Sweep:
     """A sweep's folder and its points.
 
     Attributes:
-        path: the folder, with `sweep.toml`, the report and its figures.
+        path: the folder, with `sweep.json`, the report and its figures.
         name: what the user calls it.
         seeds: of every point.
         points: in the order of the grid, the last key varying fastest.

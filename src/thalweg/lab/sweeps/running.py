@@ -308,7 +308,7 @@ def _planned(
     progress.say(f"planning {len(specs)} points ...")
     left = {study: spec for study, spec in specs.items() if not _is_done(study, spec)}
     facts = dict(zip(left, facts_of(left, root, device, means), strict=True))
-    known = KnownRuns(FinishedRuns(root))
+    known, now = KnownRuns(FinishedRuns(root)), this_maker(device, means.plugins)
     plans: list[Plan] = []
     for study, spec in specs.items():
         found = facts.get(study)
@@ -319,7 +319,6 @@ def _planned(
             silent = Progress.silent()
             how = (means.plugins, device, silent, found, means.hung_after)
             plan = planned(study, spec, *how, known)
-        now = this_maker(device, means.plugins)
         plans.append(replace(plan, tasks=without_diverged(plan.tasks, now)))
     whole = united(read_sweep(asked.path), asked) if (asked.path / SWEEP_FILE).is_file() else asked
     write_sweep(whole)

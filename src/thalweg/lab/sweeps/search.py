@@ -119,7 +119,7 @@ def search(
     while True:
         batch = [_ask(asked, space) for _ in range(min(at_once, trials - len(told)))]
         settings = [_settings(space, trial.params) for trial in batch]
-        result = sweep(source, points=_distinct(settings), **options)
+        result = sweep(source, points=settings, **options)
         if result.outcome.interrupted or result.outcome.submitted:
             break
         for trial, own in zip(batch, settings, strict=True):
@@ -165,10 +165,6 @@ def _settings(space: Mapping[str, Range | Sequence[Setting]], drawn: Mapping[str
     for key, where in space.items():
         settings[key] = where.rounded(drawn[key]) if isinstance(where, Range) else where[drawn[key]]
     return settings
-
-
-def _distinct(settings: Sequence[Settings]) -> list[Settings]:
-    return [one for number, one in enumerate(settings) if one not in settings[:number]]
 
 
 def _value(study: StudyFolder, column: str, branch: str | None, worst: int) -> float:
