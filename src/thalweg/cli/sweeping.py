@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from thalweg.cli.output import err, out, out_json
 from thalweg.cli.studying import data_dir_words, load_plugins, override_words, progress_of
-from thalweg.errors import InvalidInput, ThalwegError
+from thalweg.errors import InvalidInput
 
 if TYPE_CHECKING:
     from thalweg.lab.execution.schedule import Outcome
@@ -252,15 +252,7 @@ def _point_row(point: Point) -> dict[str, Any]:
 
 def _states(points: Sequence[Point]) -> Counter[str]:
     """How many runs are in each state."""
-    found: Counter[str] = Counter()
-    for point in points:
-        for run in point.study.runs():
-            try:
-                status = run.status()
-                found["waiting" if status is None else status.state] += 1
-            except (ThalwegError, OSError):
-                found["damaged"] += 1
-    return found
+    return Counter(run.state() for point in points for run in point.study.runs())
 
 
 def _tell_missing(found: Sweep) -> None:

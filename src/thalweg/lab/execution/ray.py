@@ -266,7 +266,7 @@ class _Crew:
 
     def _tasks_at_work(self) -> list[Task]:
         tasks = [task for job in self._running.values() for task in self._tasks_of(job)]
-        return [task for task in tasks if _state(self.assignment.folder_of(task)) == "running"]
+        return [task for task in tasks if self.assignment.folder_of(task).state() == "running"]
 
 
 def _ray() -> Any:
@@ -290,15 +290,6 @@ def _result(task: Any) -> tuple[int, str]:
     except ray.exceptions.RayError as error:
         return 75, str(error).strip().partition("\n")[0]
     return exit_code, said.rpartition("\n")[2]
-
-
-def _state(folder: RunFolder) -> str:
-    """How a run stands, as far as that can be read."""
-    try:
-        status = folder.status()
-        return "" if status is None else status.state
-    except (ThalwegError, OSError):
-        return ""
 
 
 def _ending(folder: RunFolder, is_asked_for: bool) -> Ending | None:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from thalweg.errors import IntegrityError, InvalidInput, ThalwegError
+from thalweg.errors import IntegrityError, InvalidInput
 from thalweg.lab.store import StudyFolder
 from thalweg.lab.store.durable import read_json, to_json, write_file
 from thalweg.limits import read_bytes
@@ -248,10 +248,5 @@ def _states(study: Path) -> dict[int, dict[str, str]]:
     """The state of each run of a study, by seed and branch."""
     found: dict[int, dict[str, str]] = {}
     for run in StudyFolder(study).runs():
-        try:
-            state = run.status()
-            said = "waiting" if state is None else state.state
-        except (ThalwegError, OSError):
-            said = "damaged"
-        found.setdefault(run.seed, {})[run.branch] = said
+        found.setdefault(run.seed, {})[run.branch] = run.state()
     return found

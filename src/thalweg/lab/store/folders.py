@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thalweg.environment import environment
-from thalweg.errors import IntegrityError, InvalidInput, invalid, unknown_name
+from thalweg.errors import IntegrityError, InvalidInput, ThalwegError, invalid, unknown_name
 from thalweg.lab.store import durable
 from thalweg.lab.store.links import (
     describe_foreign,
@@ -146,6 +146,14 @@ class RunFolder:
                 said = f"process {status.pid} on {status.host} ended without a word"
                 return replace(status, state="interrupted", message=status.message or said)
         return status
+
+    def state(self) -> str:
+        """Where the run stands, in a word: also "waiting" before it begins, and "damaged"."""
+        try:
+            status = self.status()
+        except (ThalwegError, OSError):
+            return "damaged"
+        return "waiting" if status is None else status.state
 
     def followed(self) -> RunFolder:
         """The same folder for a process that reads along while another one writes."""

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from thalweg.errors import ThalwegError
 from thalweg.lab.execution.schedule import Outcome, Task
 from thalweg.lab.progress import ENDED, VERBS, Progress, duration
 from thalweg.lab.store import StudyFolder
@@ -128,8 +127,4 @@ class SweepProgress:
 
 def _state(task: Task) -> str:
     assert task.study is not None
-    try:
-        status = StudyFolder(task.study).run(task.seed, task.branch).status()
-    except (ThalwegError, OSError):
-        return "damaged"
-    return "waiting" if status is None else status.state
+    return StudyFolder(task.study).run(task.seed, task.branch).state()
