@@ -9,7 +9,12 @@ from torch import Tensor
 
 from tests.networks import CASES
 from thalweg.loss.chunk_multiplier import ChunkMultiplier
-from thalweg.loss.guards.memory import ChunkHalved, GraphsRebuilt, is_out_of_memory
+from thalweg.loss.guards.memory import (
+    ChunkHalved,
+    GraphsRebuilt,
+    is_out_of_memory,
+    within_memory,
+)
 from thalweg.loss.objective import Objective
 from thalweg.operators.hessian import Hessian
 
@@ -114,3 +119,24 @@ def test_memory_that_does_not_suffice_for_one_sample_is_an_error(
 )
 def test_libraries_that_ask_for_memory_themselves_are_understood(message: str, known: bool) -> None:
     assert is_out_of_memory(RuntimeError(message)) is known
+
+
+def test_halving_begins_at_the_samples_of_this_process() -> None:
+    """Those of all processes are no chunk of any: 1,000 processes would halve ten times in vain."""
+
+    class Ours:
+        chunk_size: int | None = None
+        samples, device = range(8), torch.device("cpu")
+        num_samples = 8000
+
+        def explained(self, error: Exception) -> None: ...
+
+    ours = Ours()
+
+    def compute() -> int:
+        if ours.chunk_size is None or ours.chunk_size > 4:
+            raise MemoryError
+        return ours.chunk_size
+
+    with pytest.warns(ChunkHalved, match="with chunks of 8 samples: 4 from now on"):
+        assert within_memory(ours, compute) == 4

@@ -7,7 +7,7 @@ A sum over chunks is the same for every chunk size, up to rounding.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import Protocol, TypeVar
 
 import torch
@@ -48,8 +48,8 @@ class InChunks(Protocol):
     chunk_size: int | None
 
     @property
-    def num_samples(self) -> int:
-        """N, the number of samples."""
+    def samples(self) -> Sized:
+        """Those of this process: none of its chunks has more."""
         ...
 
     @property
@@ -75,7 +75,7 @@ def within_memory(chunked: InChunks, compute: Callable[[], Result]) -> Result:
         try:
             return compute()
         except Exception as error:
-            size = min(chunked.chunk_size or chunked.num_samples, chunked.num_samples)
+            size = min(chunked.chunk_size or len(chunked.samples), len(chunked.samples))
             memory = isinstance(error, (RuntimeError, MemoryError)) and is_out_of_memory(error)
             if size == 1 or not memory:
                 explained = None if memory else chunked.explained(error)
