@@ -41,6 +41,7 @@ from thalweg.linalg import (
     linear_combination,
     orthonormalize,
     project,
+    tall_qr,
 )
 from thalweg.operators.symmetric import SymmetricOperator
 from thalweg.spectrum.subspace import Subspace
@@ -279,7 +280,7 @@ def lockstep_power_step_by_qr(
     projected = inner_products(rows, images, _device_of_small(rows))
     values, vectors = torch.linalg.eigh((projected + projected.mT) / 2)
     values, vectors = values.flip(-1), vectors.flip(-1)
-    basis, triangle = torch.linalg.qr(combine(vectors.mT.to(images), images).mT)
+    basis, triangle = tall_qr(combine(vectors.mT.to(images), images).mT)
     combination = vectors @ torch.linalg.pinv(triangle.to(vectors))
     # A step behind: the Ritz values of U.
     ritz = torch.diag_embed(values)
