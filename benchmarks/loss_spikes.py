@@ -7,7 +7,8 @@ seed, watched at every `--every`th step. A spike is a watched loss that is `--ri
 lowest so far. For each indicator and limit of an alarm it says how many spikes were preceded by one
 (within `--before` steps), how many were missed, how many alarms no spike followed (within as many
 steps), and how many steps before the spike the alarm came (median). Then each run is repeated with
-the learning rate halved at each alarm: is the spike gone?
+the learning rate halved at each alarm of the stability margin, at each of the directional margin,
+and, as a control, with half the rate from the start: is the spike gone, and where does it end?
 """
 
 from __future__ import annotations
@@ -33,8 +34,10 @@ from thalweg.measure.watch import watch
 Row = Mapping[str, Any]
 
 
-def trained(options: argparse.Namespace, seed: int, alarm: Alarm | None = None) -> list[Row]:
-    """The rows of one run; an alarm halves its learning rate."""
+def trained(
+    options: argparse.Namespace, seed: int, alarm: Alarm | None = None, *, factor: float = 1.0
+) -> list[Row]:
+    """The rows of one run at a multiple of its learning rate; an alarm halves it."""
     transformers = importlib.import_module("transformers")
     torch.manual_seed(seed)
     off = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
@@ -53,7 +56,7 @@ def trained(options: argparse.Namespace, seed: int, alarm: Alarm | None = None) 
     count = len(letters) // options.context
     corpus = torch.from_numpy(letters[: count * options.context]).view(count, -1)
     watched = corpus[:: count // options.samples][: options.samples].contiguous()
-    optimizer = torch.optim.AdamW(net.parameters(), options.lr, betas=(0.9, options.beta2))
+    optimizer = torch.optim.AdamW(net.parameters(), factor * options.lr, betas=(0.9, options.beta2))
     sinks = []
     if alarm is not None:
 
@@ -151,6 +154,26 @@ def with_critical_margin(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return completed
 
 
+def repeated(
+    options: argparse.Namespace, seed: int, say: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """The same run again, its rate halved at each alarm of a margin, and at half the rate."""
+    ways: dict[str, Alarm | None] = {
+        column: Alarm(column, below=options.limit, reports=reports)
+        for column, reports in (("stability_margin", options.reports), ("directional_margin", 1))
+    }
+    facts = []
+    for way, alarm in (ways | {"half the rate": None}).items():
+        rows = trained(options, seed, alarm, factor=1.0 if alarm else 0.5)
+        halved = [] if alarm is None else alarm.steps
+        losses = [row["loss"] for row in rows if row["loss"] is not None]
+        fact = {"seed": seed, "way": way, "halved": halved, "loss": losses[-1]}
+        fact |= {"lowest": min(losses), "spikes": spikes_of(rows, options.rise)}
+        facts.append(fact | {"learning_rate": rows[-1]["learning_rate"]})
+        say("  ".join(f"{key} {value}" for key, value in facts[-1].items()))
+    return facts
+
+
 def main() -> None:
     options = options_of_command_line()
     torch.set_num_threads(1)
@@ -165,15 +188,7 @@ def main() -> None:
     table = judged(runs, options)
     for row in table:
         say("  ".join(f"{key} {value}" for key, value in row.items()))
-    saved = []
-    for seed in options.seeds:
-        alarm = Alarm("stability_margin", below=options.limit, reports=options.reports)
-        rows = trained(options, seed, alarm)
-        spikes = spikes_of(rows, options.rise)
-        final = next(row["loss"] for row in reversed(rows) if row["loss"] is not None)
-        rate = rows[-1]["learning_rate"]
-        saved.append({"seed": seed, "halved": alarm.steps, "spikes": spikes, "loss": final})
-        say(f"halved, seed {seed}: at {alarm.steps}, spikes {spikes}, {final:.2f}, lr {rate:.1e}")
+    saved = [fact for seed in options.seeds for fact in repeated(options, seed, say)]
     if options.json:
         kept = ("step", "loss", "stability_margin", "directional_margin", "critical_margin")
         short = [[{k: row.get(k) for k in kept} for row in rows] for rows in runs]
