@@ -9,25 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from torch import nn
 
 from thalweg.errors import invalid, require_extra
-from thalweg.integrations.fixed_sample import fixed_sample
+from thalweg.integrations.trainer_callback import SAMPLES, AnySink, WatchingCallback
 from thalweg.loss.compute_loss import ComputeLoss
-from thalweg.loss.reduce import several_processes
-from thalweg.measure.sinks import Sink
-from thalweg.measure.watch import watch
-from thalweg.measure.watcher import Watcher
+from thalweg.measure.sinks import reason_of, warn
+from thalweg.sharding import sharding_of
 
 require_extra("lightning", "lightning")
 
 from lightning.pytorch import Callback, LightningModule, Trainer  # noqa: E402
 
-SAMPLES = 64
-"""That are watched."""
 LOGGERS = {
     "TensorBoardLogger": "tensorboard",
     "WandbLogger": "wandb",
@@ -40,13 +36,14 @@ REFUSED = {
 }
 
 
-class CurvatureCallback(Callback):
+class CurvatureCallback(WatchingCallback, Callback):
     """Reports the curvature of a module's loss while it trains, and leaves the training alone.
 
     The loss is that of `training_step`, over a sample of the training set that is drawn once and
     collated as the loader collates. See `watch` for what is reported, what it costs and what
-    happens when a report fails. With several processes each watches its part of the sample. The
-    state goes into Lightning's checkpoints, and a resumed run goes on from there.
+    happens when a report fails. With several processes (ddp, FSDP 2 by `ModelParallelStrategy`)
+    each watches its part of the sample. The state goes into Lightning's checkpoints, of a model in
+    shards a file for each process, and a resumed run goes on from there.
 
     Args:
         optimizer: which one of several, by its place in `configure_optimizers`.
@@ -77,15 +74,15 @@ class CurvatureCallback(Callback):
         samples: int = SAMPLES,
         data: object = None,
         k: int | None = None,
-        sinks: Iterable[Sink | str | Callable[[Any, int], Any]] | None = None,
+        sinks: Iterable[AnySink] | None = None,
         quiet: bool = True,
         seed: int = 0,
         **options: Any,
     ) -> None:
+        super().__init__(
+            samples=samples, data=data, k=k, sinks=sinks, quiet=quiet, seed=seed, **options
+        )
         self.optimizer, self.loss = optimizer, loss
-        self.samples, self.data, self.k, self.seed = samples, data, k, seed
-        self.sinks, self.quiet, self.options = sinks, quiet, options
-        self.watcher: Watcher | None = None
         self._restored: dict[str, Any] | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -94,49 +91,65 @@ class CurvatureCallback(Callback):
         if self.loss is None and not pl_module.automatic_optimization:
             hint = "its training_step makes the steps itself"
             raise invalid("loss", None, "loss(module, batch) with manual optimization", hint)
-        group = dist.group.WORLD if several_processes() else None
-        first, resumed = trainer.is_global_zero, self._restored is not None
-        data = self.data
-        if data is None:
-            loader, device = trainer.train_dataloader, pl_module.device
-            data = fixed_sample(loader, self.samples, self.seed, device, group)
-        sinks = list(_loggers(trainer) if self.sinks is None else self.sinks) if first else []
-        options = dict(self.options) if first else {**self.options, "file": None}
-        self.watcher = watch(
+        restored, self._restored = self._restored, None
+        watcher = self.begin(
             pl_module,
-            ComputeLoss(self._loss),  # type: ignore[arg-type]
-            data,
+            ComputeLoss(self._loss),
             trainer.optimizers[self.optimizer],
-            k=self.k,
-            sinks=sinks,
-            quiet=self.quiet or not first,
-            seed=self.seed,
-            group=group,
-            resume_at=self._restored["step"] if resumed else None,  # type: ignore[index]
-            **options,
+            trainer.train_dataloader,
+            dashboards=lambda: _loggers(trainer),
+            resume_at=None if restored is None else restored["step"],
         )
-        if self._restored is not None:
-            self.watcher.load_state_dict(self._restored)
-            self._restored = None
+        if sharding_of(watcher.objective) is not None:
+            self._save_beside(trainer.strategy)
+        if restored is None:
+            return
+        if "source" in restored:
+            self.restore(lambda: restored)
+        else:
+            self.restore_from(Path(trainer.ckpt_path or ""))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop watching; `watcher.history` stays."""
-        if self.watcher is not None:
-            self.watcher.close()
+        self.end()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Stop watching a training that has failed."""
-        self.on_train_end(trainer, pl_module)
+        self.end()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the strategy as it was."""
+        vars(trainer.strategy).pop("save_checkpoint", None)
 
     def state_dict(self) -> dict[str, Any]:
-        """The watcher's state, for Lightning's checkpoint."""
-        return {} if self.watcher is None else self.watcher.state_dict()
+        """The watcher's state, for Lightning's checkpoint; its step alone, of a model in shards."""
+        if self.watcher is None:
+            return {}
+        if sharding_of(self.watcher.objective) is not None:
+            return {"step": self.watcher.step}
+        return self.watcher.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep it until the training begins."""
         self._restored = state_dict or None
+
+    def _save_beside(self, strategy: Any) -> None:
+        """Write this process's state beside each checkpoint of a model in shards.
+
+        Of what callbacks give Lightning saves that of the first process alone.
+        """
+        save = strategy.save_checkpoint
+
+        def saved(checkpoint: Any, filepath: Any, *arguments: Any, **options: Any) -> None:
+            save(checkpoint, filepath, *arguments, **options)
+            try:
+                self.save_to(Path(strategy.broadcast(filepath)))
+            except (OSError, RuntimeError) as error:
+                warn(f"the watcher's state is not saved: {reason_of(error)}")
+
+        strategy.save_checkpoint = saved
 
     def _loss(self, module: nn.Module, batch: Any) -> Any:
         if self.loss is not None:

@@ -84,6 +84,7 @@ from thalweg.measure.step_state import StepState
 from thalweg.measure.training_samples import TrainingSamples
 from thalweg.optim.stability import stability_threshold
 from thalweg.representation import as_html
+from thalweg.sharding import packed, sharding_of, unpacked
 from thalweg.spectrum.subspace import Subspace
 from thalweg.tracking.source import SubspaceSource
 from thalweg.tracking.wrapping import held_by, stepping
@@ -307,14 +308,14 @@ class Watcher:
         """Everything needed to go on bit for bit: steps, spacing, subspace, recent reports.
 
         For a checkpoint of a training that is to be resumed; `history` is not in it. Numbers, texts
-        and tensors, in dicts and lists.
+        and tensors, in dicts and lists; of a model in shards this process's part, see `Sharding`.
         """
         return {
             "step": self.step,
             "spacing": self.spacing.state_dict(),
             "trained": self._trained.samples,
             "source": self.source.state_dict(),
-            "direction": self._direction,
+            "direction": packed(self._direction),
             "failures": self._failures,
             "recent": [row.copy() for row in self._recent],
         }
@@ -325,7 +326,7 @@ class Watcher:
         self.spacing.load_state_dict(state["spacing"])
         self._trained.samples = state["trained"]
         self.source.load_state_dict(state["source"])
-        self._direction = state["direction"]
+        self._direction = unpacked(state["direction"], sharding_of(self.objective))
         self._recent.clear()
         self._recent.extend(dict(row) for row in state["recent"])
 
@@ -470,8 +471,10 @@ class Watcher:
         if reason is None:
             self._failures = 0
         sharpness = row.get("sharpness")
-        if row.pop("preconditioned_sharpness", None):
-            # Without it the report is one still.
+        preconditioned = row.pop("preconditioned_sharpness", None)
+        # Where a report has failed, that has come to some processes before they knew, and not to
+        # others; of itself the report is one without it still.
+        if reason is None and preconditioned:
             row |= self._preconditioned_sharpness(state)
             sharpness = row.get("preconditioned_sharpness")
         row["stability_margin"] = _margin(sharpness, row.get("stability_threshold"))
