@@ -2,8 +2,8 @@
 
 torchrun --nproc-per-node 2 -m tests.integrations.sharded_processes KIND FOLDER
 
-Each kind trains alone, watched, and with a probe that fails on one process; where it saves
-checkpoints it is resumed as well. What each process has seen goes to FOLDER/RANK.pt.
+Each kind trains as its `SETTINGS` say: alone, watched, with a probe that fails on one process, and
+resumed from a checkpoint in the middle. What each process has seen goes to FOLDER/RANK.pt.
 """
 
 from __future__ import annotations
@@ -11,31 +11,55 @@ from __future__ import annotations
 import faulthandler
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
+from thalweg.errors import InvalidInput
 from thalweg.measure.probes import probe
+from thalweg.measure.sinks import WatchWarning
 from thalweg.measure.step_state import StepState
 from thalweg.measure.watch import watch
+from thalweg.operators.hessian import Hessian
 from thalweg.sharding import whole
+from thalweg.spectrum.eigensolver import eigenpairs
 
 Numbers = dict[str, Any]
-WATCHED: Numbers = {"samples": 9, "every": 2, "k": 2, "exact": True, "error": 1e-4}
-"""Nine samples: five on the first process, four on the second."""
-points: list[Tensor] = []
+SAMPLES = 9
+"""Five on the first process, four on the second."""
+WATCHED: Numbers = {"every": 2, "k": 2, "exact": True, "error": 1e-6}
+SETTINGS = ("double", "lowered")
+"""In float64; and in bfloat16 with float32 parameters, accumulation, clipping and dropout."""
+PATIENCE = 700
+"""Seconds, on a machine that has other work."""
+points: list[Numbers] = []
 
 
 @probe("point")
 def point(state: StepState) -> Numbers:
-    """Keep theta of a report, whole."""
-    points.append(whole(state.theta))
+    """Keep of a report what a reference needs: theta, and Adam's second moments after its step.
+
+    And in float64 eigenvalues that are solved until rounding stops them.
+    """
+    assert state.optimizer is not None
+    moments: Any = [state.optimizer.state[p]["exp_avg_sq"] for p in state.objective.parameters()]
+    kept = {
+        "theta": whole(state.theta),
+        "second_moments": torch.cat([part.full_tensor().reshape(-1) for part in moments]),
+    }
+    if state.theta.dtype is torch.float64:
+        operator = Hessian(state.objective, state.theta)
+        kept["eigenvalues"] = eigenpairs(operator, 2, tolerance=1e-9).eigenvalues
+    points.append(kept)
     return {"point": None}
 
 
@@ -51,9 +75,9 @@ def fails_on_one(state: StepState) -> Numbers:
 def fsdp_on_cpu() -> Iterator[None]:
     """Let Accelerate shard on CPUs what it would shard on GPUs.
 
-    It leaves an FSDP plugin aside where processes have no accelerators, and takes DDP: which kind
-    of processes these are is all that is said otherwise here. Plugin, policies, `prepare`, clipping
-    and checkpoints are Accelerate's and the Trainer's own.
+    Without a word it leaves an FSDP plugin aside where processes have no accelerators, and takes
+    DDP: which kind of processes these are is all that is said otherwise here. Plugin, policies,
+    `prepare`, clipping and checkpoints are Accelerate's and the Trainer's own.
     """
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedType
@@ -75,55 +99,85 @@ def fsdp_on_cpu() -> Iterator[None]:
         AcceleratorState.__init__ = as_it_is
 
 
-def parameters_of(model: nn.Module) -> Tensor:
-    """All P parameters of a model that FSDP2 has in its hands."""
-    assert any(isinstance(module, FSDPModule) for module in model.modules())
-    return torch.cat([p.full_tensor().detach().reshape(-1) for p in model.parameters()])  # type: ignore[attr-defined]
-
-
-def seen(model: nn.Module, watcher: Any) -> Numbers:
-    """The end of a training, and what was reported in it."""
-    found = {"theta": parameters_of(model), "points": [*points]}
+def seen(run: Callable[[], tuple[nn.Module, Any]]) -> Numbers:
+    """The end of a training, what was reported in it, and what Thalweg warned of."""
     points.clear()
-    return found | {"rows": [] if watcher is None else watcher.history}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model, watcher = run()
+    assert any(isinstance(module, FSDPModule) for module in model.modules())
+    parameters: Any = [*model.parameters()]
+    return {
+        "theta": torch.cat([p.full_tensor().detach().reshape(-1) for p in parameters]),
+        "points": [*points],
+        "rows": [] if watcher is None else watcher.history,
+        "warnings": [str(each.message) for each in caught if each.category is WatchWarning],
+    }
 
 
-def huggingface(folder: Path, **settings: Any) -> Numbers:
+def four(run: Callable[..., tuple[nn.Module, Any]], folder: Path, checkpoint: str) -> Numbers:
+    """A training alone, watched, failing, and resumed from the checkpoint of the watched one."""
+    watched = folder / "watched"
+    return {
+        "alone": seen(lambda: run(folder / "alone", None)),
+        "watched": seen(lambda: run(watched, ["point"])),
+        "failing": seen(lambda: run(folder / "failing", ["fails_on_one"])),
+        "resumed": seen(lambda: run(watched, ["point"], resume=watched / checkpoint)),
+    }
+
+
+def refused(run: Callable[[], object]) -> str:
+    """What is said of a layout that is not known."""
+    try:
+        run()
+    except InvalidInput as error:
+        return str(error)
+    return "nothing"
+
+
+def token_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+    """Of next tokens, in the precision of the outputs; transformers' own is in float32."""
+    predicted, targets = outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    total = nn.functional.cross_entropy(predicted, targets, reduction="sum")
+    return total / (targets.numel() if num_items_in_batch is None else num_items_in_batch)
+
+
+def huggingface(folder: Path) -> Numbers:
+    """The Trainer with FSDP 2."""
     from tests.integrations import test_huggingface as own
 
-    fsdp = {"version": 2, **settings.pop("fsdp", {})}
-
-    def run(name: str, watched: Numbers | None, resume: str | None = None) -> Numbers:
+    def run(
+        folder: Path,
+        probes: list[str] | None,
+        *,
+        resume: Path | None = None,
+        fsdp: Mapping[str, Any] = MappingProxyType({}),
+        **settings: Any,
+    ) -> tuple[nn.Module, Any]:
+        double = not settings
         _, callback, trainer = own.trained(
-            folder / name,
-            watched,
-            network=own.model(),
-            resume=resume,
+            folder,
+            None if probes is None else {"samples": SAMPLES, **WATCHED, "probes": probes},
+            network=own.model().double() if double else own.model(),
+            resume=None if resume is None else str(resume),
+            loss=token_loss if double else None,
             fsdp=True,
-            fsdp_config={**fsdp},
+            fsdp_config={"version": 2, **fsdp},
             **settings,
         )
-        return seen(trainer.model, callback and callback.watcher)
+        return trainer.model, callback and callback.watcher
 
+    lowered: Numbers = {
+        "bf16": True,
+        "gradient_accumulation_steps": 2,
+        "max_grad_norm": 0.1,
+        "fsdp": {"activation_checkpointing": True, "state_dict_type": "SHARDED_STATE_DICT"},
+    }
     with fsdp_on_cpu():
-        given = WATCHED | {"probes": ["point"]}
         return {
-            "alone": run("alone", None),
-            "watched": run("watched", given),
-            "failing": run("failing", WATCHED | {"probes": ["fails_on_one"]}),
-            "resumed": run("watched", given, str(folder / "watched" / "checkpoint-3")),
+            "double": four(run, folder / "double", "checkpoint-3"),
+            "lowered": four(partial(run, **lowered), folder / "lowered", "checkpoint-3"),
         }
-
-
-def huggingface_lowered(folder: Path) -> Numbers:
-    """In bfloat16, with activation checkpointing, accumulation and clipping."""
-    return huggingface(
-        folder,
-        bf16=True,
-        gradient_accumulation_steps=2,
-        max_grad_norm=0.1,
-        fsdp={"activation_checkpointing": True, "state_dict_type": "SHARDED_STATE_DICT"},
-    )
 
 
 class Block(nn.Module):
@@ -152,63 +206,67 @@ def labelled(count: int) -> tuple[Tensor, Tensor]:
 
 
 def accelerate(folder: Path) -> Numbers:
-    """A loop of one's own, in bfloat16, with accumulation and clipping."""
+    """A loop of one's own around Accelerate with FSDP 2."""
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
     from accelerate.utils import FullyShardedDataParallelPlugin
 
-    loss, (inputs, labels) = nn.CrossEntropyLoss(), labelled(240)
+    loss = nn.CrossEntropyLoss()
 
-    def run(name: str, probes: list[str] | None, resume: Path | None = None) -> Numbers:
+    def prepared(**settings: Any) -> tuple[Any, nn.Module, Any]:
+        AcceleratorState._reset_state(reset_partial_state=True)
         plugin = FullyShardedDataParallelPlugin(
             fsdp_version=2,
             auto_wrap_policy="transformer_based_wrap",
             transformer_cls_names_to_wrap=["Block"],
             state_dict_type="SHARDED_STATE_DICT",
         )
-        accelerator = Accelerator(
-            mixed_precision="bf16", gradient_accumulation_steps=2, cpu=True, fsdp_plugin=plugin
-        )
-        model = blocks(dropout=0.1)
+        accelerator = Accelerator(cpu=True, fsdp_plugin=plugin, **settings)
+        model = blocks(dropout=0.1) if settings else blocks().double()
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
-        model, optimizer = accelerator.prepare(model, optimizer)
-        rank, count = accelerator.process_index, accelerator.num_processes
-        first = 3 if resume else 0
-        if resume:
+        return accelerator, *accelerator.prepare(model, optimizer)
+
+    def run(
+        folder: Path, probes: list[str] | None, *, resume: Path | None = None, **settings: Any
+    ) -> tuple[nn.Module, Any]:
+        accelerator, model, optimizer = prepared(**settings)
+        inputs, labels = labelled(240)
+        inputs = inputs if settings else inputs.double()
+        rank, parts, watcher, first = dist.get_rank(), 2 if settings else 1, None, 0
+        if resume is not None:
             accelerator.load_state(str(resume))
-        watcher = None
+            first = 3
         if probes is not None:
-            own = inputs[:9][rank::count], labels[:9][rank::count]
-            options = {name: value for name, value in WATCHED.items() if name != "samples"}
+            own = inputs[:SAMPLES][rank::2], labels[:SAMPLES][rank::2]
             watcher = watch(
                 model, loss, own, optimizer, group=dist.group.WORLD, probes=probes, quiet=True,
-                resume_at=first or None, **options,
+                resume_at=first or None, **WATCHED,
             )  # fmt: skip
-            if resume:
+            if resume is not None:
                 watcher.load_state_dict(torch.load(resume / f"thalweg-{rank}.pt"))
-        for step in range(2 * first, 12):
-            part = slice(20 * step + 10 * rank, 20 * step + 10 * rank + 10)
+        for batch in range(parts * first, parts * 6):
+            rows = slice(20 * batch + 10 * rank, 20 * batch + 10 * rank + 10)
             with accelerator.accumulate(model):
-                torch.manual_seed(100 * step + rank)
-                accelerator.backward(loss(model(inputs[part]), labels[part]))
+                torch.manual_seed(100 * batch + rank)
+                accelerator.backward(loss(model(inputs[rows]), labels[rows]))
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
                 optimizer.zero_grad()
-            if step == 5 and watcher is not None and not resume:
-                accelerator.save_state(str(folder / name))
-                torch.save(watcher.state_dict(), folder / name / f"thalweg-{rank}.pt")
-        return seen(model, watcher)
+            if batch == parts * 3 - 1 and watcher is not None:
+                accelerator.save_state(str(folder / "state"))
+                torch.save(watcher.state_dict(), folder / "state" / f"thalweg-{rank}.pt")
+        return model, watcher
 
+    lowered: Numbers = {"mixed_precision": "bf16", "gradient_accumulation_steps": 2}
     with fsdp_on_cpu():
         return {
-            "alone": run("alone", None),
-            "watched": run("watched", ["point"]),
-            "failing": run("failing", ["fails_on_one"]),
-            "resumed": run("resumed", ["point"], folder / "watched"),
+            "double": four(run, folder / "double", "state"),
+            "lowered": four(partial(run, **lowered), folder / "lowered", "state"),
         }
 
 
-def lightning(folder: Path, **settings: Any) -> Numbers:
+def lightning(folder: Path) -> Numbers:
     """`ModelParallelStrategy` as it is, on CPUs."""
     from lightning.pytorch import LightningModule, Trainer, seed_everything
     from lightning.pytorch.callbacks import ModelCheckpoint
@@ -218,77 +276,86 @@ def lightning(folder: Path, **settings: Any) -> Numbers:
     from thalweg.integrations.lightning import CurvatureCallback
 
     class Classifier(LightningModule):
-        net: nn.Module
+        net: Any
+
+        def __init__(self, dtype: torch.dtype, tensor_parallel: bool) -> None:
+            super().__init__()
+            self.lowered, self.tensor_parallel = dtype is torch.float32, tensor_parallel
+            self.parameters_in = dtype
 
         def configure_model(self) -> None:
-            self.net = blocks()
+            self.net = blocks().to(self.parameters_in)
             assert self.device_mesh is not None
-            mesh, lowered = self.device_mesh["data_parallel"], torch.bfloat16
-            policy = MixedPrecisionPolicy(param_dtype=lowered if settings else None)
-            for block in (self.net[1], self.net[2]):  # type: ignore[index]
+            if self.tensor_parallel:
+                mesh = self.device_mesh["tensor_parallel"]
+                parallelize_module(self.net, mesh, {"0": ColwiseParallel()})
+                return
+            mesh = self.device_mesh["data_parallel"]
+            policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if self.lowered else None)
+            for block in (self.net[1], self.net[2]):
                 fully_shard(block, mesh=mesh, mp_policy=policy)
             fully_shard(self.net, mesh=mesh, mp_policy=policy)
 
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.net(inputs)
+
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            loss = nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+            loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
             self.log("train_loss", loss, prog_bar=True)
             return loss
 
         def configure_optimizers(self) -> Any:
             return torch.optim.AdamW(self.parameters(), lr=0.02)
 
-    def run(name: str, probes: list[str] | None, resume: Path | None = None) -> Numbers:
+    def run(
+        folder: Path,
+        probes: list[str] | None,
+        *,
+        resume: Path | None = None,
+        tensor_parallel: int = 1,
+        **settings: Any,
+    ) -> tuple[nn.Module, Any]:
         seed_everything(0, verbose=False)
-        callback = None if probes is None else CurvatureCallback(**WATCHED, probes=probes)
-        kept = ModelCheckpoint(
-            folder / name, every_n_train_steps=3, save_top_k=-1, filename="{step}"
-        )
+        kept = ModelCheckpoint(folder, every_n_train_steps=3, save_top_k=-1, filename="{step}")
+        callbacks: list[Any] = [kept]
+        if probes is not None:
+            callbacks.append(CurvatureCallback(samples=SAMPLES, **WATCHED, probes=probes))
         trainer = Trainer(
             accelerator="cpu",
             devices=2,
-            strategy=ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
+            strategy=ModelParallelStrategy(
+                data_parallel_size=2 // tensor_parallel, tensor_parallel_size=tensor_parallel
+            ),
             max_steps=6,
             logger=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             default_root_dir=folder,
-            callbacks=[kept, *([] if callback is None else [callback])],
+            callbacks=callbacks,
             **settings,
         )
-        module = Classifier()
+        dtype = torch.float32 if settings else torch.float64
+        module = Classifier(dtype, tensor_parallel > 1)
         # An epoch is one step: of one that is resumed in its middle Lightning repeats batches.
-        loader = DataLoader(
-            TensorDataset(*labelled(20 * settings.get("accumulate_grad_batches", 1))), batch_size=10
-        )
+        inputs, labels = labelled(40 if settings else 20)
+        loader = DataLoader(TensorDataset(inputs.to(dtype), labels), batch_size=10)
         trainer.fit(module, loader, ckpt_path=resume)
-        return seen(module, callback and callback.watcher)
+        return module, callbacks[-1].watcher if probes is not None else None
 
+    lowered: Numbers = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1}
     return {
-        "alone": run("alone", None),
-        "watched": run("watched", ["point"]),
-        "failing": run("failing", ["fails_on_one"]),
-        "resumed": run("resumed", ["point"], folder / "watched" / "step=3.ckpt"),
+        "double": four(run, folder / "double", "step=3.ckpt"),
+        "lowered": four(partial(run, **lowered), folder / "lowered", "step=3.ckpt"),
+        "refused": refused(lambda: run(folder / "tensor", [], tensor_parallel=2)),
     }
 
 
-def lightning_lowered(folder: Path) -> Numbers:
-    """With a policy of bfloat16, accumulation and clipping."""
-    return lightning(folder, accumulate_grad_batches=2, gradient_clip_val=0.1)
-
-
-KINDS: dict[str, Callable[[Path], Numbers]] = {
-    "huggingface": huggingface,
-    "huggingface-lowered": huggingface_lowered,
-    "accelerate": accelerate,
-    "lightning": lightning,
-    "lightning-lowered": lightning_lowered,
-}
+KINDS = {"huggingface": huggingface, "accelerate": accelerate, "lightning": lightning}
 
 
 def main() -> None:
-    warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    faulthandler.dump_traceback_later(200, exit=True)
+    faulthandler.dump_traceback_later(PATIENCE, exit=True)
     kind, folder = sys.argv[1], Path(sys.argv[2])
     found = KINDS[kind](folder)
     torch.save(found, folder / f"{dist.get_rank()}.pt")

@@ -56,6 +56,7 @@ def trained(
     steps: int = 6,
     resume: str | None = None,
     network: nn.Module | None = None,
+    loss: Any = None,
     **arguments: Any,
 ) -> tuple[Tensor, CurvatureCallback | None, Trainer]:
     defaults: dict[str, Any] = {
@@ -77,6 +78,7 @@ def trained(
         args=TrainingArguments(**arguments),
         train_dataset=Tokens(),
         eval_dataset=Tokens(8),
+        compute_loss_func=loss,
     )
     callback = None
     if watched is not None:

@@ -76,7 +76,8 @@ class CurvatureCallback(WatchingCallback, TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begin to watch."""
-        if getattr(args, "deepspeed", None):
+        # The second is what a configuration of accelerate leaves.
+        if getattr(args, "deepspeed", None) or getattr(args, "deepspeed_plugin", None):
             allowed = "one process, DDP or FSDP 2"
             raise invalid("deepspeed", "DeepSpeed ZeRO", allowed, "fsdp_config={'version': 2}")
         model, resumed = kwargs["model"], state.global_step > 0
@@ -90,7 +91,7 @@ class CurvatureCallback(WatchingCallback, TrainerCallback):
             resume_at=state.global_step if resumed else None,
         )
         if resumed:
-            self.restore_from(_checkpoint(args, state))
+            self.restore_from(_checkpoint(args, state), expected=False)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Put the state beside the trainer's own, in a file for each process."""

@@ -139,13 +139,22 @@ class CurvatureCallback(WatchingCallback, Callback):
         """Write this process's state beside each checkpoint of a model in shards.
 
         Of what callbacks give Lightning saves that of the first process alone.
+
+        Warns:
+            WatchWarning: the checkpoint is a file, not a folder; the state cannot be written.
         """
         save = strategy.save_checkpoint
 
         def saved(checkpoint: Any, filepath: Any, *arguments: Any, **options: Any) -> None:
             save(checkpoint, filepath, *arguments, **options)
+            path = Path(strategy.broadcast(filepath))
+            if path.is_file() and strategy.is_global_zero:
+                warn(
+                    "a checkpoint in one file has no room for the watcher's state: a resumed run"
+                    " begins with a new subspace; leave save_distributed_checkpoint=True"
+                )
             try:
-                self.save_to(Path(strategy.broadcast(filepath)))
+                self.save_to(path)
             except (OSError, RuntimeError) as error:
                 warn(f"the watcher's state is not saved: {reason_of(error)}")
 

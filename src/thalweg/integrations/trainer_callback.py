@@ -114,11 +114,15 @@ class WatchingCallback:
         )
         return self.watcher
 
-    def restore(self, read: Callable[[], Mapping[str, Any] | None]) -> None:
+    def restore(
+        self, read: Callable[[], Mapping[str, Any] | None], *, expected: bool = True
+    ) -> None:
         """Go on from a state, on all processes; where one cannot, all begin with a new subspace.
 
         Args:
             read: gives what the watcher's `state_dict()` was; None where nothing was saved.
+            expected: whether it is known that the run was watched before. A run that was not has
+                lost nothing.
 
         Warns:
             WatchWarning: it cannot be read, or is of another step, model or number of processes.
@@ -137,8 +141,8 @@ class WatchingCallback:
                 watcher.load_state_dict(state)
         except Exception as error:
             watcher.load_state_dict(without)
-            # A run that was not watched before has lost nothing.
-            if all(reduction.gathered("absent" if absent else "")) or reduction.rank:
+            nowhere = all(reduction.gathered("absent" if absent else ""))
+            if reduction.rank or (nowhere and not expected):
                 return
             warn(
                 f"the state of the resumed run is not read, its subspace is new: {reason_of(error)}"
@@ -149,10 +153,13 @@ class WatchingCallback:
         if self.watcher is not None and folder.is_dir():
             torch.save(self.watcher.state_dict(), self._file_in(folder))
 
-    def restore_from(self, folder: Path) -> None:
+    def restore_from(self, folder: Path, *, expected: bool = True) -> None:
         """Go on from what `save_to` has written; see `restore`."""
         file = self._file_in(folder)
-        self.restore(lambda: torch.load(file, weights_only=True) if file.is_file() else None)
+        self.restore(
+            lambda: torch.load(file, weights_only=True) if file.is_file() else None,
+            expected=expected,
+        )
 
     def end(self) -> None:
         """Stop watching; `watcher.history` stays."""

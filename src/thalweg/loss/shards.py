@@ -56,8 +56,14 @@ def refuse_unfit_shards(model: nn.Module) -> None:
     """Refuse a model that is sharded in another way than by FSDP2 over one dimension.
 
     Raises:
-        InvalidInput: FSDP1, tensor parallel, a mesh of two dimensions, shards that are no rows.
+        InvalidInput: FSDP1, DeepSpeed, tensor parallel, a mesh of two dimensions, shards that are
+            no rows.
     """
+    # By their names: DeepSpeed need not be installed. ZeRO 3 leaves empty parameters in the model.
+    if any(kind.__name__ == "DeepSpeedEngine" for kind in type(model).__mro__) or any(
+        hasattr(parameter, "ds_id") for parameter in model.parameters()
+    ):
+        raise invalid("model", f"{type(model).__name__} of DeepSpeed (ZeRO)", f"{FSDP2}, DDP")
     fsdp: Any = sys.modules.get("torch.distributed.fsdp")
     if fsdp is not None and any(
         isinstance(module, fsdp.FullyShardedDataParallel) for module in model.modules()
