@@ -7,12 +7,20 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.utils.data import Dataset, IterableDataset
 
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments, set_seed
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    Trainer,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 
 from thalweg.errors import InvalidInput
 from thalweg.integrations.huggingface import CurvatureCallback, _dashboards
@@ -209,22 +217,41 @@ def test_the_dashboards_are_those_of_the_trainer(tmp_path: Path) -> None:
     assert names == ["wandb", "mlflow", "tensorboard"]
 
 
+class FSDP1(FullyShardedDataParallel):
+    """Its class is all that is looked at; to be built it wants an accelerator."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.layer = nn.Linear(2, 2)
+
+
+def zero_3() -> nn.Module:
+    network: Any = nn.Linear(2, 2)
+    network.weight.ds_id = 0
+    return network
+
+
 @pytest.mark.parametrize(
-    ("attributes", "named"),
+    ("attributes", "network", "named"),
     [
-        ({"deepspeed": {"stage": 3}}, "DeepSpeed ZeRO"),
-        ({"fsdp": ["full_shard"], "fsdp_config": {}}, "FSDP 1"),
+        ({"deepspeed": {"stage": 3}}, nn.Linear(2, 2), "DeepSpeed ZeRO"),
+        ({"deepspeed_plugin": object()}, nn.Linear(2, 2), "DeepSpeed ZeRO"),
+        ({}, type("DeepSpeedEngine", (nn.Linear,), {})(2, 2), "DeepSpeedEngine of DeepSpeed"),
+        ({}, zero_3(), r"Linear of DeepSpeed \(ZeRO\)"),
+        ({}, nn.Sequential(FSDP1()), r"FSDP1\)', allowed: FSDP2"),
     ],
+    ids=["ZeRO by arguments", "ZeRO by accelerate", "ZeRO engine", "ZeRO 3", "FSDP 1"],
 )
 def test_layouts_that_cannot_be_right_are_refused_by_name(
-    attributes: dict[str, Any], named: str, tmp_path: Path
+    attributes: dict[str, Any], network: nn.Module, named: str, tmp_path: Path
 ) -> None:
-    callback = CurvatureCallback()
     arguments = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
     for name, value in attributes.items():
         setattr(arguments, name, value)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    callback = CurvatureCallback(data=[torch.zeros(2, 2)])
     with pytest.raises(InvalidInput, match=named):
-        callback.on_train_begin(arguments, None, None)
+        callback.on_train_begin(arguments, TrainerState(), None, model=network, optimizer=optimizer)
 
 
 def test_a_stream_is_refused_with_a_mend(tmp_path: Path) -> None:

@@ -1,21 +1,29 @@
 from __future__ import annotations
 
+import os
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.utils.data import DataLoader, TensorDataset
 
 pytest.importorskip("lightning")
 
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from thalweg.errors import InvalidInput
 from thalweg.integrations.lightning import CurvatureCallback
 from thalweg.loss.objective import Objective
+from thalweg.measure.sinks import WatchWarning
 from thalweg.operators.hessian import Hessian
 from thalweg.spectrum.eigensolver import eigenpairs
 
@@ -168,3 +176,68 @@ def test_layouts_that_cannot_be_right_are_refused_by_name(name: str, said: str) 
     trainer: Any = type("Trainer", (), {"strategy": type(name, (), {})()})()
     with pytest.raises(InvalidInput, match=said):
         CurvatureCallback().on_train_start(trainer, Classifier())
+
+
+class Sharded(Classifier):
+    """By FSDP2, as `ModelParallelStrategy` asks for it."""
+
+    def configure_model(self) -> None:
+        assert self.device_mesh is not None
+        if not isinstance(self.net, FSDPModule):
+            fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
+
+
+@pytest.fixture
+def sharding() -> Iterator[Callable[..., dict[str, Any]]]:
+    """Gives a trainer FSDP2 over this process alone; group and environment are as before then."""
+
+    def options(**settings: Any) -> dict[str, Any]:
+        strategy = ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1, **settings)
+        return {"strategy": strategy, "devices": 1}
+
+    with patch.dict(os.environ):
+        yield options
+        dist.destroy_process_group()
+
+
+def kept(folder: Path) -> list[Any]:
+    return [ModelCheckpoint(folder, every_n_train_steps=3, save_top_k=-1, filename="{step}")]
+
+
+def test_a_model_in_shards_is_watched_and_goes_on_from_its_checkpoint(
+    sharding: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    first, second, plain = (CurvatureCallback(samples=16, every=2, k=2) for _ in range(3))
+    alone = trained(Sharded, **sharding())
+    watched = trained(Sharded, first, callbacks=kept(tmp_path), **sharding())
+    assert torch.equal(flat(alone), flat(watched))
+    assert [row["failure"] for row in rows_of(first)] == [None] * 3
+    # Batches come in another order with processes: the same point is the first alone.
+    trained(callback=plain, steps=1)
+    begin, expected = rows_of(first)[0], rows_of(plain)[0]
+    for name in ("loss", "sharpness", "alignment_gradient"):
+        assert begin[name] == pytest.approx(expected[name], rel=1e-4), name
+    # No warning: the state is read. (In the middle of an epoch Lightning repeats batches.)
+    file = str(tmp_path / "step=3.ckpt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", WatchWarning)
+        trained(Sharded, second, callbacks=kept(tmp_path), resume=file, **sharding())
+    assert [row["step"] for row in rows_of(second)] == [4]
+    assert second.watcher is not None
+    assert [row["step"] for row in second.watcher.state_dict()["recent"]] == [0, 2, 4]
+
+
+def test_a_checkpoint_in_one_file_says_that_it_has_not_the_state_of_shards(
+    sharding: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    def run(resume: str | None = None) -> CurvatureCallback:
+        callback = CurvatureCallback(samples=16, every=2, k=2)
+        options = sharding(save_distributed_checkpoint=False)
+        trained(Sharded, callback, callbacks=kept(tmp_path), resume=resume, **options)
+        return callback
+
+    with pytest.warns(WatchWarning, match="save_distributed_checkpoint=True"):
+        run()
+    with pytest.warns(WatchWarning, match="its subspace is new"):
+        again = run(str(tmp_path / "step=3.ckpt"))
+    assert [row["step"] for row in rows_of(again)] == [4]

@@ -190,6 +190,9 @@ def reduction_to_shards(reduction: Reduction, sharding: Sharding) -> Reduction:
     assert sharding.group is not None
     hint = "give group=torch.distributed.group.WORLD, or that of the model's mesh"
     allowed = "the group of the processes that hold the shards"
+    if type(reduction) is Reduction and sharding.ranks == 1:
+        # No other process has a part: no group is this one.
+        return ToShards(sharding.group, sharding)
     if type(reduction) is not AcrossProcesses:
         given = None if type(reduction) is Reduction else type(reduction).__name__
         raise invalid("group", given, allowed, hint)
