@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
+from torch.distributed.pipelining import PipelineStage
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.optim import SGD, Adam, Optimizer
 from torch.utils.checkpoint import checkpoint
@@ -297,6 +298,14 @@ REFUSED: dict[str, tuple[Callable[[Objective, int, int], Any], str]] = {
         lambda loss, rank, count: objective(fsdp1(), rank, count),
         r"FSDP1\)', allowed: FSDP2 \(torch.distributed.fsdp.fully_shard\)",
     ),
+    "stage of a pipeline": (
+        lambda loss, rank, count: of_a_pipeline(rank, count, stage=True),
+        "model: got 'PipelineStage', allowed: an nn.Module",
+    ),
+    "module of a stage": (
+        lambda loss, rank, count: of_a_pipeline(rank, count, stage=False),
+        "theta: rank 1 has another than rank 0; all processes ask for the loss at one point",
+    ),
     "another rank's state": (
         lambda loss, rank, count: SubspaceTracker(loss, k=1).load_state_dict(
             of_another_rank(loss, rank, count)
@@ -323,6 +332,15 @@ def fsdp1() -> nn.Module:
     model = FullyShardedDataParallel.__new__(FullyShardedDataParallel)
     nn.Module.__init__(model)
     return nn.Sequential(nn.Linear(6, 3).double(), model)
+
+
+def of_a_pipeline(rank: int, count: int, *, stage: bool) -> None:
+    """Watch this process's stage of a pipeline, or the module in it, another one in each."""
+    network = nn.Linear(6, 3 + rank)
+    whole_of_it: Any = PipelineStage(network, rank, count, torch.device("cpu"))
+    given = whole_of_it if stage else network
+    samples, optimizer = (torch.zeros(4, 6), torch.zeros(4, 3 + rank)), SGD(network.parameters())
+    watch(given, nn.MSELoss(), samples, optimizer, k=1, group=dist.group.WORLD)
 
 
 def of_another_rank(loss: Objective, rank: int, count: int) -> Numbers:

@@ -137,7 +137,7 @@ class WatchingCallback:
                 if absent := state is None:
                     raise invalid("saved state", None, f"one of step {watcher.step}")
                 if state["step"] != watcher.step:
-                    raise invalid("step of the saved state", state["step"], watcher.step)
+                    raise invalid("step of the saved state", state["step"], str(watcher.step))
                 watcher.load_state_dict(state)
         except Exception as error:
             watcher.load_state_dict(without)
