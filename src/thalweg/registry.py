@@ -169,6 +169,8 @@ probes: Registry[Any] = Registry(
     "thalweg.measure.curvature_energy",
     "thalweg.measure.curvature_shares",
     "thalweg.measure.stability_probes",
+    "thalweg.measure.gap_and_trace",
+    "thalweg.measure.sharpness_by_block",
     fit="thalweg.measure.probes:fit",
 )
 """What is measured at a step of training."""

@@ -13,7 +13,6 @@ Example:
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +21,7 @@ from thalweg.contrib.block_sharpness import block_sharpness
 from thalweg.linalg import norm
 from thalweg.loss.objective import Objective
 from thalweg.operators.hessian import Hessian
+from thalweg.operators.restricted import layers_of
 from thalweg.representation import Table, as_html, as_text
 from thalweg.spectrum.curvature_profile import curvature_profile
 from thalweg.spectrum.eigensolver import eigenpairs
@@ -151,7 +151,7 @@ def curvature_summary(
         found = [profile.share_above(tau) for tau in taus]
         shares = [(share.lower, share.upper) for share in found]
     whole = trace(hessian, num_matvecs=products, seed=seed, known=space)
-    blocks = {name: [f"{name}.*", name] for name in _layers(objective.layout.names)}
+    blocks = layers_of(objective.layout.names)
     by_layer = block_sharpness(objective, blocks, products=products, largest=True, seed=seed)
     return CurvatureSummary(
         objective.num_parameters,
@@ -169,17 +169,6 @@ def curvature_summary(
             for name, b in by_layer.items()
         ),
     )
-
-
-def _layers(names: Sequence[str]) -> list[str]:
-    """What parameters belong to: their names up to the first number, or those of their modules."""
-    found: dict[str, None] = {}
-    for name in names:
-        parts = name.split(".")
-        ends = [i for i, part in enumerate(parts) if re.fullmatch(r"\d+", part)]
-        end = ends[0] + 1 if ends else max(1, len(parts) - 1)
-        found[".".join(parts[:end])] = None
-    return list(found)
 
 
 def _ratio(values: Sequence[float], place: int) -> str:

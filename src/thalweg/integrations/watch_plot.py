@@ -23,7 +23,9 @@ SHARES = {"gradient_shares": "gradient", "update_shares": "update"}
 
 
 def draw(history: History) -> Figure:
-    """Loss, sharpness and its limit, alignments and, where there are any, shares by curvature.
+    """Loss, sharpness and its limit, alignments and, where there are any, further panels.
+
+    Those are critical sharpness beside 2 / lr, and shares by curvature.
 
     Args:
         history: rows as of `Watcher.history`.
@@ -38,8 +40,10 @@ def draw(history: History) -> Figure:
     if not history:
         raise InvalidInput("plot: nothing was reported yet")
     shown = [column for column in SHARES if any(row.get(column) for row in history)]
-    figure = Figure(figsize=(7.0, 1.9 * (3 + len(shown))), layout="constrained")
-    axes: list[Axes] = list(figure.subplots(3 + len(shown), 1, sharex=True))
+    critical = any(_is_number(row.get("critical_sharpness")) for row in history)
+    panels = 3 + critical + len(shown)
+    figure = Figure(figsize=(7.0, 1.9 * panels), layout="constrained")
+    axes: list[Axes] = list(figure.subplots(panels, 1, sharex=True))
     _lines(axes[0], history, {"loss": "loss"}, "loss", logarithmic=True)
     limits = {"sharpness": "sharpness", "stability_threshold": "limit of the optimizer"}
     if any(row.get("preconditioned_sharpness") is not None for row in history):
@@ -49,7 +53,12 @@ def draw(history: History) -> Figure:
     _lines(axes[1], history, limits, "curvature", logarithmic=True)
     _lines(axes[2], history, ALIGNMENTS, "alignment")
     axes[2].set_ylim(0, 1.02)
-    for place, column in zip(axes[3:], shown, strict=True):
+    if critical:
+        # In its own panel: its limit is 2 / lr, whatever the optimizer.
+        limit = [{**row, "limit": _limit_along_update(row)} for row in history]
+        names = {"critical_sharpness": "critical sharpness", "limit": "2 / learning rate"}
+        _lines(axes[3], limit, names, "along update", logarithmic=True)
+    for place, column in zip(axes[3 + critical :], shown, strict=True):
         _bands(place, history, column)
     axes[-1].set_xlabel("step")
     return figure
@@ -63,17 +72,29 @@ def _lines(
     *,
     logarithmic: bool = False,
 ) -> None:
-    steps = [row["step"] for row in history]
     for column, name in names.items():
-        values = [row.get(column) for row in history]
-        numbers = [math.nan if value is None else float(value) for value in values]
+        # A line goes on where a quick row has nothing of it, and breaks where a report failed.
+        rows = [row for row in history if row.get(column) is not None or row.get("failure")]
+        numbers = [math.nan if (v := row.get(column)) is None else float(v) for row in rows]
         if any(math.isfinite(number) for number in numbers):
+            steps = [row["step"] for row in rows]
             axes.plot(steps, numbers, marker=".", linewidth=1, label=name)
     axes.set_ylabel(label)
     if logarithmic:
         axes.set_yscale("log")
     if len(axes.get_lines()) > 1:
         axes.legend(fontsize=8, frameon=False)
+
+
+def _is_number(value: Any) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _limit_along_update(row: Mapping[str, Any]) -> float | None:
+    """2 / lr, where critical sharpness was looked for."""
+    rate = row.get("learning_rate")
+    known = row.get("critical_sharpness") is not None and _is_number(rate) and rate > 0
+    return 2 / rate if known else None
 
 
 def _bands(axes: Axes, history: History, column: str) -> None:

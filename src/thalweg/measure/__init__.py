@@ -17,6 +17,7 @@ from thalweg.measure.directional_sharpness import directional_sharpness
 from thalweg.measure.gradient_noise_scale import GradientNoiseScale, gradient_noise_scale
 from thalweg.measure.preconditioned_sharpness import preconditioned_sharpness
 from thalweg.measure.probes import Probe, probe
+from thalweg.measure.sharpness_by_block import sharpness_by_block
 from thalweg.measure.sinks import CSV, Console, History, Sink, Sinks, WatchWarning
 from thalweg.measure.step_state import BranchPoint, StepState
 from thalweg.measure.watch import watch, watch_loss
@@ -47,6 +48,7 @@ __all__ = [
     "gradient_noise_scale",
     "preconditioned_sharpness",
     "probe",
+    "sharpness_by_block",
     "watch",
     "watch_loss",
 ]

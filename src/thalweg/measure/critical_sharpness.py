@@ -275,6 +275,7 @@ def _zero(first: tuple[float, float] | None, second: tuple[float, float]) -> flo
     "critical_sharpness",
     ["critical_sharpness", "critical_sharpness_error", "critical_sharpness_passes"],
     needs_gradient=True,
+    quick=True,
 )
 def critical_sharpness_of_state(state: StepState) -> Mapping[str, Value]:
     """2 / eta_c along the update that the optimizer proposed, its error and its forward passes.

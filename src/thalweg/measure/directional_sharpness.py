@@ -66,6 +66,7 @@ def curvature_along(hessian: Hessian, vectors: Tensor) -> tuple[Tensor, Tensor]:
     "directional_sharpness",
     ["directional_sharpness_gradient", "directional_sharpness_update"],
     needs_gradient=True,
+    quick=True,
 )
 def directional_sharpness_of_state(state: StepState) -> Mapping[str, Value]:
     """<d, H d> / norm(d)^2 along the full gradient, and along the update that was made.

@@ -132,6 +132,7 @@ def _of(
     "gradient_noise_scale",
     ["gradient_noise_scale", "gradient_noise_scale_error"],
     needs_gradient=True,
+    quick=True,
 )
 def gradient_noise_scale_of_state(state: StepState) -> Mapping[str, Value]:
     """trace(Sigma) / norm(g)^2 in samples, and its standard error over the draw of batches.

@@ -43,6 +43,8 @@ class Probe:
         vectors: those of the columns that hold lists of numbers.
         needs_gradient: it uses the full gradient. That is then computed first, so that the loss
             comes with it and the subspace's error is measured by it.
+        quick: it costs a few forward passes or gradients, and does not ask for the subspace: in
+            `watch` it is measured in quick rows too, see `tier.py`.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Probe:
     measure: Measure
     vectors: tuple[str, ...] = ()
     needs_gradient: bool = False
+    quick: bool = False
 
 
 def fit(
@@ -60,6 +63,7 @@ def fit(
     *,
     vectors: Sequence[str] = (),
     needs_gradient: bool = False,
+    quick: bool = False,
 ) -> Probe:
     """The probe that a function is registered as; without columns it fills the one of its name.
 
@@ -70,7 +74,7 @@ def fit(
     taken = {column for other in probes.values() for column in other.columns}
     if clash := taken.intersection(columns):
         raise invalid(f"columns of {kind} {name}", sorted(clash), "names no other probe fills")
-    return Probe(name, columns, measure, tuple(vectors), needs_gradient)
+    return Probe(name, columns, measure, tuple(vectors), needs_gradient, quick)
 
 
 def probe(
@@ -79,6 +83,7 @@ def probe(
     *,
     vectors: Sequence[str] = (),
     needs_gradient: bool = False,
+    quick: bool = False,
 ) -> Callable[[Measure], Measure]:
     """Decorator that registers a function of a `StepState` as a probe; also `@register.probe(...)`.
 
@@ -88,14 +93,17 @@ def probe(
             measured.
         vectors: those of the columns that hold a list of numbers.
         needs_gradient: whether it uses the full gradient.
+        quick: whether it costs a few forward passes or gradients, and does not use the subspace.
 
     Raises:
         InvalidInput: the name, or one of the columns, is taken.
     """
-    return probes.register(name, columns=columns, vectors=vectors, needs_gradient=needs_gradient)
+    return probes.register(
+        name, columns=columns, vectors=vectors, needs_gradient=needs_gradient, quick=quick
+    )
 
 
-@probe("loss", ["loss"])
+@probe("loss", ["loss"], quick=True)
 def loss(state: StepState) -> Mapping[str, Value]:
     """Full training loss."""
     return {"loss": state.loss}
@@ -229,6 +237,44 @@ def effective_learning_rates(state: StepState) -> Mapping[str, Value]:
         terms = -float(dot(update, gradient)), float(dot(gradient, gradient))
         row[f"effective_lr_{name}"] = effective_learning_rate(*([term] for term in terms))
         row[f"lr_numerator_{name}"], row[f"lr_denominator_{name}"] = terms
+    return row
+
+
+@probe(
+    "step_as_a_whole",
+    [
+        "gradient_norm",
+        "minibatch_gradient_norm",
+        "update_norm",
+        "effective_lr",
+        "lr_numerator",
+        "lr_denominator",
+    ],
+    needs_gradient=True,
+    quick=True,
+)
+def step_as_a_whole(state: StepState) -> Mapping[str, Value]:
+    """Norms of the full gradient, the mini-batch gradient and the update made, not in parts.
+
+    The effective learning rate is that of the update proposed, -<delta, g> / norm(g)^2, with its
+    numerator and denominator: over several steps take the ratio of sums, as for
+    `effective_learning_rates`. It costs the gradient. In float64.
+    """
+    vectors = {
+        "gradient": state.gradient,
+        "minibatch_gradient": state.minibatch_gradient,
+        "update": state.update,
+    }
+    row: dict[str, Value] = {
+        f"{name}_norm": float(norm(vector))
+        for name, vector in vectors.items()
+        if vector is not None
+    }
+    if state.proposed is not None:
+        gradient = state.gradient.double()
+        terms = -float(dot(state.proposed.double(), gradient)), float(dot(gradient, gradient))
+        row["effective_lr"] = effective_learning_rate(*([term] for term in terms))
+        row["lr_numerator"], row["lr_denominator"] = terms
     return row
 
 

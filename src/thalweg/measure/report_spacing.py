@@ -40,6 +40,7 @@ class ReportSpacing:
         begin: the first step whose training is counted.
         next_step: the step of the next report, by the budget.
         cost: of all reports, in gradients of one sample.
+        forgone: what those would have cost that were not made, since another one had all of them.
         dearest: of one of them.
         training: what the training cost, likewise.
 
@@ -54,6 +55,7 @@ class ReportSpacing:
     begin: int = 0
     next_step: int = 0
     cost: float = 0.0
+    forgone: float = 0.0
     dearest: float = 0.0
     training: float = 0.0
 
@@ -82,12 +84,29 @@ class ReportSpacing:
         """
         self.cost, self.dearest = self.cost + cost, max(self.dearest, cost)
         self.training += training
+        self._wait(step)
+
+    def forgo(self, step: int, cost: float, training: float) -> None:
+        """Note that another report at this step had all of this one's, and go on as after one.
+
+        Else what it saves would be spent at once, on a report that follows at its heels.
+
+        Args:
+            step, training: as for `note`.
+            cost: what one of its own would have cost.
+        """
+        self.forgone, self.dearest = self.forgone + cost, max(self.dearest, cost)
+        self.training += training
+        self._wait(step)
+
+    def _wait(self, step: int) -> None:
         steps = step + 1 - self.begin
         if not self.training > 0:
             self.postpone(step)
             return
         # The next one may cost as much as the dearest so far.
-        paid = (self.cost + self.dearest) / self.budget * steps / self.training
+        cost = self.cost + self.forgone + self.dearest
+        paid = cost / self.budget * steps / self.training
         self.next_step = math.ceil(max(step + 1, self.begin + paid) / ROUND) * ROUND
 
     def postpone(self, step: int) -> None:
@@ -96,7 +115,7 @@ class ReportSpacing:
 
     def state_dict(self) -> dict[str, Any]:
         """What decides on the next report, as numbers."""
-        names = ("begin", "next_step", "cost", "dearest", "training")
+        names = ("begin", "next_step", "cost", "forgone", "dearest", "training")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -104,3 +123,4 @@ class ReportSpacing:
         self.begin, self.next_step = int(state["begin"]), int(state["next_step"])
         self.cost, self.dearest = float(state["cost"]), float(state["dearest"])
         self.training = float(state["training"])
+        self.forgone = float(state.get("forgone", 0.0))

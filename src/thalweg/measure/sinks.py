@@ -368,6 +368,8 @@ HEADING_EVERY = 20
 class Console:
     """Prints an aligned line for each row on standard error, and headings every 20 lines.
 
+    A row that leaves most of the columns empty, as a quick row of `watch` does, is passed over.
+
     Args:
         columns: those shown, of `CONSOLE_COLUMNS`; None for those that the first row has.
     """
@@ -385,6 +387,9 @@ class Console:
                 say(f"{step:>8d}  {row['failure']}")
                 return
             self.columns = tuple(name for name in CONSOLE_COLUMNS if row.get(name) is not None)
+        filled = sum(row.get(name) is not None for name in self.columns)
+        if 2 * filled < len(self.columns) and row.get("failure") is None:
+            return
         if self._lines % HEADING_EVERY == 0:
             say(console_heading(self.columns))
         self._lines += 1

@@ -72,6 +72,7 @@ def stability(state: StepState) -> Mapping[str, Value]:
     "directional_stability",
     ["directional_curvature_own_metric", "directional_margin"],
     needs_gradient=True,
+    quick=True,
 )
 def directional_stability(state: StepState) -> Mapping[str, Value]:
     """The curvature along the full gradient as the optimizer feels it, and how far from its edge.

@@ -40,6 +40,7 @@ from thalweg.loss.protocol import Loss
 from thalweg.loss.reduce import Reduction, reduction_in, reduction_of
 from thalweg.loss.samples import TensorSamples, are_whole, as_samples
 from thalweg.loss.shards import refuse_unfit_shards, take_back
+from thalweg.measure.probes import Probe
 from thalweg.measure.sinks import Sink, reason_of, say_if_possible
 from thalweg.measure.watcher import Watcher, undisturbed
 from thalweg.operators.hessian import Hessian
@@ -67,6 +68,7 @@ def watch(
     optimizer: Optimizer,
     *,
     every: int | None = None,
+    quick_every: int | None = None,
     budget: float = 0.05,
     k: int | None = None,
     threshold: float | None = None,
@@ -85,7 +87,7 @@ def watch(
     quiet: bool = False,
     overwrite: bool = False,
     resume_at: int | None = None,
-    probes: Sequence[str] = (),
+    probes: Sequence[str | Probe] = (),
 ) -> Watcher:
     """Report the curvature of a loss, and where updates go, while an optimizer trains the model.
 
@@ -100,7 +102,9 @@ def watch(
     A report costs one gradient over the watched data and at k = 10 up to about 20 more for the
     subspace, fewer where it turns slowly, the first one several times that. Under Adam, AdamW and
     RMSprop it also solves for the preconditioned sharpness. Reports come as often as `budget`
-    allows: make them cheaper, and more, by `samples` or by giving less data.
+    allows: make them cheaper, and more, by `samples` or by giving less data. Between them come
+    quick rows, at some two or three gradients: norms of gradient and update, the effective learning
+    rate, critical sharpness, gradient noise scale; what needs the subspace is None there.
 
     Args:
         model, loss, data, batch_weight, chunk_size, group: as for `Objective`; `data` is what the
@@ -108,10 +112,11 @@ def watch(
         optimizer: any optimizer of torch; those of its parameters that belong to the model and
             require a gradient make up theta. Thalweg's own, Accelerate's and Lightning's wrappers
             are looked through, in both directions: the report is about the update that is made.
-        every, budget, file, sinks, quiet, overwrite, resume_at, probes: as for `Watcher`; the
-            budget is 5 % of the training, counted in gradients of samples. Every row goes
-            to the console, to a CSV `file` and to all `sinks`: objects with log(row, step) and
-            close(), functions of (row, step), or names such as "parquet:rows.parquet".
+        every, quick_every, budget, file, sinks, quiet, overwrite, resume_at, probes: as for
+            `Watcher`; the budget is 5 % of the training, counted in gradients of samples. Full
+            reports go to the console, and every row to a CSV `file` and to all `sinks`: objects
+            with log(row, step) and close(), functions of (row, step), or names such as
+            "parquet:rows.parquet".
         k: dimension of the dominant subspace; None for the number of classes, where the model's
             output is (n, classes) with at most 100 of them.
         threshold: split at this curvature tau instead of a k, see `ThresholdSource`: where no gap
@@ -138,7 +143,14 @@ def watch(
         WatchWarning: later, where a report or a sink fails. The training is not stopped, whatever
             the failure: see `Watcher`.
     """
-    numbers = {"every": every, "samples": samples, "k": k, "seed": seed, "resume_at": resume_at}
+    numbers = {
+        "every": every,
+        "quick_every": quick_every,
+        "samples": samples,
+        "k": k,
+        "seed": seed,
+        "resume_at": resume_at,
+    }
     for name, number in numbers.items():
         if number is not None and (isinstance(number, bool) or not isinstance(number, Integral)):
             raise invalid(name, number, "an integer")
@@ -201,6 +213,7 @@ def watch(
         exact=exact,
         seed=seed or 0,
         every=every,
+        quick_every=quick_every,
         budget=budget,
         file=file,
         sinks=sinks,
@@ -231,8 +244,8 @@ def watch_loss(
         optimizer, k, threshold, relative_to, every, error, exact: as for `watch`; k or a threshold
             is needed.
         seed: of the tracker.
-        options: `budget`, `file`, `sinks`, `quiet`, `overwrite`, `resume_at` and `probes` of
-            `Watcher`.
+        options: `quick_every`, `budget`, `file`, `sinks`, `quiet`, `overwrite`, `resume_at` and
+            `probes` of `Watcher`.
 
     Raises:
         InvalidInput: the optimizer has none of the loss's parameters; the loss, or one product with

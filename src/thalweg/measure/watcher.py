@@ -38,7 +38,6 @@ import os
 import random
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -64,8 +63,8 @@ from thalweg.loss.samples import are_whole
 from thalweg.loss.shards import sharding_of_parameters
 from thalweg.measure.agreement import all_or_none
 from thalweg.measure.curvature_shares import alignments_above
-from thalweg.measure.effective_learning_rate import effective_learning_rate
 from thalweg.measure.preconditioned_sharpness import preconditioned_sharpness
+from thalweg.measure.probes import Probe
 from thalweg.measure.report_spacing import ReportSpacing
 from thalweg.measure.sinks import (
     CONSOLE_COLUMNS,
@@ -81,6 +80,7 @@ from thalweg.measure.sinks import (
 )
 from thalweg.measure.stability_probes import threshold_at
 from thalweg.measure.step_state import StepState
+from thalweg.measure.tier import MOST_FAILURES, QUICK_GRADIENTS, Tier, tiers
 from thalweg.measure.training_samples import TrainingSamples
 from thalweg.optim.stability import stability_threshold
 from thalweg.representation import as_html
@@ -88,17 +88,6 @@ from thalweg.sharding import packed, sharding_of, unpacked
 from thalweg.spectrum.subspace import Subspace
 from thalweg.tracking.source import SubspaceSource
 from thalweg.tracking.wrapping import held_by, stepping
-
-MEASURED = (
-    "loss",
-    "sharpness",
-    "alignment_gradient",
-    "alignment_minibatch",
-    "alignment_update",
-    "effective_learning_rates",
-    "subspace_cost",
-)
-"""The probes that a report asks."""
 
 COLUMNS = (
     "step",
@@ -122,7 +111,10 @@ COLUMNS = (
     "caveat",
     "failure",
 )
-"""The keys of a report: columns of the file, and keys of each row of `Watcher.history`.
+"""The keys of a full report: columns of the file, and keys of each row of `Watcher.history`.
+
+Where there are quick rows those of `tier.QUICK` follow; a quick row has them, `loss`,
+`learning_rate` and `stability_threshold`, and None elsewhere. Of the probes, see `probes`.
 
 Those that are not plain: `learning_rate` is the largest of the parameter groups that hold watched
 parameters; `lr_sharpness` is
@@ -136,20 +128,13 @@ accumulated), and of the update it made; `effective_lr_*` is a ratio of sums ove
 the tracker's estimate of the error of the full gradient's dominant part, relative to the gradient;
 `subspace_gradients` is what the subspace cost, in gradients of the loss over the watched data, the
 one gradient that each report takes not included; `report_gradients` is what the whole report cost,
-probes included, in the same unit; `overhead` what all reports have cost, as a part of the training
+probes included, in the same unit; `overhead` what all rows have cost, as a part of the training
 so far, None where its samples are not seen; `seconds` is what the whole report took; `caveat` is
 None, or a text: why a value is NaN, or why the subspace is not to be trusted: its target was
 missed, or it is ill defined at this k. Then alignments are square roots of the shares above
 lambda_k, which need no gap (see `curvature_profile`), and the text says so; `failure` is None, or
 a text that says why the columns that are None could not be measured.
 """
-
-# A single step's ratio is ruled by the noise of its mini-batch.
-WINDOW = 10
-
-# Failed reports in a row after which no more are made: what failed so often is not passing, and
-# each takes time.
-MOST_FAILURES = 3
 
 
 class Watcher:
@@ -167,7 +152,8 @@ class Watcher:
 
     Nothing that goes wrong in a report reaches the training (`KeyboardInterrupt` does): it is a
     `WatchWarning`, and a row whose `failure` says why. The next report is tried, its subspace
-    solved from scratch, and after three failures in a row reports end. Warnings of a report that
+    solved from scratch, and after three failures in a row reports end; quick rows and full reports
+    by themselves. Warnings of a report that
     the user turned into errors go to standard error.
 
     Processes that share the samples skip a report together, see `agreement.py`; the first of them
@@ -179,23 +165,26 @@ class Watcher:
         optimizer: whose steps are watched, or a wrapper.
         every: report at steps 0, every, 2 every, ..., whatever it costs; None for as often as
             `budget` allows.
+        quick_every: between the reports, quick rows at steps 0, quick_every, ..., whatever they
+            cost: what a few forward passes and a gradient tell, without the subspace, see
+            `tier.py`. None for as often as a third of `budget` allows, where that spaces the
+            reports too, and none with `every`; 0 for none.
         budget: the most that reports may cost, as a part of what the training costs, see
             `ReportSpacing`: the first one, at step 0, is paid for before the next is made. Where
             the samples of a training step are not seen (a compiled model, a loss without a model)
             reports are `report_spacing.EVERY` steps apart.
-        file: CSV file for the rows, one a report; None for `history` alone.
+        file: CSV file for the rows; None for `history` alone.
         sinks: where else the rows go, see `Sinks`; closed with the watcher.
         quiet: write nothing to the console (standard error).
         overwrite: replace the file, if it is there.
         resume_at: for a resumed training, the number of its next optimizer step: steps count from
             there, and a file that is there is continued.
-        probes: what else a report asks, by name, such as "curvature_shares"; their columns follow
-            `COLUMNS`.
+        probes: what else a report asks, such as "curvature_shares"; their columns follow
+            `COLUMNS`. Names, or `Probe`s of your own. Those that are quick are in quick rows too.
 
     Attributes:
-        history: one dict a report, keys `COLUMNS`; `pandas.DataFrame(watcher.history)`.
+        history: one dict a row; `pandas.DataFrame(watcher.history)`.
         step: the number of the next step.
-        spacing: when reports are made: a `ReportSpacing`.
 
     Raises:
         InvalidInput: a number out of its range; the file is there already, or has other columns;
@@ -209,13 +198,14 @@ class Watcher:
         optimizer: Optimizer,
         *,
         every: int | None = None,
+        quick_every: int | None = None,
         budget: float = 0.05,
         file: str | os.PathLike[str] | None = None,
         sinks: Iterable[Sink | str | Callable[[Any, int], Any]] = (),
         quiet: bool = False,
         overwrite: bool = False,
         resume_at: int | None = None,
-        probes: Sequence[str] = (),
+        probes: Sequence[str | Probe] = (),
     ) -> None:
         if resume_at is not None and resume_at < 0:
             raise invalid("resume_at", resume_at, "an integer >= 0")
@@ -225,25 +215,31 @@ class Watcher:
         reduction = reduction_in(objective)
         self._leads = reduction.rank == 0
         start = resume_at or 0
-        self.spacing = ReportSpacing(every, budget, begin=start, next_step=start)
+        further = [
+            each if isinstance(each, Probe) else registry.probes.find(each) for each in probes
+        ]
+        self.budget = budget
+        self._tiers = tiers(
+            every=every, quick_every=quick_every, budget=budget, begin=start, further=further
+        )
         self._trained = TrainingSamples(_models_of(objective), whole=_is_whole(objective))
         self.quiet = quiet = quiet or not self._leads
         self.step = start
         history = History()
         self.history: list[dict[str, Any]] = history.rows
-        self._probes = [registry.probes.find(name) for name in probes]
-        further = [column for probe in self._probes for column in probe.columns]
-        self._columns = (*COLUMNS, *(column for column in further if column not in COLUMNS))
+        quick = [probe for tier in self._tiers[1:] for probe in tier.probes]
+        columns = [column for probe in (*quick, *further) for column in probe.columns]
+        self._columns = tuple(dict.fromkeys((*COLUMNS, *columns)))
         self._parameters = list(objective.parameters())
         self._held = held_by(optimizer)
         self._kind = objective.device, objective.dtype
         self._fresh = _fresh_state(source)
-        self._failures = 0
         self._closed = False
-        self._recent: deque[dict[str, Any]] = deque(maxlen=WINDOW)
         self._state: StepState | None = None
+        # Those that the present step is reported by.
+        self._due: list[Tier] = []
         self._seconds = 0.0
-        self._spent = 0
+        self._spent = self._spent_on_gradient = 0
         self._direction: Tensor | None = None
         watched = stepping(optimizer)
         preconditioned = any(
@@ -283,14 +279,19 @@ class Watcher:
         ]
 
     @property
+    def spacing(self) -> ReportSpacing:
+        """When full reports are made."""
+        return self._tiers[0].spacing
+
+    @property
     def every(self) -> int | None:
-        """Steps from one report to the next; None where a budget spaces them."""
+        """Steps from one full report to the next; None where a budget spaces them."""
         return self.spacing.every
 
     @property
     def ended(self) -> bool:
-        """Whether reports have ended, since `MOST_FAILURES` failed in a row."""
-        return self._failures >= MOST_FAILURES
+        """Whether no more rows come, since `MOST_FAILURES` of each kind failed in a row."""
+        return all(tier.ended for tier in self._tiers)
 
     def close(self) -> None:
         """Stop watching and close the sinks; `history` stays. To close twice does nothing."""
@@ -312,23 +313,25 @@ class Watcher:
         """
         return {
             "step": self.step,
-            "spacing": self.spacing.state_dict(),
+            "tiers": {tier.name: tier.state_dict() for tier in self._tiers},
             "trained": self._trained.samples,
             "source": self.source.state_dict(),
             "direction": packed(self._direction),
-            "failures": self._failures,
-            "recent": [row.copy() for row in self._recent],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave, into a watcher of the same loss and optimizer."""
-        self.step, self._failures = state["step"], state["failures"]
-        self.spacing.load_state_dict(state["spacing"])
+        self.step = state["step"]
+        # Before there were quick rows, what is full was beside the others.
+        saved = state.get("tiers", {"full": state})
+        for tier in self._tiers:
+            if tier.name in saved:
+                tier.load_state_dict(saved[tier.name])
+            else:
+                tier.spacing.begin = tier.spacing.next_step = self.step
         self._trained.samples = state["trained"]
         self.source.load_state_dict(state["source"])
         self._direction = unpacked(state["direction"], sharding_of(self.objective))
-        self._recent.clear()
-        self._recent.extend(dict(row) for row in state["recent"])
 
     def plot(self) -> Any:
         """Draw what was reported: a matplotlib figure, `watcher.plot().savefig("run.png")`.
@@ -384,7 +387,8 @@ class Watcher:
         self._stepping = optimizer
         self._inside.clear()
         self._state = None
-        if self._closed or self.ended or not self.spacing.is_due(self.step):
+        self._due = [] if self._closed else self._tiers_due()
+        if not self._due:
             return None
         begin = time.perf_counter()
         row: dict[str, Any] = {"step": self.step}
@@ -403,10 +407,14 @@ class Watcher:
                 optimizer=optimizer,
             )
             # The gradient first: the subspace's error is measured by it.
-            _ = state.gradient, state.subspace
+            begin = cost_of(self.objective) or 0
+            _ = state.gradient
+            self._spent_on_gradient = (cost_of(self.objective) or 0) - begin
+            if self._due[0].needs_subspace:
+                _ = state.subspace
             states.append(state)
 
-        if reason := self._failure_of(measure, row, "empty"):
+        if reason := self._failure_of(self._due[0], measure, row, "empty"):
             self._report(row | {"failure": reason})
             return None
         self._state = states.pop()
@@ -452,52 +460,79 @@ class Watcher:
             return
         begin = time.perf_counter()
         row: dict[str, Any] = {"step": state.step, "learning_rate": state.learning_rate}
+        reasons: list[str] = []
+        done: list[Tier] = []
+        last = 0
+        for tier in self._due:
+            measure = functools.partial(self._measure, tier, state, optimizer, row)
+            before = self._spent
+            if reason := self._failure_of(tier, measure, row, "not complete"):
+                reasons.append(reason)
+            else:
+                tier.failures = 0
+                done.append(tier)
+                last = self._spent_on_gradient + self._spent - before
+        row["caveat"] = "; ".join(filter(None, [row.get("caveat"), *state.notes])) or None
+        if self._tiers[0] not in done:
+            # Where a report has failed, this has come to some processes before they knew, and not
+            # to others.
+            row.pop("preconditioned_sharpness", None)
+        self._compare_with_threshold(state, row)
+        if done:
+            self._account(state, row, done, last)
+        row["seconds"] = self._seconds + time.perf_counter() - begin
+        self._report(row | {"failure": "; ".join(reasons)} if reasons else row)
 
-        def measure() -> None:
+    def _tiers_due(self) -> list[Tier]:
+        """Those that report this step: a full report has what a quick row has, too."""
+        due = [tier.is_due(self.step) for tier in self._tiers]
+        first = due.index(True) if True in due else len(due)
+        return [tier for tier in self._tiers[first:] if not tier.ended]
+
+    def _measure(
+        self, tier: Tier, state: StepState, optimizer: Optimizer, row: dict[str, Any]
+    ) -> None:
+        """Fill in what a tier says of the step."""
+        if state.update is None:
             state.update = state.proposed = self.objective.theta() - state.theta
-            for probe in (*(registry.probes[name] for name in MEASURED), *self._probes):
-                row.update(probe.measure(state))
-            row["caveat"] = (
-                "; ".join(filter(None, [state.source.report.caveat, *state.notes])) or None
-            )
-            if state.source.report.ill_defined and (above := alignments_above(state)):
-                row.update(above)
-                row["caveat"] = f"{row['caveat']}; alignments are by the share above lambda_k"
-            threshold = threshold_at(state, optimizer)
-            row["stability_threshold"] = threshold.value
-            row["preconditioned_sharpness"] = threshold.preconditioned or None
+        row.update(tier.measure(state))
+        threshold = threshold_at(state, optimizer)
+        row["stability_threshold"] = threshold.value
+        if not tier.needs_subspace:
+            return
+        row["preconditioned_sharpness"] = threshold.preconditioned or None
+        row["caveat"] = state.source.report.caveat
+        if state.source.report.ill_defined and (above := alignments_above(state)):
+            row.update(above)
+            row["caveat"] += "; alignments are by the share above lambda_k"
 
-        reason = self._failure_of(measure, row, "not complete")
-        if reason is None:
-            self._failures = 0
+    def _compare_with_threshold(self, state: StepState, row: dict[str, Any]) -> None:
+        """The stability margin, and the sharpness in the optimizer's metric, where it is that."""
         sharpness = row.get("sharpness")
-        preconditioned = row.pop("preconditioned_sharpness", None)
-        # Where a report has failed, that has come to some processes before they knew, and not to
-        # others; of itself the report is one without it still.
-        if reason is None and preconditioned:
+        if row.pop("preconditioned_sharpness", None):
+            # Without it the report is one still.
             row |= self._preconditioned_sharpness(state)
             sharpness = row.get("preconditioned_sharpness")
         row["stability_margin"] = _margin(sharpness, row.get("stability_threshold"))
-        if reason is None:
-            self._account(state, row)
-        row["seconds"] = self._seconds + time.perf_counter() - begin
-        self._report(row | {"failure": reason} if reason else row)
 
     def _failure_of(
-        self, measure: Callable[[], None], row: Mapping[str, Any], left: str
+        self, tier: Tier, measure: Callable[[], None], row: Mapping[str, Any], left: str
     ) -> str | None:
-        """Do a part of a report; where it fails, say why, and count it."""
+        """Do a part of a row; where it fails, say why, and count it for its tier."""
         reason = self._attempt(measure)
         if reason is None:
             return None
-        self._failures += 1
-        self._begin_anew()
-        self.spacing.postpone(self.step)
+        tier.failures += 1
+        if tier.needs_subspace:
+            self._begin_anew()
+        for each in self._due:
+            each.spacing.postpone(self.step)
         if self._leads:
-            warn(f"step {row['step']}: {reason}; this report is {left}")
-        if self.ended and self._leads:
+            warn(f"step {row['step']}: {reason}; this {tier.kind} is {left}")
+        if tier.ended and self._leads:
             warn(
-                f"{MOST_FAILURES} reports in a row failed: no more are made; the training continues"
+                f"{MOST_FAILURES} {tier.kind}s in a row failed: no more are made; the training"
+                " continues"
             )
         return reason
 
@@ -527,24 +562,43 @@ class Watcher:
                 torch.cuda.empty_cache()
         return reason
 
-    def _account(self, state: StepState, row: dict[str, Any]) -> None:
-        """Note what the report and the training before it have cost, over all processes."""
+    def _account(
+        self, state: StepState, row: dict[str, Any], done: Sequence[Tier], last: int
+    ) -> None:
+        """Note what the row and the training before it have cost, over all processes.
+
+        Args:
+            state, row: of the step.
+            done: those of the tiers due that did not fail.
+            last: what the last one cost, or would have cost by itself, in `PARTS` of a gradient.
+        """
 
         def account() -> None:
             samples, counted = self.objective.num_samples, cost_of(self.objective)
             reduction = reduction_in(self.objective)
             trained = reduction.total(float(self._trained.take()))
             spent = reduction.total(float(self._spent)) / PARTS
+            alone = reduction.total(float(last)) / PARTS if self._tiers[1:] else 0.0
             if counted is None:
+                alone = QUICK_GRADIENTS * samples
                 spent = (1 + state.source.report.subspace_cost) * samples
-            self.spacing.note(state.step, spent, trained)
+                spent = spent if self._due[0].needs_subspace else alone
+            for tier in self._tiers:
+                if tier is self._due[0]:
+                    tier.spacing.note(state.step, spent, trained)
+                elif tier in done:
+                    tier.spacing.forgo(state.step, alone, trained)
+                else:
+                    tier.spacing.training += trained
             row["report_gradients"] = spent / samples
-            if trained:
-                row["overhead"] = self.spacing.overhead
+            if training := self.spacing.training:
+                row["overhead"] = sum(tier.spacing.cost for tier in self._tiers) / training
 
-        if self._attempt(account):
-            self.spacing.postpone(state.step)
-        else:
+        failed = self._attempt(account)
+        for tier in self._due:
+            if failed or tier not in done:
+                tier.spacing.postpone(state.step)
+        if not failed:
             self._say_when_the_next_comes(row)
         self._spent = 0
 
@@ -554,10 +608,12 @@ class Watcher:
             return
         cost = f"this report cost {row['report_gradients']:.3g} gradients over the watched data"
         then = f"the next is at step {self.spacing.next_step}"
+        for tier in self._tiers[1:]:
+            then += f", the first {tier.kind} at {tier.spacing.next_step}"
         if row.get("overhead") is None:
             say = f"{cost}; the training's samples are not seen, and {then}: give every="
         else:
-            say = f"{cost}; at {self.spacing.budget:.0%} of the training {then}"
+            say = f"{cost}; at {self.budget:.0%} of the training {then}"
             say += ": change budget= or every=, or watch fewer samples="
         say_if_possible(f"thalweg.watch: {say}")
 
@@ -582,15 +638,9 @@ class Watcher:
 
     def _report(self, measured: Mapping[str, Any]) -> None:
         row: dict[str, Any] = {column: measured.get(column) for column in self._columns}
-        # Not those of `history`, which belong to the user.
-        self._recent.append(row.copy())
-        for part in ("dominant", "bulk"):
-            numerators, denominators = (
-                [report[f"lr_{side}_{part}"] for report in self._recent]
-                for side in ("numerator", "denominator")
-            )
-            rate = effective_learning_rate(numerators, denominators)
-            row[f"effective_lr_{part}"] = rate if math.isfinite(rate) else None
+        # By rows of their own, not those of `history`, which belong to the user.
+        for tier in self._due:
+            row |= tier.effective_rates(row)
         # Sinks may draw random numbers too, as for the name of a run.
         with undisturbed(self._device()), warnings_that_stop_nothing(), _among_hooks():
             self._sinks.log(row, measured["step"])

@@ -109,6 +109,56 @@ the embedding is the embedding. Query, key and value in one map (`c_attn`, `in_p
 `qkv_proj`, `query_key_value`) belong to several blocks, and so to none.
 """
 
+_ATTENTION = ("*attn*", "*attention*", "*in_proj_*", "*qkv*")
+
+MODEL_BLOCKS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "norm": (*_PATTERNS["norm"], "*bn?.*", "*downsample.1.*", "*shortcut.1.*"),
+        "head": (*_PATTERNS["head"], "heads.*", "*.heads.*", "fc.*", "*.fc.*"),
+        "embedding": (
+            *_PATTERNS["position"],
+            *_PATTERNS["embedding"],
+            "*cls_token*",
+            "*class_token*",
+            "conv_proj.*",
+        ),
+        "attention": (*_PATTERNS["query_key"], *_PATTERNS["value_output"], *_ATTENTION),
+        "feed_forward": _PATTERNS["feed_forward"],
+        "convolution": ("*conv*", "*downsample*", "*shortcut*"),
+        "other": ("*",),
+    }
+)
+"""Patterns of the blocks of common models, Transformers and convolutional ones, each parameter in
+one: norms, output head, embeddings (of tokens, positions, patches), attention with query, key,
+value and output together, feed-forward, convolutions; what has none of these names is "other".
+
+The names are those of `TRANSFORMER_BLOCKS`, of timm's and torchvision's vision Transformers, and of
+ResNets.
+"""
+
+
+def layers_of(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Patterns of a model's layers, for `blocks_of`: numbered modules, or what has no number.
+
+    Args:
+        names: of parameters, as in `model.named_parameters()`.
+
+    Returns:
+        By layer, in the order of the names: what they have up to their first number, such as "h.3"
+        of a GPT-2 or "0" of a `Sequential`, or else the name of their module.
+
+    Example:
+        >>> list(layers_of(["wte.weight", "h.0.ln_1.weight", "h.0.attn.c_attn.weight", "bias"]))
+        ['wte', 'h.0', 'bias']
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for name in names:
+        parts = name.split(".")
+        ends = [place for place, part in enumerate(parts, start=1) if part.isdecimal()]
+        layer = ".".join(parts[: ends[0] if ends else max(1, len(parts) - 1)])
+        found[layer] = (f"{layer}.*", layer)
+    return found
+
 
 def blocks_of(
     names: Iterable[str], blocks: Mapping[str, Sequence[str]] = TRANSFORMER_BLOCKS
