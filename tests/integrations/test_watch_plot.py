@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,6 +48,23 @@ def test_without_shares_three_panels_are_drawn_and_without_rows_none() -> None:
     assert len(draw([row, {**row, "step": 1}]).axes) == 3
     with pytest.raises(InvalidInput, match="nothing was reported"):
         draw([])
+
+
+def test_lines_go_on_over_quick_rows_and_break_at_failures() -> None:
+    def row(step: int, sharpness: float | None, **more: Any) -> dict[str, Any]:
+        quick = {"critical_sharpness": 5.0, "learning_rate": 0.1}
+        return {"step": step, "loss": 1.0, "sharpness": sharpness, **quick, **more}
+
+    rows = [row(0, 3.0), row(1, None), row(2, 4.0), row(3, None, failure="no"), row(4, 5.0)]
+    axes = draw(rows).axes
+    labels = [one.get_ylabel() for one in axes]
+    assert labels == ["loss", "curvature", "alignment", "along update"]
+    (line,) = axes[1].get_lines()
+    assert list(line.get_xdata()) == [0, 2, 3, 4]
+    assert [math.isnan(value) for value in line.get_ydata()] == [False, False, True, False]  # type: ignore[arg-type]
+    critical, limit = axes[3].get_lines()
+    assert list(critical.get_xdata()) == [0, 1, 2, 3, 4]
+    assert set(limit.get_ydata()) == {20.0}  # type: ignore[arg-type]
 
 
 def test_an_unknown_probe_is_refused() -> None:

@@ -5,7 +5,13 @@ import torch
 
 from thalweg.errors import InvalidInput
 from thalweg.loss.layout import ParameterLayout
-from thalweg.operators.restricted import TRANSFORMER_BLOCKS, Restricted, blocks_of, coordinates
+from thalweg.operators.restricted import (
+    MODEL_BLOCKS,
+    TRANSFORMER_BLOCKS,
+    Restricted,
+    blocks_of,
+    coordinates,
+)
 from thalweg.operators.symmetric import DenseOperator
 from thalweg.spectrum.eigensolver import eigenpairs
 
@@ -170,3 +176,47 @@ def test_impossible_coordinates_are_refused(matrix: torch.Tensor, indices: list[
 def test_no_block_is_known_by_two_names() -> None:
     patterns = [pattern for block in TRANSFORMER_BLOCKS.values() for pattern in block]
     assert len(set(patterns)) == len(patterns)
+
+
+@pytest.mark.parametrize(
+    ("block", "names"),
+    [
+        (
+            "embedding",
+            "transformer.wte.weight transformer.wpe.weight model.embed_tokens.weight cls_token"
+            " pos_embed patch_embed.proj.weight class_token conv_proj.weight"
+            " encoder.pos_embedding vit.embeddings.patch_embeddings.projection.weight",
+        ),
+        (
+            "attention",
+            "transformer.h.0.attn.c_attn.weight transformer.h.0.attn.c_proj.bias"
+            " model.layers.0.self_attn.q_proj.weight model.layers.0.self_attn.o_proj.weight"
+            " blocks.0.attn.qkv.weight blocks.0.attn.proj.bias"
+            " encoder.layers.encoder_layer_0.self_attention.in_proj_weight"
+            " encoder.layers.encoder_layer_0.self_attention.out_proj.weight"
+            " layers.0.self_attn.in_proj_weight bert.encoder.layer.0.attention.self.query.weight",
+        ),
+        (
+            "feed_forward",
+            "transformer.h.0.mlp.c_fc.weight transformer.h.0.mlp.c_proj.weight"
+            " model.layers.0.mlp.gate_proj.weight blocks.0.mlp.fc1.weight"
+            " layers.0.linear1.weight bert.encoder.layer.0.intermediate.dense.weight",
+        ),
+        (
+            "norm",
+            "transformer.h.0.ln_1.weight transformer.ln_f.bias model.norm.weight"
+            " model.layers.0.post_attention_layernorm.weight blocks.0.norm1.weight bn1.weight"
+            " layer1.0.bn2.bias layer2.0.downsample.1.weight bert.embeddings.LayerNorm.weight"
+            " encoder.layers.encoder_layer_0.ln_1.weight",
+        ),
+        ("convolution", "conv1.weight layer1.0.conv2.weight layer2.0.downsample.0.weight"),
+        (
+            "head",
+            "lm_head.weight fc.weight fc.bias head.weight heads.head.weight classifier.bias"
+            " bert.pooler.dense.weight",
+        ),
+        ("other", "0.weight 2.bias rnn.weight_ih_l0"),
+    ],
+)
+def test_each_parameter_of_common_models_is_in_its_block(block: str, names: str) -> None:
+    assert list(blocks_of(names.split(), MODEL_BLOCKS)) == [block]
