@@ -1,7 +1,12 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
+import os
+import sqlite3
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -33,6 +38,11 @@ ROW = {
 def needs(module: str) -> Any:
     found = importlib.util.find_spec(module) is not None
     return pytest.mark.skipif(not found, reason=f"{module} is not installed")
+
+
+def test_terms_of_a_ratio_are_no_charts() -> None:
+    row = {"lr_numerator": 1.0, "lr_denominator_bulk": 2.0, "lr_sharpness": 3.0}
+    assert scalars(row) == {"thalweg/lr_sharpness": 3.0}
 
 
 def test_numbers_and_texts_have_names_and_what_was_not_measured_has_none() -> None:
@@ -139,6 +149,24 @@ def test_tensorboard_shows_the_rows_at_the_steps_of_the_training(tmp_path: Path)
     assert [event.value for event in shown] == pytest.approx(expected, rel=1e-6)
 
 
+@needs("tensorboard")
+def test_tensorboard_shows_no_step_twice_after_two_resumes(tmp_path: Path) -> None:
+    # What the program itself reads by; the public accumulator purges otherwise.
+    from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+
+    from thalweg.integrations.tensorboard import TensorBoard
+
+    for begin, end in ((None, 6), (4, 9), (7, 11)):
+        sink = TensorBoard(tmp_path, resume_at=begin)
+        for step in range(begin or 0, end):
+            sink.log({"loss": float(step + end)}, step)
+        sink.close()
+    accumulator = EventAccumulator(str(tmp_path))
+    accumulator.Reload()
+    shown = accumulator.Tensors("thalweg/loss")
+    assert [event.step for event in shown] == list(range(11))
+
+
 @needs("wandb")
 @pytest.mark.slow
 def test_wandb_gets_them_beside_the_trainers_own_steps(
@@ -168,12 +196,6 @@ watcher = trained("trackio:tests")
 import json
 print(json.dumps([row["sharpness"] for row in watcher.history]))
 """
-    import json
-    import os
-    import sqlite3
-    import subprocess
-    import sys
-
     environment = os.environ | {"TRACKIO_DIR": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True
@@ -187,6 +209,31 @@ print(json.dumps([row["sharpness"] for row in watcher.history]))
     assert [step for step, _ in found] == [0, 2, 4]
     values = [json.loads(metrics)["thalweg/sharpness"] for _, metrics in found]
     assert values == pytest.approx(expected)
+
+
+RESUMED = """
+import sys
+from thalweg.integrations.trackio import Trackio
+begin, end = map(int, sys.argv[1:])
+sink = Trackio("tests", name="resumed")
+for step in range(begin, end):
+    sink.log({"loss": float(step)}, step)
+sink.close()
+"""
+
+
+@needs("trackio")
+@pytest.mark.slow
+def test_a_resumed_run_of_trackio_goes_on_in_one_chart_with_no_step_twice(tmp_path: Path) -> None:
+    environment = os.environ | {"TRACKIO_DIR": str(tmp_path)}
+    for begin, end in (("0", "6"), ("4", "9")):
+        command = [sys.executable, "-c", RESUMED, begin, end]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    (database,) = tmp_path.rglob("tests.db")
+    with sqlite3.connect(database) as connection:
+        found = connection.execute("select run_name, step from metrics order by id").fetchall()
+    assert found == [("resumed", step) for step in range(9)]
 
 
 @needs("mlflow")

@@ -70,6 +70,13 @@ def test_bad_numbers_are_refused() -> None:
             ReportSpacing(None, budget)
 
 
+def watched(case: Case, optimizer: torch.optim.Optimizer, **options: Any) -> Watcher:
+    watcher = watch(case.model, case.loss, case.data, optimizer, k=2, quiet=True, **options)
+    # Else the faster way is timed, and two trainings may find another.
+    watcher.objective.multiplier = ChunkMultiplier(11)  # type: ignore[attr-defined]
+    return watcher
+
+
 def train(
     case: Case,
     steps: int,
@@ -81,9 +88,7 @@ def train(
     **options: Any,
 ) -> Watcher:
     optimizer = optimizer or torch.optim.SGD(case.model.parameters(), lr=0.05)
-    watcher = watcher or watch(
-        case.model, case.loss, case.data, optimizer, k=2, quiet=True, **options
-    )
+    watcher = watcher or watched(case, optimizer, **options)
     for step in range(begin, begin + steps):
         optimizer.zero_grad()
         for _ in range(accumulate):
@@ -165,10 +170,7 @@ def test_a_resumed_watcher_goes_on_as_if_nothing_had_happened() -> None:
     def begun() -> tuple[Case, torch.optim.Optimizer, Watcher]:
         case = mlp()
         optimizer = torch.optim.Adam(case.model.parameters(), lr=0.01)
-        watcher = watch(case.model, case.loss, case.data, optimizer, k=2, quiet=True, budget=3.0)
-        # Else the faster way is timed, and two trainings may find another.
-        watcher.objective.multiplier = ChunkMultiplier(11)  # type: ignore[attr-defined]
-        return case, optimizer, watcher
+        return case, optimizer, watched(case, optimizer, budget=3.0)
 
     case, optimizer, whole = begun()
     train(case, 400, optimizer=optimizer, watcher=whole)

@@ -12,7 +12,7 @@ from thalweg.integrations.dashboards import scalars
 from thalweg.loss.function_loss import FunctionLoss
 from thalweg.loss.objective import Objective
 from thalweg.loss.protocol import Loss
-from thalweg.measure.sharpness_by_block import sharpness_by_block
+from thalweg.measure.sharpness_by_block import TOLERANCE, sharpness_by_block
 from thalweg.measure.step_state import StepState
 from thalweg.operators.restricted import MODEL_BLOCKS, blocks_of, coordinates, layers_of
 from thalweg.spectrum.subspace import Subspace
@@ -48,7 +48,8 @@ def test_it_is_the_top_eigenvalue_of_each_dense_block(case: Case) -> None:
         for block, names in present.items():
             expected = largest(hessian, objective, names)
             found = row[f"sharpness_by_block/{block}"]
-            assert found == pytest.approx(expected, rel=max(0.01, 2 * error)), block
+            assert found == pytest.approx(expected, rel=error), block
+            assert error < 2 * TOLERANCE
 
 
 def test_by_its_name_it_is_over_the_blocks_of_common_models() -> None:

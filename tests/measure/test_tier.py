@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests import dense
-from tests.measure.test_report_spacing import train
+from tests.measure.test_report_spacing import train, watched
 from tests.networks import Case, mlp, silu
 from thalweg import registry, watch
 from thalweg.errors import InvalidInput
@@ -224,6 +224,45 @@ def test_reports_that_fail_end_by_themselves_and_quick_rows_go_on() -> None:
     rows = {row["step"]: row["failure"] is not None for row in watcher.history}
     assert rows == {0: True, 2: False, 3: True, 4: False, 6: True, 8: False, 10: False}
     assert not watcher.ended
+
+
+def failing_at_first() -> tuple[Case, torch.optim.Optimizer, Watcher]:
+    """A training whose subspace costs 30 gradients at step 0, and then fails."""
+    case = mlp()
+    optimizer = torch.optim.SGD(case.model.parameters(), lr=0.05)
+    watcher = watched(case, optimizer, quick_every=20, budget=100.0)
+    update = watcher.source.update
+
+    def fails(theta: Tensor, gradient: Tensor | None = None) -> Any:
+        if watcher.step > 0:
+            return update(theta, gradient)
+        for _ in range(30):
+            watcher.objective.value_and_gradient(theta)
+        raise MemoryError("full")
+
+    watcher.source.update = fails  # type: ignore[method-assign]
+    return case, optimizer, watcher
+
+
+def test_what_a_failed_report_cost_is_paid_by_reports_also_after_a_resume() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the failure, and of a gap
+        case, optimizer, whole = failing_at_first()
+        train(case, 60, watcher=whole, optimizer=optimizer)
+        case, optimizer, first = failing_at_first()
+        train(case, 30, watcher=first, optimizer=optimizer)
+        held, state = copy.deepcopy((case.model.state_dict(), first.state_dict()))
+        case, optimizer, second = failing_at_first()
+        case.model.load_state_dict(held)
+        second.load_state_dict(state)
+        train(case, 30, begin=30, watcher=second, optimizer=optimizer)
+    assert rows_of(whole) == {0: False, 20: False, 40: False, 50: True}
+    failed, *quick, report = whole.history
+    assert failed["report_gradients"] is None
+    assert all(row["report_gradients"] < 5 for row in quick)
+    assert report["report_gradients"] >= 31 + report["subspace_gradients"]
+    for column in ("step", "report_gradients", "overhead"):
+        assert second.history[-1][column] == report[column]
 
 
 def test_the_training_is_bit_for_bit_what_it_is_without() -> None:

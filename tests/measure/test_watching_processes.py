@@ -110,6 +110,35 @@ def test_a_watched_training_in_processes_is_that_without(tmp_path: Path) -> None
     assert second["warned"] == []
 
 
+def quick_rows(rank: int) -> dict[str, Any]:
+    inputs, targets = rows(rank)
+    torch.manual_seed(2)
+    model = DistributedDataParallel(Net())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    options: Any = {"k": 2, "budget": 2.0, "quiet": True, "group": dist.group.WORLD}
+    watcher = watch(model, LOSS, (inputs, targets), optimizer, **options)
+    # Unlike numbers of samples: the budget is that of both together.
+    part = slice(0, 16 if rank == 0 else 8)
+    for _ in range(240):
+        optimizer.zero_grad()
+        LOSS(model(inputs[part]), targets[part]).backward()
+        optimizer.step()
+    hidden = ("seconds", "caveat")
+    found = [{k: v for k, v in row.items() if k not in hidden} for row in watcher.history]
+    spacing = watcher.state_dict()["tiers"]
+    return {"rows": repr(found), "spacing": repr({k: v["spacing"] for k, v in spacing.items()}),
+            "full": [row["sharpness"] is not None for row in watcher.history],
+            "failures": [row["failure"] for row in watcher.history]}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_budget_spaces_quick_rows_alike_in_all_processes(tmp_path: Path) -> None:
+    first, second = in_processes(2, quick_rows, tmp_path)
+    assert first == second
+    assert set(first["full"]) == {True, False}
+    assert set(first["failures"]) == {None}
+
+
 def fail_always(rank: int, folder: str) -> dict[str, Any]:
     torch.manual_seed(2)
     model = DistributedDataParallel(Net())

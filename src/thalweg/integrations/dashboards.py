@@ -1,8 +1,9 @@
 """What dashboards have in common: names, one axis of steps, and no waiting for any of them.
 
 Columns become "thalweg/sharpness", "thalweg/stability_margin", ...; the entries of a column of
-lists "thalweg/eigenvalues/1", ... What was not measured is left out, texts go where a dashboard has
-a place for them.
+lists "thalweg/eigenvalues/1", ... What was not measured is left out, and so are the terms of
+effective learning rates, which a chart says nothing of; texts go where a dashboard has a place for
+them.
 
 Example:
     >>> scalars({"step": 3, "sharpness": 2.0, "eigenvalues": [2.0, 1.0], "caveat": None})
@@ -21,6 +22,8 @@ from typing import Any
 from thalweg.errors import ThalwegError
 
 PREFIX = "thalweg/"
+TERMS = ("lr_numerator", "lr_denominator")
+"""Columns that begin so are no charts."""
 WAITING = 1000
 """Rows that may wait for a slow dashboard; further ones are dropped, which is a failure."""
 PATIENCE = 10.0
@@ -31,7 +34,7 @@ def scalars(row: Mapping[str, Any]) -> dict[str, float]:
     """The finite numbers of a row, by their names in a dashboard."""
     found: dict[str, float] = {}
     for column, value in row.items():
-        if column == "step" or value is None or isinstance(value, str):
+        if column == "step" or value is None or isinstance(value, str) or column.startswith(TERMS):
             continue
         if isinstance(value, (list, tuple)):
             found |= {f"{column}/{place}": v for place, v in enumerate(value, start=1)}

@@ -19,7 +19,8 @@ class TensorBoard:
 
     Args:
         folder: where the event files go; that of the trainer shows both in one run.
-        resume_at: of what an earlier process wrote there, show the steps before this one alone.
+        resume_at: of what was written there before, show the steps before this one alone. Other
+            writers of a resumed run into this folder are to be made after this one.
 
     Raises:
         MissingExtra: tensorboard is not installed.
@@ -30,6 +31,19 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer: Any = SummaryWriter(os.fspath(folder), purge_step=resume_at)
+        if resume_at is not None:
+            self._say_again(resume_at)
+
+    def _say_again(self, step: int) -> None:
+        """That a session starts, once more than torch does.
+
+        TensorBoard takes the first of a run that it meets for its beginning, not for a restart, and
+        would show the steps since twice; torch writes none where nothing resumes.
+        """
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+        start = SessionLog(status=SessionLog.START)
+        self._writer.file_writer.add_event(Event(session_log=start), step)
 
     def log(self, row: Mapping[str, Any], step: int) -> None:
         """Write a row; it is on disk when this returns."""

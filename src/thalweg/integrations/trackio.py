@@ -15,6 +15,10 @@ from thalweg.registry import sinks
 class Trackio(Dashboard):
     """Logs rows to a run, at the steps of the training.
 
+    A run that resumes goes on in the same charts, from behind the last step that it has: trackio
+    keeps the rows that were logged after the checkpoint, and would show those steps twice. Where
+    the run is the user's, whose steps are not ours alone, all rows are logged.
+
     Args:
         project: of a run that is begun and ended here, where none is active; one that is active is
             used, and left open.
@@ -34,9 +38,13 @@ class Trackio(Dashboard):
         self._own = active is None
         resume = "never" if name is None else "allow"
         self._run: Any = active or trackio.init(project=project, name=name, resume=resume)
+        # Trackio has no other word for it.
+        self._begin: int = getattr(self._run, "_next_step", 0) if self._own else 0
 
     def send(self, row: Mapping[str, Any], step: int) -> None:
-        """Log a row."""
+        """Log a row, unless an earlier process has."""
+        if step < self._begin:
+            return
         self._run.log(scalars(row), step=step)
 
     def end(self) -> None:

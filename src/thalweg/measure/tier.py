@@ -74,6 +74,8 @@ class Tier:
         spacing: when it is due.
         parts: the parts of the update whose effective learning rates it has, as endings of columns.
         failures: in a row, by now.
+        unpaid: what its rows have cost that `spacing` has not heard of yet, such as one that
+            failed, in `PARTS` of a gradient.
         recent: its last `WINDOW` rows, those that failed among them.
     """
 
@@ -82,6 +84,7 @@ class Tier:
     spacing: ReportSpacing
     parts: tuple[str, ...]
     failures: int = 0
+    unpaid: int = 0
     recent: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=WINDOW))
 
     @property
@@ -128,13 +131,14 @@ class Tier:
         return {
             "spacing": self.spacing.state_dict(),
             "failures": self.failures,
+            "unpaid": self.unpaid,
             "recent": [row.copy() for row in self.recent],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave."""
         self.spacing.load_state_dict(state["spacing"])
-        self.failures = state["failures"]
+        self.failures, self.unpaid = state["failures"], state.get("unpaid", 0)
         self.recent.clear()
         self.recent.extend(dict(row) for row in state["recent"])
 

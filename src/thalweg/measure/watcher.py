@@ -239,7 +239,7 @@ class Watcher:
         # Those that the present step is reported by.
         self._due: list[Tier] = []
         self._seconds = 0.0
-        self._spent = self._spent_on_gradient = 0
+        self._spent_on_gradient = 0
         self._direction: Tensor | None = None
         watched = stepping(optimizer)
         preconditioned = any(
@@ -407,9 +407,9 @@ class Watcher:
                 optimizer=optimizer,
             )
             # The gradient first: the subspace's error is measured by it.
-            begin = cost_of(self.objective) or 0
+            begin = self._counted()
             _ = state.gradient
-            self._spent_on_gradient = (cost_of(self.objective) or 0) - begin
+            self._spent_on_gradient = self._counted() - begin
             if self._due[0].needs_subspace:
                 _ = state.subspace
             states.append(state)
@@ -465,13 +465,13 @@ class Watcher:
         last = 0
         for tier in self._due:
             measure = functools.partial(self._measure, tier, state, optimizer, row)
-            before = self._spent
+            before = self._counted()
             if reason := self._failure_of(tier, measure, row, "not complete"):
                 reasons.append(reason)
             else:
                 tier.failures = 0
                 done.append(tier)
-                last = self._spent_on_gradient + self._spent - before
+                last = self._spent_on_gradient + self._counted() - before
         row["caveat"] = "; ".join(filter(None, [row.get("caveat"), *state.notes])) or None
         if self._tiers[0] not in done:
             # Where a report has failed, this has come to some processes before they knew, and not
@@ -481,7 +481,8 @@ class Watcher:
         if done:
             self._account(state, row, done, last)
         row["seconds"] = self._seconds + time.perf_counter() - begin
-        self._report(row | {"failure": "; ".join(reasons)} if reasons else row)
+        failures = [*reasons, *filter(None, [row.get("failure")])]
+        self._report(row | {"failure": "; ".join(failures) or None})
 
     def _tiers_due(self) -> list[Tier]:
         """Those that report this step: a full report has what a quick row has, too."""
@@ -538,7 +539,7 @@ class Watcher:
 
     def _attempt(self, measure: Callable[[], None]) -> str | None:
         """Run it so that neither an error nor a random number of it reaches the training."""
-        begin = cost_of(self.objective)
+        begin = self._counted()
         try:
             with all_or_none(self.objective):
                 _refuse_capture()
@@ -554,7 +555,7 @@ class Watcher:
             self._begin_anew()
             raise
         finally:
-            self._spent += (cost_of(self.objective) or 0) - (begin or 0)
+            self._due[0].unpaid += self._counted() - begin
         if memory:
             # Outside of the handler: the traceback kept the graph alive.
             with contextlib.suppress(Exception):
@@ -577,7 +578,7 @@ class Watcher:
             samples, counted = self.objective.num_samples, cost_of(self.objective)
             reduction = reduction_in(self.objective)
             trained = reduction.total(float(self._trained.take()))
-            spent = reduction.total(float(self._spent)) / PARTS
+            spent = reduction.total(float(self._due[0].unpaid)) / PARTS
             alone = reduction.total(float(last)) / PARTS if self._tiers[1:] else 0.0
             if counted is None:
                 alone = QUICK_GRADIENTS * samples
@@ -600,7 +601,11 @@ class Watcher:
                 tier.spacing.postpone(state.step)
         if not failed:
             self._say_when_the_next_comes(row)
-        self._spent = 0
+        self._due[0].unpaid = 0
+
+    def _counted(self) -> int:
+        """What the loss has cost so far, in `PARTS`; 0 where it does not count."""
+        return cost_of(self.objective) or 0
 
     def _say_when_the_next_comes(self, row: Mapping[str, Any]) -> None:
         """Once, after the first report: what it cost, and what that means."""
