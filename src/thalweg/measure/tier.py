@@ -34,10 +34,9 @@ from thalweg.registry import probes
 QUICK_SHARE = 1 / 3
 """Of the budget, for quick rows.
 
-Full reports then come one and a half times as far apart as without quick rows. One costs from some
-4 to 20 times a quick row (docs/watch.md), so that there are from 2 to 10 quick rows to each: a
-smaller part would be felt less, and show less, and with a larger one it is the sharpness that comes
-rarely.
+Full reports then come one and a half times as far apart as without quick rows. One costs 8 to 21
+times a quick row (docs/watch.md), so that there are 4 to 10 quick rows to each: a smaller part would
+show less, and with a larger one it is the sharpness that comes rarely.
 """
 
 FULL = (
