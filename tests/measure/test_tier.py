@@ -37,7 +37,9 @@ SUBSPACE = (
     budget=st.floats(0.01, 1.0),
     rate=st.integers(1, 200),
     first=st.integers(500, 10_000),
-    costs=st.lists(st.tuples(st.integers(100, 3_000), st.integers(1, 100)), min_size=5),
+    costs=st.lists(
+        st.tuples(st.integers(100, 3_000), st.integers(1, 100)), min_size=5, max_size=40
+    ),
 )
 def test_both_tiers_together_keep_the_budget(
     budget: float, rate: int, first: int, costs: list[tuple[int, int]]

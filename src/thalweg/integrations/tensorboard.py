@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -40,10 +41,9 @@ class TensorBoard:
         TensorBoard takes the first of a run that it meets for its beginning, not for a restart, and
         would show the steps since twice; torch writes none where nothing resumes.
         """
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-
-        start = SessionLog(status=SessionLog.START)
-        self._writer.file_writer.add_event(Event(session_log=start), step)
+        events: Any = importlib.import_module("tensorboard.compat.proto.event_pb2")
+        start = events.SessionLog(status=events.SessionLog.START)
+        self._writer.file_writer.add_event(events.Event(session_log=start), step)
 
     def log(self, row: Mapping[str, Any], step: int) -> None:
         """Write a row; it is on disk when this returns."""

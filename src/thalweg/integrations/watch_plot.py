@@ -92,8 +92,8 @@ def _is_number(value: Any) -> bool:
 
 def _limit_along_update(row: Mapping[str, Any]) -> float | None:
     """2 / lr, where critical sharpness was looked for."""
-    rate = row.get("learning_rate")
-    known = row.get("critical_sharpness") is not None and _is_number(rate) and rate > 0
+    rate = row.get("learning_rate") or 0.0
+    known = row.get("critical_sharpness") is not None and math.isfinite(rate) and rate > 0
     return 2 / rate if known else None
 
 

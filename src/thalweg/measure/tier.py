@@ -35,8 +35,8 @@ QUICK_SHARE = 1 / 3
 """Of the budget, for quick rows.
 
 Full reports then come one and a half times as far apart as without quick rows. One costs 8 to 21
-times a quick row (docs/watch.md), so that there are 4 to 10 quick rows to each: a smaller part would
-show less, and with a larger one it is the sharpness that comes rarely.
+times a quick row (docs/watch.md), so that there are 4 to 10 quick rows to each: a smaller part
+would show less, and with a larger one it is the sharpness that comes rarely.
 """
 
 FULL = (
