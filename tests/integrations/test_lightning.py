@@ -224,7 +224,11 @@ def test_a_model_in_shards_is_watched_and_goes_on_from_its_checkpoint(
         trained(Sharded, second, callbacks=kept(tmp_path), resume=file, **sharding())
     assert [row["step"] for row in rows_of(second)] == [4]
     assert second.watcher is not None
-    assert [row["step"] for row in second.watcher.state_dict()["recent"]] == [0, 2, 4]
+    assert [row["step"] for row in second.watcher.state_dict()["tiers"]["full"]["recent"]] == [
+        0,
+        2,
+        4,
+    ]
 
 
 def test_a_checkpoint_in_one_file_says_that_it_has_not_the_state_of_shards(
