@@ -113,6 +113,19 @@ def test_one_line_reports_and_leaves_the_training_bit_for_bit(tmp_path: Path) ->
 
 
 @pytest.mark.slow
+def test_batches_of_a_compiled_model_are_counted(tmp_path: Path) -> None:
+    compiled = {"torch_compile": True, "torch_compile_backend": "eager"}
+    options = {"gradient_accumulation_steps": 3, **compiled}
+    alone, _, _ = trained(tmp_path / "alone", None, **options)
+    watched, callback, _ = trained(tmp_path / "watched", {}, **options)
+    assert torch.equal(alone, watched)
+    assert callback is not None
+    assert callback.watcher is not None
+    row = callback.watcher.history[0]
+    assert row["overhead"] == pytest.approx(row["report_gradients"] * 8 / 12)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

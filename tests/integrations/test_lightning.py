@@ -128,6 +128,19 @@ def test_one_entry_reports_and_leaves_the_training_bit_for_bit(options: dict[str
     assert all(row["alignment_minibatch"] is not None for row in rows)
 
 
+class ByParts(Classifier):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+
+@pytest.mark.parametrize("module", [Classifier, ByParts])
+def test_batches_are_counted_whatever_the_step_calls(module: type[Classifier]) -> None:
+    callback = CurvatureCallback(samples=16, every=2, k=2)
+    trained(module, callback, steps=3)
+    row = rows_of(callback)[0]
+    assert row["overhead"] == pytest.approx(row["report_gradients"] * 16 / 8)
+
+
 def test_the_sharpness_is_that_of_the_training_step() -> None:
     callback = CurvatureCallback(samples=64, every=1, k=1, exact=True)
     trained(callback=callback, steps=1)

@@ -34,6 +34,7 @@ from thalweg.measure.watch import watch
 from thalweg.operators.gauss_newton import GaussNewton
 from thalweg.operators.gradient_covariance import GradientCovariance
 from thalweg.operators.hessian import Hessian
+from thalweg.operators.restricted import Restricted, coordinates
 from thalweg.optim.split import SplitUpdate
 from thalweg.sharding import ShardedVector, plain, tensors_in, whole
 from thalweg.spectrum.curvature_profile import curvature_profile
@@ -160,7 +161,17 @@ def of_a_spectrum(loss: Objective) -> Numbers:
     largest = float(top_eigenpairs(loss, 1).eigenvalues[0])
     known = top_eigenpairs(loss, 2)
     split = split_at(loss, gradient, 0.3 * largest, known=known)
+    names = loss.layout.names
+    # Three blocks, of which some processes hold little or nothing.
+    layer, biases = [n for n in names if n.startswith("2.")], [n for n in names if "bias" in n]
+    blocks = [
+        Restricted(Hessian(loss, keep_graph=True), coordinates(loss.layout, some))
+        for some in (layer, biases, ["3.bias"])
+    ]
+    tops = [top_eigenpairs(block, 1) for block in blocks]
     return {
+        "largest of blocks": torch.cat([top.eigenvalues for top in tops]),
+        "of a layer": projector(tops[0]),
         "gauss_newton": whole(GaussNewton(loss) @ gradient),
         "covariance": whole(GradientCovariance(loss) @ gradient),
         "above": whole(split.above),
@@ -208,7 +219,7 @@ def of_a_watched_training(model: nn.Module, rank: int, count: int) -> Numbers:
         model(data(rank, count)[0])
     with watch(
         model, LOSS, data(rank, count), optimizer, every=3, quick_every=2, quiet=True, group=group,
-        probes=["norms", "curvature_shares"],
+        probes=["norms", "curvature_shares", "sharpness_by_block"],
     ) as watcher:  # fmt: skip
         for _ in range(4):
             step(model, optimizer, rank, count)

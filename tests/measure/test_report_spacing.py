@@ -228,6 +228,44 @@ def test_only_passes_of_the_training_count() -> None:
     assert whole.take() == 1
 
 
+def test_what_is_told_counts_where_nothing_is_heard() -> None:
+    model = nn.Linear(3, 2)
+    counted = TrainingSamples([model])
+    counted.tell(5)
+    assert counted.take() == 5
+    counted.tell(6)
+    model(torch.randn(4, 3))
+    assert counted.take() == 4
+    whole = TrainingSamples([model], whole=True)
+    whole.tell(6)
+    assert whole.take() == 1
+
+
+def test_a_training_that_is_told_has_the_spacing_of_one_that_is_heard() -> None:
+    heard, told = spaced(tell=False), spaced(tell=True)
+    assert len(heard) > 2
+    assert told == heard
+
+
+def spaced(*, tell: bool) -> list[tuple[int, float]]:
+    """Steps and overheads of a training through its model, or past its model's forward pass."""
+    torch.manual_seed(0)
+    model, loss = nn.Sequential(nn.Linear(3, 2)), nn.CrossEntropyLoss()
+    data = torch.randn(20, 3), torch.randint(0, 2, (20,))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watch(model, loss, data, optimizer, k=1, budget=0.9, quiet=True) as watcher:
+        for step in range(60):
+            if step == 30:
+                state = watcher.state_dict()
+                watcher.load_state_dict(state)
+            if tell:
+                watcher.note_samples(20)
+            optimizer.zero_grad()
+            loss(model[0](data[0]) if tell else model(data[0]), data[1]).backward()
+            optimizer.step()
+    return [(row["step"], row["overhead"]) for row in watcher.history]
+
+
 @pytest.mark.slow
 def test_a_compiled_training_is_not_slowed_by_it_nor_compiled_again() -> None:
     case = mlp()

@@ -93,6 +93,15 @@ class CurvatureCallback(WatchingCallback, TrainerCallback):
         if resumed:
             self.restore_from(_checkpoint(args, state), expected=False)
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count the first batch of a step: a compiled model runs no hooks."""
+        if self.watcher is not None:
+            self.watcher.note_samples(state.train_batch_size or args.train_batch_size)
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count the next batch of a step that accumulates."""
+        self.on_step_begin(args, state, control)
+
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Put the state beside the trainer's own, in a file for each process."""
         self.save_to(_checkpoint(args, state))

@@ -18,6 +18,7 @@ from thalweg.errors import invalid, require_extra
 from thalweg.integrations.trainer_callback import SAMPLES, AnySink, WatchingCallback
 from thalweg.loss.compute_loss import ComputeLoss
 from thalweg.measure.sinks import reason_of, warn
+from thalweg.measure.training_samples import samples_in
 from thalweg.sharding import sharding_of
 
 require_extra("lightning", "lightning")
@@ -108,6 +109,13 @@ class CurvatureCallback(WatchingCallback, Callback):
             self.restore(lambda: restored)
         else:
             self.restore_from(Path(trainer.ckpt_path or ""))
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the batch: many a `training_step` calls parts of its module alone."""
+        if self.watcher is not None:
+            self.watcher.note_samples(samples_in(batch))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop watching; `watcher.history` stays."""

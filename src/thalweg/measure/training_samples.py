@@ -1,7 +1,8 @@
 """Counts the samples that a training evaluates, by a hook on the model's forward pass.
 
 The training is bit for bit what it is without. Evaluations under `torch.no_grad` and those of
-Thalweg itself do not count. A compiled model is not heard: what is compiled runs no hooks.
+Thalweg itself do not count. A compiled model is not heard: what is compiled runs no hooks; nor is a
+training that calls parts of the model alone. What is told counts then.
 
 Example:
     >>> model = torch.nn.Linear(3, 2)
@@ -17,7 +18,7 @@ Example:
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -36,12 +37,13 @@ class TrainingSamples:
         whole: each pass counts as one sample, whatever its batch.
 
     Attributes:
-        samples: since they were taken last: the sum of the first dimension of each pass's first
-            tensor.
+        heard: samples since they were taken last: the sum of the first dimension of each pass's
+            first tensor.
+        told: those that the training has told since.
     """
 
     def __init__(self, models: Iterable[nn.Module], *, whole: bool = False) -> None:
-        self.samples, self.whole = 0, whole
+        self.heard, self.told, self.whole = 0, 0, whole
         # A pass within another, as where a trainer calls a step by the model's own forward.
         self.depth = 0
         self._hooks: list[RemovableHandle] = []
@@ -53,9 +55,18 @@ class TrainingSamples:
                     model.register_forward_hook(after, with_kwargs=True, always_call=True)
                 )
 
+    @property
+    def samples(self) -> int:
+        """How many since they were taken last: those heard; where there are none, those told."""
+        return self.heard or self.told
+
+    def tell(self, samples: int) -> None:
+        """Count a pass over so many samples, in case that it is not heard."""
+        self.told += 1 if self.whole else samples
+
     def take(self) -> int:
         """What was counted; from here on it begins at 0."""
-        taken, self.samples = self.samples, 0
+        taken, self.heard, self.told = self.samples, 0, 0
         return taken
 
     def close(self) -> None:
@@ -83,7 +94,7 @@ class _Hook:
         outermost = self._counted.depth == 1
         if outermost and torch.is_grad_enabled() and not is_evaluating():
             whole = self._counted.whole
-            self._counted.samples += 1 if whole else _first_dimension(args, keywords)
+            self._counted.heard += 1 if whole else samples_in((args, dict(keywords)))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
         return _Hook()
@@ -92,10 +103,10 @@ class _Hook:
         return _Hook, ()
 
 
-def _first_dimension(args: tuple[Any, ...], keywords: Mapping[str, Any]) -> int:
-    """Of the first tensor that has one, 0 without."""
+def samples_in(batch: object) -> int:
+    """How many samples a batch has: the length of the first tensor that has one, 0 without."""
     with contextlib.suppress(Exception):
-        for leaf in tree_leaves((args, dict(keywords))):
+        for leaf in tree_leaves(batch):
             if isinstance(leaf, Tensor) and leaf.dim() > 0:
                 return int(leaf.shape[0])
     return 0

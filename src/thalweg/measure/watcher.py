@@ -293,6 +293,14 @@ class Watcher:
         """Whether no more rows come, since `MOST_FAILURES` of each kind failed in a row."""
         return all(tier.ended for tier in self._tiers)
 
+    def note_samples(self, count: int) -> None:
+        """Say that the training evaluates so many samples now, in this process.
+
+        For a training whose passes through the model are not heard: a compiled model, one of which
+        parts alone are called. Where they are heard, it changes nothing.
+        """
+        self._trained.tell(count)
+
     def close(self) -> None:
         """Stop watching and close the sinks; `history` stays. To close twice does nothing."""
         self._closed = True
@@ -314,7 +322,8 @@ class Watcher:
         return {
             "step": self.step,
             "tiers": {tier.name: tier.state_dict() for tier in self._tiers},
-            "trained": self._trained.samples,
+            "trained": self._trained.heard,
+            "told": self._trained.told,
             "source": self.source.state_dict(),
             "direction": packed(self._direction),
         }
@@ -329,7 +338,8 @@ class Watcher:
                 tier.load_state_dict(saved[tier.name])
             else:
                 tier.spacing.begin = tier.spacing.next_step = self.step
-        self._trained.samples = state["trained"]
+        self._trained.heard = state["trained"]
+        self._trained.told = state.get("told", 0)
         self.source.load_state_dict(state["source"])
         self._direction = unpacked(state["direction"], sharding_of(self.objective))
 
@@ -616,7 +626,8 @@ class Watcher:
         for tier in self._tiers[1:]:
             then += f", the first {tier.kind} at {tier.spacing.next_step}"
         if row.get("overhead") is None:
-            say = f"{cost}; the training's samples are not seen, and {then}: give every="
+            unseen = "the training's samples are not seen"
+            say = f"{cost}; {unseen}, and {then}: give every=, or call note_samples"
         else:
             say = f"{cost}; at {self.budget:.0%} of the training {then}"
             say += ": change budget= or every=, or watch fewer samples="

@@ -29,7 +29,7 @@ from thalweg.operators.symmetric import (
     product_with_error,
     rows_of,
 )
-from thalweg.sharding import refuse_sharding
+from thalweg.sharding import Sharding, plain, sharding_of
 
 # In the order in which they are tried: what is norm or position by its name is that everywhere.
 _PATTERNS: Mapping[str, tuple[str, ...]] = {
@@ -221,14 +221,15 @@ class Restricted(OperatorAround):
     """The rows and columns of a symmetric operator at some coordinates: a block of its diagonal.
 
     A product costs one with the whole operator, which several restrictions can share: its graph is
-    built once.
+    built once. Of an operator on shards each process has what it holds of the block.
 
     Args:
         operator: A, (P, P).
-        indices: distinct coordinates, int64 (p,), such as `coordinates` gives.
+        indices: distinct coordinates of P, int64 (p,), such as `coordinates` gives; of an operator
+            on shards in ascending order, the same on all processes.
 
     Raises:
-        InvalidInput: coordinates out of range or given twice, or none.
+        InvalidInput: coordinates out of range, given twice or not in order, or none.
 
     In the units, the dtype and on the device of A.
 
@@ -240,19 +241,29 @@ class Restricted(OperatorAround):
     """
 
     def __init__(self, operator: SymmetricOperator, indices: Tensor) -> None:
-        refuse_sharding(operator, "Restricted")
+        self.operator = operator
         size = operator.shape[0]
         in_range = len(indices) > 0 and int(indices.min()) >= 0 and int(indices.max()) < size
         if not in_range or len(indices.unique()) < len(indices):
             allowed = f"at least one distinct integer from 0 to {size - 1}"
             raise invalid("indices", f"{len(indices)} of them", allowed)
-        self.operator = operator
+        self._size, self._sharding = len(indices), None
+        around = sharding_of(operator)
+        if around is not None:
+            if bool((indices.diff() < 0).any()):
+                raise invalid("indices", "another order", "ascending ones, for a model in shards")
+            self._sharding, indices = _within(around, indices.cpu())
         self.indices = indices.to(operator.device)
+
+    @property
+    def sharding(self) -> Sharding | None:
+        """Of the block's vectors; None where they are whole."""
+        return self._sharding
 
     @property
     def shape(self) -> tuple[int, int]:
         """(p, p)."""
-        return len(self.indices), len(self.indices)
+        return self._size, self._size
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """The product with (p,) or the columns of (p, k); errors are those of A."""
@@ -262,9 +273,39 @@ class Restricted(OperatorAround):
         self, vectors: Tensor, *, measured: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """See `SymmetricOperator`. At worst the whole error is at these coordinates."""
-        rows = rows_of(vectors, self)
-        whole = rows.new_zeros(len(rows), self.operator.shape[0])
+        rows = plain(rows_of(vectors, self))
+        around = sharding_of(self.operator)
+        held = self.operator.shape[0] if around is None else around.length
+        whole = rows.new_zeros(len(rows), held)
         whole[:, self.indices] = rows
-        image, errors = product_with_error(self.operator, whole.T, measured=measured)
-        image = image[self.indices]
+        given = whole if around is None else around.vector(whole)
+        image, errors = product_with_error(self.operator, given.T, measured=measured)
+        image = plain(image)[self.indices]
+        image = image if self._sharding is None else self._sharding.vector(image)
         return image[:, 0] if vectors.dim() == 1 else image, errors
+
+
+def _within(around: Sharding, indices: Tensor) -> tuple[Sharding, Tensor]:
+    """The sharding of a block (p,) of theta, and where its own numbers are in this process's part.
+
+    Args:
+        around: that of theta.
+        indices: of the block in theta, ascending.
+    """
+
+    def places(borders: tuple[int, int]) -> tuple[int, int]:
+        begin, end = torch.searchsorted(indices, torch.tensor(borders, device="cpu")).tolist()
+        return begin, end
+
+    segments = [[places(borders) for borders in own] for own in around.segments]
+    kept, before = [], 0
+    for (first, end), (begin, last) in zip(
+        around.segments[around.rank], segments[around.rank], strict=True
+    ):
+        kept.append(indices[begin:last] - first + before)
+        before += end - first
+    own = torch.cat(kept) if kept else indices[:0]
+    within = Sharding(around.group, segments, around.rank)
+    # Asked anew at each exchange: a report puts another one there for as long as it lasts.
+    within.around_each = lambda: around.around_each()
+    return within, own
