@@ -248,6 +248,25 @@ def test_local_sgd_learns_and_its_rounds_grow(run) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_tensor_parallel_prints_the_same_in_one_process_and_in_two(run) -> None:
+    alone = run("tensor_parallel.py")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*launcher, "--nproc-per-node=2", EXAMPLES / "tensor_parallel.py"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    together = done.stdout.splitlines()
+    assert alone[1].split() == ["product", "exact"]
+    assert "difference model: second derivatives through tensor parallel layers" in together[1]
+    assert alone[2:] == together[2:]
+    assert alone[-1].endswith("bit for bit the same: yes")
+
+
+@pytest.mark.slow
 def test_data_parallel_prints_the_same_in_one_process_and_in_two(run) -> None:
     alone = run("data_parallel.py")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

@@ -375,17 +375,22 @@ def random_unit(size: int, generator: torch.Generator, sharding: Sharding | None
     if sharding is None:
         vector = torch.randn(size, generator=generator, dtype=torch.float64, device="cpu")
         return vector / vector.norm()
-    part = sharding.vector(torch.cat([*_drawn(size, generator, sharding)]))
+    part = random_part(generator, sharding)
     return part / norm(part)
 
 
-def _drawn(size: int, generator: torch.Generator, sharding: Sharding) -> Iterator[Tensor]:
-    """This process's numbers of `torch.randn(size)`, drawn some at a time.
+def random_part(generator: torch.Generator, sharding: Sharding) -> Tensor:
+    """This process's numbers of `torch.randn(P)`, float64 on the CPU; see `random_unit`."""
+    return sharding.vector(torch.cat([*_drawn(generator, sharding)]))
+
+
+def _drawn(generator: torch.Generator, sharding: Sharding) -> Iterator[Tensor]:
+    """The same, drawn some at a time.
 
     torch draws 16 at a time, so that blocks of a multiple give the same as all at once; the last
     ones are drawn with the block before.
     """
-    at = 0
+    at, size = 0, sharding.num_parameters
     yield torch.empty(0, dtype=torch.float64, device="cpu")
     while at < size:
         count = DRAWN_AT_ONCE if size - at >= 2 * DRAWN_AT_ONCE else size - at

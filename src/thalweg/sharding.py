@@ -25,6 +25,8 @@ take a function of thalweg.linalg, or part.own for a plain tensor
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -118,6 +120,17 @@ class Sharding:
     def length(self) -> int:
         """How many numbers this process holds."""
         return self.lengths[self.rank]
+
+    def counts_of(self, sizes: Sequence[int]) -> list[int]:
+        """How many numbers this process holds of each stretch of theta, of stretches that make P.
+
+        No segment reaches over the end of a stretch.
+        """
+        ends = [*itertools.accumulate(sizes)]
+        counts = [0] * len(ends)
+        for begin, end in self.segments[self.rank]:
+            counts[bisect.bisect_right(ends, begin)] += end - begin
+        return counts
 
     def vector(self, own: Tensor) -> ShardedVector:
         """A plain tensor (..., P_r), or its transpose, as this process's part; no copy."""

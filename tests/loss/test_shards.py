@@ -49,7 +49,7 @@ from thalweg.tracking.tracker import SubspaceTracker
 SAMPLES = 115
 # Adam's metric moves so much at first that each step solves.
 STEPS = {"sgd": 20, "adam": 4}
-CUTS = {1: (0, 115), 2: (0, 50, 115), 3: (0, 50, 102, 115)}
+CUTS = {1: (0, 115), 2: (0, 50, 115), 3: (0, 50, 102, 115), 4: (0, 50, 60, 102, 115)}
 LOSS = nn.CrossEntropyLoss()
 # The processes of a busy machine are slow to start.
 pytestmark = pytest.mark.timeout(600)
@@ -297,13 +297,13 @@ REFUSED: dict[str, tuple[Callable[[Objective, int, int], Any], str]] = {
         lambda loss, rank, count: WeightedSum([loss]),
         "WeightedSum: got 'parameters in shards",
     ),
-    "two dimensions": (
-        lambda loss, rank, count: objective(hybrid(count), rank, count),
-        "a mesh of 2 dimensions",
-    ),
-    "tensor parallel": (
+    "with tensor parallel": (
         lambda loss, rank, count: objective(tensor_parallel(count), rank, count),
-        r"'0.weight': got .*FSDP2",
+        r"a mesh of 2 dimensions \(FSDP with tensor parallel\?\)",
+    ),
+    "beside tensor parallel": (
+        lambda loss, rank, count: objective(beside_tensor_parallel(count), rank, count),
+        r"'0.weight': got 'a DTensor that FSDP2 knows nothing of'",
     ),
     "FSDP1": (
         lambda loss, rank, count: objective(fsdp1(), rank, count),
@@ -326,16 +326,23 @@ REFUSED: dict[str, tuple[Callable[[Objective, int, int], Any], str]] = {
 }
 
 
-def hybrid(count: int) -> nn.Module:
-    mesh = init_device_mesh("cpu", (1, count), mesh_dim_names=("replicate", "shard"))
+def hybrid(copies: int, count: int) -> nn.Module:
+    mesh = init_device_mesh("cpu", (copies, count // copies), mesh_dim_names=("copies", "shards"))
     model: Any = fully_shard(network(), mesh=mesh)
     return model
 
 
 def tensor_parallel(count: int) -> nn.Module:
-    return parallelize_module(
-        network(), init_device_mesh("cpu", (count,)), {"0": ColwiseParallel()}
-    )
+    mesh = init_device_mesh("cpu", (1, count), mesh_dim_names=("data", "parts"))
+    model = parallelize_module(network(), mesh["parts"], {"0": ColwiseParallel()})
+    fully_sharded: Any = fully_shard(model, mesh=mesh["data"])
+    return fully_sharded
+
+
+def beside_tensor_parallel(count: int) -> nn.Module:
+    model: Any = in_shards(network(), count, all_of_it=False)
+    mesh = init_device_mesh("cpu", (count,))
+    return parallelize_module(model, mesh, {"0": ColwiseParallel()})
 
 
 def fsdp1() -> nn.Module:
@@ -398,9 +405,14 @@ def differing(rank: int, count: int) -> Numbers:
     model = in_shards(network(), count)
     left = in_shards(network(), count)
     mixed = in_shards(network(), count, all_of_it=False)
-    for product, used in (("difference", model), ("wrapped", model), ("wrapped", mixed)):
-        loss = objective(used, rank, count, product=product)  # type: ignore[arg-type]
-        name = f"{product} {'all' if used is model else 'mixed'}"
+    ways: dict[str, tuple[nn.Module, Any]] = {
+        "difference all": (model, "difference"),
+        "wrapped all": (model, "wrapped"),
+        "wrapped mixed": (mixed, "wrapped"),
+        "wrapped copied": (hybrid(count, count), "wrapped"),
+    }
+    for name, (used, product) in ways.items():
+        loss = objective(used, rank, count, product=product)
         found |= {f"{name}: {key}": value for key, value in of_differences(loss).items()}
         space = top_eigenpairs(loss, 2, tolerance=1e-5)
         found[f"{name}: eigenvalues"] = space.eigenvalues
@@ -433,7 +445,7 @@ def test_differences_of_sharded_models_are_within_their_error(count: int, tmp_pa
     right = (Hessian(exact) @ block_like(exact)).T
     values = top_eigenpairs(exact, 2, tolerance=1e-8).eigenvalues
     for found in in_processes(count, differing, tmp_path, count):
-        for name in ("difference all", "wrapped all", "wrapped mixed"):
+        for name in ("difference all", "wrapped all", "wrapped mixed", "wrapped copied"):
             off = (found[f"{name}: image"] - right).norm(dim=1)
             assert bool((off < found[f"{name}: error"]).all()), name
             assert bool((found[f"{name}: error"] < 1e-5 * right.norm(dim=1)).all()), name
@@ -538,6 +550,29 @@ def test_parts_of_models_give_the_numbers_of_one_process(count: int, tmp_path: P
     loss.write(1.5 * loss.theta())
     expected |= {"mixed: written": loss.value(), "all: written": loss.value()}
     compare(found, expected)
+
+
+def of_copies(rank: int, count: int, copies: int) -> Numbers:
+    """HSDP: each shard is held by several processes."""
+    model = hybrid(copies, count)
+    loss = objective(model, rank, count)
+    found = of_a_loss(loss)
+    # On another mesh of the same processes theta is divided otherwise.
+    found["other mesh"] = whole(objective(hybrid(count, count), rank, count).gradient())
+    loss.write(1.5 * loss.theta())
+    return found | {"written": loss.value()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "copies"), [(2, 1), (2, 2), (4, 2)])
+def test_copied_shards_give_the_numbers_of_one_process(
+    count: int, copies: int, tmp_path: Path
+) -> None:
+    found = in_processes(count, of_copies, tmp_path, count, copies)
+    loss = objective(network(), 0, 1)
+    right = of_a_loss(loss)
+    loss.write(1.5 * loss.theta())
+    compare(found, right | {"written": loss.value(), "other mesh": right["gradient"]})
 
 
 class Wrong(torch.autograd.Function):

@@ -45,7 +45,7 @@ from thalweg.loss.large_operations import LargeOperations, Sought
 from thalweg.loss.layout import ParameterLayout
 from thalweg.loss.outputs import separated, tensors_of
 from thalweg.loss.samples import Batch
-from thalweg.loss.shards import copies_of, is_shard, take_back, whole
+from thalweg.loss.shards import copies_of, is_shard, is_tensor_parallel, take_back, whole, whole_of
 from thalweg.loss.swapped import Overwritten, Places, Replaced, Swapped
 from thalweg.loss.weighting import is_torch_loss, target_name
 from thalweg.sharding import ShardedVector
@@ -160,7 +160,8 @@ class Evaluator:
         self._recomputes: bool | None = None
         self._large = Sought()
         # Of a model in shards: where it is evaluated, while a pass lasts.
-        self._sharded = any(map(is_shard, model.parameters()))
+        self._parallel = is_tensor_parallel(model)
+        self._sharded = any(map(is_shard, model.parameters())) and not self._parallel
         self._point: Point | None = None
         self.refuse_unfit_mode()
 
@@ -179,6 +180,11 @@ class Evaluator:
         if self.mode is None:
             return module.training
         return self.mode == "train" and module not in self._held_out
+
+    @property
+    def is_parallel(self) -> bool:
+        """Whether several processes compute its layers together, with the same samples."""
+        return self._parallel
 
     @property
     def is_low(self) -> bool:
@@ -303,6 +309,7 @@ class Evaluator:
             InvalidInput: a large model, see `copies.py`.
             Exception: whatever a model raises that cannot be copied.
         """
+        self._refuse_parallel()
         with self.at_point(None if self._point is None else self._point.source) as point:
             if point is None:
                 return in_dtype(self.model, dtype)
@@ -312,8 +319,25 @@ class Evaluator:
 
     def pieces(self, theta: Tensor | None) -> list[Tensor]:
         """Parameters at theta (P,), or as they are: tensors shaped like them, not to write into."""
+        self._refuse_parallel()
         with self.at_point(theta) as point:
             return self._pieces(theta if point is None else point.theta)
+
+    def _refuse_parallel(self) -> None:
+        """Raise where all of the model would be evaluated by one process, which has a part of it.
+
+        Raises:
+            InvalidInput: the model is tensor parallel.
+        """
+        if self._parallel:
+            raise invalid(
+                "model",
+                "one that is tensor parallel",
+                "one whose parameters stand in one process, or FSDP2",
+                "of tensor parallel ones there are values, gradients and the Hessian by"
+                " differences of gradients; not outputs and gradients of single samples, which"
+                " GaussNewton, GradientCovariance and others are made of",
+            )
 
     def _pieces(self, theta: Tensor | None) -> list[Tensor]:
         parameters = self.layout.parameters(self.model)
@@ -510,7 +534,7 @@ class Evaluator:
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             given = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise invalid("loss", given, "a scalar tensor", "average over the batch")
-        return outputs, loss.reshape(())
+        return outputs, (whole_of(loss) if is_shard(loss) else loss).reshape(())
 
     @contextmanager
     def random_numbers(self, first: int) -> Iterator[None]:
@@ -559,7 +583,7 @@ class Evaluator:
         loss, leaves = evaluation.loss, evaluation.leaves
         refuse_constant(loss)
         if self._reentrant and not create_graph:
-            return self._filled(self._gradient_by_backward(evaluation), leaves)
+            return self.filled(self._gradient_by_backward(evaluation), leaves)
         with evaluation.at:
             parts = derivatives(
                 [loss],
@@ -568,7 +592,7 @@ class Evaluator:
                 create_graph=create_graph,
                 retain_graph=create_graph or retain_graph,
             )
-        return self._filled(parts, leaves)
+        return self.filled(parts, leaves)
 
     def _gradient_by_backward(self, evaluation: Evaluation) -> list[Tensor | None]:
         """By `backward()`, for checkpoints that know no other way; gradients stay as they were."""
@@ -584,9 +608,17 @@ class Evaluator:
             for parameter, gradient in held:
                 parameter.grad = gradient
 
-    def _filled(
+    def filled(
         self, parts: Sequence[Tensor | None], leaves: Sequence[Tensor]
     ) -> tuple[Tensor, ...]:
+        """Gradients with zeros for those of parameters that the loss does not use.
+
+        Raises:
+            InvalidInput: one is not dense.
+
+        Warns:
+            UserWarning: once for each that is not used.
+        """
         for name, part in zip(self.layout.names, parts, strict=True):
             if part is None and name not in self._unused:
                 self._unused.add(name)

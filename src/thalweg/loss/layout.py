@@ -24,8 +24,13 @@ from torch import Tensor, nn
 
 from thalweg.errors import InvalidInput, invalid
 from thalweg.loss.guards.dtypes import refuse_unfit_dtypes, widest
-from thalweg.loss.shards import is_shard, own_part, sharding_of_parameters, write_part
-from thalweg.sharding import Sharding
+from thalweg.loss.shards import (
+    ParameterSharding,
+    is_shard,
+    own_part,
+    sharding_of_parameters,
+    write_part,
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class ParameterLayout:
 
     names: tuple[str, ...]
     shapes: tuple[torch.Size, ...]
-    sharding: Sharding | None = None
+    sharding: ParameterSharding | None = None
 
     @classmethod
     def from_model(
@@ -164,7 +169,7 @@ class ParameterLayout:
         return tuple(t.reshape(lead + s) for t, s in zip(parts, self.shapes, strict=True))
 
 
-def flat(tensors: Sequence[Tensor], sharding: Sharding | None) -> Tensor:
+def flat(tensors: Sequence[Tensor], sharding: ParameterSharding | None) -> Tensor:
     """Tensors shaped like the parameters as one new vector (P,): see `ParameterLayout.flatten`."""
     if sharding is not None and any(map(is_shard, tensors)):
         return own_part(sharding, tensors)

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from thalweg.errors import InvalidInput, invalid
+from thalweg.errors import DifferentiableOnce, InvalidInput, invalid
 from thalweg.linalg import bits_of, require_finite
 from thalweg.loss.batches import plain, refuse_rows
 from thalweg.loss.chunk_multiplier import ChunkMultiplier
@@ -66,7 +66,13 @@ from thalweg.loss.samples import (
     read_order,
     refuse_unfit_indices,
 )
-from thalweg.loss.shards import is_shard, reduction_to_shards, refuse_unfit_shards, take_back
+from thalweg.loss.shards import (
+    SAME_SAMPLES,
+    is_shard,
+    reduction_to_shards,
+    refuse_unfit_shards,
+    take_back,
+)
 from thalweg.loss.weighting import (
     Counted,
     batch_weight_of,
@@ -75,7 +81,12 @@ from thalweg.loss.weighting import (
     refuse_unfit_batch,
     target_of,
 )
-from thalweg.loss.wrapped_module import wrapped_gradient
+from thalweg.loss.wrapped_module import (
+    parallel_loss,
+    parallel_value,
+    parallel_value_and_gradient,
+    wrapped_gradient,
+)
 from thalweg.sharding import Sharding
 from thalweg.surroundings import shielded
 
@@ -126,7 +137,8 @@ class Objective:
             backward pass, 0 for none; None measures. See `ChunkMultiplier`.
         group: the processes of `torch.distributed` that share the loss: `data` are this process's
             samples, the loss is the mean over those of all, and all ask the same in the same order.
-            None for this process alone; to be said where there are several.
+            None for this process alone; to be said where there are several. Those of a tensor
+            parallel model all have the same samples, of which each counts once.
         reduction: closes the sums over samples in another way, see `reduce.py`; None for `group`'s.
         product: how products with the Hessian are made: "exact" by double backward, "difference"
             by central differences of gradients, which need no second derivative and are right to
@@ -198,7 +210,9 @@ class Objective:
             )
             self._refuse_other_devices()
         if self.layout.sharding is not None:
-            self.reduction = reduction_to_shards(self.reduction, self.layout.sharding)
+            self.reduction = reduction_to_shards(
+                self.reduction, self.layout.sharding, same_samples=self.is_parallel
+            )
         size = _default_chunk(self.device) if chunk_size == "auto" else chunk_size
         self.chunk_size = 1 if self._whole else size
         self.cost = Cost()
@@ -216,17 +230,24 @@ class Objective:
         self._repeatable = self._draws = False
         self._total_weight: float | None = None
         rounding = torch.finfo(forward_dtype or self._coarsest()).eps
-        self._wrapped = product == "wrapped"
-        # Whether a gradient by FSDP was seen to be that of the loss.
+        self._wrapped = product == "wrapped" and not self.is_parallel
+        # Whether a gradient by FSDP, or of tensor parallel layers, was seen to be that of the loss.
         self.wrapped_is_checked = False
         if self._wrapped and self.sharding is None:
             raise invalid("product", product, "'auto', 'exact' or 'difference' of a whole model")
         self.choice = ProductChoice("difference" if product == "wrapped" else product, rounding)
+        if self.is_parallel:
+            self._refuse_unfit_parallel()
 
     @property
     def product(self) -> Product:
         """How products are made: "exact" or "difference"; "auto" while neither is known to work."""
         return self.choice.taken
+
+    @property
+    def is_parallel(self) -> bool:
+        """Whether the model is tensor parallel: processes evaluate the same samples together."""
+        return self.evaluator.is_parallel
 
     @property
     def num_parameters(self) -> int:
@@ -348,6 +369,8 @@ class Objective:
                 weight = self.prepared(theta, samples)
 
                 def own() -> tuple[Tensor]:
+                    if self.is_parallel:
+                        return (parallel_value(self, theta, samples, weight),)
                     return (within_memory(self, lambda: self._value(theta, samples, weight)),)
 
                 return self.reduction.sums(own, self._zero())[0]
@@ -397,6 +420,8 @@ class Objective:
                 weight = self.prepared(theta, samples)
 
                 def own() -> tuple[Tensor, Tensor]:
+                    if self.is_parallel:
+                        return parallel_value_and_gradient(self, theta, samples, weight)
                     return within_memory(
                         self, lambda: self._value_and_gradient(theta, samples, weight)
                     )
@@ -437,9 +462,14 @@ class Objective:
                     evaluation.at,
                 )
 
+        def exact() -> ChunkedLinearization:
+            if self.is_parallel:
+                raise DifferentiableOnce(f"model: {PARALLEL}")
+            return ChunkedLinearization(self, point, graphs, keep_graph=keep_graph)
+
         return self.choice.linearization(
             self,
-            lambda: ChunkedLinearization(self, point, graphs, keep_graph=keep_graph),
+            exact,
             self._gradient_at(samples, weight),
             point,
             checks=samples is None,
@@ -490,16 +520,23 @@ class Objective:
                 len(self.samples)
             )
 
-        return explained(error, self, alone) if self._tells else None
+        # Where layers of a tensor parallel model are tried, all processes have to do so together.
+        return explained(error, self, alone) if self._tells and not self.is_parallel else None
 
     def unchecked(self, *, tells: bool = False) -> Self:
         """The same loss of the same model, without checks, and of this process alone.
+
+        Of a tensor parallel model, which a process cannot evaluate alone, of all as before.
 
         Args:
             tells: errors of torch are told in other words, see `explained`.
         """
         alone = copy.copy(self)
-        alone.check, alone.reduction, alone._tells = False, Reduction(), tells
+        alone.check, alone._tells = False, tells
+        if self.is_parallel:
+            alone.choice = ProductChoice("difference", self.choice.steps.rounding)
+            return alone
+        alone.reduction = Reduction()
         alone.evaluator = self.evaluator.alone()
         alone.layout, alone._wrapped = alone.evaluator.layout, False
         alone._samples_before, alone._num_samples = 0, len(self.samples)
@@ -671,6 +708,8 @@ class Objective:
         alone, few = self.unchecked(), few_of(len(self.samples))
 
         def evaluate() -> Tensor:
+            if self.is_parallel:
+                return parallel_loss(alone, few)
             return next(alone._evaluations(None, few, twice=False)).loss
 
         with generators_kept(self.device), warnings.catch_warnings():
@@ -757,6 +796,8 @@ class Objective:
             refuse_unfit_indices(samples, self.num_samples)
         if not self._same:
             self.reduction.require_same("theta", lambda: self._bits(theta), _BY_ONE_START)
+            if self.is_parallel:
+                self.reduction.require_same("data", self._bits_of_data, SAME_SAMPLES)
             self._same = True
         self._require_repeatable()
         if of_each or samples is not None or self._in_parts(size or self.chunk_size):
@@ -769,6 +810,12 @@ class Objective:
             return bits_of(self.theta() if theta is None else theta)
         alike = [p.detach().reshape(-1) for p in self.parameters() if not is_shard(p)]
         return bits_of(torch.cat(alike).to(self.dtype)) if alike else ""
+
+    def _bits_of_data(self) -> str:
+        """What tells the samples of two processes apart."""
+        batches = self.samples.chunks(few_of(len(self.samples)), None)
+        leaves = [leaf for batch, _ in batches for leaf in tree_leaves(batch)]
+        return " ".join(bits_of(leaf.double()) for leaf in leaves if isinstance(leaf, Tensor))
 
     @property
     def is_rough(self) -> bool:
@@ -877,6 +924,17 @@ class Objective:
         begin = self._samples_before
         return samples[(samples >= begin) & (samples < begin + count)] - begin
 
+    def _refuse_unfit_parallel(self) -> None:
+        """Raise for what a tensor parallel model does not have."""
+        if self.choice.given == "exact":
+            raise invalid("product", "exact", "'auto' or 'difference'", PARALLEL)
+        if self.sharding is None:
+            hint = "take such with them that parallelize_module has divided"
+            raise invalid("parameters", "none that is a DTensor", "some of them", hint)
+        if self.evaluator.is_low:
+            allowed = "parameters in float32 or float64, of which differences can be made"
+            raise invalid("model", "one in low precision", allowed, "forward_dtype=torch.bfloat16")
+
     def _refuse_other_devices(self) -> None:
         """Raise where model and data do not live together, before torch fails somewhere inside."""
         parameters = {p.device for p in self.model.parameters()}
@@ -897,6 +955,10 @@ class Objective:
         )
 
 
+PARALLEL = (
+    "second derivatives through tensor parallel layers are wrong, without an error; differences of"
+    " gradients are right, where the gradient is that of the loss (a straight-through one is not)"
+)
 _BY_ONE_START = (
     "all processes ask for the loss at one point: wrap the model in DistributedDataParallel, or"
     " build and load it in the same way in each"

@@ -74,6 +74,10 @@ class Reduction:
         """The sum of the processes' numbers."""
         return partial
 
+    def anywhere(self, here: bool) -> bool:
+        """Whether something is true in any of the processes."""
+        return self.total(float(here)) > 0
+
     def place(self, count: int) -> tuple[int, int]:
         """Where the `count` samples of this process stand among all.
 

@@ -77,7 +77,7 @@ class _Agreeing(Reduction):
 
     def agree(self, failure: Exception | None = None) -> None:
         """Say whether this process has failed; where any has, all raise."""
-        if self.inner.total(float(failure is not None)) > 0:
+        if self.inner.anywhere(failure is not None):
             self.inner.settle(failure)
             unknown = ProcessFailed("another process has failed")
             unknown.of_all = True
@@ -105,6 +105,10 @@ class _Agreeing(Reduction):
     def total(self, partial: float) -> float:
         self.agree()
         return self.inner.total(partial)
+
+    def anywhere(self, here: bool) -> bool:
+        self.agree()
+        return self.inner.anywhere(here)
 
     def place(self, count: int) -> tuple[int, int]:
         self.agree()

@@ -26,7 +26,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from thalweg.linalg import norm
+from thalweg.linalg import norm, random_part
+from thalweg.sharding import ShardedVector
 
 # Relative to the scale of each parameter. Most are settled at the first.
 STEPS = {torch.float64: (1e-5, 1e-6, 1e-7, 1e-4, 1e-3), torch.float32: (1e-2, 3e-3, 1e-3)}
@@ -145,14 +146,31 @@ def is_gradient(loss: Valued, samples: Tensor | None, *, rough: bool) -> bool:
 
 def scales(theta: Tensor, sizes: Sequence[int]) -> Tensor:
     """How far each of P numbers is moved: the root mean square of its parameter, (P,)."""
+    if isinstance(theta, ShardedVector):
+        return _scales_of_parts(theta, sizes)
     parts = theta.split(list(sizes))
     each = [max(float(p.norm()) / max(p.numel(), 1) ** 0.5, SMALLEST_SCALE) for p in parts]
     return torch.cat([torch.full_like(p, s) for p, s in zip(parts, each, strict=True)])
 
 
+def _scales_of_parts(theta: ShardedVector, sizes: Sequence[int]) -> Tensor:
+    sharding = theta.sharding
+    parts = theta.own.split(sharding.counts_of(sizes))
+    squares = sharding.total(torch.stack([part.square().sum() for part in parts]))
+    each = [
+        max((float(square) / max(size, 1)) ** 0.5, SMALLEST_SCALE)
+        for square, size in zip(squares, sizes, strict=True)
+    ]
+    scaled = [torch.full_like(part, scale) for part, scale in zip(parts, each, strict=True)]
+    return sharding.vector(torch.cat(scaled))
+
+
 def random_like(tensor: Tensor, seed: int) -> Tensor:
     """Normal random numbers from a generator of their own, the same on every device."""
     generator = torch.Generator().manual_seed(seed)
+    if isinstance(tensor, ShardedVector):
+        kind = {"dtype": tensor.dtype, "device": tensor.device}
+        return random_part(generator, tensor.sharding).to(**kind)
     return torch.randn(tensor.shape, generator=generator, dtype=torch.float64, device="cpu").to(
         tensor
     )
