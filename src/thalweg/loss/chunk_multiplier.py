@@ -153,7 +153,7 @@ class ChunkMultiplier:
         except Exception:
             self._beyond = self._up_to + 1  # where it fails, it fails for every chunk
             return
-        if faster < seconds and _agree(result, expected):
+        if faster < seconds and agree(result, expected):
             self._up_to = samples
         else:
             self._beyond = samples
@@ -259,6 +259,7 @@ def _timed(multiply: Callable[[], Tensor]) -> tuple[Tensor, float]:
     return result, time.perf_counter() - begin
 
 
-def _agree(first: Tensor, second: Tensor) -> bool:
+def agree(first: Tensor, second: Tensor) -> bool:
+    """Whether two ways gave the same, but for rounding."""
     tolerance = torch.finfo(first.dtype).eps ** 0.5
     return float((first - second).norm()) <= tolerance * float(second.norm())

@@ -21,8 +21,10 @@ the first block of each `GradientDifferences` over all samples; where they no lo
 measured anew. A measured product is Richardson's
 extrapolation, (4 D(e) - D(2 e)) / 3, of four gradients.
 
-A product is two gradients, and a third where the slope was not as expected. With kinks (ReLU) it is
-one with another Hessian, smoothed over the step: see `guards/kinks.py`.
+A product is two gradients, and a third where the slope was not as expected. Where gradients of many
+points at once are cheaper, those of a block are taken together; a vector whose slope was not as
+expected is multiplied again, beside others of that kind, at two gradients more. With kinks (ReLU)
+it is one with another Hessian, smoothed over the step: see `guards/kinks.py`.
 
 Source: Nocedal, Wright 2006, "Numerical Optimization", section 8.1, for the best step.
 
@@ -71,6 +73,10 @@ HOLDS = (1 / 16, 2.0)
 """A second step may differ by so much of what is expected before the search is done again."""
 FLATTEST = 0.01
 """Vectors count as no flatter than this part of the flattest one of a search."""
+
+
+GradientsAt = Callable[[Tensor], Tensor]
+"""Gradients (m, P) at m points (m, P)."""
 
 
 class DifferenceSteps:
@@ -137,6 +143,8 @@ class GradientDifferences:
         theta: the point (P,).
         steps: what is known of errors, used and renewed.
         checks: whether the first block spends a second step to check that.
+        at_once: of so many points, what gives their gradients together, (m, P) of (m, P); None
+            where that is no way, or not the faster one.
 
     Vectors may have any length; errors are in units of the products. Example: see the module.
     """
@@ -148,11 +156,15 @@ class GradientDifferences:
         steps: DifferenceSteps,
         *,
         checks: bool = True,
+        at_once: Callable[[int], GradientsAt | None] = lambda points: None,
     ) -> None:
         self._gradient_at = gradient_at
         self._theta = theta
         self._steps = steps
         self._checks = checks
+        self._at_once = at_once
+        # Of the block at work.
+        self._gradients_at: GradientsAt | None = None
         self._gradient: Tensor | None = None
 
     def gradient(self) -> Tensor:
@@ -172,6 +184,7 @@ class GradientDifferences:
             measured: by Richardson's extrapolation, four gradients each.
         """
         lengths = norm(rows, dtype=torch.float64).tolist()
+        self._gradients_at = self._at_once(2 * len(rows))
         if not self._steps.is_known:
             self._search(rows, lengths)
         images = torch.zeros_like(rows)
@@ -182,13 +195,23 @@ class GradientDifferences:
         self._steps.slopes = [each.slope for each in made]
         errors = [self._steps.error(*each) if each.step else 0.0 for each in made]
         if measured:
+            doubled = [
+                2 * each.step / (length or 1) for each, length in zip(made, lengths, strict=True)
+            ]
+            together = self._together(rows, doubled)
             for i, each in enumerate(made):
-                errors[i] = self._extrapolate(images[i], rows[i], lengths[i], each)
+                if each.step:
+                    farther = (
+                        self._central(rows[i], doubled[i]) if together is None else together[i]
+                    )
+                    errors[i] = self._extrapolate(images[i], farther, each)
         per_unit = torch.tensor(errors, dtype=torch.float64, device="cpu")
         return images, per_unit * torch.tensor(lengths, dtype=torch.float64, device="cpu")
 
     def _fill(self, images: Tensor, rows: Tensor, lengths: list[float]) -> list[_Made]:
         """Write the products into `images`; how each was made."""
+        if self._gradients_at is not None:
+            return self._fill_at_once(images, rows, lengths, self._gradients_at)
         before, made = self._steps.slopes, list[_Made]()
         for i, row in enumerate(rows):
             slope = (
@@ -198,15 +221,60 @@ class GradientDifferences:
             made.append(self._product(images[i], row, lengths[i], slope) if lengths[i] else none)
         return made
 
+    def _fill_at_once(
+        self, images: Tensor, rows: Tensor, lengths: list[float], gradients_at: GradientsAt
+    ) -> list[_Made]:
+        """The same with the gradients of all rows together, and of those again that need it."""
+        before = self._steps.slopes
+        slopes = before if len(before) == len(rows) else [*before, 0.0][:1] * len(rows)
+        made = [_Made(slope, 0.0, 0.0) for slope in slopes]
+        steps = [self._steps.step(slope) for slope in slopes]
+        left = [i for i, length in enumerate(lengths) if length]
+        for _ in range(TRIES):
+            if not left:
+                break
+            far = rows.new_tensor([steps[i] / lengths[i] for i in left])
+            ahead, behind = self._both(rows[left] * far[:, None], gradients_at)
+            found = (ahead - behind).div_(2 * far[:, None])
+            images[left] = found
+            # Each in one look, where a GPU is to be waited for.
+            sizes = [norm(each, dtype=torch.float64).tolist() for each in (
+                found, ahead.sub_(self.gradient()), behind.sub_(self.gradient())
+            )]  # fmt: skip
+            again = []
+            for i, size, front, back in zip(left, *sizes, strict=True):
+                slope, step = size / lengths[i], steps[i]
+                truncation = _truncation_of(front, back, slope * step) / step**3
+                made[i] = _Made(slope, truncation, step)
+                steps[i] = self._steps.step(slope, truncation)
+                if not 1 / NEAR <= steps[i] / step <= NEAR:
+                    again.append(i)
+            left = again
+        return made
+
+    def _both(self, moves: Tensor, gradients_at: GradientsAt) -> tuple[Tensor, Tensor]:
+        """Gradients (m, P) ahead of theta by some moves (m, P), and behind."""
+        found = gradients_at(torch.cat([self._theta + moves, self._theta - moves]))
+        ahead, behind = found.chunk(2)
+        return ahead, behind
+
+    def _together(self, rows: Tensor, steps: list[float]) -> Tensor | None:
+        """Central differences (k, P) at a step for each; None where they are not taken at once."""
+        if self._gradients_at is None:
+            return None
+        far = rows.new_tensor(steps)[:, None]
+        ahead, behind = self._both(rows * far, self._gradients_at)
+        return ahead.sub_(behind).div_(2 * far)
+
     def _product(self, image: Tensor, row: Tensor, length: float, slope: float) -> _Made:
         """Write H v of one row, whose slope is expected to be about that."""
         step, best, truncation = 0.0, self._steps.step(slope), 0.0
-        for _ in range(TRIES):
+        for number in range(TRIES):
             step = best
             image.copy_(self._gradient_at(self._moved(row, step / length)))
             ahead = float(norm(image - self.gradient(), dtype=torch.float64))
             best = self._steps.step(ahead / step, truncation)
-            if not 1 / NEAR <= best / step <= NEAR:
+            if number < TRIES - 1 and not 1 / NEAR <= best / step <= NEAR:
                 continue
             behind = self._gradient_at(self._moved(row, -step / length))
             image.sub_(behind).mul_(length / (2 * step))
@@ -234,12 +302,10 @@ class GradientDifferences:
         self._search(rows[at : at + 1], lengths[at : at + 1])
         return False
 
-    def _extrapolate(self, image: Tensor, row: Tensor, length: float, made: _Made) -> float:
+    def _extrapolate(self, image: Tensor, farther: Tensor, made: _Made) -> float:
         """Take (4 D(e) - D(2 e)) / 3 in place of D(e); its error for the unit vector."""
         slope, truncation, step = made
-        if not step:
-            return 0.0
-        image.mul_(4 / 3).sub_(self._central(row, 2 * step / length), alpha=1 / 3)
+        image.mul_(4 / 3).sub_(farther, alpha=1 / 3)
         left = max(self._steps.truncation(slope), truncation) * step**2
         of_fifth_order = 4 * left * min(1.0, left / slope) if slope else 0.0
         return SAFETY * (1.4 * self._steps.noise / step + of_fifth_order)

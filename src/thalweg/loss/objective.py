@@ -53,6 +53,7 @@ from thalweg.loss.guards.memory import within_memory
 from thalweg.loss.guards.wrapped import patterns_inside, unwrapped
 from thalweg.loss.layout import ParameterLayout
 from thalweg.loss.linearization import ChunkedLinearization, GradientGraph
+from thalweg.loss.points_at_once import PointsAtOnce
 from thalweg.loss.product_choice import Product, ProductChoice
 from thalweg.loss.protocol import Linearization, Loss
 from thalweg.loss.reduce import Reduction, reduction_of
@@ -134,7 +135,8 @@ class Objective:
             forward pass, and of its derivatives, in it (autocast); None for the dtype of the
             parameters. Loss, gradient and products stay in that of the parameters.
         vectorize_up_to: samples in the largest chunk whose block of products is one vectorized
-            backward pass, 0 for none; None measures. See `ChunkMultiplier`.
+            backward pass, or a block of differences one of all its points, 0 for none; None
+            measures (differences: goes by sizes). See `ChunkMultiplier`, `PointsAtOnce`.
         group: the processes of `torch.distributed` that share the loss: `data` are this process's
             samples, the loss is the mean over those of all, and all ask the same in the same order.
             None for this process alone; to be said where there are several. Those of a tensor
@@ -151,6 +153,7 @@ class Objective:
 
     Attributes:
         multiplier: how blocks are multiplied: a `ChunkMultiplier`.
+        at_once: the same of blocks of differences: a `PointsAtOnce`.
         cost: what was evaluated so far, by this process: a `Cost`.
         choice: how products are made, and why: a `ProductChoice`.
 
@@ -199,6 +202,7 @@ class Objective:
         self.model = model
         self.check = check
         self.multiplier = ChunkMultiplier(vectorize_up_to)
+        self.at_once = PointsAtOnce(vectorize_up_to)
         with self.reduction.together():
             self.layout = ParameterLayout.from_model(model, parameters)
             like = self.layout.parameters(model)[0]
@@ -473,6 +477,7 @@ class Objective:
             self._gradient_at(samples, weight),
             point,
             checks=samples is None,
+            at_once=lambda points: self.at_once.gradients(self, points, point, samples, weight),
         )
 
     def _gradient_at(self, samples: Tensor | None, weight: float) -> Callable[[Tensor], Tensor]:
@@ -554,7 +559,8 @@ class Objective:
         """
         seed = {} if self.evaluator.seed is None else {"seed": self.evaluator.seed}
         found = {"multiplier": self.multiplier.state_dict(), "chunk_size": self.chunk_size}
-        return found | seed | self.choice.state_dict()
+        differences = {} if self.choice.is_exact else {"at_once": self.at_once.state_dict()}
+        return found | seed | self.choice.state_dict() | differences
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave.
@@ -569,6 +575,9 @@ class Objective:
         former = state.get("products")
         self.multiplier.load_state_dict(state["multiplier"] if former is None else former)
         self.chunk_size = state["chunk_size"]
+        # Until 0.1 there was none.
+        if "at_once" in state:
+            self.at_once.load_state_dict(state["at_once"])
 
     def evaluations(
         self,

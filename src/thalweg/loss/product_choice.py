@@ -30,7 +30,7 @@ from thalweg.errors import (
     invalid,
     level_of_caller,
 )
-from thalweg.loss.gradient_differences import DifferenceSteps, GradientDifferences
+from thalweg.loss.gradient_differences import DifferenceSteps, GradientDifferences, GradientsAt
 from thalweg.loss.guards.failures import is_foreign
 from thalweg.loss.protocol import Linearization
 
@@ -89,17 +89,20 @@ class ProductChoice:
         theta: Tensor,
         *,
         checks: bool,
+        at_once: Callable[[int], GradientsAt | None] = lambda points: None,
     ) -> Linearization:
         """The gradient and products at theta (P,), made in the way that is taken.
 
         Args:
             loss: whose products they are.
             exact: builds that with exact products.
-            gradient_at, checks: as for `GradientDifferences`.
+            gradient_at, checks, at_once: as for `GradientDifferences`.
         """
 
         def differences() -> GradientDifferences:
-            return GradientDifferences(gradient_at, theta, self.steps, checks=checks)
+            return GradientDifferences(
+                gradient_at, theta, self.steps, checks=checks, at_once=at_once
+            )
 
         if not self.is_exact:
             self._warn_of_kinks(loss)
