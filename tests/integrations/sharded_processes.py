@@ -26,7 +26,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 from thalweg.errors import InvalidInput
-from thalweg.measure.probes import probe
+from thalweg.measure.probes import Probe
 from thalweg.measure.sinks import WatchWarning
 from thalweg.measure.step_state import StepState
 from thalweg.measure.watch import watch
@@ -45,7 +45,6 @@ PATIENCE = 700
 points: list[Numbers] = []
 
 
-@probe("point")
 def point(state: StepState) -> Numbers:
     """Keep of a report what a reference needs: theta, and Adam's second moments after its step.
 
@@ -64,12 +63,16 @@ def point(state: StepState) -> Numbers:
     return {"point": None}
 
 
-@probe("fails_on_one")
 def fails_on_one(state: StepState) -> Numbers:
     """Fail on the second process, in the second report."""
     if dist.get_rank() == 1 and state.step == 2:
         raise ValueError("this probe")
     return {"fails_on_one": None}
+
+
+# Of these processes alone: the tests of all probes that are registered import this module too.
+POINT = Probe("point", ("point",), point)
+FAILS_ON_ONE = Probe("fails_on_one", ("fails_on_one",), fails_on_one)
 
 
 @contextmanager
@@ -121,9 +124,9 @@ def four(run: Callable[..., tuple[nn.Module, Any]], folder: Path, checkpoint: st
     watched = folder / "watched"
     return {
         "alone": seen(lambda: run(folder / "alone", None)),
-        "watched": seen(lambda: run(watched, ["point"])),
-        "failing": seen(lambda: run(folder / "failing", ["fails_on_one"])),
-        "resumed": seen(lambda: run(watched, ["point"], resume=watched / checkpoint)),
+        "watched": seen(lambda: run(watched, [POINT])),
+        "failing": seen(lambda: run(folder / "failing", [FAILS_ON_ONE])),
+        "resumed": seen(lambda: run(watched, [POINT], resume=watched / checkpoint)),
     }
 
 
@@ -160,7 +163,7 @@ def huggingface(folder: Path) -> Numbers:
 
     def run(
         folder: Path,
-        probes: list[str] | None,
+        probes: list[Probe] | None,
         *,
         resume: Path | None = None,
         loss: Any = None,
@@ -232,7 +235,7 @@ def accelerate(folder: Path) -> Numbers:
         return accelerator, *accelerator.prepare(model, optimizer)
 
     def run(
-        folder: Path, probes: list[str] | None, *, resume: Path | None = None, **settings: Any
+        folder: Path, probes: list[Probe] | None, *, resume: Path | None = None, **settings: Any
     ) -> tuple[nn.Module, Any]:
         accelerator, model, optimizer = prepared(**settings)
         inputs, labels = labelled(240)
@@ -314,7 +317,7 @@ def lightning(folder: Path) -> Numbers:
 
     def run(
         folder: Path,
-        probes: list[str] | None,
+        probes: list[Probe] | None,
         *,
         resume: Path | None = None,
         tensor_parallel: int = 1,
