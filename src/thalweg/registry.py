@@ -203,6 +203,7 @@ executors: Registry[Any] = Registry(
     "executor",
     "thalweg.lab.execution.local",
     "thalweg.lab.execution.inline",
+    "thalweg.lab.execution.lockstep",
     "thalweg.lab.execution.slurm",
     "thalweg.lab.execution.ray",
 )

@@ -162,11 +162,13 @@ def _add_studying(verbs: Verbs) -> None:
     )
     reproduce.add_argument("--problem", help="which problem (default: digits, for most)")
     reproduce.add_argument("--data-dir", help="folder or file with the data; else downloaded")
+    _executor(reproduce)
     _execution_options(reproduce)
     _trying_out(reproduce)
 
     run = verbs.add("run", studying.run, "Run a spec.", "thalweg run my-spec.toml --seeds 0 1")
     run.add_argument("spec", help="a TOML file, or the name of a built-in spec")
+    _executor(run)
     _execution_options(run)
     _trying_out(run)
 
@@ -174,6 +176,7 @@ def _add_studying(verbs: Verbs) -> None:
         "resume", studying.resume, "Continue a study or a sweep.", "thalweg resume main-digits"
     )
     _study(resume)
+    _executor(resume)
     _execution_options(resume)
 
     report = verbs.add(
@@ -242,7 +245,7 @@ def _add_sweeping(verbs: Verbs) -> None:
     sweep.add_argument(
         "--executor",
         default="local",
-        help="local, slurm, ray, or a plugin's (default: local)",
+        help="local, lockstep, slurm, ray, or a plugin's (default: local)",
     )
     sweep.add_argument(
         "--executor-option",
@@ -266,6 +269,7 @@ def _add_sweeping(verbs: Verbs) -> None:
     work.add_argument(
         "--seed", type=_count_from_zero, nargs="+", metavar="N", help="only these (default: all)"
     )
+    _executor(work)
     _execution_options(work)
 
 
@@ -354,6 +358,14 @@ def _add_looking(verbs: Verbs) -> None:
         "Print versions and machine, for bug reports.",
         "thalweg env",
         json="versions and machine",
+    )
+
+
+def _executor(parser: Parser) -> None:
+    parser.add_argument(
+        "--executor",
+        help="local: a process a run; lockstep: runs that can share a computation in one; inline,"
+        " or a plugin's (default: lockstep on a CUDA device, else local)",
     )
 
 

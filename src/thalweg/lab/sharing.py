@@ -24,12 +24,15 @@ from thalweg.lab.config.former_keys import with_former_keys
 from thalweg.lab.config.loading import MEASURED
 from thalweg.lab.execution.schedule import Task, tasks_of
 from thalweg.lab.store import RunFolder, StudyFolder, durable, find_studies
+from thalweg.lab.store.checkpoint import list_checkpoints
 from thalweg.lab.store.verifying import read_run_table, verify_run
 from thalweg.lab.tables import parse_toml, stored_toml
 from thalweg.registry import NAME_PATTERN
 
 THEN = ", then "
 """Stands between what made the first steps of a run, or of those before it, and what the rest."""
+LOCKSTEP = "lockstep-"
+"""What the label of a group of runs that were computed together begins with, in what made them."""
 UNKNOWN = "an unknown version"
 SAME_AS = "same_as"
 """Key of `run.toml` that names a run of another study which makes the same, to be copied."""
@@ -107,17 +110,67 @@ def maker_of(study: StudyFolder, spec: Spec, task: Task, now: str, to_do: Sequen
     run = study.run(task.seed, task.branch)
     if run.path.is_dir() and run.status() is not None:
         before = _read(run, "maker") or UNKNOWN
-        return _then(before, now) if task in to_do else before
+        # Whether it goes on in lockstep is found out when it does.
+        goes_on = task in to_do and _by_itself(before.split(THEN)[-1]) != now
+        return _then(before, now) if goes_on else before
     above = TRUNK if task.branch == TRUNK else spec.before(task.branch) or TRUNK
     if above == task.branch:
         return now
     return _then(maker_of(study, spec, Task(task.seed, above), now, to_do), now)
 
 
+def note_maker(study: StudyFolder, spec: Spec, seed: int, branch: str, lockstep: str) -> None:
+    """Write into `run.toml` what makes a run that begins or goes on now, where it is not planned.
+
+    That is where runs compute together: their bits are those of one group of runs.
+
+    Args:
+        spec: of the study.
+        lockstep: label of the group; empty: the run goes by itself.
+    """
+    import tomli_w
+
+    run = study.run(seed, branch)
+    if not (run.path / "run.toml").is_file():
+        return
+    table = stored_toml(run.run_text, run.path / "run.toml")
+    known = str(table.get("maker", ""))
+    own = _by_itself(known.split(THEN)[-1])
+    own = f"{own}, {lockstep}" if lockstep else own
+    if list_checkpoints(run.checkpoints):
+        maker = _then(known, own)
+    elif branch == TRUNK:
+        maker = own
+    else:
+        maker = _then(_read(study.run(seed, spec.before(branch) or TRUNK), "maker"), own)
+    if maker == known or not (known and LOCKSTEP in maker):
+        return
+    task = Task(seed, branch)
+    content = content_hash(spec, task, str(table.get("data_fingerprint", "")), maker)
+    run.write_run_text(tomli_w.dumps({**table, "maker": maker, "content_hash": content}))
+
+
+def lockstep_of(run: RunFolder) -> str:
+    """The label of the group of runs that one was made with last; empty where it went by itself."""
+    found = re.search(rf"{LOCKSTEP}\w+", _read(run, "maker").split(THEN)[-1])
+    return found[0] if found else ""
+
+
+def _by_itself(maker: str) -> str:
+    """What computes, whether in lockstep or not; a maker that differs by that alone is the same.
+
+    Example:
+        >>> _by_itself("thalweg 0.1, torch 2.13, cpu, lockstep-1a2b, then thalweg 0.1, torch 2.13, cpu")
+        'thalweg 0.1, torch 2.13, cpu'
+    """
+    parts = [re.sub(rf", {LOCKSTEP}\w+", "", part) for part in maker.split(THEN)]
+    return THEN.join(part for n, part in enumerate(parts) if n == 0 or parts[n - 1] != part)
+
+
 def made_otherwise(study: StudyFolder, tasks: Sequence[Task], now: str) -> str:
     """One line on those of the done runs that something else has computed; empty without any."""
     makers = [_read(study.run(task.seed, task.branch), "maker") or UNKNOWN for task in tasks]
-    others = [maker for maker in makers if maker != now]
+    others = [maker for maker in map(_by_itself, makers) if maker != now]
     if not others:
         return ""
     by = "; ".join(dict.fromkeys(others))
@@ -258,7 +311,8 @@ def _diverges_again(task: Task, now: str) -> bool:
     assert task.study is not None
     run = StudyFolder(task.study).run(task.seed, task.branch)
     status = run.status()
-    return status is not None and status.state == "diverged" and _read(run, "maker") == now
+    diverged = status is not None and status.state == "diverged"
+    return diverged and _by_itself(_read(run, "maker")) == now
 
 
 def tasks_in_folder(study: StudyFolder, spec: Spec, seeds: Sequence[int]) -> list[Task]:

@@ -21,7 +21,8 @@ from thalweg import registry
 from thalweg.errors import Interrupted, InvalidInput, ThalwegError, invalid
 from thalweg.lab.config import Spec, SplitSpec, check_names, load_spec, load_study
 from thalweg.lab.execution.launched import launched, refuse_other_number, shared_by_launched
-from thalweg.lab.execution.machine import default_workers, resolve_device
+from thalweg.lab.execution.lockstep import runs_in_lockstep
+from thalweg.lab.execution.machine import default_executor, default_workers, resolve_device
 from thalweg.lab.execution.schedule import Executor, Outcome, run_tasks
 from thalweg.lab.execution.signs_of_life import HUNG_AFTER
 from thalweg.lab.in_python import Study
@@ -160,8 +161,9 @@ def run(
         workers: processes side by side; default: the usable cores over `spec.threads` on a CPU,
             one on a GPU.
         plugins: modules or files with the user's own problems and probes.
-        executor: what runs the runs: "local", "inline", another registered name, or an executor;
-            default: processes of this machine, or this process for a study of Python objects.
+        executor: what runs the runs: "local", "lockstep", "inline", another registered name, or an
+            executor; default: processes of this machine, those that can share a computation in
+            lockstep on a CUDA device; or this process for a study of Python objects.
         progress: where to say how it goes; default: nowhere.
         retries: how often a run is begun again, from its last checkpoint, whose process was killed
             or hung; the other runs go on in either case.
@@ -375,13 +377,16 @@ def _run_here(path: Path, asked: Spec, means: _Means, device: str) -> StudyResul
 def _run_tasks(plan: Plan, means: _Means, device: str) -> Outcome:
     """Have the runs run, and say how it goes."""
     inline = plan.spec.holds_objects
-    executor = means.executor or ("inline" if inline else "local")
+    usual = "inline" if inline else default_executor(device)
+    executor = means.executor or usual
     workers = means.workers or default_workers(plan.spec.threads, device)
     alone = executor == "inline" or plan.spec.processes > 1
     workers = 1 if alone else min(workers, len(plan.tasks))
     progress, facts = means.progress, plan.facts
     assert facts is not None
     progress.begin(plan.study, plan.spec, plan.tasks, facts, workers, means.plugins, plan.space)
+    if executor == "lockstep":
+        progress.say(runs_in_lockstep(plan.spec, plan.tasks))
     try:
         outcome = run_tasks(
             plan.study,

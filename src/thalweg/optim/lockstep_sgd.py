@@ -72,10 +72,9 @@ class LockstepSGD:
         self.tracker = tracker
         self.thetas = thetas.detach().clone()
         self.gradients: Tensor | None = None
-        rates, factor = self._column("lr", lr), self._column("bulk", bulk)
-        # lr (b g + (a - b) P_k g): one pass less than with both parts apart.
-        self._on_gradient = -rates * factor
-        self._on_dominant = -rates * (self._column("dominant", dominant) - factor)
+        self._on_gradient, self._on_dominant = split_factors(
+            self._column("lr", lr), self._column("dominant", dominant), self._column("bulk", bulk)
+        )
 
     @torch.no_grad()
     def step(self, samples: Tensor | None) -> Tensor:
@@ -92,9 +91,9 @@ class LockstepSGD:
         losses, gradients = objective.values_and_gradients(self.thetas, samples)
         self.tracker.update(self.thetas, gradients)
         dominant = self.tracker.project(gradients)
-        moved = torch.addcmul(self.thetas, self._on_gradient, gradients)
+        moved = split_step(self.thetas, gradients, dominant, self._on_gradient, self._on_dominant)
         # Last, so that a step that fails leaves the runs where they were.
-        self.gradients, self.thetas = gradients, moved.addcmul_(self._on_dominant, dominant)
+        self.gradients, self.thetas = gradients, moved
         return losses
 
     def _column(self, name: str, given: PerRun) -> Tensor:
@@ -113,3 +112,25 @@ class LockstepSGD:
         """Restore what `state_dict` gave."""
         self.thetas = state["thetas"]
         self.tracker.load_state_dict(state["tracker"])
+
+
+def split_factors(lr: Tensor, dominant: Tensor, bulk: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors on g and on P_k g in a split step of SGD, of rates and factors (R, 1) each.
+
+    theta - lr (b g + (a - b) P_k g) is one pass less than with both parts apart.
+    """
+    return -lr * bulk, -lr * (dominant - bulk)
+
+
+def split_step(
+    thetas: Tensor, gradients: Tensor, dominant: Tensor, on_gradient: Tensor, on_dominant: Tensor
+) -> Tensor:
+    """Where a split step of SGD leads to, (R, P).
+
+    Args:
+        thetas, gradients: of R runs (R, P).
+        dominant: P_k g of each, (R, P).
+        on_gradient, on_dominant: see `split_factors`.
+    """
+    moved = torch.addcmul(thetas, on_gradient, gradients)
+    return moved.addcmul_(on_dominant, dominant)

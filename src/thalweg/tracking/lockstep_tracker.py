@@ -31,7 +31,7 @@ Example:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -61,6 +61,11 @@ from thalweg.tracking.power_step import (
 from thalweg.tracking.reference import LockstepReference, draw_halves
 from thalweg.tracking.refresh_policy import RefreshPolicy
 from thalweg.tracking.source import TrackerReport
+
+OF_EACH_RUN = ("reports", "edges", "contents", "bare")
+"""Lists of a state that have an entry for each run."""
+COMMON = ("halves",)
+"""Tensors of a state that all runs share."""
 
 
 class LockstepTracker(Following[LockstepPowerStep, LockstepReference]):
@@ -169,13 +174,21 @@ class LockstepTracker(Following[LockstepPowerStep, LockstepReference]):
         """The Ritz values of all runs, (R, k), each run's descending."""
         return self._current().eigenvalues()
 
+    def eigenpairs(self) -> tuple[Tensor, Tensor]:
+        """The Ritz values of all runs (R, k), each run's descending, and vectors, rows (R, k, P).
+
+        Raises:
+            InvalidInput: there was no update yet.
+        """
+        return self._current().eigenpairs()
+
     def subspace(self, run: int) -> Subspace:
         """S_k of one run at the last update.
 
         Raises:
             InvalidInput: there was no update yet.
         """
-        values, rows = self._current().eigenpairs()
+        values, rows = self.eigenpairs()
         return Subspace(rows[run].T, values[run])
 
     def _operator(self, run: int) -> Hessian:
@@ -276,6 +289,41 @@ class LockstepTracker(Following[LockstepPowerStep, LockstepReference]):
         sampled = self._current().difference is not None
         return [() for _ in self._edges] if sampled else self._value_errors
 
+    def state_dict_of(self, run: int) -> dict[str, Any]:
+        """What `state_dict` says of one run, with what is common: to be joined with the others'."""
+        state = self.state_dict()
+        for name in OF_EACH_RUN:
+            state[name] = state[name][run : run + 1] if state[name] else state[name]
+        for name in ("step", "reference"):
+            state[name] = _entry(state[name], run)
+        return state
+
+    def load_state_dicts(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Restore what `state_dict_of` gave of each run, to the last bit.
+
+        Args:
+            states: one for each run, all of one step; a run that is not there any more may be stood
+                in for by another one's.
+        """
+        joined = dict(states[0])
+        for name in OF_EACH_RUN:
+            whole = [entry for state in states for entry in state[name] or ()]
+            joined[name] = whole if states[0][name] is not None else None
+        for name in ("step", "reference"):
+            joined[name] = _together([state[name] for state in states])
+        self.load_state_dict(joined)
+
+    def stand_in(self, gone: int, by: int) -> None:
+        """Put a copy of one run in the place of another: it decides nothing of its own any more."""
+        for tensors in (self._step, self._reference):
+            for name, value in vars(tensors).items() if tensors is not None else ():
+                if isinstance(value, Tensor) and name not in COMMON:
+                    value[gone] = value[by]
+        self._edges[gone].load_state_dict(self._edges[by].state_dict())
+        for values in (self.reports, self._contents, self._bare):
+            if values:
+                values[gone] = values[by]
+
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue bit for bit, as tensors and plain values."""
         return super().state_dict() | {
@@ -300,3 +348,34 @@ class LockstepTracker(Following[LockstepPowerStep, LockstepReference]):
         saved = state["reference"]
         self._reference = None if saved is None else LockstepReference(**saved)
         self._halves = None if self._reference is None else self._reference.halves
+
+
+def _entry(stacked: Mapping[str, Any] | None, run: int) -> dict[str, Any] | None:
+    """One run's part of tensors that are stacked; None where there are none."""
+    if stacked is None:
+        return None
+    return {
+        name: value[run] if isinstance(value, Tensor) and name not in COMMON else value
+        for name, value in stacked.items()
+    }
+
+
+def _together(entries: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
+    """The parts of all runs as stacked tensors."""
+    first = entries[0]
+    if first is None:
+        return None
+    return {
+        name: _stacked([entry[name] for entry in entries if entry is not None])
+        if isinstance(value, Tensor) and name not in COMMON
+        else value
+        for name, value in first.items()
+    }
+
+
+def _stacked(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors of one shape as one, each in its memory layout: rounding depends on strides."""
+    order = sorted(range(parts[0].dim()), key=lambda dim: -parts[0].stride(dim))
+    back = sorted(range(len(order)), key=lambda dim: order[dim])
+    whole = torch.stack([part.permute(order) for part in parts])
+    return whole.permute(0, *(dim + 1 for dim in back))

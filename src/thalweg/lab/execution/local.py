@@ -1,10 +1,14 @@
-"""The "local" executor: runs side by side on this machine, each in a process of its own."""
+"""The "local" executor: runs side by side on this machine, each in a process of its own.
+
+Or several in one, where they can share a computation: see `lockstep.py`.
+"""
 
 from __future__ import annotations
 
 import os
 import time
 from collections import Counter
+from collections.abc import Callable
 from multiprocessing.connection import wait
 
 from thalweg.errors import InUse
@@ -19,10 +23,11 @@ from thalweg.lab.execution.schedule import (
     refuse_objects,
     refuse_options,
 )
-from thalweg.lab.execution.worker import note_killed, work
-from thalweg.lab.store import RunFolder
+from thalweg.lab.execution.worker import note_killed, work, work_together
 from thalweg.registry import executors
 
+Group = tuple[Task, ...]
+"""What one process is at work on."""
 GRACE_SECONDS = 30.0
 """For a run to save a checkpoint once the study's process is gone; then it ends as if killed."""
 LOOK_SECONDS = 1.0
@@ -42,15 +47,25 @@ def run_in_processes(assignment: Assignment) -> Outcome:
     Raises:
         InvalidInput: the spec holds Python objects, which another process cannot read; an option.
     """
-    refuse_objects(assignment, "local")
-    refuse_options(assignment, "local")
+    return run_together(assignment, lambda task: "", "local")
+
+
+def run_together(assignment: Assignment, sharing: Callable[[Task], str], executor: str) -> Outcome:
+    """The same, with several runs in a process.
+
+    Args:
+        sharing: a key that is the same for tasks which one process may take together; empty: alone.
+        executor: its name.
+    """
+    refuse_objects(assignment, executor)
+    refuse_options(assignment, executor)
     # Read by the processes' linear algebra when it is loaded.
     os.environ.setdefault("OMP_NUM_THREADS", str(assignment.threads))
-    crew = _Crew(assignment)
+    crew = _Crew(assignment, sharing)
     with on_stop_signals(crew.ask_to_stop):
         try:
             while crew.goes_on():
-                assignment.watch(list(crew.running))
+                assignment.watch([task for group in crew.running for task in group])
                 wait([child.sentinel for child in crew.running.values()], POLL_SECONDS)
         finally:
             crew.leave()
@@ -60,9 +75,11 @@ def run_in_processes(assignment: Assignment) -> Outcome:
 class _Crew:
     """The processes of an assignment: begun, asked to stop, ended where they hang, begun again."""
 
-    def __init__(self, assignment: Assignment) -> None:
+    def __init__(self, assignment: Assignment, sharing: Callable[[Task], str]) -> None:
         self.assignment = assignment
-        self.running: dict[Task, Child] = {}
+        self.running: dict[Group, Child] = {}
+        self._sharing = sharing
+        self._apart: set[Task] = set()
         self.outcome = Outcome(left_out=list(assignment.tasks))
         self._tasks = frozenset(assignment.tasks)
         self._asked = self._passed_on = 0
@@ -79,8 +96,8 @@ class _Crew:
         self._pass_requests_on()
         for child in self.running.values():
             child.kill_if_hung(self.assignment.hung_after)
-        for task in [task for task, child in self.running.items() if not child.is_running]:
-            self._note(task, self.running.pop(task).ending())
+        for group in [group for group, child in self.running.items() if not child.is_running]:
+            self._note_all(group, self.running.pop(group).ending())
         self._look_elsewhere()
         self._begin()
         return bool(self.running) or bool(self._elsewhere and not self._asked)
@@ -89,8 +106,9 @@ class _Crew:
         """Stop what still runs, after an error here."""
         for child in self.running.values():
             child.ask_to_stop()
-        for task, child in self.running.items():
-            self.outcome.endings[task] = child.ending()
+        for group, child in self.running.items():
+            for task, ending in zip(group, _endings(group, child.ending()), strict=True):
+                self.outcome.endings[task] = ending
         self.outcome.left_out += self._elsewhere
 
     def _pass_requests_on(self) -> None:
@@ -99,6 +117,16 @@ class _Crew:
                 child.kill() if self._passed_on else child.ask_to_stop()
             self._passed_on += 1
             self.outcome.interrupted = True
+
+    def _note_all(self, group: Group, ending: Ending) -> None:
+        if isinstance(ending.value, str):
+            several = f"{len(group)} runs" if len(group) > 1 else str(group[0])
+            self.assignment.say(f"{several}: not in lockstep: {ending.value}")
+            self._apart.update(group)
+            self.outcome.left_out[:0] = group
+            return
+        for task, each in zip(group, _endings(group, ending), strict=True):
+            self._note(task, each)
 
     def _note(self, task: Task, ending: Ending) -> None:
         if ending.kind == InUse.__name__:
@@ -132,29 +160,55 @@ class _Crew:
 
     def _begin(self) -> None:
         """Begin what has its start, as far as there are workers."""
-        todo, waiting = self.assignment, self.outcome.left_out
-        while len(self.running) < todo.workers and not self._asked:
-            task = next_ready(waiting, self.outcome, self._tasks)
-            if task is None:
+        while len(self.running) < self.assignment.workers and not self._asked:
+            if (task := self._next(self.outcome.left_out)) is None:
                 return
-            folder = todo.folder_of(task)
-            if is_claimed(folder):
+            group, key = [task], "" if task in self._apart else self._sharing(task)
+            if key:
+                group += self._others(key)
+            self._start(tuple(group), together=bool(key))
+
+    def _next(self, waiting: list[Task]) -> Task | None:
+        """The next task that is to be run here, taken off the waiting ones; None without one."""
+        todo = self.assignment
+        while (task := next_ready(waiting, self.outcome, self._tasks)) is not None:
+            if is_claimed(todo.folder_of(task)):
                 self._leave_to_others(task)
             elif found_done(todo, task):
                 self.outcome.endings[task] = Ending(0)
             else:
-                self._start(task, folder)
+                return task
+        return None
 
-    def _start(self, task: Task, folder: RunFolder) -> None:
+    def _others(self, key: str) -> list[Task]:
+        """Those of the waiting tasks that can begin and have this key, taken off them."""
+        waiting = self.outcome.left_out
+        like = [t for t in waiting if t not in self._apart and self._sharing(t) == key]
+        found: list[Task] = []
+        while (task := self._next(like)) is not None:
+            found.append(task)
+        # Also those that are done, or that others are at work on.
+        gone = {*found, *self.outcome.endings, *self._elsewhere}
+        self.outcome.left_out = [task for task in waiting if task not in gone]
+        return found
+
+    def _start(self, group: Group, *, together: bool) -> None:
         todo = self.assignment
-        arguments = (
-            *(str(todo.study_of(task).path), task.seed, task.branch),
-            *(todo.device, todo.threads, todo.plugins),
+        means = (todo.device, todo.threads, todo.plugins)
+        runs = [(str(todo.study_of(task).path), task.seed, task.branch) for task in group]
+        function, arguments = (
+            (work_together, (runs, *means)) if together else (work, runs[0] + means)
         )
+        log = todo.folder_of(group[0]).path / "log.txt"
         try:
-            self.running[task] = Child(
-                work, arguments, folder.path / "log.txt", grace=GRACE_SECONDS
-            )
+            self.running[group] = Child(function, arguments, log, grace=GRACE_SECONDS)
         except (EOFError, ConnectionError, BlockingIOError) as error:
             why = f"no process could be started for it ({type(error).__name__}: {error})"
-            self._note(task, Ending.from_outside(why))
+            self._note_all(group, Ending.from_outside(why))
+
+
+def _endings(group: Group, ending: Ending) -> list[Ending]:
+    """How each run of a group ended, by how their process did."""
+    if ending.exit_code == 0 and isinstance(ending.value, list):
+        return [Ending(*each) for each in ending.value]
+    return [ending for _ in group]

@@ -5,14 +5,22 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from thalweg.errors import Diverged, IntegrityError, Interrupted, ProcessLost, ThalwegError
+from thalweg.errors import (
+    Diverged,
+    IntegrityError,
+    Interrupted,
+    InvalidInput,
+    ProcessLost,
+    ThalwegError,
+)
 from thalweg.lab.config import Spec, parse_spec
 from thalweg.lab.execution.machine import compute_repeatably
-from thalweg.lab.execution.processes import is_asked_to_stop
+from thalweg.lab.execution.processes import Ending, is_asked_to_stop
 from thalweg.lab.store import RunFolder, StudyFolder
 from thalweg.lab.store.durable import full_disk_told
 from thalweg.lab.store.status import State, Status
@@ -40,6 +48,61 @@ def work(
     execute_run(study, seed, branch, device, threads, plugins, _stop_flag())
 
 
+def work_together(
+    runs: Sequence[tuple[str, int, str]], device: str, threads: int, plugins: Sequence[str]
+) -> list[tuple[int, str, None, str]] | str:
+    """Execute runs that share a computation, in a process that is there for them alone.
+
+    Args:
+        runs: folder of the study, seed and branch of each.
+
+    Returns:
+        How each ended, as the first values of an `Ending`; or why they cannot share a computation,
+        and nothing has been begun.
+    """
+    from thalweg.lab.training.lockstep import LockstepRuns
+
+    asked = _stop_flag()
+    endings: dict[int, Exception | None] = {}
+    built: dict[int, Run] = {}
+    for number, (study, seed, branch) in enumerate(runs):
+        place = (StudyFolder(Path(study)), seed, branch)
+        with _told(place[0].run(seed, branch), endings, number):
+            built[number] = _built(*place, device, threads, plugins, asked, None)
+    try:
+        lockstep = LockstepRuns(list(built.values())) if built else None
+    except InvalidInput as error:
+        return str(error)
+    if lockstep is not None:
+        for number, error in zip(built, lockstep.execute(), strict=True):
+            with _told(built[number].folder, endings, number):
+                if error is not None:
+                    raise error
+    return [_plain(endings[number]) for number in range(len(runs))]
+
+
+@contextlib.contextmanager
+def _told(folder: RunFolder, endings: dict[int, Exception | None], number: int) -> Iterator[None]:
+    """Note how one of several runs ended, in its folder too."""
+    endings[number] = None
+    try:
+        with _failure_noted(folder):
+            yield
+    except Exception as error:
+        if not isinstance(error, ThalwegError):
+            # Not the user's mistake, so the place is wanted.
+            with contextlib.suppress(ThalwegError, OSError):
+                folder.log("".join(traceback.format_exception(error)))
+        endings[number] = error
+
+
+def _plain(error: Exception | None) -> tuple[int, str, None, str]:
+    if error is None:
+        return 0, "", None, ""
+    ending = Ending.by_error(error)
+    return ending.exit_code, ending.message, None, ending.kind
+
+
 def execute_run(
     study: StudyFolder,
     seed: int,
@@ -65,10 +128,17 @@ def execute_run(
     folder = study.run(seed, branch)
     if reduction_of(group_of_all()).rank != 0:
         folder = folder.followed()
+    with _failure_noted(folder):
+        run = _built(study, seed, branch, device, threads, plugins, should_stop, spec)
+        run.execute()
+
+
+@contextlib.contextmanager
+def _failure_noted(folder: RunFolder) -> Iterator[None]:
+    """Say in a run's folder what went wrong with it, where the run has not said so itself."""
     try:
         with full_disk_told(folder.path):
-            run = _built(study, seed, branch, device, threads, plugins, should_stop, spec)
-            run.execute()
+            yield
     except ProcessLost as error:
         # By then no run hears of anything.
         note_killed(folder, str(error))

@@ -10,9 +10,10 @@ them. The first of them writes and looks at clock and requests; the others read 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch.optim import Optimizer
@@ -20,6 +21,7 @@ from torch.optim import Optimizer
 from thalweg.errors import Diverged, IntegrityError, Interrupted, InvalidInput
 from thalweg.lab.config import TRUNK, Spec
 from thalweg.lab.identity import bound_of, run_hash
+from thalweg.lab.sharing import note_maker
 from thalweg.lab.store import RunFolder, StudyFolder
 from thalweg.lab.store.belonging import Mark
 from thalweg.lab.store.checkpoint import (
@@ -85,6 +87,7 @@ class Run:
 
     Attributes:
         hash: of the run, which all its files carry.
+        keep: how many checkpoints stay.
     """
 
     def __init__(
@@ -116,6 +119,7 @@ class Run:
             raise IntegrityError(f"{folder.path}: the data has changed since the run began")
         self.progression, self.recorder = self.state.progression, self.state.recorder
         self.status = StatusWriter(folder, self.progression, self.recorder, self.hash)
+        self.keep = spec.checkpoint.keep
         self._saved_at = time.monotonic()
 
     @property
@@ -147,33 +151,44 @@ class Run:
             IntegrityError: a checkpoint is damaged.
             InvalidInput: another process is at work on this run; the trunk is not finished.
         """
-        with self.folder.locked():
-            try:
-                rows = self._train()
-            except Diverged as error:
-                message = f"at step {self.step}: {error}"
-                self.status.write("diverged", message)
-                self.folder.log(f"diverged {message}")
-                raise Diverged(message) from error
-            self.status.write("done", rows=rows)
-            self.folder.log(f"done at step {self.step}")
+        with self.folder.locked(), self.sitting() as metrics:
+            self._note_lockstep_before()
+            self._loop(metrics)
 
-    def _train(self) -> int:
-        """Train to the end; return how many rows were measured, those of earlier sittings too."""
-        begun_with = self._begin()
-        self.reduction.require_same("checkpoint", lambda: str(self.step), _ONE_FOLDER)
-        with self._table() as metrics:
-            metrics.truncate(self.step)
-            if self.writes:
-                self._check_measured(metrics, begun_with)
-            self.status.write("running")
-            try:
-                self._loop(metrics)
-            except Diverged:
-                self._record_divergence(metrics)
-                raise
-            metrics.compact()
-            return metrics.rows
+    @contextmanager
+    def sitting(self, start: Path | None = None) -> Iterator[MetricsWriter | Unwritten]:
+        """Go to where the run goes on; its table, while it is trained. At the end say how it ended.
+
+        The run's folder must be locked.
+
+        Args:
+            start: a checkpoint of the run that passes its check; default: the newest that does.
+
+        Raises:
+            Diverged: what happened within is divergence; the step is in the message.
+            IntegrityError, InvalidInput: see `execute`.
+        """
+        try:
+            begun_with = self._begin(start)
+            self.reduction.require_same("checkpoint", lambda: str(self.step), _ONE_FOLDER)
+            with self._table() as metrics:
+                metrics.truncate(self.step)
+                if self.writes:
+                    self._check_measured(metrics, begun_with)
+                self.status.write("running")
+                try:
+                    yield metrics
+                except Diverged:
+                    self._record_divergence(metrics)
+                    raise
+                metrics.compact()
+        except Diverged as error:
+            message = f"at step {self.step}: {error}"
+            self.status.write("diverged", message)
+            self.folder.log(f"diverged {message}")
+            raise Diverged(message) from error
+        self.status.write("done", rows=metrics.rows)
+        self.folder.log(f"done at step {self.step}")
 
     def _table(self) -> MetricsWriter | Unwritten:
         if not self.writes:
@@ -198,7 +213,25 @@ class Run:
             if row is not None:
                 metrics.log(row, row["step"])
             self.status.running()
-        self._checkpoint(metrics, ends=True)
+        self.checkpoint(metrics, ends=True)
+        self.last_row(metrics)
+
+    def _note_lockstep_before(self) -> None:
+        """Say where this run, or the one it starts from, was made in lockstep: see `note_maker`."""
+        if self.state.lockstep is not None:
+            self.folder.log(
+                "goes on by itself after a lockstep, with a tracker begun anew: numbers may differ"
+                " in the last digits from those of the lockstep"
+            )
+        if self.writes:
+            note_maker(self.study, self._of_all, self.seed, self.branch, "")
+
+    def note_lockstep(self, label: str) -> None:
+        """Write down that the run is made in a lockstep: see `note_maker`."""
+        note_maker(self.study, self._of_all, self.seed, self.branch, label)
+
+    def last_row(self, metrics: MetricsWriter | Unwritten) -> None:
+        """Measure everything where the run has ended."""
         row = self.recorder.row(state_at(self.state), everything=True)
         if row is not None:
             metrics.log(row, row["step"])
@@ -214,13 +247,13 @@ class Run:
 
     # Where a run begins.
 
-    def _begin(self) -> Mark:
+    def _begin(self, start: Path | None) -> Mark:
         """Go to where the run begins or goes on; return what the checkpoint there says."""
         torch.manual_seed(stream_seed("training", self.seed))
-        newest = latest_checkpoint(self.folder.checkpoints, self.hash)
+        newest = start or latest_checkpoint(self.folder.checkpoints, self.hash)
         mark = Mark() if newest is None else read_mark(newest)
         if newest is not None:
-            if newest != list_checkpoints(self.folder.checkpoints)[-1]:
+            if start is None and newest != list_checkpoints(self.folder.checkpoints)[-1]:
                 self.folder.log(f"newer checkpoints than {newest.name} are damaged: passed over")
             device = self.setup.objective.device
             self.state.load_state_dict(restored_state(load_checkpoint(newest), device))
@@ -272,25 +305,48 @@ class Run:
         return (self.reduction.sum(own) > 0).tolist()
 
     def _checkpoint_if_due(self, metrics: MetricsWriter | Unwritten) -> None:
-        settings = self.spec.checkpoint
-        is_time = time.monotonic() - self._saved_at >= settings.every_seconds > 0
-        by_hand = self.progression.is_requested()
         stops, by_time, self.progression.ends_by_hand = self._decided(
-            self.should_stop(), self.writes and is_time, self.writes and by_hand
+            self.should_stop(),
+            self.writes and self.saves_by_time,
+            self.writes and self.progression.is_requested(),
         )
         if stops:
-            self._checkpoint(metrics)
-            self.status.write("interrupted", "stopped on request; thalweg resume continues it")
-            self.folder.log(f"interrupted at step {self.step}")
-            raise Interrupted(f"stopped on request at step {self.step}")
-        is_first = self.step == self.progression.position.start
-        by_step = not is_first and self.step % settings.every_steps == 0
-        if by_time or by_step:
-            self._checkpoint(metrics, regular=by_step)
+            self.checkpoint(metrics)
+            self.interrupt()
+        if by_time or self.saves_by_step:
+            self.checkpoint(metrics, regular=self.saves_by_step)
 
-    def _checkpoint(
+    @property
+    def saves_by_time(self) -> bool:
+        """Whether so many seconds have passed since the last checkpoint."""
+        every = self.spec.checkpoint.every_seconds
+        return time.monotonic() - self._saved_at >= every > 0
+
+    @property
+    def saves_by_step(self) -> bool:
+        """Whether a checkpoint falls on this step."""
+        is_first = self.step == self.progression.position.start
+        return not is_first and self.step % self.spec.checkpoint.every_steps == 0
+
+    def interrupt(self) -> NoReturn:
+        """End the sitting, once a checkpoint is saved.
+
+        Raises:
+            Interrupted: always.
+        """
+        self.status.write("interrupted", "stopped on request; thalweg resume continues it")
+        self.folder.log(f"interrupted at step {self.step}")
+        raise Interrupted(f"stopped on request at step {self.step}")
+
+    def checkpoint(
         self, metrics: MetricsWriter | Unwritten, *, regular: bool = False, ends: bool = False
     ) -> None:
+        """Save all that the next step depends on.
+
+        Args:
+            regular: it falls on a step at which one is always saved.
+            ends: the run has come to its end.
+        """
         # Rows first: a checkpoint must never be ahead of what was measured before it.
         metrics.flush()
         state = self.state.state_dict()
@@ -304,7 +360,7 @@ class Run:
                 self.folder.checkpoints,
                 self.step,
                 state,
-                keep=self.spec.checkpoint.keep,
+                keep=self.keep,
                 permanent=ends,
                 mark=Mark(self.hash, metrics.rows, ends, bound_of(self.progression.phases[-1])),
             )

@@ -62,15 +62,11 @@ class Recorder:
         Args:
             everything: ask all probes, due or not.
         """
-        due = [
-            probe
-            for name, probe in self.probes.items()
-            if everything or now.step % self.every[name] == 0
-        ]
+        due = self.due(now.step, everything=everything)
         if not due:
-            self._steps_since_row += 1
+            self.pass_by()
             if now.subspace_is_known:
-                self._gradients_since_row += now.source.report.subspace_cost
+                self.spend(now.source.report.subspace_cost)
             return None
         if any(probe.needs_gradient for probe in due):
             _ = now.gradient
@@ -83,6 +79,26 @@ class Recorder:
         # A row reports the cost of its own step itself.
         self._steps_since_row, self._gradients_since_row = 0, 0.0
         return row
+
+    def due(self, step: int, *, everything: bool = False) -> list[Probe]:
+        """The probes that are asked at a step.
+
+        Args:
+            everything: all of them.
+        """
+        return [
+            probe
+            for name, probe in self.probes.items()
+            if everything or step % self.every[name] == 0
+        ]
+
+    def pass_by(self) -> None:
+        """A step was made at which no probe is due."""
+        self._steps_since_row += 1
+
+    def spend(self, gradients: float) -> None:
+        """The subspace has cost so many gradients of the full loss, which no row has told."""
+        self._gradients_since_row += gradients
 
     def state_dict(self) -> dict[str, Any]:
         """The counts and the last values."""

@@ -46,6 +46,10 @@ if TYPE_CHECKING:
     from thalweg.lab.config.optimizers import OptimizerSettings
 
 
+LOCKSTEP = "lockstep"
+"""Key of a source's state that is one of many runs in lockstep: no tracker of one run reads it."""
+
+
 class RunState:
     """Everything that the next step of a run depends on.
 
@@ -63,6 +67,8 @@ class RunState:
         recorder: the probes, and what the subspace has cost since the last row.
         source: gives S_k.
         branch_point: theta and S_k where the run began; None in the trunk, and where nothing asks.
+        lockstep: of a run that was restored, what its lockstep has saved of it; None of one that
+            went by itself.
 
     Raises:
         InvalidInput: the problem cannot be built.
@@ -90,6 +96,7 @@ class RunState:
         self.recorder = Recorder(spec.probes)
         self.source: SubspaceSource = make_source(spec, self.setup, seed)
         self.branch_point: BranchPoint | None = None
+        self.lockstep: Mapping[str, Any] | None = None
         self._say = say
         self._optimizer: Optimizer | None = None
         self._phase_of_optimizer = -1
@@ -153,7 +160,9 @@ class RunState:
         """Restore what `state_dict` gave."""
         self.progression.load_state_dict(state["progression"])
         self.branch_point = _restored_branch_point(state["branch_point"])
-        self.source.load_state_dict(state["source"])
+        self.lockstep = state["source"].get(LOCKSTEP)
+        if self.lockstep is None:
+            self.source.load_state_dict(state["source"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self._split_source is not None:
             self._split_source.load_state_dict(state["split_source"])
