@@ -244,8 +244,7 @@ def _add_sweeping(verbs: Verbs) -> None:
     sweep.add_argument("--name", help="of the sweep's folder (default: made of spec and keys)")
     sweep.add_argument(
         "--executor",
-        default="local",
-        help="local, lockstep, slurm, ray, or a plugin's (default: local)",
+        help=f"local, lockstep, slurm, ray, or a plugin's (default: {_USUAL})",
     )
     sweep.add_argument(
         "--executor-option",
@@ -269,7 +268,7 @@ def _add_sweeping(verbs: Verbs) -> None:
     work.add_argument(
         "--seed", type=_count_from_zero, nargs="+", metavar="N", help="only these (default: all)"
     )
-    _executor(work)
+    _executor(work, default="local")
     _execution_options(work)
 
 
@@ -361,11 +360,15 @@ def _add_looking(verbs: Verbs) -> None:
     )
 
 
-def _executor(parser: Parser) -> None:
+_USUAL = "lockstep on a CUDA device and for what was begun so, else local"
+
+
+def _executor(parser: Parser, default: str | None = None) -> None:
     parser.add_argument(
         "--executor",
-        help="local: a process a run; lockstep: runs that can share a computation in one; inline,"
-        " or a plugin's (default: lockstep on a CUDA device, else local)",
+        default=default,
+        help="local: a process for each run; lockstep: one computation for those that can share it;"
+        f" inline; or a plugin's (default: {default or _USUAL})",
     )
 
 

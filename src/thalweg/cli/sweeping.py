@@ -47,7 +47,7 @@ def work(options: argparse.Namespace) -> int:
         seeds=options.seed,
         workers=options.workers or 1,
         plugins=options.plugin,
-        executor=options.executor or "local",
+        executor=options.executor,
         progress=progress_of(options),
         retries=options.retries,
         hung_after=options.hung_after,
@@ -146,7 +146,7 @@ def _means(options: argparse.Namespace) -> Means:
     return Means(
         workers=options.workers,
         plugins=options.plugin,
-        executor=options.executor or "local",
+        executor=options.executor,
         progress=progress_of(options),
         retries=options.retries,
         hung_after=options.hung_after,

@@ -36,6 +36,8 @@ LOCKSTEP = "lockstep-"
 UNKNOWN = "an unknown version"
 SAME_AS = "same_as"
 """Key of `run.toml` that names a run of another study which makes the same, to be copied."""
+PLANNED = "planned_hash"
+"""Key of `run.toml`: the content hash that a run had before it was known to go in lockstep."""
 _NAME = NAME_PATTERN.strip("^$")
 _RUN_NAME = re.compile(rf"(?P<study>{_NAME})/seed-(?P<seed>\d+)/(?P<branch>{_NAME})")
 
@@ -146,6 +148,7 @@ def note_maker(study: StudyFolder, spec: Spec, seed: int, branch: str, lockstep:
     if maker == known or not (known and LOCKSTEP in maker):
         return
     task = Task(seed, branch)
+    table.setdefault(PLANNED, table["content_hash"])
     content = content_hash(spec, task, str(table.get("data_fingerprint", "")), maker)
     run.write_run_text(tomli_w.dumps({**table, "maker": maker, "content_hash": content}))
 
@@ -160,7 +163,8 @@ def _by_itself(maker: str) -> str:
     """What computes, whether in lockstep or not; a maker that differs by that alone is the same.
 
     Example:
-        >>> _by_itself("thalweg 0.1, torch 2.13, cpu, lockstep-1a2b, then thalweg 0.1, torch 2.13, cpu")
+        >>> version = "thalweg 0.1, torch 2.13, cpu"
+        >>> _by_itself(f"{version}, lockstep-1a2b, then {version}")
         'thalweg 0.1, torch 2.13, cpu'
     """
     parts = [re.sub(rf", {LOCKSTEP}\w+", "", part) for part in maker.split(THEN)]
@@ -252,17 +256,23 @@ def copied(source: RunFolder, run: RunFolder) -> bool:
     """Copy all that a done run left into the folder of the same one; whether that was possible.
 
     It is verified first, to the last byte: what is damaged or another run's is made anew here. The
-    status is copied last, so that half a copy is not taken for a run.
+    status is copied last, so that half a copy is not taken for a run. What was planned as the same
+    run and then made in lockstep is so here too, and `run.toml` says it.
     """
     try:
         status = source.status()
-        is_same = bool(known := _hash_of(run)) and known == _hash_of(source)
+        is_same = bool(known := _hash_of(run)) and known in (
+            _hash_of(source),
+            _read(source, PLANNED),
+        )
         if status is None or status.state != "done" or not is_same or run.status() is not None:
             return False
         with source.locked(), run.locked():
             if bad := _found_wrong(source, _read(run, "run_hash")):
                 run.log(f"not taken over from {source.path}: {bad[0]}")
                 return False
+            if known != _hash_of(source):
+                _write_maker_of(source, run)
             _copy_all(source.path, run.path)
     except (ThalwegError, OSError):
         return False  # another process is at work there, or it cannot be read
@@ -386,6 +396,14 @@ def _found_wrong(source: RunFolder, identity: str) -> list[str]:
     found: list[str] = []
     verify_run(source, identity, lambda _, what: found.append(str(what)))
     return found
+
+
+def _write_maker_of(source: RunFolder, run: RunFolder) -> None:
+    import tomli_w
+
+    table = stored_toml(run.run_text, run.path / "run.toml")
+    own = {key: _read(source, key) for key in ("maker", "content_hash", PLANNED)}
+    run.write_run_text(tomli_w.dumps({**table, **own}))
 
 
 def _copy_all(source: Path, target: Path) -> None:

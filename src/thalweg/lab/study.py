@@ -21,8 +21,8 @@ from thalweg import registry
 from thalweg.errors import Interrupted, InvalidInput, ThalwegError, invalid
 from thalweg.lab.config import Spec, SplitSpec, check_names, load_spec, load_study
 from thalweg.lab.execution.launched import launched, refuse_other_number, shared_by_launched
-from thalweg.lab.execution.lockstep import runs_in_lockstep
-from thalweg.lab.execution.machine import default_executor, default_workers, resolve_device
+from thalweg.lab.execution.lockstep import runs_in_lockstep, usual_executor
+from thalweg.lab.execution.machine import default_workers, resolve_device
 from thalweg.lab.execution.schedule import Executor, Outcome, run_tasks
 from thalweg.lab.execution.signs_of_life import HUNG_AFTER
 from thalweg.lab.in_python import Study
@@ -162,8 +162,8 @@ def run(
             one on a GPU.
         plugins: modules or files with the user's own problems and probes.
         executor: what runs the runs: "local", "lockstep", "inline", another registered name, or an
-            executor; default: processes of this machine, those that can share a computation in
-            lockstep on a CUDA device; or this process for a study of Python objects.
+            executor; default: processes of this machine, in lockstep on a CUDA device and for what
+            was begun so; or this process for a study of Python objects.
         progress: where to say how it goes; default: nowhere.
         retries: how often a run is begun again, from its last checkpoint, whose process was killed
             or hung; the other runs go on in either case.
@@ -377,7 +377,8 @@ def _run_here(path: Path, asked: Spec, means: _Means, device: str) -> StudyResul
 def _run_tasks(plan: Plan, means: _Means, device: str) -> Outcome:
     """Have the runs run, and say how it goes."""
     inline = plan.spec.holds_objects
-    usual = "inline" if inline else default_executor(device)
+    runs = [plan.study.run(task.seed, task.branch) for task in plan.tasks]
+    usual = "inline" if inline else usual_executor(device, runs)
     executor = means.executor or usual
     workers = means.workers or default_workers(plan.spec.threads, device)
     alone = executor == "inline" or plan.spec.processes > 1
@@ -386,7 +387,7 @@ def _run_tasks(plan: Plan, means: _Means, device: str) -> Outcome:
     assert facts is not None
     progress.begin(plan.study, plan.spec, plan.tasks, facts, workers, means.plugins, plan.space)
     if executor == "lockstep":
-        progress.say(runs_in_lockstep(plan.spec, plan.tasks))
+        progress.say(runs_in_lockstep(plan.tasks, lambda task: plan.spec))
     try:
         outcome = run_tasks(
             plan.study,

@@ -320,9 +320,10 @@ class LockstepTracker(Following[LockstepPowerStep, LockstepReference]):
                 if isinstance(value, Tensor) and name not in COMMON:
                     value[gone] = value[by]
         self._edges[gone].load_state_dict(self._edges[by].state_dict())
-        for values in (self.reports, self._contents, self._bare):
-            if values:
-                values[gone] = values[by]
+        self.reports[gone] = self.reports[by]
+        for numbers in (self._contents, self._bare):
+            if numbers:
+                numbers[gone] = numbers[by]
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue bit for bit, as tensors and plain values."""

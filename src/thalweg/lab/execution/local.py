@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
 from multiprocessing.connection import wait
+from typing import Protocol
 
 from thalweg.errors import InUse
 from thalweg.interruption import on_stop_signals
@@ -26,7 +27,7 @@ from thalweg.lab.execution.schedule import (
 from thalweg.lab.execution.worker import note_killed, work, work_together
 from thalweg.registry import executors
 
-Group = tuple[Task, ...]
+Group = tuple[Task, *tuple[Task, ...]]
 """What one process is at work on."""
 GRACE_SECONDS = 30.0
 """For a run to save a checkpoint once the study's process is gone; then it ends as if killed."""
@@ -47,14 +48,44 @@ def run_in_processes(assignment: Assignment) -> Outcome:
     Raises:
         InvalidInput: the spec holds Python objects, which another process cannot read; an option.
     """
-    return run_together(assignment, lambda task: "", "local")
+    return run_together(assignment, Apart(), "local")
 
 
-def run_together(assignment: Assignment, sharing: Callable[[Task], str], executor: str) -> Outcome:
-    """The same, with several runs in a process.
+class Sharing(Protocol):
+    """Says which tasks one process takes together."""
+
+    def key(self, task: Task) -> str:
+        """The same for tasks which can share a process; empty where one goes by itself."""
+        ...
+
+    def together(self, tasks: Sequence[Task], workers: int) -> int:
+        """How many of these tasks, which share a key and are ready, one process takes.
+
+        Args:
+            workers: how many processes may begin now.
+
+        Returns:
+            The first so many; 0: the first one, by itself.
+        """
+        ...
+
+
+class Apart:
+    """Every task goes by itself."""
+
+    def key(self, task: Task) -> str:
+        """None is shared."""
+        return ""
+
+    def together(self, tasks: Sequence[Task], workers: int) -> int:
+        """The first one alone."""
+        return 0
+
+
+def run_together(assignment: Assignment, sharing: Sharing, executor: str) -> Outcome:
+    """The same, with several runs in a process where `sharing` says so.
 
     Args:
-        sharing: a key that is the same for tasks which one process may take together; empty: alone.
         executor: its name.
     """
     refuse_objects(assignment, executor)
@@ -75,7 +106,7 @@ def run_together(assignment: Assignment, sharing: Callable[[Task], str], executo
 class _Crew:
     """The processes of an assignment: begun, asked to stop, ended where they hang, begun again."""
 
-    def __init__(self, assignment: Assignment, sharing: Callable[[Task], str]) -> None:
+    def __init__(self, assignment: Assignment, sharing: Sharing) -> None:
         self.assignment = assignment
         self.running: dict[Group, Child] = {}
         self._sharing = sharing
@@ -120,8 +151,7 @@ class _Crew:
 
     def _note_all(self, group: Group, ending: Ending) -> None:
         if isinstance(ending.value, str):
-            several = f"{len(group)} runs" if len(group) > 1 else str(group[0])
-            self.assignment.say(f"{several}: not in lockstep: {ending.value}")
+            self.assignment.say(f"{len(group)} runs go by themselves: {ending.value}")
             self._apart.update(group)
             self.outcome.left_out[:0] = group
             return
@@ -160,13 +190,15 @@ class _Crew:
 
     def _begin(self) -> None:
         """Begin what has its start, as far as there are workers."""
-        while len(self.running) < self.assignment.workers and not self._asked:
+        while (free := self.assignment.workers - len(self.running)) > 0 and not self._asked:
             if (task := self._next(self.outcome.left_out)) is None:
                 return
-            group, key = [task], "" if task in self._apart else self._sharing(task)
-            if key:
-                group += self._others(key)
-            self._start(tuple(group), together=bool(key))
+            key = "" if task in self._apart else self._sharing.key(task)
+            others = self._others(key) if key else []
+            number = self._sharing.together([task, *others], free) if key else 0
+            more = max(0, number - 1)
+            self.outcome.left_out[:0] = others[more:]
+            self._start((task, *others[:more]), together=number > 0)
 
     def _next(self, waiting: list[Task]) -> Task | None:
         """The next task that is to be run here, taken off the waiting ones; None without one."""
@@ -183,7 +215,7 @@ class _Crew:
     def _others(self, key: str) -> list[Task]:
         """Those of the waiting tasks that can begin and have this key, taken off them."""
         waiting = self.outcome.left_out
-        like = [t for t in waiting if t not in self._apart and self._sharing(t) == key]
+        like = [t for t in waiting if t not in self._apart and self._sharing.key(t) == key]
         found: list[Task] = []
         while (task := self._next(like)) is not None:
             found.append(task)

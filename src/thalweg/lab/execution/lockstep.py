@@ -8,17 +8,23 @@ the "local" executor. See docs/lockstep.md for which can.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from thalweg.lab.execution.local import run_together
 from thalweg.lab.execution.schedule import Assignment, Outcome, Task
 from thalweg.lab.preparing import read_spec
 from thalweg.lab.sharing import lockstep_of
+from thalweg.lab.store import RunFolder
+from thalweg.lab.store.checkpoint import list_checkpoints
 from thalweg.registry import executors
 
 if TYPE_CHECKING:
     from thalweg.lab.config import PhaseSpec, Spec
+
+MOST_RUNS = 64
+"""In one computation: it holds about 10 k numbers for each parameter of each run."""
 
 
 @executors.register("lockstep")
@@ -34,26 +40,25 @@ def run_in_lockstep(assignment: Assignment) -> Outcome:
 
 
 class Grouping:
-    """Says which of the tasks of an assignment can share a computation."""
+    """Says which of the tasks of an assignment can share a computation, and how many do."""
 
     def __init__(self, assignment: Assignment) -> None:
         self._assignment = assignment
-        self._specs: dict[object, Spec] = {}
+        self._specs: dict[Path, Spec] = {}
 
-    def __call__(self, task: Task) -> str:
-        """A key that is the same for tasks which can; empty where one goes by itself."""
+    def key(self, task: Task) -> str:
+        """The same for tasks which can share a computation; empty where one goes by itself."""
         study = self._assignment.study_of(task)
-        spec = self._specs.setdefault(study.path, read_spec(study))
-        if reason_alone(spec, task):
+        if study.path not in self._specs:
+            self._specs[study.path] = read_spec(study)
+        spec, run = self._specs[study.path], self._assignment.folder_of(task)
+        if reason_alone(spec, task) or began_alone(run):
             return ""
-        run = self._assignment.folder_of(task)
-        status = run.status()
-        own = spec.of_branch(task.branch)
-        phases = task.phases(spec)
+        status, phases = run.status(), task.phases(spec)
         shared = {
             "problem": spec.problem.model_dump(mode="json"),
             "numbers": [spec.dtype, spec.device, str(spec.initial_checkpoint)],
-            "subspace": own.subspace.model_dump(mode="json"),
+            "subspace": spec.of_branch(task.branch).subspace.model_dump(mode="json"),
             "batch": phases[0].batch_size,
             "bound": [[phase.steps, phase.epochs] for phase in phases],
             # Those of one lockstep go on together; one that diverged does so again, by itself.
@@ -61,6 +66,28 @@ class Grouping:
             "diverged": status is not None and status.state == "diverged",
         }
         return json.dumps(shared, sort_keys=True)
+
+    def together(self, tasks: Sequence[Task], workers: int) -> int:
+        """How many of tasks with one key a process takes: an even share; a lockstep as a whole."""
+        if lockstep_of(self._assignment.folder_of(tasks[0])):
+            return len(tasks)
+        number = min(MOST_RUNS, -(-len(tasks) // workers))
+        return number if number > 1 else 0
+
+
+def began_alone(run: RunFolder) -> bool:
+    """Whether a run was begun by itself: it goes on so, to the same bits."""
+    return not lockstep_of(run) and bool(list_checkpoints(run.checkpoints))
+
+
+def usual_executor(device: str, runs: Iterable[RunFolder]) -> str:
+    """What runs these runs where nobody says it, by name: "lockstep" or "local".
+
+    On a GPU a step of a small model waits for launches, and one of many such runs for as many.
+    Elsewhere what was begun in lockstep goes on so.
+    """
+    on_gpu = device.startswith("cuda")
+    return "lockstep" if on_gpu or any(map(lockstep_of, runs)) else "local"
 
 
 def reason_alone(spec: Spec, task: Task) -> str:
@@ -101,11 +128,11 @@ def _reason_of_phase(phase: PhaseSpec) -> str:
     return ""
 
 
-def runs_in_lockstep(spec: Spec, tasks: Sequence[Task]) -> str:
+def runs_in_lockstep(tasks: Sequence[Task], spec_of: Callable[[Task], Spec]) -> str:
     """One line on which runs go in lockstep, and which do not, and why."""
     alone: dict[str, list[str]] = {}
     for task in tasks:
-        if reason := reason_alone(spec, task):
+        if reason := reason_alone(spec_of(task), task):
             alone.setdefault(reason, []).append(task.branch)
     together = len(tasks) - sum(map(len, alone.values()))
     why = "; ".join(

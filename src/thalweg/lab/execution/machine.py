@@ -53,14 +53,6 @@ def compute_repeatably(device: str) -> None:
     torch.backends.cudnn.rnn.fp32_precision = "ieee"  # type: ignore[attr-defined]
 
 
-def default_executor(device: str) -> str:
-    """What runs the runs of a study where nobody says it, by name.
-
-    On a GPU a step of a small model waits for launches, and one of many such runs for as many.
-    """
-    return "lockstep" if device.startswith("cuda") else "local"
-
-
 def default_workers(threads: int, device: str) -> int:
     """Processes side by side: as many as the cores take on a CPU, one on a GPU.
 

@@ -57,8 +57,8 @@ def work_together(
         runs: folder of the study, seed and branch of each.
 
     Returns:
-        How each ended, as the first values of an `Ending`; or why they cannot share a computation,
-        and nothing has been begun.
+        How each ended, as the first values of an `Ending`; or why they cannot share a computation:
+        each can go on by itself.
     """
     from thalweg.lab.training.lockstep import LockstepRuns
 
@@ -70,14 +70,13 @@ def work_together(
         with _told(place[0].run(seed, branch), endings, number):
             built[number] = _built(*place, device, threads, plugins, asked, None)
     try:
-        lockstep = LockstepRuns(list(built.values())) if built else None
+        ended = LockstepRuns(list(built.values())).execute() if built else []
     except InvalidInput as error:
         return str(error)
-    if lockstep is not None:
-        for number, error in zip(built, lockstep.execute(), strict=True):
-            with _told(built[number].folder, endings, number):
-                if error is not None:
-                    raise error
+    for number, error in zip(built, ended, strict=True):
+        with _told(built[number].folder, endings, number):
+            if error is not None:
+                raise error
     return [_plain(endings[number]) for number in range(len(runs))]
 
 

@@ -23,6 +23,7 @@ from thalweg.errors import Diverged, Interrupted, InUse, InvalidInput, invalid
 from thalweg.lab.config import Spec, dump_spec
 from thalweg.lab.config.overrides import parse_overrides
 from thalweg.lab.differing_settings import folder_label
+from thalweg.lab.execution.lockstep import runs_in_lockstep, usual_executor
 from thalweg.lab.execution.machine import default_workers, resolve_device
 from thalweg.lab.execution.schedule import Executor, Outcome, Task, run_tasks, tasks_of
 from thalweg.lab.execution.signs_of_life import HUNG_AFTER
@@ -119,7 +120,7 @@ class Means:
 
     workers: int | None = None
     plugins: Sequence[str] = ()
-    executor: str | Executor = "local"
+    executor: str | Executor | None = None
     progress: Progress = field(default_factory=Progress.silent)
     retries: int = RETRIES
     hung_after: float = HUNG_AFTER
@@ -142,7 +143,7 @@ def sweep(
     root: Path | str = "runs",
     workers: int | None = None,
     plugins: Sequence[str] = (),
-    executor: str | Executor = "local",
+    executor: str | Executor | None = None,
     progress: Progress | None = None,
     retries: int = RETRIES,
     hung_after: float = HUNG_AFTER,
@@ -275,7 +276,7 @@ def _run(asked: Sweep, specs: Mapping[StudyFolder, Spec], means: Means) -> Sweep
         return SweepResult(found, outcome, conclude(found, [p.study for p in plans if p.tasks]))
 
 
-def _device(asked: str, executor: str | Executor) -> str:
+def _device(asked: str, executor: str | Executor | None) -> str:
     """Where the runs compute: on this machine, or on one that has what this one may lack."""
     if executor in ELSEWHERE and asked != "auto":
         return asked
@@ -366,7 +367,14 @@ def _run_tasks(
         means.progress.say(f"{found.path}: all {total} runs are done")
         return Outcome()
     workers = min(means.workers or default_workers(threads, device), len(tasks))
+    study_of = {task: StudyFolder(task.study or found.path) for task in tasks}
+    runs = (study.run(task.seed, task.branch) for task, study in study_of.items())
+    executor = means.executor or usual_executor(device, runs)
     shown.begin(workers, means.plugins)
+    if executor == "lockstep":
+        spec_of = {study.path: read_spec(study) for study in study_of.values()}
+        line = runs_in_lockstep(tasks, lambda task: spec_of[study_of[task].path])
+        means.progress.say(line)
     try:
         outcome = run_tasks(
             StudyFolder(found.path),
@@ -376,7 +384,7 @@ def _run_tasks(
             threads=threads,
             plugins=means.plugins,
             watch=shown.show,
-            executor=means.executor,
+            executor=executor,
             say=means.progress.warn,
             retries=means.retries,
             hung_after=means.hung_after,

@@ -15,163 +15,48 @@ same `StepState`, filled from what was computed for all. What is computed for al
   of its tracker are renewed, within the target error, and no bit of those in the other one.
 - **A checkpoint** of a run holds its own part of the trackers, what is common, and who goes on.
 
-Source: none; see `LockstepTracker` for what is batched.
+What is batched in a tracker is said in `LockstepTracker`; which runs can share a computation, in
+docs/lockstep.md.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from thalweg.errors import Diverged, IntegrityError, InvalidInput, ThalwegError, invalid
-from thalweg.lab.store.checkpoint import list_checkpoints, load_checkpoint, verify_checkpoint
-from thalweg.lab.store.metrics import MetricsWriter
-from thalweg.lab.training.building import make_objective, make_source, stream_seed
-from thalweg.lab.training.loop import Run, Unwritten
-from thalweg.lab.training.run_state import LOCKSTEP, restored_state
+from thalweg.errors import Diverged, InvalidInput
+from thalweg.lab.training.building import make_source, stream_seed
+from thalweg.lab.training.lockstep_beginning import (
+    check_alike,
+    common_checkpoints,
+    lockstep_objective,
+    name_of,
+)
+from thalweg.lab.training.lockstep_members import (
+    AT_ROWS,
+    EVERY_STEP,
+    Followed,
+    Member,
+    SharedSource,
+    asks_when,
+)
+from thalweg.lab.training.loop import Run
 from thalweg.lab.training.step import samples_of, state_at
-from thalweg.loss.guards.determinism import mode_dependent_layers
-from thalweg.loss.lockstep_objective import LockstepObjective
 from thalweg.measure.step_state import StepState
 from thalweg.optim.lockstep_sgd import split_factors, split_step
 from thalweg.optim.split import SplitUpdate
-from thalweg.spectrum.subspace import Subspace
 from thalweg.tracking.lockstep_tracker import LockstepTracker
-from thalweg.tracking.source import Split, TrackerReport
+from thalweg.tracking.source import Split
 
-EVERY_STEP, AT_ROWS = "every step", "at rows"
-"""When a run asks for S_k."""
-EVERY_CHUNK = 10**9
-TRIED_SAMPLES, TRIED_VECTORS = 2, 4
-SAME_LOSS = 1e-3
-"""Relative difference of a loss in training mode from the one whose curvature is known."""
 KEEP = 2
 """Checkpoints that each run keeps at least: all have one in common, whenever the process ends."""
-
-
-@dataclass
-class Member:
-    """One of the runs, in its place.
-
-    Attributes:
-        run, place: see `LockstepRuns`.
-        asks: when it asks for S_k.
-        metrics: its table, while it is trained.
-        stack: what is closed when it leaves: table, status, lock.
-        now: the state of the present step, where something asks for it.
-        told: whether its row of this step has told what the subspace cost.
-        error: why it leaves, or has left; None for its end.
-    """
-
-    run: Run
-    place: int = 0
-    asks: str = EVERY_STEP
-    metrics: MetricsWriter | Unwritten | None = None
-    stack: ExitStack = field(default_factory=ExitStack)
-    now: StepState | None = None
-    told: bool = False
-    error: Exception | None = None
-
-    @property
-    def has_rule(self) -> bool:
-        """Whether a rule on loss or alignment may end the present phase."""
-        phase = self.run.progression.phase
-        return phase.until_alignment is not None or phase.until_loss is not None
-
-    @property
-    def is_first(self) -> bool:
-        """Whether the run begins with this step."""
-        return self.run.step == self.run.progression.position.start
-
-
-class Followed:
-    """The subspaces of the runs in some places, moved on once a step at the most.
-
-    Attributes:
-        places: the runs' places, in their order.
-        tracker: None as long as nobody has asked.
-        moved: whether it was moved on at the present step.
-    """
-
-    def __init__(self, places: Sequence[int]) -> None:
-        self.places = list(places)
-        self.tracker: LockstepTracker | None = None
-        self.moved = False
-        self._pairs: tuple[Tensor, Tensor] | None = None
-
-    def row(self, place: int) -> int:
-        """The row of a place."""
-        return self.places.index(place)
-
-    def forget(self) -> None:
-        """A new step begins."""
-        self.moved, self._pairs = False, None
-
-    def subspace(self, place: int) -> Subspace:
-        """S_k of the run in a place; all are decomposed at once."""
-        assert self.tracker is not None
-        if self._pairs is None:
-            self._pairs = self.tracker.eigenpairs()
-        values, rows = (each[self.row(place)] for each in self._pairs)
-        return Subspace(rows.T, values)
-
-    def report(self, place: int) -> TrackerReport:
-        """What following has cost the run in a place, and how exact it is."""
-        assert self.tracker is not None
-        return self.tracker.reports[self.row(place)]
-
-    def state_of(self, place: int) -> dict[str, Any] | None:
-        """The part of one run, and what is common."""
-        return None if self.tracker is None else self.tracker.state_dict_of(self.row(place))
-
-
-class SharedSource:
-    """A `SubspaceSource`: the subspace of one run among those that are followed together."""
-
-    def __init__(self, lockstep: LockstepRuns, member: Member) -> None:
-        self._lockstep, self._member = lockstep, member
-
-    @property
-    def report(self) -> TrackerReport:
-        """What the last update cost, and how far it can be trusted."""
-        return self._followed.report(self._member.place)
-
-    @property
-    def subspace(self) -> Subspace:
-        """The subspace of the last update."""
-        return self._followed.subspace(self._member.place)
-
-    def update(self, theta: Tensor | None = None, vector: Tensor | None = None) -> Subspace:
-        """The subspace at the present step, for all runs that are followed with this one."""
-        self._lockstep.move_on(self._followed)
-        if self._member.error is not None:
-            raise self._member.error
-        return self.subspace
-
-    def split(self, vector: Tensor) -> Split:
-        """Split a vector (P,) at the theta of the last update."""
-        error = self.report.error
-        return Split(*self.subspace.split(vector), error=error, bulk_error=error)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What the lockstep says of this run."""
-        return {LOCKSTEP: self._lockstep.record_of(self._member)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Not one by one: a lockstep takes up all its runs together."""
-        raise NotImplementedError
-
-    @property
-    def _followed(self) -> Followed:
-        return self._lockstep.followed[self._member.asks]
 
 
 class LockstepRuns:
@@ -184,7 +69,7 @@ class LockstepRuns:
         InvalidInput: they cannot, by their data or models: nothing has been begun then.
 
     Attributes:
-        members: the runs, by place; of a lockstep that goes on those that are still there.
+        members: the runs, in the order given.
         followed: whose subspaces are followed together, by when they ask.
     """
 
@@ -192,16 +77,17 @@ class LockstepRuns:
         self.members = [Member(run, place) for place, run in enumerate(runs)]
         for member in self.members:
             member.run.keep = max(KEEP, member.run.keep)
-            member.asks = _asks(member.run)
-        _check_alike(runs)
+            member.asks = asks_when(member.run)
+        check_alike(runs)
         first = runs[0]
-        self.objective = _lockstep_objective(first, len(runs))
-        self.names = [_name(run) for run in runs]
+        self.objective = lockstep_objective(first, len(runs))
+        self.names = [name_of(run) for run in runs]
         self.tick = 0
         self.group = ""
         self._asks = [member.asks for member in self.members]
         self.followed = self._unfollowed()
         self._going: list[Member] = []
+        self._ended: list[Member] = []
         self._thetas = torch.empty(0)
         self._vectors = torch.empty(0)
         self._columns: tuple[object, tuple[Tensor, Tensor]] | None = None
@@ -211,21 +97,25 @@ class LockstepRuns:
 
         Returns:
             For each run how it ended: None, or the error that `Run.execute` would have raised.
+
+        Raises:
+            InvalidInput: what all compute together failed, as for want of memory; each run can go
+                on by itself, and shows whether the mistake was its own.
         """
         with ExitStack() as stacks:
             for member in self.members:
                 stacks.push(member.stack)
-            every = list(self.members)
             self._begin()
             try:
                 while self._top():
                     self._step()
                     self.tick += 1
             except Exception as error:
+                what = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
                 for member in self._present:
-                    member.error = member.error or error
-                    self._leave(member)
-            return [member.error for member in every]
+                    member.run.folder.log(f"leaves its lockstep at step {member.run.step}: {what}")
+                raise InvalidInput(what) from error
+            return [member.error for member in self.members]
 
     @property
     def _present(self) -> list[Member]:
@@ -237,7 +127,7 @@ class LockstepRuns:
         for member in self.members:
             self._guarded(member, member.stack.enter_context, member.run.folder.locked())
         free = [member for member in self.members if member.error is None]
-        records, starts = _common(free)
+        records, starts = common_checkpoints(free)
         for member in free:
             self._guarded(member, self._sit_down, member, starts.get(member.place))
         here = self._present
@@ -252,7 +142,9 @@ class LockstepRuns:
         self._thetas = run.setup.objective.theta().repeat(count, 1)
         for member in here:
             self._thetas[member.place] = member.run.setup.objective.theta()
-            member.run.state.source = SharedSource(self, member)
+            member.run.state.source = SharedSource(
+                member, self.followed[member.asks], self.move_on, self.record_of
+            )
             member.run.note_lockstep(f"lockstep-{self.group}")
 
     def _sit_down(self, member: Member, start: Path | None) -> None:
@@ -270,10 +162,10 @@ class LockstepRuns:
                     "goes on in lockstep with other runs than before, its tracker begun anew:"
                     " numbers may differ in the last digits from those of an undisturbed run"
                 )
-        self.names = [_name(member.run) for member in here]
+        self.names = [name_of(member.run) for member in here]
         self._asks = [member.asks for member in here]
         self.followed = self._unfollowed()
-        text = json.dumps([[_name(m.run), m.run.hash, m.run.step] for m in here])
+        text = json.dumps([[name_of(m.run), m.run.hash, m.run.step] for m in here])
         self.group = hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def _go_on(self, here: Sequence[Member], records: Mapping[str, Mapping[str, Any]]) -> None:
@@ -283,22 +175,23 @@ class LockstepRuns:
         self._asks = known["asks"]
         self.followed = self._unfollowed()
         for member in here:
-            member.place = self.names.index(_name(member.run))
-        by_place = {member.place: records[_name(member.run)] for member in here}
-        if missing := [self.names[p] for p in known["on"] if p not in by_place]:
+            member.place = self.names.index(name_of(member.run))
+        by_place = {member.place: records[name_of(member.run)] for member in here}
+        on = sorted({place for record in records.values() for place in record["on"]})
+        if missing := [self.names[place] for place in on if place not in by_place]:
             for member in here:
                 member.run.folder.log(
                     f"goes on in lockstep without {', '.join(missing)}: numbers may differ in the"
                     " last digits from those of an undisturbed run"
                 )
-        on = [place for place in known["on"] if place in by_place]
-        for asks, followed in self.followed.items():
+        on = [place for place in on if place in by_place]
+        for followed in self.followed.values():
             first = next((p for p in followed.places if p in on), None)
             if first is None or by_place[first]["followed"] is None:
                 continue
             followed.tracker = self._tracker(here[0].run)
             followed.tracker.load_state_dicts(
-                [by_place[p if p in on else first]["followed"] for p in self.followed[asks].places]
+                [by_place[p if p in on else first]["followed"] for p in followed.places]
             )
 
     def _unfollowed(self) -> dict[str, Followed]:
@@ -318,13 +211,17 @@ class LockstepRuns:
         )
 
     def record_of(self, member: Member) -> dict[str, Any]:
-        """What a checkpoint of a run says of the lockstep: see the module."""
+        """What a checkpoint of a run says of the lockstep: see the module.
+
+        That of a run at its end knows those that end with it: all may be extended.
+        """
+        on = self._going + (self._ended if member in self._ended else [])
         return {
             "group": self.group,
             "names": self.names,
             "asks": self._asks,
             "tick": self.tick,
-            "on": [each.place for each in self._going],
+            "on": sorted(each.place for each in on),
             "followed": self.followed[member.asks].state_of(member.place),
         }
 
@@ -335,6 +232,7 @@ class LockstepRuns:
         present = self._present
         leaving = [m for m in present if m.error is not None or not self._remains(m)]
         self._going = [m for m in present if m not in leaving]
+        self._ended = [m for m in leaving if m.error is None]
         runs = [member.run for member in self._going]
         stops = any(run.should_stop() for run in runs)
         saves = any(run.saves_by_time or run.saves_by_step for run in runs)
@@ -531,19 +429,21 @@ class LockstepRuns:
             try:
                 tracker.update(thetas, vectors)
                 followed.moved = True
-            except (Diverged, torch.linalg.LinAlgError) as error:
-                if not self._blame(here, followed, thetas, vectors):
-                    raise
-                del error
+            except (Diverged, RuntimeError):
                 followed.tracker = None if before is None else self._tracker(here[0].run)
                 if followed.tracker is not None:
                     followed.tracker.load_state_dict(before or {})
+                if not self._blame(here, followed, thetas, vectors):
+                    raise
 
     def _blame(
         self, here: Sequence[Member], followed: Followed, thetas: Tensor, vectors: Tensor
     ) -> bool:
         """Note which runs' products are no numbers; whether there is one."""
-        products = self.objective.hessian_products(thetas, vectors.unsqueeze(1))
+        rows = vectors.unsqueeze(1)
+        if followed.tracker is not None:
+            rows = torch.cat([rows, followed.tracker.eigenpairs()[1]], dim=1)
+        products = self.objective.hessian_products(thetas, rows)
         sound = products.flatten(1).isfinite().all(1).tolist()
         for member in here:
             if not sound[followed.row(member.place)]:
@@ -627,114 +527,6 @@ class LockstepRuns:
             member.metrics.log(row, row["step"])
 
 
-def _name(run: Run) -> str:
-    return f"{run.study.path.name}/seed-{run.seed}/{run.branch}"
-
-
 def _split_is_frozen(run: Run) -> bool:
     split = run.progression.phase.split
     return split is not None and split.changes and split.basis == "frozen"
-
-
-def _asks(run: Run) -> str:
-    """When a run asks for S_k, over all its phases."""
-    for phase in run.progression.phases:
-        split = phase.split
-        follows = split is not None and split.changes and split.basis == "live"
-        if follows or phase.until_alignment is not None:
-            return EVERY_STEP
-    return AT_ROWS
-
-
-def _check_alike(runs: Sequence[Run]) -> None:
-    """Refuse runs that do not have the same data, model and k.
-
-    Raises:
-        InvalidInput: see above; a model that trains otherwise than its curvature is known.
-    """
-    first = runs[0].setup
-    for run in runs:
-        setup = run.setup
-        if layers := mode_dependent_layers(setup.problem.model):
-            raise invalid("lockstep", f"layer {layers[0][0]}, which {layers[0][2]}", "none such")
-        if setup.k != first.k:
-            raise invalid("lockstep", f"k = {setup.k} and {first.k}", "one k")
-        buffers = zip(setup.problem.model.buffers(), first.problem.model.buffers(), strict=True)
-        tensors = zip(setup.problem.train, first.problem.train, strict=True)
-        if not all(torch.equal(*pair) for pair in (*buffers, *tensors)):
-            raise invalid("lockstep", "data or buffers that differ between the seeds", "the same")
-
-
-def _lockstep_objective(run: Run, count: int) -> LockstepObjective:
-    """The losses of so many runs, the fastest way that the model has: found by trying.
-
-    Raises:
-        InvalidInput: the model cannot be shared, see `LockstepObjective`.
-    """
-    objective = make_objective(run.spec, run.setup.problem)
-    on_gpu = objective.device.type == "cuda"
-    failed: InvalidInput | None = None
-    for replay, largest in ((True, EVERY_CHUNK), (False, EVERY_CHUNK), (False, 0)):
-        if replay and not on_gpu:
-            continue
-        runs = LockstepObjective(objective, vectorize_up_to=largest, replay=replay)
-        try:
-            _try(runs, run, count)
-            return runs
-        except InvalidInput as error:
-            failed = error
-    assert failed is not None
-    raise failed
-
-
-def _try(runs: LockstepObjective, run: Run, count: int) -> None:
-    problem, objective = run.setup.problem, runs.objective
-    samples = torch.arange(min(TRIED_SAMPLES, problem.num_samples), device=objective.device)
-    thetas = objective.theta().repeat(count, 1)
-    losses, gradients = runs.values_and_gradients(thetas, samples.repeat(count, 1))
-    runs.hessian_products(thetas, gradients.unsqueeze(1).repeat(1, TRIED_VECTORS, 1), samples)
-    before = [buffer.clone() for buffer in problem.model.buffers()]
-    inputs, targets = (part[samples] for part in problem.train)
-    with torch.no_grad():
-        trained = float(problem.loss(problem.model(inputs), targets))
-    after = list(problem.model.buffers())
-    known = float(losses[0])
-    same = abs(trained - known) <= SAME_LOSS * abs(known) or trained != trained
-    if not same or not all(map(torch.equal, before, after)):
-        raise invalid("lockstep", "a model that trains otherwise than it is evaluated", "one loss")
-
-
-def _common(
-    members: Iterable[Member],
-) -> tuple[dict[str, Mapping[str, Any]], dict[int, Path]]:
-    """The newest checkpoints of one lockstep and step that all have; empty where there are none.
-
-    Returns:
-        What they say of the lockstep, by name of the run, and where they are, by place.
-    """
-    found: list[dict[tuple[str, int], tuple[Path, Mapping[str, Any]]]] = []
-    here = list(members)
-    for member in here:
-        known: dict[tuple[str, int], tuple[Path, Mapping[str, Any]]] = {}
-        for path in list_checkpoints(member.run.folder.checkpoints):
-            record = _record(path, member.run)
-            if record is not None and _name(member.run) in record["names"]:
-                known[record["group"], record["tick"]] = path, record
-        found.append(known)
-    shared = set.intersection(*map(set, found)) if found else set()
-    if not shared:
-        return {}, {}
-    newest = max(shared, key=lambda moment: (moment[1], moment[0]))
-    records = {_name(m.run): known[newest][1] for m, known in zip(here, found, strict=True)}
-    starts = {m.place: known[newest][0] for m, known in zip(here, found, strict=True)}
-    return records, starts
-
-
-def _record(path: Path, run: Run) -> Mapping[str, Any] | None:
-    """What a checkpoint says of the lockstep that saved it; None where none did, or it is bad."""
-    try:
-        verify_checkpoint(path, run.hash)
-        state = restored_state(load_checkpoint(path), run.setup.objective.device)
-    except (IntegrityError, ThalwegError):
-        return None
-    return state["source"].get(LOCKSTEP)
