@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from multiprocessing.connection import wait
 from typing import Protocol
 
-from thalweg.errors import InUse
+from thalweg.errors import Diverged, InUse
 from thalweg.interruption import on_stop_signals
 from thalweg.lab.execution.claiming import found_done, is_claimed
 from thalweg.lab.execution.processes import POLL_SECONDS, Child, Ending
@@ -25,6 +25,7 @@ from thalweg.lab.execution.schedule import (
     refuse_options,
 )
 from thalweg.lab.execution.worker import note_killed, work, work_together
+from thalweg.lab.store import RunFolder
 from thalweg.registry import executors
 
 Group = tuple[Task, *tuple[Task, ...]]
@@ -156,7 +157,9 @@ class _Crew:
             self.outcome.left_out[:0] = group
             return
         for task, each in zip(group, _endings(group, ending), strict=True):
-            self._note(task, each)
+            shared = each.killed and len(group) > 1
+            own = _own_ending(self.assignment.folder_of(task)) if shared else None
+            self._note(task, own or each)
 
     def _note(self, task: Task, ending: Ending) -> None:
         if ending.kind == InUse.__name__:
@@ -237,6 +240,17 @@ class _Crew:
         except (EOFError, ConnectionError, BlockingIOError) as error:
             why = f"no process could be started for it ({type(error).__name__}: {error})"
             self._note_all(group, Ending.from_outside(why))
+
+
+def _own_ending(folder: RunFolder) -> Ending | None:
+    """How a run had ended before its process, which others shared, was killed; None if it had not.
+
+    One that was done is found so where it is begun again.
+    """
+    status = folder.status()
+    if status is not None and status.state == "diverged":
+        return Ending.by_error(Diverged(status.message or ""))
+    return Ending(1, status.message or "") if status and status.state == "failed" else None
 
 
 def _endings(group: Group, ending: Ending) -> list[Ending]:

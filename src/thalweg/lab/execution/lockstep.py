@@ -23,6 +23,8 @@ from thalweg.registry import executors
 if TYPE_CHECKING:
     from thalweg.lab.config import PhaseSpec, Spec
 
+LEFT = ("diverged", "failed")
+"""States of a run that has left its lockstep before the others."""
 MOST_RUNS = 64
 """In one computation: it holds about 10 k numbers for each parameter of each run."""
 
@@ -61,9 +63,9 @@ class Grouping:
             "subspace": spec.of_branch(task.branch).subspace.model_dump(mode="json"),
             "batch": phases[0].batch_size,
             "bound": [[phase.steps, phase.epochs] for phase in phases],
-            # Those of one lockstep go on together; one that diverged does so again, by itself.
+            # Those of one lockstep go on together; one that has left it by an error, by itself.
             "before": lockstep_of(run),
-            "diverged": status is not None and status.state == "diverged",
+            "left": status.state if status is not None and status.state in LEFT else "",
         }
         return json.dumps(shared, sort_keys=True)
 

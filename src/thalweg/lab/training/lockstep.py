@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thalweg.errors import Diverged, InvalidInput
+from thalweg.errors import Diverged, Interrupted, InvalidInput, ThalwegError
 from thalweg.lab.training.building import make_source, stream_seed
 from thalweg.lab.training.lockstep_beginning import (
     check_alike,
@@ -268,6 +268,11 @@ class LockstepRuns:
         try:
             with member.stack:
                 if error is not None:
+                    if not isinstance(error, (Diverged, Interrupted)):
+                        is_known = isinstance(error, ThalwegError)
+                        what = str(error) if is_known else f"{type(error).__name__}: {error}"
+                        # Now: the others may go on for long.
+                        member.run.status.write("failed", what)
                     raise error
                 self._put_back(member)
                 member.run.checkpoint(metrics, ends=True)
