@@ -98,6 +98,12 @@ def test_fewer_steps_than_are_done_shorten_nothing(quick_path: Path) -> None:
     assert read_spec(again.study).branches["sgd"].steps == 3
 
 
+def test_an_unknown_executor_is_refused_before_anything_is_made(quick_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="executor: got 'lockstepp', allowed: one of"):
+        run(small_spec(), root=quick_path, executor="lockstepp")
+    assert list(quick_path.iterdir()) == []
+
+
 def test_a_moved_study_is_resumed_where_it_is(quick_path: Path) -> None:
     study = run(small_spec(SHORT), root=quick_path / "before").study
     moved = quick_path / "after" / "my-study"

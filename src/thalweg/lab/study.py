@@ -359,6 +359,8 @@ def _run_in(path: Path, asked: Spec, means: _Means) -> StudyResult:
 
 def _run_here(path: Path, asked: Spec, means: _Means, device: str) -> StudyResult:
     """The same by this process, which plans and writes."""
+    if isinstance(means.executor, str):
+        registry.executors.find(means.executor)  # an unknown one is refused before all else
     how = (means.plugins, device, means.progress)
     with full_disk_told(path):
         study, facts = opened(path, asked, *how, means.hung_after)
