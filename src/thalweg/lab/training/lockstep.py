@@ -119,7 +119,9 @@ class LockstepRuns:
 
     @property
     def _present(self) -> list[Member]:
-        return [member for member in self.members if member.metrics is not None]
+        # By place, in whatever order they were given: the first one stands in for those gone.
+        here = [member for member in self.members if member.metrics is not None]
+        return sorted(here, key=lambda member: member.place)
 
     # Where they begin.
 
@@ -127,10 +129,12 @@ class LockstepRuns:
         for member in self.members:
             self._guarded(member, member.stack.enter_context, member.run.folder.locked())
         free = [member for member in self.members if member.error is None]
+        # In one order, however they were given: the generators are left as the last one wants them.
+        free.sort(key=lambda member: name_of(member.run))
         records, starts = common_checkpoints(free)
         for member in free:
             self._guarded(member, self._sit_down, member, starts.get(member.place))
-        here = self._present
+        here = [member for member in free if member.metrics is not None]
         if not here:
             return
         if records:
@@ -235,7 +239,9 @@ class LockstepRuns:
         self._ended = [m for m in leaving if m.error is None]
         runs = [member.run for member in self._going]
         stops = any(run.should_stop() for run in runs)
-        saves = any(run.saves_by_time or run.saves_by_step for run in runs)
+        # At the beginning, too: killed while the first of them save, all have that in common.
+        due = any(run.saves_by_time or run.saves_by_step for run in runs)
+        saves = due or self.tick == 0
         if leaving or stops or saves:
             for member in self._going:
                 self._guarded(member, self._save, member)
