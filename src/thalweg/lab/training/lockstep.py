@@ -9,7 +9,8 @@ same `StepState`, filled from what was computed for all. What is computed for al
   goes on, put there anew at each step. What `vmap` computes in one place does not depend on what is
   in the others, so the others' bits stay; with another R sums are made in other orders.
 - **Leaving.** A run leaves between two steps (its end, divergence, a failure), once all others have
-  saved a checkpoint: so who is there is known from the step, however the process ended.
+  saved a checkpoint, as all do at the beginning: so who is there is known from the step, however
+  the process ended.
 - **Two trackers.** One follows the runs that need S_k at every step, one those that ask at rows
   alone. Renewals are common to the runs of a tracker: a run that diverges changes when the others
   of its tracker are renewed, within the target error, and no bit of those in the other one.
@@ -88,6 +89,8 @@ class LockstepRuns:
         self.followed = self._unfollowed()
         self._going: list[Member] = []
         self._ended: list[Member] = []
+        # Who was there at the tick from which it goes on.
+        self._found: dict[int, dict[str, Any]] = {}
         self._thetas = torch.empty(0)
         self._vectors = torch.empty(0)
         self._columns: tuple[object, tuple[Tensor, Tensor]] | None = None
@@ -182,7 +185,10 @@ class LockstepRuns:
             member.place = self.names.index(name_of(member.run))
         by_place = {member.place: records[name_of(member.run)] for member in here}
         on = sorted({place for record in records.values() for place in record["on"]})
-        if missing := [self.names[place] for place in on if place not in by_place]:
+        left = {place for record in records.values() for place in record["ended"]}
+        self._found = {self.tick: {"on": on, "ended": sorted(left)}}
+        gone = [place for place in on if place not in by_place and place not in left]
+        if missing := [self.names[place] for place in gone]:
             for member in here:
                 member.run.folder.log(
                     f"goes on in lockstep without {', '.join(missing)}: numbers may differ in the"
@@ -219,14 +225,19 @@ class LockstepRuns:
 
         That of a run at its end knows those that end with it: all may be extended.
         """
-        on = self._going + (self._ended if member in self._ended else [])
+        ends = member in self._ended
+        on = self._going + (self._ended if ends else [])
+        # One that was saved at its end, and killed before it was done, is saved there again.
+        found = self._found.get(self.tick, {}) if ends else {}
         return {
             "group": self.group,
             "names": self.names,
             "asks": self._asks,
             "tick": self.tick,
             "on": sorted(each.place for each in on),
+            "ended": [each.place for each in self._ended],
             "followed": self.followed[member.asks].state_of(member.place),
+            **found,
         }
 
     # Between two steps.
@@ -243,7 +254,8 @@ class LockstepRuns:
         due = any(run.saves_by_time or run.saves_by_step for run in runs)
         saves = due or self.tick == 0
         if leaving or stops or saves:
-            for member in self._going:
+            # Those at their end, too: none is done before all know of this step.
+            for member in self._going + self._ended:
                 self._guarded(member, self._save, member)
         for member in leaving:
             self._leave(member)
