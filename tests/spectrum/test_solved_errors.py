@@ -70,6 +70,24 @@ def test_eigenvalues_are_off_by_the_squared_residual_over_the_gap(ratio: float) 
         assert bool((found.eigenvalue_errors > true / 3 - 1e-12).all())
 
 
+@pytest.mark.parametrize("tolerance", few(1, [3e-3, 1e-2, 1e-3]))
+def test_a_far_negative_end_hides_no_error(tolerance: float) -> None:
+    # As early in the training of a language model: what is missing is near 2, and nothing at -14.
+    ratios = []
+    for seed in range(24):
+        generator = torch.Generator().manual_seed(seed)
+        bulk = 0.3 * torch.randn(400, generator=generator, dtype=torch.float64)
+        top = torch.tensor([25.0, 3.2, 2.8, 2.45, 2.3, 2.2, 2.05, 2.0, -14.0]).double()
+        values = torch.cat([top, bulk])
+        found = top_eigenpairs(DenseOperator(torch.diag(values)), 5, tolerance=tolerance, seed=seed)
+        assert found.angles is not None
+        # The sine of the angle between the last pair and the eigenspace.
+        true = float((1 - found.basis[:5, 4].square().sum()).clamp(min=0).sqrt())
+        ratios.append(float(found.angles[4]) / true)
+    assert sum(ratio < 1 / 3 for ratio in ratios) <= len(ratios) // 4
+    assert 0.4 < typical(ratios) < 4
+
+
 def test_a_band_turns_towards_the_pairs_before_it_as_well() -> None:
     ratios = []
     for seed in range(8):

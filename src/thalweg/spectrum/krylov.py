@@ -252,8 +252,9 @@ class Krylov:
         <r_i, r_j> / ((theta_i - s) (theta_i - theta_j)). Taken over the u_j beyond the first k,
         this is the angle between u_i and the eigenspace. An eigenvalue is off by
         norm(r_i)^2 / (theta_i - s), and by theta_i - theta_j times the square of that angle, at
-        most norm(r_i). For s stands three quarters of the next value (counted from the last one
-        seen): what a solve leaves is mostly near it. theta_j is taken from above, for Ritz values
+        most norm(r_i). For s stands three quarters of the next value, counted from the last one
+        seen or, between values of both signs, from zero, where the bulk of a Hessian lies: what a
+        solve leaves is mostly near it. theta_j is taken from above, for Ritz values
         approach eigenvalues from below.
 
         Args:
@@ -273,9 +274,11 @@ class Krylov:
             # Nothing is known of the rest: as if it were zero.
             angles = (norms / keys.abs().clamp(min=tiny)).clamp(max=1.0)
             return angles, norms, norms.new_zeros(k, k)
-        away = (keys[:k] - (3 * keys[k] + keys[-1]) / 4).clamp(min=tiny)
+        # A far end of the other sign, as early in a training, says nothing of what is near.
+        bulk = keys[-1].clamp(min=0.0) if keys[k] > 0 else keys[-1]
+        away = (keys[:k] - (3 * keys[k] + bulk) / 4).clamp(min=tiny)
         lengths = inner.diagonal().clamp(min=0.0).sqrt()[k:]
-        above = (keys[k:] - keys[-1]).clamp(min=tiny)
+        above = (keys[k:] - bulk).clamp(min=tiny)
         below = keys[:k, None] - (keys[k:] + torch.minimum(lengths, lengths**2 / above))
         gaps = torch.cat([(keys[:k, None] - keys[:k]).abs(), below], dim=1)
         mixing = (inner[:k] / away[:, None] / gaps.clamp(min=tiny)).clamp(-1, 1)
