@@ -14,8 +14,9 @@ from thalweg.errors import InvalidInput
 if TYPE_CHECKING:
     from thalweg.lab.execution.schedule import Outcome
     from thalweg.lab.execution.slurm_queue import Element
+    from thalweg.lab.means import Means
     from thalweg.lab.sweeps.points import Point, Sweep
-    from thalweg.lab.sweeps.running import Means, SweepResult
+    from thalweg.lab.sweeps.running import SweepResult
     from thalweg.lab.sweeps.search import SearchResult
     from thalweg.lab.sweeps.specs import SweepSpecs
 
@@ -141,7 +142,7 @@ def _dry_run(specs: SweepSpecs, options: argparse.Namespace) -> int:
 
 
 def _means(options: argparse.Namespace) -> Means:
-    from thalweg.lab.sweeps.running import Means
+    from thalweg.lab.means import Means
 
     return Means(
         workers=options.workers,

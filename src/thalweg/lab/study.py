@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +25,7 @@ from thalweg.lab.execution.machine import default_workers, resolve_device
 from thalweg.lab.execution.schedule import Executor, Outcome, run_tasks
 from thalweg.lab.execution.signs_of_life import HUNG_AFTER
 from thalweg.lab.in_python import Study
+from thalweg.lab.means import Means
 from thalweg.lab.preparing import (
     PATHS,
     Plan,
@@ -181,7 +181,7 @@ def run(
         load_plugin(plugin)
     spec = shared_by_launched(with_absolute_paths(_spec_of(study, overrides)))
     progress = progress or Progress.silent()
-    means = _Means(workers, plugins, executor, progress, retries, hung_after)
+    means = Means(workers, plugins, executor, progress, retries, hung_after)
     return _run_in(study_path(Path(root), spec), spec, means)
 
 
@@ -206,7 +206,7 @@ def resume(
     folder = open_study(study, root)
     require_registered(folder)
     progress = progress or Progress.silent()
-    means = _Means(workers, plugins, executor, progress, retries, hung_after)
+    means = Means(workers, plugins, executor, progress, retries, hung_after)
     return _run_in(folder.path, read_spec(folder), means)
 
 
@@ -289,39 +289,6 @@ def roles_of(spec: Spec) -> dict[str, str]:
     return roles
 
 
-@dataclass(frozen=True)
-class _Means:
-    """With what a study is run; see `run`."""
-
-    workers: int | None
-    plugins: Sequence[str]
-    executor: str | Executor | None
-    progress: Progress
-    retries: int
-    hung_after: float
-
-    def __post_init__(self) -> None:
-        if self.workers is not None and self.workers < 1:
-            raise invalid("workers", self.workers, "an integer >= 1")
-        if self.retries < 0:
-            raise invalid("retries", self.retries, "an integer >= 0")
-        if not 0 <= self.hung_after < inf:
-            raise invalid("hung_after", self.hung_after, "minutes, or 0 for never")
-
-    def refuse_side_by_side(self) -> None:
-        """Refuse what runs of processes that share them cannot have.
-
-        Raises:
-            InvalidInput: several workers, another executor.
-        """
-        if self.executor is not None:
-            hint = "processes that a launcher has started make one run after another"
-            raise invalid("executor", self.executor, "None", hint)
-        if (self.workers or 1) > 1:
-            hint = "the processes share one run after another"
-            raise invalid("workers", self.workers, "1 under a launcher such as torchrun", hint)
-
-
 def _spec_of(
     study: Study | Spec | Path | str, overrides: Mapping[str, Any] | Sequence[str]
 ) -> Spec:
@@ -332,7 +299,7 @@ def _spec_of(
     return study.spec(overrides) if isinstance(study, Study) else load_spec(study, overrides)
 
 
-def _run_in(path: Path, asked: Spec, means: _Means) -> StudyResult:
+def _run_in(path: Path, asked: Spec, means: Means) -> StudyResult:
     """Run what is missing in the folder at `path`, which may not exist yet."""
     check_spec(asked)
     group = launched()
@@ -357,7 +324,7 @@ def _run_in(path: Path, asked: Spec, means: _Means) -> StudyResult:
         group.dismiss(exit_code)
 
 
-def _run_here(path: Path, asked: Spec, means: _Means, device: str) -> StudyResult:
+def _run_here(path: Path, asked: Spec, means: Means, device: str) -> StudyResult:
     """The same by this process, which plans and writes."""
     if isinstance(means.executor, str):
         registry.executors.find(means.executor)  # an unknown one is refused before all else
@@ -376,7 +343,7 @@ def _run_here(path: Path, asked: Spec, means: _Means, device: str) -> StudyResul
             return conclude(study, plan.spec, outcome)
 
 
-def _run_tasks(plan: Plan, means: _Means, device: str) -> Outcome:
+def _run_tasks(plan: Plan, means: Means, device: str) -> Outcome:
     """Have the runs run, and say how it goes."""
     inline = plan.spec.holds_objects
     runs = [plan.study.run(task.seed, task.branch) for task in plan.tasks]
@@ -404,6 +371,7 @@ def _run_tasks(plan: Plan, means: _Means, device: str) -> Outcome:
             say=progress.warn,
             retries=means.retries,
             hung_after=means.hung_after,
+            options=means.executor_options,
         )
     finally:
         progress.stop()

@@ -15,6 +15,7 @@ from thalweg.lab.config import Spec
 from thalweg.lab.execution.machine import resolve_device
 from thalweg.lab.execution.schedule import Executor, Outcome, Task, run_tasks
 from thalweg.lab.execution.signs_of_life import HUNG_AFTER
+from thalweg.lab.means import Means
 from thalweg.lab.preparing import read_spec
 from thalweg.lab.progress import Progress
 from thalweg.lab.sharing import device_in, tasks_in_folder
@@ -54,8 +55,9 @@ def work(
     """
     for plugin in plugins:
         load_plugin(plugin)
-    folder, specs = _found(name, root)
     progress = progress or Progress.silent()
+    means = Means(workers, plugins, executor, progress, retries, hung_after)
+    folder, specs = _found(name, root)
     tasks: list[Task] = []
     for study, spec in specs:
         chosen = spec.seeds if seeds is None else [s for s in spec.seeds if s in seeds]
@@ -70,11 +72,11 @@ def work(
             workers=workers,
             device=resolve_device(_planned_device(tasks[0])),
             threads=specs[0][1].threads,
-            plugins=plugins,
+            plugins=means.plugins,
             executor=executor,
-            say=progress.warn,
-            retries=retries,
-            hung_after=hung_after,
+            say=means.progress.warn,
+            retries=means.retries,
+            hung_after=means.hung_after,
         )
 
 

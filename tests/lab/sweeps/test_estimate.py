@@ -10,9 +10,9 @@ import tomli_w
 
 from tests.lab.small_study import RAW
 from thalweg.lab.execution.processes import Child
+from thalweg.lab.means import Means
 from thalweg.lab.sweeps import estimate
 from thalweg.lab.sweeps.axes import Axes
-from thalweg.lab.sweeps.running import Means
 from thalweg.lab.sweeps.specs import sweep_specs
 
 

@@ -17,10 +17,11 @@ from thalweg.errors import InUse, InvalidInput
 from thalweg.lab.execution.inline import run_inline
 from thalweg.lab.execution.jobs import jobs_of
 from thalweg.lab.execution.schedule import Assignment, Outcome
+from thalweg.lab.means import Means
 from thalweg.lab.store import StudyFolder, list_runs
 from thalweg.lab.store.lock import locked
 from thalweg.lab.sweeps.folder import read_sweep
-from thalweg.lab.sweeps.running import Means, conclude, resume_sweep
+from thalweg.lab.sweeps.running import conclude, resume_sweep
 
 OWN = "branches.b.optimizer.lr"
 """A key of one branch alone: trunk and other branch are the same at all its values."""

@@ -13,19 +13,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from thalweg import registry
 from thalweg.lab.config import TRUNK, Spec, dump_spec
 from thalweg.lab.execution.machine import default_workers, resolve_device
 from thalweg.lab.execution.processes import POLL_SECONDS, Child
 from thalweg.lab.execution.schedule import Task, tasks_of
 from thalweg.lab.execution.worker import work
+from thalweg.lab.means import Means
 from thalweg.lab.preparing import create_runs, disk_of, is_missing, with_absolute_paths
 from thalweg.lab.problem_facts import ProblemFacts, with_way_to_multiply
 from thalweg.lab.progress import duration
 from thalweg.lab.sharing import this_maker
 from thalweg.lab.store import StudyFolder
 from thalweg.lab.store.durable import format_bytes, free_bytes
-from thalweg.lab.sweeps.running import Means, facts_of, sweep_of
+from thalweg.lab.sweeps.running import facts_of, sweep_of
 from thalweg.lab.sweeps.specs import SweepSpecs
 
 TRIAL_SECONDS = 10.0
@@ -77,10 +77,8 @@ def estimate(specs: SweepSpecs, *, root: Path | str, name: str | None, means: Me
     """What a sweep would take; every point is built once, so that a bad one is found.
 
     Raises:
-        InvalidInput: a point cannot be built, or there is no such executor.
+        InvalidInput: a point cannot be built.
     """
-    if isinstance(means.executor, str):
-        registry.executors.find(means.executor)
     root = Path(root)
     found = sweep_of(specs, root, name)
     points = [with_absolute_paths(spec) for _, spec in specs.points]

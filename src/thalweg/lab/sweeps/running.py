@@ -27,6 +27,7 @@ from thalweg.lab.execution.lockstep import runs_in_lockstep, usual_executor
 from thalweg.lab.execution.machine import default_workers, resolve_device
 from thalweg.lab.execution.schedule import Executor, Outcome, Task, run_tasks, tasks_of
 from thalweg.lab.execution.signs_of_life import HUNG_AFTER
+from thalweg.lab.means import Means
 from thalweg.lab.preparing import (
     Plan,
     is_missing,
@@ -112,19 +113,6 @@ class SweepResult:
         codes = [ending.exit_code for ending in self.outcome.endings.values()]
         worse = [code for code in codes if code not in (0, Diverged.exit_code)]
         return self.outcome.exit_code if 75 in worse or self.outcome.interrupted else [*worse, 0][0]
-
-
-@dataclass(frozen=True)
-class Means:
-    """With what a sweep is run; see `sweep`."""
-
-    workers: int | None = None
-    plugins: Sequence[str] = ()
-    executor: str | Executor | None = None
-    progress: Progress = field(default_factory=Progress.silent)
-    retries: int = RETRIES
-    hung_after: float = HUNG_AFTER
-    executor_options: Mapping[str, object] = field(default_factory=dict)
 
 
 def sweep(
@@ -250,8 +238,6 @@ def _judge(study: StudyFolder) -> None:
 
 
 def _run(asked: Sweep, specs: Mapping[StudyFolder, Spec], means: Means) -> SweepResult:
-    if isinstance(means.executor, str):
-        registry.executors.find(means.executor)  # an unknown one is refused before all else
     specs = {study: with_absolute_paths(spec) for study, spec in specs.items()}
     for spec in specs.values():
         check_spec(spec)
