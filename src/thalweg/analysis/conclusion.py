@@ -79,6 +79,6 @@ def report(study: StudyFolder, spec: Spec, made: Made) -> Path:
         made["figures"],
         title=f"{spec.name} on {spec.problem.data.registered_name}",
         roles=roles_of(spec),
-        command=f"thalweg run {study.path / 'spec.toml'}",
+        command=f"thalweg run {study.spec_file}",
         warning=WARNING if spec.smoke else "",
     )

@@ -126,7 +126,7 @@ def repair(study: StudyFolder) -> tuple[Checked, list[str]]:
         for path in foreign:
             checked.say(path, f"{path}: was a link, a pipe or a device")
         done.append(f"what was bad is in {aside}")
-        if (study.path / "spec.toml").is_file():
+        if study.exists:
             done.append(f"to run again what is missing: thalweg resume {study.path}")
         else:
             done.append(
@@ -138,7 +138,7 @@ def repair(study: StudyFolder) -> tuple[Checked, list[str]]:
 
 def _spec_of(study: StudyFolder, checked: Checked) -> Spec | None:
     """The spec; None where `spec.toml` is damaged."""
-    file = study.path / "spec.toml"
+    file = study.spec_file
     try:
         table = parse_toml(study.spec_text, "spec.toml")
     except (ThalwegError, OSError, ValueError) as error:
@@ -177,7 +177,7 @@ def _identity(study: StudyFolder, spec: Spec | None, run: RunFolder, checked: Ch
     wanted = hash_of_run(spec, run, table) if is_known else ""
     if recorded in ("", wanted):
         return wanted
-    file = study.path / "spec.toml"
+    file = study.spec_file
     if wanted and wanted in _said_by_files(run):
         file, recorded = run.path / "run.toml", wanted
     elif wanted and hash_of_run(spec, run, _data_of(study, run)) == recorded:
@@ -248,7 +248,7 @@ def _write_run_tables(study: StudyFolder, checked: Checked) -> None:
         for run in _run_folders(study)
         if not (run.path / "run.toml").exists() and checked.of(run.path)
     ]
-    if not lost or checked.of(study.path / "spec.toml"):
+    if not lost or checked.of(study.spec_file):
         return
     spec, data = read_spec(study), _data_of(study).get("data_fingerprint", "")
     every = {(task.seed, task.branch): task for task in tasks_of(spec)}

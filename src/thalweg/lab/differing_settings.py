@@ -177,7 +177,7 @@ def short_text(value: Any) -> str:
 
 def _tables(study: StudyFolder) -> dict[str, Any]:
     """The tables of a study's spec, with keys as they are called now."""
-    source = str(study.path / "spec.toml")
+    source = str(study.spec_file)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return with_present_keys(parse_toml(study.spec_text, source), source)

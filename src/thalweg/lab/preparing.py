@@ -84,7 +84,7 @@ def study_path(root: Path, spec: Spec, label: str = "") -> Path:
     """
     start, _, digits = study_name(spec).rpartition("-")
     for found in sorted(root.glob(f"{escape(start)}-*{digits}")):
-        if (found / "spec.toml").is_file():
+        if StudyFolder(found).exists:
             return found
     return root / "-".join(part for part in (start, label, digits) if part)
 
@@ -95,7 +95,7 @@ def read_spec(study: StudyFolder) -> Spec:
     Raises:
         InvalidInput: it names what is not registered, such as a plugin's data set.
     """
-    source = str(study.path / "spec.toml")
+    source = str(study.spec_file)
     with warnings.catch_warnings():
         # Former names of keys are no mistake of whoever reads a folder that was written before.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -167,8 +167,8 @@ def opened(
                 f" {path.resolve()}"
             )
         refuse_foreign_entries(path)
-    if (path / "spec.toml").is_file():
-        return StudyFolder(path), None
+    if (study := StudyFolder(path)).exists:
+        return study, None
     known = known_way_to_multiply(asked, path.parent)
     asked = with_way_to_multiply(asked, *known) if known else asked
     facts = _examined(asked, plugins, device, progress, hung_after)
@@ -235,7 +235,7 @@ def check_spec_of_folder(study: StudyFolder, spec: Spec, wanted: str = "") -> No
     Raises:
         IntegrityError: it is not; or a run's folder stands in another one's place.
     """
-    file = study.path / "spec.toml"
+    file = study.spec_file
     hint = f"restore it from a copy, or: thalweg check {study.path} --repair"
     if wanted and spec_hash(spec) != wanted:
         raise IntegrityError(

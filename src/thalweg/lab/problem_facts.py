@@ -14,11 +14,11 @@ and where none tells what is to be found out, that is guessed.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from thalweg.errors import Diverged, Interrupted, InvalidInput
 from thalweg.lab.config import PhaseSpec, Spec, dump_spec, parse_spec
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
     from thalweg.lab.training import Setup
     from thalweg.measure.clock import Clock
+
+Texts = TypeVar("Texts")
+Found = TypeVar("Found")
 
 BUDGET_SECONDS = 10.0
 """For the choice of the way to multiply."""
@@ -99,12 +102,7 @@ def examine(
     """
     if inline:
         return examine_here(spec, plugins, device)
-    from thalweg.lab.execution.processes import call
-
-    try:
-        return call(_examine_text, (dump_spec(spec), plugins, device), hung_after=hung_after)
-    except Interrupted as error:
-        raise Interrupted(f"building the problem: {error}") from error
+    return _elsewhere(_examine_text, dump_spec(spec), plugins, device, hung_after)
 
 
 def examine_all(
@@ -121,20 +119,30 @@ def examine_all(
         InvalidInput: one cannot be built: a line for each.
         Interrupted: the process was ended from outside.
     """
-    from thalweg.lab.execution.processes import call
-
-    arguments = ([dump_spec(spec) for spec in specs], plugins, device)
-    found: list[ProblemFacts | str]
-    try:
-        if inline:
-            found = _examine_texts(*arguments)
-        else:
-            found = call(_examine_texts, arguments, hung_after=hung_after)
-    except Interrupted as error:
-        raise Interrupted(f"building the problems: {error}") from error
+    texts = [dump_spec(spec) for spec in specs]
+    if inline:
+        found = _examine_texts(texts, plugins, device)
+    else:
+        found = _elsewhere(_examine_texts, texts, plugins, device, hung_after)
     if wrong := [facts for facts in found if isinstance(facts, str)]:
         raise InvalidInput("\n".join(dict.fromkeys(wrong)))
     return [facts for facts in found if isinstance(facts, ProblemFacts)]
+
+
+def _elsewhere(
+    function: Callable[[Texts, Sequence[str], str], Found],
+    texts: Texts,
+    plugins: Sequence[str],
+    device: str,
+    hung_after: float,
+) -> Found:
+    """What a function finds in a process of its own, to which a spec travels as text."""
+    from thalweg.lab.execution.processes import call
+
+    try:
+        return call(function, (texts, plugins, device), hung_after=hung_after)
+    except Interrupted as error:
+        raise Interrupted(f"building the problem: {error}") from error
 
 
 def _examine_texts(
@@ -143,10 +151,8 @@ def _examine_texts(
     """What is known of each, or why it cannot be built."""
     known: dict[str, tuple[int, int]] = {}
     found: list[ProblemFacts | str] = []
-    for plugin in plugins:
-        load_plugin(plugin)
     for text in texts:
-        spec = parse_spec(parse_toml(text, "spec.toml"), source="spec.toml")
+        spec = _spec_in(text, plugins)
         key = problem_key(spec)
         spec = with_way_to_multiply(spec, *known.get(key, (None, None)))
         try:
@@ -173,12 +179,16 @@ def with_way_to_multiply(spec: Spec, chunk_size: int | None, vectorize_up_to: in
     return spec.model_copy(update={"problem": problem}) if changed else spec
 
 
-def _examine_text(spec_text: str, plugins: Sequence[str], device: str) -> ProblemFacts:
-    """Build everything in the process that is there for it; the spec as text, since it travels."""
+def _examine_text(text: str, plugins: Sequence[str], device: str) -> ProblemFacts:
+    """Build everything in the process that is there for it."""
+    return examine_here(_spec_in(text, plugins), plugins, device)
+
+
+def _spec_in(text: str, plugins: Sequence[str]) -> Spec:
+    """The spec that a text holds, in names that plugins have registered."""
     for plugin in plugins:
         load_plugin(plugin)
-    spec = parse_spec(parse_toml(spec_text, "spec.toml"), source="spec.toml")
-    return examine_here(spec, plugins, device)
+    return parse_spec(parse_toml(text, "spec.toml"), source="spec.toml")
 
 
 def examine_here(spec: Spec, plugins: Sequence[str], device: str) -> ProblemFacts:

@@ -187,7 +187,7 @@ def known_way_to_multiply(spec: Spec, root: Path) -> tuple[int, int] | None:
     wanted = spec.problem.model_dump(mode="json", exclude_none=True, exclude={*MEASURED})
     for study in find_studies(root):
         try:
-            raw = parse_toml(study.spec_text, str(study.path / "spec.toml"))
+            raw = parse_toml(study.spec_text, str(study.spec_file))
         except (ThalwegError, OSError, ValueError):
             continue  # damaged: of no use here, and none of this study's business
         problem = raw.get("problem")

@@ -86,7 +86,7 @@ class StudyResult:
     def is_smoke(self) -> bool:
         """Whether everything was made tiny, so that no verdict is to be believed."""
         text = self.study.spec_text
-        return parse_toml(text, str(self.study.path / "spec.toml")).get("smoke") is True
+        return parse_toml(text, str(self.study.spec_file)).get("smoke") is True
 
     @property
     def exit_code(self) -> int:

@@ -24,7 +24,7 @@ def require_registered(study: StudyFolder) -> None:
         InvalidInput: it is not; the message says `--plugin`, and which plugins its runs were made
             with.
     """
-    raw = parse_toml(study.spec_text, str(study.path / "spec.toml"))
+    raw = parse_toml(study.spec_text, str(study.spec_file))
     missing = list(dict.fromkeys(_missing(raw)))
     if not missing:
         return

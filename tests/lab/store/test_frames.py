@@ -7,8 +7,9 @@ import pytest
 from tests.lab.store.test_folders import NAME, run, study, write_steps
 from thalweg.errors import InvalidInput
 from thalweg.lab.store.folders import RunFolder, StudyFolder
-from thalweg.lab.store.frames import load, studies_in
+from thalweg.lab.store.frames import load
 from thalweg.lab.store.metrics import Column, MetricsWriter
+from thalweg.lab.sweeps import folder
 from thalweg.lab.sweeps.folder import write_sweep
 from thalweg.lab.sweeps.points import Point, Sweep
 
@@ -123,6 +124,16 @@ def test_the_folder_of_a_sweep_stands_for_those_of_its_studies_that_exist(two: P
     assert load("rates", two)["lr"].unique().tolist() == [0.3, 0.1]
 
 
+def test_the_file_of_a_sweep_is_read_once(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    points = tuple(Point({"lr": 0.1}, StudyFolder(two / name)) for name in ("a", "b"))
+    write_sweep(sweep := Sweep(two / "rates", "rates", (0,), points))
+    read: list[Path] = []
+    original = folder.read_sweep
+    monkeypatch.setattr(folder, "read_sweep", lambda path: read.append(path) or original(path))
+    load(sweep.path)
+    assert read == [sweep.path]
+
+
 def test_no_studies_are_refused(two: Path) -> None:
     with pytest.raises(InvalidInput, match="a list of one or more"):
         load([])
@@ -131,5 +142,4 @@ def test_no_studies_are_refused(two: Path) -> None:
 
 
 def test_a_study_is_not_many(two: Path) -> None:
-    assert studies_in("a", two) is None
     assert "study" not in load(two / "a")

@@ -190,7 +190,7 @@ def _built(
     recorded = known.get("run_hash", run.hash)
     if recorded != run.hash:
         raise IntegrityError(
-            f"{study.path / 'spec.toml'}: its settings are not those that"
+            f"{study.spec_file}: its settings are not those that"
             f" {folder.path / 'run.toml'} was written with: one of the two was changed"
         )
     # Processes that share a run ask one another, at its first step.

@@ -238,7 +238,7 @@ class StudyFolder:
         """
         study = cls(Path(root) / durable.check_name("study name", name))
         durable.make_folder(study.path)
-        if not (study.path / "spec.toml").is_file():
+        if not study.exists:
             study.write_spec_text(spec_text)
         study.record_environment()
         return study
@@ -249,13 +249,23 @@ class StudyFolder:
         return self.path.name
 
     @property
+    def spec_file(self) -> Path:
+        """The file of the resolved spec, `spec.toml`."""
+        return self.path / "spec.toml"
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is such a study: a folder with a spec."""
+        return self.spec_file.is_file()
+
+    @property
     def spec_text(self) -> str:
         """The text of `spec.toml`."""
-        return _read_text(self.path / "spec.toml")
+        return _read_text(self.spec_file)
 
     def write_spec_text(self, spec_text: str) -> None:
         """Replace `spec.toml`, as when seeds or steps are added."""
-        durable.write_file(self.path / "spec.toml", spec_text)
+        durable.write_file(self.spec_file, spec_text)
 
     def record_environment(self) -> None:
         """Write `env.json`: the environment now, and the different ones of earlier sittings."""
@@ -378,8 +388,8 @@ def open_study(study: StudyFolder | Path | str, root: Path | str = "runs") -> St
 def find_study(study: Path | str, root: Path | str = "runs") -> StudyFolder:
     """Return a study as `open_study` does, without a look at what it holds."""
     for path in (Path(study), Path(root) / study):
-        if (path / "spec.toml").is_file():
-            return StudyFolder(path)
+        if (found := StudyFolder(path)).exists:
+            return found
     known = _named_studies(root)
     fitting = [found for found in known if found.name.startswith(os.fspath(study))]
     if len(fitting) == 1:

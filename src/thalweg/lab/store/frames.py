@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     import pandas
     import pyarrow
 
-    from thalweg.lab.sweeps.points import Point
-
 SWEEP_FILE = "sweep.json"
 """What the folder of a sweep holds: its points, each with the name of its study's folder."""
 Which = StudyFolder | Path | str
@@ -49,59 +47,39 @@ def load(study: Which | Sequence[Which], root: Path | str = "runs") -> pandas.Da
     Example:
         >>> load("runs").groupby(["lr", "batch_size"]).loss.min()  # doctest: +SKIP
     """
-    studies = studies_in(study, root)
-    if studies is None:
-        assert isinstance(study, StudyFolder | Path | str)
-        return _metrics(open_study(study, root)).to_pandas()
-    own = None if not isinstance(study, Path | str) else _settings_of_sweep(study, root)
-    return _side_by_side(studies, own)
+    if isinstance(study, StudyFolder):
+        return _metrics(study).to_pandas()
+    if isinstance(study, Path | str):
+        several = _several(study, root)
+        if several is None:
+            return _metrics(open_study(study, root)).to_pandas()
+        return _side_by_side(*several)
+    if not study:
+        raise invalid("study", study, "a study, or a list of one or more")
+    return _side_by_side([open_study(one, root) for one in study])
 
 
-def studies_in(
-    which: Which | Sequence[Which], root: Path | str = "runs"
-) -> list[StudyFolder] | None:
-    """The studies that a list, a folder of studies or a sweep's folder names; None for a study.
+def _several(
+    which: Path | str, root: Path | str
+) -> tuple[list[StudyFolder], list[Mapping[str, Any]] | None] | None:
+    """The studies in a folder, or in a sweep: those that have been begun; None for a study.
 
-    Of a sweep that goes on, those that have been begun.
+    With the settings of each point of a sweep; None in their place for any other folder.
 
     Raises:
-        InvalidInput: an empty list; one of the listed studies does not exist.
         IntegrityError: a damaged sweep.
-    """
-    if isinstance(which, StudyFolder):
-        return None
-    if not isinstance(which, Path | str):
-        if not which:
-            raise invalid("study", which, "a study, or a list of one or more")
-        return [open_study(one, root) for one in which]
-    places = [Path(which), Path(root) / which]
-    if any((place / "spec.toml").is_file() for place in places):
-        return None
-    for place in places:
-        if (place / SWEEP_FILE).is_file():
-            return [open_study(point.study.path) for point in _begun_points(place)]
-        if any(place.glob("*/spec.toml")):
-            return find_studies(place)
-    return None
-
-
-def _begun_points(folder: Path) -> list[Point]:
-    """The points of a sweep that have been begun, in their order.
-
-    Raises:
-        IntegrityError: its file is damaged.
     """
     from thalweg.lab.sweeps.folder import read_sweep
 
-    points = read_sweep(folder).points
-    return [point for point in points if (point.study.path / "spec.toml").is_file()]
-
-
-def _settings_of_sweep(which: Path | str, root: Path | str) -> list[Mapping[str, Any]] | None:
-    """The settings of the points of a sweep that have been begun; None for anything else."""
-    for place in (Path(which), Path(root) / which):
+    places = [Path(which), Path(root) / which]
+    if any(StudyFolder(place).exists for place in places):
+        return None
+    for place in places:
         if (place / SWEEP_FILE).is_file():
-            return [point.settings for point in _begun_points(place)]
+            begun = [point for point in read_sweep(place).points if point.study.exists]
+            return [open_study(p.study.path) for p in begun], [p.settings for p in begun]
+        if any(place.glob("*/spec.toml")):
+            return find_studies(place), None
     return None
 
 
@@ -130,7 +108,7 @@ def _metrics(study: StudyFolder) -> pyarrow.Table:
 
 
 def _side_by_side(
-    studies: Sequence[StudyFolder], settings: list[Mapping[str, Any]] | None
+    studies: Sequence[StudyFolder], settings: Sequence[Mapping[str, Any]] | None = None
 ) -> pandas.DataFrame:
     """The rows of several studies, with their settings; None: what differs between them."""
     import pandas

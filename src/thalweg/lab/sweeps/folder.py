@@ -97,7 +97,7 @@ def find_sweep(name: Path | str, root: Path | str = "runs") -> Sweep:
 
 def is_smoke(sweep: Sweep) -> bool:
     """Whether everything was made tiny, so that no verdict is to be believed."""
-    file = next((p.study.path / "spec.toml" for p in sweep.points if p.study.path.is_dir()), None)
+    file = next((p.study.spec_file for p in sweep.points if p.study.path.is_dir()), None)
     try:
         return file is not None and parse_toml(file.read_text("utf-8"), str(file))["smoke"] is True
     except (OSError, ValueError, LookupError):  # not there yet, or damaged: told elsewhere

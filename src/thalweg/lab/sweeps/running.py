@@ -228,12 +228,12 @@ def conclude(
 def missing_studies(found: Sweep) -> list[StudyFolder]:
     """The studies of a sweep that are not there: deleted, or left behind where it was moved."""
     studies = [point.study for point in found.points]
-    return [study for study in studies if not (study.path / "spec.toml").is_file()]
+    return [study for study in studies if not study.exists]
 
 
 def _judge(study: StudyFolder) -> None:
     """Write the verdicts of one study, where anything has been measured."""
-    if (study.path / "spec.toml").is_file() and not load(study).empty:
+    if study.exists and not load(study).empty:
         registry.conclusions["verdicts"](study, read_spec(study), {})
 
 
@@ -299,7 +299,7 @@ def _planned(
     plans: list[Plan] = []
     for study, spec in specs.items():
         found = facts.get(study)
-        if found is not None and not (study.path / "spec.toml").is_file():
+        if found is not None and not study.exists:
             full = with_way_to_multiply(spec, found.chunk_size, found.vectorize_up_to)
             StudyFolder.create(root, study.name, dump_spec(full))
         with locked(study.path, "study"):
@@ -327,7 +327,7 @@ def facts_of(
         return []
     ways: dict[str, tuple[int | None, int | None]] = {}
     for study, spec in specs.items():
-        if (study.path / "spec.toml").is_file():
+        if study.exists:
             known = read_spec(study).problem
             ways[problem_key(spec)] = (known.chunk_size, known.vectorize_up_to)
     for spec in specs.values():
