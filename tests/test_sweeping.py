@@ -82,6 +82,19 @@ def test_studies_that_are_not_there_are_told(here: Path, command: Command) -> No
         (["none.toml", *GRID], "no such file"),
         (["small.toml", *GRID, "--executor", "slrum"], "did you mean 'slurm'?"),
         (["small.toml", *GRID, "--executor", "slrum", "--dry-run"], "did you mean 'slurm'?"),
+        (["small.toml", *GRID, "--executor-option", "time=1"], "options of executor 'local'"),
+        (
+            ["small.toml", *GRID, "--executor", "slurm", "--executor-option", "array=0-3"],
+            "option of sbatch: got 'array'",
+        ),
+        (
+            ["small.toml", *GRID, "--executor", "ray", "--executor-option", "gpu=1", "--dry-run"],
+            "did you mean 'gpus'?",
+        ),
+        (
+            ["small.toml", "--random", "lr=0.05,0.1", "--search", "2", "--of", "b"],
+            "branch: got 'b'",
+        ),
         (["small.toml", *GRID, "--search", "3"], "--search: allowed with --random"),
         (["small.toml", *GRID, "--maximize", "loss"], "--search TRIALS"),
         (["small.toml", *GRID, "--problem", "mnist"], "--problem"),
@@ -94,7 +107,7 @@ def test_a_mistake_is_one_line(here: Path, command: Command, words: list[str], s
     answer = command("sweep", *words)
     assert answer.status == 2
     assert says in answer.error
-    assert not list(here.glob("runs/*/spec.toml"))
+    assert not (here / "runs").exists()
 
 
 def test_work_that_was_not_planned_is_refused(here: Path, command: Command) -> None:

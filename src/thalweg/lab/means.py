@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
-from thalweg import registry
 from thalweg.errors import invalid
-from thalweg.lab.execution.schedule import Executor
+from thalweg.lab.execution.schedule import Executor, check_options
 from thalweg.lab.execution.signs_of_life import HUNG_AFTER
 from thalweg.lab.progress import Progress
 
@@ -18,7 +17,8 @@ class Means:
     """With what runs are run; see `lab.run`, and `lab.sweep` for the executor's options.
 
     Raises:
-        InvalidInput: no worker, a negative number of retries or time, an unknown executor.
+        InvalidInput: no worker, a negative number of retries or time, an unknown
+            executor, or an option that it does not take.
     """
 
     workers: int | None = None
@@ -36,8 +36,8 @@ class Means:
             raise invalid("retries", self.retries, "an integer >= 0")
         if not 0 <= self.hung_after < inf:
             raise invalid("hung_after", self.hung_after, "minutes, or 0 for never")
-        if isinstance(self.executor, str):
-            registry.executors.find(self.executor)
+        if self.executor is not None:
+            check_options(self.executor, self.executor_options)
 
     def refuse_side_by_side(self) -> None:
         """Refuse what runs of processes that share them cannot have.

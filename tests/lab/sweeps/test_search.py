@@ -81,7 +81,6 @@ def test_each_trial_is_told_what_came_of_its_point_and_the_same_again(spec: Path
     ("options", "says"),
     [
         ({"minimize": "lss"}, "column: got 'lss'"),
-        ({"branch": "sdg"}, "branch: got 'sdg'"),
         ({"minimize": "loss", "maximize": "loss"}, "one of them"),
         ({"trials": 0}, "integers >= 1"),
     ],
@@ -90,6 +89,12 @@ def test_what_cannot_be_searched_is_refused(spec: Path, options: dict[str, Any],
     with pytest.raises(InvalidInput) as refused:
         searched(spec, **options)
     assert says in str(refused.value)
+
+
+def test_a_branch_that_there_is_not_is_refused_before_anything_is_planned(spec: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"branch: got 'sdg', .* did you mean 'sgd'\?"):
+        searched(spec, branch="sdg")
+    assert not (spec.parent / "runs").exists()
 
 
 def test_the_extra_is_named(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:

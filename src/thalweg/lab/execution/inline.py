@@ -15,7 +15,14 @@ from thalweg.errors import ThalwegError
 from thalweg.interruption import on_stop_signals
 from thalweg.lab.execution.claiming import found_done
 from thalweg.lab.execution.processes import Ending
-from thalweg.lab.execution.schedule import Assignment, Outcome, Task, next_ready, refuse_options
+from thalweg.lab.execution.schedule import (
+    Assignment,
+    Outcome,
+    Task,
+    next_ready,
+    no_options,
+    takes_options,
+)
 from thalweg.lab.execution.worker import execute_run
 from thalweg.registry import executors
 
@@ -23,17 +30,14 @@ WATCH_SECONDS = 0.1
 
 
 @executors.register("inline")
+@takes_options(no_options("inline"))
 def run_inline(assignment: Assignment) -> Outcome:
     """Run the tasks one after another in this process, whatever `workers` says.
 
     The first Ctrl-C or SIGTERM makes the run save a checkpoint and end with status 75, the second
     ends it at once. PyTorch's threads and random state are put back afterwards. A run that hangs or
     is killed takes this process with it: nothing is noticed, or begun again.
-
-    Raises:
-        InvalidInput: an option.
     """
-    refuse_options(assignment, "inline")
     return one_after_another(assignment)
 
 

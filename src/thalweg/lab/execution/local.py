@@ -21,8 +21,9 @@ from thalweg.lab.execution.schedule import (
     Outcome,
     Task,
     next_ready,
+    no_options,
     refuse_objects,
-    refuse_options,
+    takes_options,
 )
 from thalweg.lab.execution.worker import note_killed, work, work_together
 from thalweg.lab.store import RunFolder
@@ -37,6 +38,7 @@ LOOK_SECONDS = 1.0
 
 
 @executors.register("local")
+@takes_options(no_options("local"))
 def run_in_processes(assignment: Assignment) -> Outcome:
     """Run the tasks in processes of this machine, at most `workers` at a time.
 
@@ -47,7 +49,7 @@ def run_in_processes(assignment: Assignment) -> Outcome:
     a done one is copied.
 
     Raises:
-        InvalidInput: the spec holds Python objects, which another process cannot read; an option.
+        InvalidInput: the spec holds Python objects, which another process cannot read.
     """
     return run_together(assignment, Apart(), "local")
 
@@ -90,7 +92,6 @@ def run_together(assignment: Assignment, sharing: Sharing, executor: str) -> Out
         executor: its name.
     """
     refuse_objects(assignment, executor)
-    refuse_options(assignment, executor)
     # Read by the processes' linear algebra when it is loaded.
     os.environ.setdefault("OMP_NUM_THREADS", str(assignment.threads))
     crew = _Crew(assignment, sharing)

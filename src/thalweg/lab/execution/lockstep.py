@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from thalweg.lab.execution.local import run_together
-from thalweg.lab.execution.schedule import Assignment, Outcome, Task
+from thalweg.lab.execution.schedule import Assignment, Outcome, Task, no_options, takes_options
 from thalweg.lab.preparing import read_spec
 from thalweg.lab.sharing import lockstep_of
 from thalweg.lab.store import RunFolder
@@ -30,13 +30,14 @@ MOST_RUNS = 64
 
 
 @executors.register("lockstep")
+@takes_options(no_options("lockstep"))
 def run_in_lockstep(assignment: Assignment) -> Outcome:
     """Run the tasks in processes of this machine, those that can share a computation together.
 
     Otherwise as "local": interruptions, retries, runs that others are at work on.
 
     Raises:
-        InvalidInput: the spec holds Python objects, which another process cannot read; an option.
+        InvalidInput: the spec holds Python objects, which another process cannot read.
     """
     return run_together(assignment, Grouping(assignment), "lockstep")
 

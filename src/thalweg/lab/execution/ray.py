@@ -34,7 +34,7 @@ from thalweg.errors import (
 from thalweg.interruption import on_stop_signals
 from thalweg.lab.execution.jobs import Job, jobs_of
 from thalweg.lab.execution.processes import Ending
-from thalweg.lab.execution.schedule import Assignment, Outcome, Task, refuse_objects
+from thalweg.lab.execution.schedule import Assignment, Outcome, Task, refuse_objects, takes_options
 from thalweg.lab.execution.worker_command import run_worker, worker_arguments
 from thalweg.lab.store import RunFolder
 from thalweg.registry import executors
@@ -48,6 +48,7 @@ EXIT_CODES = {"done": 0, "failed": 1, "diverged": 3}
 
 
 @executors.register("ray")
+@takes_options(lambda options: Settings.of(options, "cpu"))
 def run_on_ray(assignment: Assignment) -> Outcome:
     """Run the jobs as tasks of Ray, at most `workers` at a time; a wave after the one before it.
 

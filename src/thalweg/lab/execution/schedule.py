@@ -24,6 +24,9 @@ from thalweg.lab.execution.signs_of_life import HUNG_AFTER
 from thalweg.lab.store import RunFolder, StudyFolder
 
 Argument = TypeVar("Argument")
+Run = TypeVar("Run", bound=Callable[..., object])
+CheckOptions = Callable[[Mapping[str, object]], object]
+"""Raises `InvalidInput` for options that an executor does not take."""
 
 STEPS_OF_A_SOLVE = 20
 """Solving for S_k takes about as many products as following it for so many steps."""
@@ -220,8 +223,9 @@ def run_tasks(
         executor: its name, "local" for processes of this machine, or an executor itself.
 
     Raises:
-        InvalidInput: no executor has that name.
+        InvalidInput: no executor has that name; it has no such option.
     """
+    check_options(executor, options or {})
     run = registry.executors.find(executor) if isinstance(executor, str) else executor
     means = (workers, device, threads, plugins, spec)
     callbacks = (_harmless(watch), _harmless(say))
@@ -243,14 +247,40 @@ def refuse_objects(assignment: Assignment, executor: str) -> None:
         )
 
 
-def refuse_options(assignment: Assignment, executor: str) -> None:
-    """Refuse options, for an executor that has none.
+def takes_options(check: CheckOptions) -> Callable[[Run], Run]:
+    """Decorator of an executor whose options can be checked before anything is planned.
+
+    Args:
+        check: raises `InvalidInput` for options that the executor does not take.
+    """
+
+    def checked(run: Run) -> Run:
+        run.check_options = check  # type: ignore[attr-defined]
+        return run
+
+    return checked
+
+
+def no_options(executor: str) -> CheckOptions:
+    """The check of an executor that takes none."""
+
+    def refuse(options: Mapping[str, object]) -> None:
+        if options:
+            raise invalid(f"options of executor {executor!r}", ", ".join(options), "none")
+
+    return refuse
+
+
+def check_options(executor: str | Executor, options: Mapping[str, object]) -> None:
+    """Refuse options that an executor does not take, where it says which it does.
 
     Raises:
-        InvalidInput: there are some.
+        InvalidInput: one of them; no executor has that name.
     """
-    if assignment.options:
-        raise invalid(f"options of executor {executor!r}", ", ".join(assignment.options), "none")
+    run = registry.executors.find(executor) if isinstance(executor, str) else executor
+    check: CheckOptions | None = getattr(run, "check_options", None)
+    if check is not None:
+        check(options)
 
 
 def _harmless(callback: Callable[[Argument], None]) -> Callable[[Argument], None]:

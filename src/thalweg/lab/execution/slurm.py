@@ -27,7 +27,7 @@ from typing import Any
 
 from thalweg.errors import InvalidInput, invalid, shown
 from thalweg.lab.execution.jobs import Job, jobs_of
-from thalweg.lab.execution.schedule import Assignment, Outcome, refuse_objects
+from thalweg.lab.execution.schedule import Assignment, Outcome, refuse_objects, takes_options
 from thalweg.lab.execution.slurm_queue import SUBMISSIONS, Array, Submission, ask, status
 from thalweg.lab.execution.worker_command import worker_arguments
 from thalweg.lab.store.durable import make_folder, write_file
@@ -90,6 +90,7 @@ exit "$status"
 
 
 @executors.register("slurm")
+@takes_options(lambda options: Settings.of(options))
 def submit_to_slurm(assignment: Assignment) -> Outcome:
     """Submit the jobs that are not in the queue yet, at most `workers` of them at a time.
 

@@ -22,9 +22,11 @@ from thalweg.lab.execution.schedule import Outcome
 from thalweg.lab.preparing import read_spec
 from thalweg.lab.store import StudyFolder, load
 from thalweg.lab.study import roles_of
-from thalweg.lab.sweeps.axes import Range, Settings
+from thalweg.lab.sweeps.axes import Axes, Range, Settings
 from thalweg.lab.sweeps.points import Point, Setting, Sweep
 from thalweg.lab.sweeps.running import sweep
+from thalweg.lab.sweeps.specs import sweep_specs
+from thalweg.registry import load_plugin
 
 if TYPE_CHECKING:
     import optuna
@@ -119,6 +121,8 @@ def search(
     while True:
         batch = [_ask(asked, space) for _ in range(min(at_once, trials - len(told)))]
         settings = [_settings(space, trial.params) for trial in batch]
+        if branch is not None:
+            _check_branch(branch, source, settings, options)
         result = sweep(source, points=settings, **options)
         if result.outcome.interrupted or result.outcome.submitted:
             break
@@ -130,6 +134,26 @@ def search(
         if len(told) >= trials:
             break
     return SearchResult(result.sweep, told, result.outcome, result.report, maximize is not None)
+
+
+def _check_branch(
+    branch: str,
+    source: str | Path,
+    settings: Sequence[Settings],
+    options: Mapping[str, Any],
+) -> None:
+    """Refuse a branch that the points do not have, before any of them is planned.
+
+    Raises:
+        InvalidInput: there is no such branch.
+    """
+    for plugin in options.get("plugins", ()):
+        load_plugin(plugin)
+    axes = Axes(list=settings)
+    given = {key: options[key] for key in ("problem", "overrides") if key in options}
+    for _, spec in sweep_specs(source, axes, **given).points:
+        if branch not in (names := [TRUNK, *spec.branches]):
+            raise unknown_name("branch", branch, names)
 
 
 def _optuna_study(maximized: bool, seed: int) -> optuna.Study:
@@ -170,10 +194,7 @@ def _settings(space: Mapping[str, Range | Sequence[Setting]], drawn: Mapping[str
 def _value(study: StudyFolder, column: str, branch: str | None, worst: int) -> float:
     """The mean over seeds of the last value of a column; infinite where a run did not end well."""
     spec = read_spec(study)
-    names = [TRUNK, *spec.branches]
-    branch = branch or roles_of(spec).get("plain", names[-1])
-    if branch not in names:
-        raise unknown_name("branch", branch, names)
+    branch = branch or roles_of(spec).get("plain", [TRUNK, *spec.branches][-1])
     runs = [study.run(seed, branch) for seed in spec.seeds]
     statuses = [run.status() for run in runs]
     if not all(status is not None and status.state == "done" for status in statuses):
