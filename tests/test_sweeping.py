@@ -58,10 +58,15 @@ def test_a_sweep_from_its_first_run_to_its_report(here: Path, command: Command) 
     assert command("work", sweep, "--seed", "1").status == 0
 
 
-def test_studies_that_are_not_there_are_told(here: Path, command: Command) -> None:
+def test_studies_that_are_damaged_or_not_there_are_told(here: Path, command: Command) -> None:
     swept = command("sweep", "small.toml", *GRID, "--executor", "inline", "--name", "rates")
     assert swept.status == 0, swept.err
     first, second = find_studies("runs")
+    (first.path / "seed-0/trunk/status.json").write_text("{")
+    told = command("sweep", "collect", "rates")
+    assert told.status == 4
+    assert f"{first.name}: left out: " in told.err
+    assert f"thalweg check {first.path} --repair" in told.err
     shutil.rmtree(first.path)
     for action in ("status", "collect"):
         told = command("sweep", action, "rates")

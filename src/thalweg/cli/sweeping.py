@@ -178,19 +178,22 @@ def _collect(
     name: str, options: argparse.Namespace, pictures: Mapping[str, Any] | None = None
 ) -> int:
     from thalweg.lab.sweeps.folder import find_sweep
-    from thalweg.lab.sweeps.running import conclude
+    from thalweg.lab.sweeps.running import conclude, in_words, judge
 
     found = find_sweep(name, options.root)
     _tell_missing(found)
     states = _states(found.points)
     if missing := sum(states[state] for state in UNFINISHED):
         err(f"thalweg: {missing} of {states.total()} runs are not done yet")
+    left_out = judge(found)
+    for study, trouble in left_out.items():
+        err(f"thalweg: {in_words(study, trouble)}")
     page = conclude(found, pictures=pictures)["report"]
     if options.json:
         out_json({"sweep": str(found.path), "report": str(page), "states": dict(states)})
     else:
         out(f"report   {page}")
-    return 0
+    return next((trouble.exit_code for trouble in left_out.values()), 0)
 
 
 def _status(name: str, options: argparse.Namespace) -> int:

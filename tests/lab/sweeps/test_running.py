@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import io
+import os
 import shutil
 from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tomli_w
+from rich.console import Console
 
 from tests.lab.small_study import RAW
 from thalweg import lab
-from thalweg.errors import InUse, InvalidInput
+from thalweg.errors import IntegrityError, InvalidInput
+from thalweg.lab.checking import repair
 from thalweg.lab.execution.inline import run_inline
 from thalweg.lab.execution.jobs import jobs_of
 from thalweg.lab.execution.schedule import Assignment, Outcome
 from thalweg.lab.means import Means
+from thalweg.lab.progress import Progress
 from thalweg.lab.store import StudyFolder, list_runs
 from thalweg.lab.store.lock import locked
 from thalweg.lab.sweeps.folder import read_sweep
@@ -178,11 +185,82 @@ def test_seeds_that_a_study_lacks_are_refused(spec: Path) -> None:
         lab.work(StudyFolder.create(spec.parent, "bare", study.spec_text).path)
 
 
-def test_a_study_in_use_is_said_where_the_sweep_is_named_like_it(spec: Path) -> None:
+def test_a_study_in_use_comes_last_also_where_the_sweep_is_named_like_it(spec: Path) -> None:
     study = swept_until(spec, {"lr": [0.05, 0.1]}, runs=0).sweep.points[0].study
-    with locked(study.path, "study"), pytest.raises(InUse, match=f"study {study.path}"):
-        swept(spec, {"lr": [0.05, 0.1]}, name="small")
     assert study.name.startswith("small")
+    held, order = ExitStack(), list[Path]()
+    held.enter_context(locked(study.path, "study"))
+
+    def releasing(assignment: Assignment) -> Outcome:
+        """As a process of its own would, that ends while the others run."""
+        order.extend(dict.fromkeys(assignment.study_of(task).path for task in assignment.tasks))
+        held.close()
+        return run_inline(assignment)
+
+    said = io.StringIO()
+    options = {"root": spec.parent / "runs", "executor": releasing, "name": "small"}
+    progress = Progress(Console(file=said, width=1000))
+    result = lab.sweep(spec, grid={"lr": [0.05, 0.1]}, progress=progress, **options)
+    assert result.exit_code == 0
+    assert len(order) == 2
+    assert order[-1] == study.path
+    assert f"study {study.path}: in use by process {os.getpid()}" in said.getvalue()
+    assert all(run.status().state == "done" for run in list_runs(spec.parent / "runs"))
+
+
+HARMS: dict[str, Callable[[Path], object]] = {
+    "status": lambda study: (study / "seed-0/trunk/status.json").write_text("{"),
+    "spec": lambda study: (study / "spec.toml").write_text("seeds = ["),
+    "deleted": shutil.rmtree,
+}
+
+
+@pytest.mark.parametrize(
+    "harm", ["status", "spec", pytest.param("deleted", marks=pytest.mark.slow)]
+)
+def test_the_others_go_on_where_a_study_is_damaged(spec: Path, harm: str) -> None:
+    grid = {"lr": [0.05, 0.1]}
+    result = swept_until(spec, grid, runs=4)  # of 6: trunk and branches of one, a trunk
+    bad, good = (point.study for point in result.sweep.points)
+    HARMS[harm](bad.path)
+    said = io.StringIO()
+    means = Means(executor="inline", progress=Progress(Console(file=said, width=1000)))
+    again = resume_sweep(result.sweep.path, means=means)
+    assert all(run.status().state == "done" for run in good.runs())
+    assert len(good.runs()) == 3
+    assert list(again.left_out) == [bad]
+    assert again.exit_code == (4 if harm == "status" else 2)
+    assert again.report is not None
+    (line,) = [line for line in said.getvalue().splitlines() if line.startswith(bad.name)]
+    if harm == "deleted":
+        assert "makes it anew" in line
+    else:
+        assert f"thalweg check {bad.path} --repair" in line
+        repair(bad)
+    # Mended, or begun anew by the sweep's own command.
+    assert swept(spec, grid).exit_code == 0
+    assert all(run.status().state == "done" for run in list_runs(spec.parent / "runs"))
+
+
+def test_damaged_rows_keep_no_other_study_from_its_verdicts(spec: Path) -> None:
+    grid = {"lr": [0.05, 0.1]}
+    bad, good = (point.study for point in swept(spec, grid).sweep.points)
+    for study in (bad, good):
+        (study.path / "verdicts.json").unlink()
+    for file in bad.path.glob("seed-0/*/metrics/segment-*"):
+        file.write_bytes(b"")
+    again = swept(spec, grid)
+    assert (again.exit_code, list(again.left_out)) == (4, [bad])
+    assert good.read_verdicts() is not None
+    assert bad.read_verdicts() is None
+
+
+def test_only_damaged_studies_are_an_error(spec: Path) -> None:
+    result = swept_until(spec, {"lr": [0.05, 0.1]}, runs=0)
+    for point in result.sweep.points:
+        (point.study.path / "seed-0/trunk/status.json").write_text("{")
+    with pytest.raises(IntegrityError, match=r"status\.json"):
+        resume_sweep(result.sweep.path, means=Means(executor="inline"))
 
 
 def test_a_sweep_without_its_studies_keeps_its_report(spec: Path) -> None:

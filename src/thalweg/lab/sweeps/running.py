@@ -12,14 +12,22 @@ and has the runs that other studies in the same folder have made.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thalweg import registry
-from thalweg.errors import Diverged, Interrupted, InUse, InvalidInput, invalid
+from thalweg.errors import (
+    Diverged,
+    IntegrityError,
+    Interrupted,
+    InUse,
+    InvalidInput,
+    ThalwegError,
+    invalid,
+)
 from thalweg.lab.config import Spec, dump_spec
 from thalweg.lab.config.overrides import parse_overrides
 from thalweg.lab.differing_settings import folder_label
@@ -53,7 +61,7 @@ from thalweg.lab.sharing import (
 from thalweg.lab.store import StudyFolder, check_disk, load
 from thalweg.lab.store.durable import check_name, full_disk_told, make_folder
 from thalweg.lab.store.frames import SWEEP_FILE
-from thalweg.lab.store.lock import locked
+from thalweg.lab.store.lock import is_locked, locked
 from thalweg.lab.study import check_paths, check_spec
 from thalweg.lab.sweeps.axes import Axes, Range
 from thalweg.lab.sweeps.folder import (
@@ -79,6 +87,10 @@ PLAN_SECONDS = 1.0
 """Between two tries to plan a sweep that another process plans."""
 
 
+Troubles = Mapping[StudyFolder, ThalwegError]
+"""What keeps studies from being planned or judged."""
+
+
 @dataclass(frozen=True)
 class SweepResult:
     """What a sweep gave.
@@ -88,11 +100,14 @@ class SweepResult:
         outcome: how the runs of this call ended.
         conclusions: what was made of the measurements, by name; empty after an interruption, and
             where runs were left to a queue.
+        left_out: studies that could not be gone on with, since something of them is damaged, and
+            why.
     """
 
     sweep: Sweep
     outcome: Outcome
     conclusions: Mapping[str, Any] = field(default_factory=dict)
+    left_out: Troubles = field(default_factory=dict)
 
     @property
     def report(self) -> Path | None:
@@ -108,9 +123,10 @@ class SweepResult:
     def exit_code(self) -> int:
         """0: done, diverged runs among them, which are an answer; 75: interrupted; else 1, 2 or 4.
 
-        A run that failed gives its own.
+        A run that failed gives its own, a damaged study 4.
         """
         codes = [ending.exit_code for ending in self.outcome.endings.values()]
+        codes += [error.exit_code for error in self.left_out.values()]
         worse = [code for code in codes if code not in (0, Diverged.exit_code)]
         return self.outcome.exit_code if 75 in worse or self.outcome.interrupted else [*worse, 0][0]
 
@@ -182,9 +198,20 @@ def run_sweep(
 
 
 def resume_sweep(name: str | Path, *, root: Path | str = "runs", means: Means) -> SweepResult:
-    """Go on with a sweep, from what its folder and its studies' say."""
+    """Go on with a sweep, from what its folder and its studies' say.
+
+    Raises:
+        ThalwegError: none of its studies can be read.
+    """
     found = find_sweep(name, root)
-    return _run(found, {point.study: read_spec(point.study) for point in found.points}, means)
+    specs: dict[StudyFolder, Spec] = {}
+    unread: dict[StudyFolder, ThalwegError] = {}
+    for study in (point.study for point in found.points):
+        try:
+            specs[study] = read_spec(study)
+        except (IntegrityError, InvalidInput) as error:
+            unread[study] = error
+    return _run(found, specs, means, unread)
 
 
 def sweep_of(specs: SweepSpecs, root: Path, name: str | None = None) -> Sweep:
@@ -199,14 +226,11 @@ def sweep_of(specs: SweepSpecs, root: Path, name: str | None = None) -> Sweep:
 
 def conclude(
     found: Sweep,
-    changed: Sequence[StudyFolder] | None = None,
     pictures: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Judge the claims of its studies, draw its pictures, write its page.
+    """Draw its pictures, write its page; what `judge` found is on it.
 
     Args:
-        changed: the studies that are judged anew; default: all. Those without verdicts are in any
-            case.
         pictures: what is drawn, as keyword arguments of `analysis.regimes.conclude_sweep`.
 
     Raises:
@@ -217,12 +241,41 @@ def conclude(
         raise invalid("sweep", str(found.path), f"one with {studies} beside it; none is in {root}")
     made: dict[str, Any] = {}
     with full_disk_told(found.path):
-        for study in (point.study for point in found.points):
-            if changed is None or study in changed or study.read_verdicts() is None:
-                _judge(study)
         for name, conclusion in registry.sweep_conclusions.items():
             made[name] = conclusion(found, **(pictures or {}))
     return made
+
+
+def judge(
+    found: Sweep, changed: Collection[StudyFolder] | None = None
+) -> dict[StudyFolder, ThalwegError]:
+    """Judge the claims of its studies; returns why it cannot be done for some.
+
+    Args:
+        changed: the studies that are judged anew; default: all. Those without verdicts are in any
+            case.
+    """
+    troubles: dict[StudyFolder, ThalwegError] = {}
+    for study in (point.study for point in found.points):
+        try:
+            with full_disk_told(found.path):
+                if changed is None or study in changed or study.read_verdicts() is None:
+                    _judge(study)
+        except (IntegrityError, InvalidInput) as error:
+            troubles[study] = error
+    return troubles
+
+
+def in_words(study: StudyFolder, trouble: ThalwegError) -> str:
+    """One line on a study that is left out: why, and what to do."""
+    said = " ".join(str(trouble).split())
+    if not study.exists:
+        hint = "; the command that the sweep was begun with makes it anew"
+    elif "thalweg check" in said:
+        hint = ""
+    else:
+        hint = f"; to mend it: thalweg check {study.path} --repair; or move it away"
+    return f"{study.name}: left out: {said}{hint}"
 
 
 def missing_studies(found: Sweep) -> list[StudyFolder]:
@@ -237,7 +290,64 @@ def _judge(study: StudyFolder) -> None:
         registry.conclusions["verdicts"](study, read_spec(study), {})
 
 
-def _run(asked: Sweep, specs: Mapping[StudyFolder, Spec], means: Means) -> SweepResult:
+def _run(
+    asked: Sweep, specs: Mapping[StudyFolder, Spec], means: Means, unread: Troubles | None = None
+) -> SweepResult:
+    """Run what is missing, those studies last that another process is at work on.
+
+    Args:
+        unread: studies whose spec cannot be read.
+    """
+    troubles = dict(unread or {})
+    if not specs:
+        raise next(iter(troubles.values()))
+    specs = _checked(specs)
+    first = next(iter(specs.values()))
+    device = _device(first.device, means.executor)
+    outcome, left = Outcome(), specs
+    changed: list[StudyFolder] = []
+    _tell(troubles, means.progress)
+    with full_disk_told(asked.path):
+        make_folder(asked.path)
+        while True:
+            with _alone(asked.path, means.progress):
+                plan = _planned(asked, left, device, means)
+            troubles |= plan.troubles
+            if len(troubles) == len(asked.points):
+                raise next(iter(troubles.values()))
+            _tell(plan.troubles, means.progress)
+            outcome = _joined(outcome, _run_tasks(plan, left, device, first.threads, means))
+            changed += plan.changed
+            left = {study: specs[study] for study in plan.in_use}
+            if outcome.submitted or outcome.interrupted or not left:
+                break
+            _wait_for_one(left)
+        if outcome.submitted and left:
+            later = "the same command does it once that has ended"
+            means.progress.warn(f"{len(left)} studies in use are not submitted: {later}")
+        if outcome.submitted or outcome.interrupted:
+            return SweepResult(plan.sweep, outcome, left_out=troubles)
+        return _concluded(SweepResult(plan.sweep, outcome, left_out=troubles), changed, means)
+
+
+def _concluded(result: SweepResult, changed: Sequence[StudyFolder], means: Means) -> SweepResult:
+    """The result with what is made of the measurements, where the runs have ended."""
+    found, progress = result.sweep, means.progress
+    progress.say("judging claims, drawing pictures, writing the report ...")
+    unjudged = judge(found, changed)
+    _tell({s: e for s, e in unjudged.items() if s not in result.left_out}, progress)
+    left_out = {**unjudged, **result.left_out}
+    if left_out:
+        progress.warn(f"{len(left_out)} of {len(found.points)} studies left out, as said above")
+    return replace(result, conclusions=conclude(found), left_out=left_out)
+
+
+def _checked(specs: Mapping[StudyFolder, Spec]) -> dict[StudyFolder, Spec]:
+    """The specs with absolute paths, each of which can be run.
+
+    Raises:
+        InvalidInput: one cannot.
+    """
     specs = {study: with_absolute_paths(spec) for study, spec in specs.items()}
     for spec in specs.values():
         check_spec(spec)
@@ -247,19 +357,25 @@ def _run(asked: Sweep, specs: Mapping[StudyFolder, Spec], means: Means) -> Sweep
                 "sweep: the spec holds Python objects, which other processes cannot read; register"
                 " them in a --plugin file"
             )
-    first = next(iter(specs.values()))
-    device = _device(first.device, means.executor)
-    with full_disk_told(asked.path):
-        make_folder(asked.path)
-        with _alone(asked.path, means.progress):
-            found, plans = _planned(asked, specs, device, means)
-        tasks = [task for plan in plans for task in plan.tasks]
-        total = sum(len(tasks_of(spec)) for spec in specs.values())
-        outcome = _run_tasks(found, tasks, total, device, first.threads, means)
-        if outcome.submitted or outcome.interrupted:
-            return SweepResult(found, outcome)
-        means.progress.say("judging claims, drawing pictures, writing the report ...")
-        return SweepResult(found, outcome, conclude(found, [p.study for p in plans if p.tasks]))
+    return dict(specs)
+
+
+def _joined(first: Outcome, second: Outcome) -> Outcome:
+    """The outcome of two rounds, none of which was interrupted before its end but the second."""
+    endings = {**first.endings, **second.endings}
+    left_out = [*first.left_out, *second.left_out]
+    return Outcome(endings, left_out, second.interrupted, second.submitted)
+
+
+def _tell(troubles: Troubles, progress: Progress) -> None:
+    for study, trouble in troubles.items():
+        progress.warn(in_words(study, trouble))
+
+
+def _wait_for_one(studies: Collection[StudyFolder]) -> None:
+    """Wait until another process has ended its work on one of the studies, if there are any."""
+    while studies and all(is_locked(study.path) for study in studies):
+        time.sleep(PLAN_SECONDS)
 
 
 def _device(asked: str, executor: str | Executor | None) -> str:
@@ -287,36 +403,74 @@ def _alone(path: Path, progress: Progress) -> Iterator[None]:
         yield
 
 
+@dataclass(frozen=True)
+class SweepPlan:
+    """What is to be done of a sweep, as far as that can be said now.
+
+    Attributes:
+        sweep: with all points that it has had.
+        plans: of its studies.
+        in_use: studies that another process is at work on; they are planned once that has ended.
+        troubles: studies that cannot be planned, and why.
+    """
+
+    sweep: Sweep
+    plans: Sequence[Plan]
+    in_use: Sequence[StudyFolder]
+    troubles: Troubles
+
+    @property
+    def tasks(self) -> list[Task]:
+        """The runs that are left to do."""
+        return [task for plan in self.plans for task in plan.tasks]
+
+    @property
+    def changed(self) -> list[StudyFolder]:
+        """The studies whose verdicts may be others afterwards."""
+        return [*(plan.study for plan in self.plans if plan.tasks), *self.in_use]
+
+
 def _planned(
     asked: Sweep, specs: Mapping[StudyFolder, Spec], device: str, means: Means
-) -> tuple[Sweep, list[Plan]]:
+) -> SweepPlan:
     """Every study with its folder and runs; what is left to do of each."""
     progress, root = means.progress, asked.path.parent
     progress.say(f"planning {len(specs)} points ...")
-    left = {study: spec for study, spec in specs.items() if not _is_done(study, spec)}
+    # One whose spec.toml was set aside as damaged needs it anew, whatever its runs say.
+    left = {s: spec for s, spec in specs.items() if not (s.exists and _is_done(s, spec))}
     facts = dict(zip(left, facts_of(left, root, device, means), strict=True))
     known, now = KnownRuns(FinishedRuns(root)), this_maker(device, means.plugins)
     plans: list[Plan] = []
+    in_use: list[StudyFolder] = []
+    troubles: dict[StudyFolder, ThalwegError] = {}
     for study, spec in specs.items():
         found = facts.get(study)
         if found is not None and not study.exists:
             full = with_way_to_multiply(spec, found.chunk_size, found.vectorize_up_to)
             StudyFolder.create(root, study.name, dump_spec(full))
-        with locked(study.path, "study"):
-            silent = Progress.silent()
-            how = (means.plugins, device, silent, found, means.hung_after)
-            plan = planned(study, spec, *how, known)
-        plans.append(replace(plan, tasks=without_diverged(plan.tasks, now)))
+        how = (means.plugins, device, Progress.silent(), found, means.hung_after)
+        try:
+            with locked(study.path, "study"):
+                plan = planned(study, spec, *how, known)
+                plans.append(replace(plan, tasks=without_diverged(plan.tasks, now)))
+        except InUse as error:
+            in_use.append(study)
+            progress.say(f"{error}: its runs come last")
+        except (IntegrityError, InvalidInput) as error:
+            troubles[study] = error
     whole = united(read_sweep(asked.path), asked) if (asked.path / SWEEP_FILE).is_file() else asked
     write_sweep(whole)
     if disk := sum(plan.disk for plan in plans):
         progress.say(check_disk(asked.path, disk))
-    return whole, plans
+    return SweepPlan(whole, plans, in_use, troubles)
 
 
 def _is_done(study: StudyFolder, spec: Spec) -> bool:
-    """Whether all runs of a spec are done in the study's folder."""
-    return not any(is_missing(study, spec, task) for task in tasks_of(spec))
+    """Whether all runs of a spec are done in the study's folder; not, where one is damaged."""
+    try:
+        return not any(is_missing(study, spec, task) for task in tasks_of(spec))
+    except IntegrityError:
+        return False
 
 
 def facts_of(
@@ -328,8 +482,9 @@ def facts_of(
     ways: dict[str, tuple[int | None, int | None]] = {}
     for study, spec in specs.items():
         if study.exists:
-            known = read_spec(study).problem
-            ways[problem_key(spec)] = (known.chunk_size, known.vectorize_up_to)
+            with suppress(IntegrityError, InvalidInput):  # told by whoever plans it
+                known = read_spec(study).problem
+                ways[problem_key(spec)] = (known.chunk_size, known.vectorize_up_to)
     for spec in specs.values():
         if problem_key(spec) not in ways:
             ways[problem_key(spec)] = known_way_to_multiply(spec, root) or (None, None)
@@ -341,16 +496,15 @@ def facts_of(
 
 
 def _run_tasks(
-    found: Sweep,
-    tasks: Sequence[Task],
-    total: int,
-    device: str,
-    threads: int,
-    means: Means,
+    plan: SweepPlan, specs: Mapping[StudyFolder, Spec], device: str, threads: int, means: Means
 ) -> Outcome:
+    """Have the runs of a plan run, and say how it goes."""
+    found, tasks = plan.sweep, plan.tasks
+    total = sum(len(tasks_of(specs[one.study])) for one in plan.plans)
     shown = SweepProgress(means.progress, found, tasks, total)
     if not tasks:
-        means.progress.say(f"{found.path}: all {total} runs are done")
+        if not plan.in_use:
+            means.progress.say(f"{found.path}: all {total} runs are done")
         return Outcome()
     workers = min(means.workers or default_workers(threads, device), len(tasks))
     study_of = {task: StudyFolder(task.study or found.path) for task in tasks}

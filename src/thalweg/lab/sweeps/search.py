@@ -124,6 +124,8 @@ def search(
         if branch is not None:
             _check_branch(branch, source, settings, options)
         result = sweep(source, points=settings, **options)
+        for trouble in result.left_out.values():
+            raise trouble  # nothing can be told of its point
         if result.outcome.interrupted or result.outcome.submitted:
             break
         for trial, own in zip(batch, settings, strict=True):
