@@ -12,6 +12,7 @@ import tomli_w
 
 from tests.lab.small_study import RAW
 from tests.test_cli import Command
+from thalweg.lab.execution.launched import SAID
 from thalweg.lab.store import find_studies
 
 GRID = ("--grid", "lr=0.05,0.1")
@@ -37,7 +38,9 @@ def test_a_sweep_from_its_first_run_to_its_report(here: Path, command: Command) 
     estimate = command("sweep", "small.toml", *GRID, "--dry-run", "--json")
     said: dict[str, Any] = json.loads(estimate.out)
     assert (said["points"], said["runs"], said["done"]) == (2, 8, 0)
-    assert said["seconds_of_one"] > 0
+    # Each seed a trunk of 3 steps and a branch of 2, at both points.
+    assert said["steps"] == 2 * 2 * (3 + 2)
+    assert said["seconds_of_a_step"] > 0
     assert not (here / "runs").exists()
 
     ended = command("sweep", "small.toml", *GRID, "--executor", "inline", "--json")
@@ -104,6 +107,8 @@ def test_studies_that_are_damaged_or_not_there_are_told(here: Path, command: Com
         (["small.toml", *GRID, "--maximize", "loss"], "--search TRIALS"),
         (["small.toml", *GRID, "--problem", "mnist"], "--problem"),
         (["small.toml", *GRID, "--name", "../out"], "name"),
+        (["small.toml", *GRID, "--processes", "2"], "sweep: processes: got 2, allowed: 1"),
+        (["small.toml", *GRID, "--processes", "2", "--dry-run"], "torchrun -m thalweg run"),
         (["status", "nothing"], "there is none in runs"),
         (["collect"], "give one sweep"),
     ],
@@ -112,6 +117,18 @@ def test_a_mistake_is_one_line(here: Path, command: Command, words: list[str], s
     answer = command("sweep", *words)
     assert answer.status == 2
     assert says in answer.error
+    assert not (here / "runs").exists()
+
+
+def test_processes_of_a_launcher_are_told_what_they_can_share(
+    here: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in zip(SAID, ("0", "2", "localhost", "1"), strict=True):
+        monkeypatch.setenv(name, value)
+    for words in ((), ("--dry-run",)):
+        answer = command("sweep", "small.toml", *GRID, *words)
+        assert answer.status == 2
+        assert "sweep: got '2 processes of a launcher', allowed: one process" in answer.error
     assert not (here / "runs").exists()
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from thalweg.errors import invalid
 from thalweg.lab.config import Spec
+from thalweg.lab.execution.launched import refuse_sharing
 from thalweg.lab.execution.machine import resolve_device
 from thalweg.lab.execution.schedule import Executor, Outcome, Task, run_tasks
 from thalweg.lab.execution.signs_of_life import HUNG_AFTER
@@ -50,8 +51,8 @@ def work(
         root, plugins, executor, progress, retries, hung_after: see `lab.run`.
 
     Raises:
-        InvalidInput: there is no such study or sweep, it has not been planned, or this machine
-            does not have the device that it was planned for.
+        InvalidInput: there is no such study or sweep, it has not been planned, this machine does
+            not have the device that it was planned for, or its runs are shared by processes.
     """
     for plugin in plugins:
         load_plugin(plugin)
@@ -60,6 +61,7 @@ def work(
     folder, specs = _found(name, root)
     tasks: list[Task] = []
     for study, spec in specs:
+        refuse_sharing(spec, "work")
         chosen = spec.seeds if seeds is None else [s for s in spec.seeds if s in seeds]
         tasks += tasks_in_folder(study, spec, chosen)
     if not tasks:

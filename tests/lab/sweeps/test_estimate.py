@@ -16,6 +16,20 @@ from thalweg.lab.sweeps.axes import Axes
 from thalweg.lab.sweeps.specs import sweep_specs
 
 
+def test_a_run_that_points_share_is_counted_once_and_a_queue_is_not_tried(tmp_path: Path) -> None:
+    file = tmp_path / "small.toml"
+    phase = {"optimizer": {"name": "sgd", "lr": 0.05}, "batch_size": 20, "steps": 3}
+    branches = {"a": {"steps": 2}, "b": {"steps": 4}}
+    file.write_text(tomli_w.dumps({**RAW, "phases": [phase], "branches": branches}))
+    specs = sweep_specs(file, Axes(grid={"branches.b.optimizer.lr": [0.1, 0.2]}))
+    found = estimate.estimate(
+        specs, root=tmp_path / "runs", name=None, means=Means(executor="slurm")
+    )
+    assert (found.runs, found.steps) == (6, 3 + 2 + 4 + 4)
+    assert (found.seconds_of_a_step, found.workers) == (None, None)
+    assert str(found).splitlines()[-1] == "steps    up to 13"
+
+
 def test_the_trial_has_ended_after_an_interruption(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -182,3 +182,20 @@ def refuse_other_number(spec: Spec, group: LaunchedProcesses | None) -> None:
             "several processes: the spec holds Python objects; write it as TOML, and register them"
             " in a --plugin file"
         )
+
+
+def refuse_sharing(spec: Spec, command: str) -> None:
+    """Refuse processes that share a run where each run has one of its own.
+
+    Args:
+        command: "sweep" or "work".
+
+    Raises:
+        InvalidInput: a launcher has started several processes; the spec is of several.
+    """
+    hint = "torchrun -m thalweg run and resume share the runs of one study"
+    if (group := launched()) is not None:
+        raise invalid(command, f"{group.size} processes of a launcher", "one process", hint)
+    if spec.processes != 1:
+        own = "1, as each run has a process of its own"
+        raise invalid(f"{command}: processes", spec.processes, own, hint)

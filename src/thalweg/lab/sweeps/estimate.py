@@ -1,7 +1,8 @@
-"""What would a sweep take? Runs, disk and time, before anything is begun.
+"""What would a sweep take? Runs, steps and disk, before anything is begun.
 
-The time is that of a trial: the first run of the first point, for some seconds, in a folder that is
-thrown away.
+The time of a step is that of a trial: the first run of the first point, for some seconds, in a
+folder that is thrown away. Branches and other points may take another, so that no time of the whole
+is made of it.
 """
 
 from __future__ import annotations
@@ -9,23 +10,23 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from thalweg.lab.config import TRUNK, Spec, dump_spec
-from thalweg.lab.execution.machine import default_workers, resolve_device
+from thalweg.lab.execution.machine import default_workers
 from thalweg.lab.execution.processes import POLL_SECONDS, Child
 from thalweg.lab.execution.schedule import Task, tasks_of
 from thalweg.lab.execution.worker import work
+from thalweg.lab.identity import run_hash
 from thalweg.lab.means import Means
-from thalweg.lab.preparing import create_runs, disk_of, is_missing, with_absolute_paths
+from thalweg.lab.preparing import create_runs, disk_of, is_missing
 from thalweg.lab.problem_facts import ProblemFacts, with_way_to_multiply
-from thalweg.lab.progress import duration
 from thalweg.lab.sharing import this_maker
 from thalweg.lab.store import StudyFolder
 from thalweg.lab.store.durable import format_bytes, free_bytes
-from thalweg.lab.sweeps.running import facts_of, sweep_of
+from thalweg.lab.sweeps.running import ELSEWHERE, checked, device_of_runs, facts_of, sweep_of
 from thalweg.lab.sweeps.specs import SweepSpecs
 
 TRIAL_SECONDS = 10.0
@@ -39,9 +40,9 @@ class Estimate:
         path: its folder.
         points, runs, done: how many there are, and how many of the runs are done already.
         disk, free: bytes that would be written at the most, and that are free.
-        seconds_of_one: the time of one run, on average; None where it could not be tried.
-        seconds: the time of all that are left, side by side.
-        workers: how many go side by side.
+        steps: how many are left at the most; those that points share are made once.
+        seconds_of_a_step: of the first point's trunk; None where that was not tried, or made none.
+        workers: how many runs go side by side; None where a queue decides that.
     """
 
     path: str
@@ -50,9 +51,9 @@ class Estimate:
     done: int
     disk: int
     free: int
-    seconds_of_one: float | None
-    seconds: float | None
-    workers: int
+    steps: int
+    seconds_of_a_step: float | None
+    workers: int | None
 
     def as_data(self) -> dict[str, Any]:
         """As a table of JSON."""
@@ -65,11 +66,13 @@ class Estimate:
             f"runs     {self.runs}, {self.done} of them done already",
             f"disk     up to {format_bytes(self.disk)}, {format_bytes(self.free)} free",
         ]
-        if self.seconds_of_one is None or self.seconds is None:
-            lines.append("time     not known: the trial run made no step")
-        else:
-            lines.append(f"one run  about {duration(self.seconds_of_one)}")
-            lines.append(f"time     about {duration(self.seconds)}, {self.workers} at a time")
+        if self.steps:
+            at_a_time = "" if self.workers is None else f", {self.workers} runs at a time"
+            lines.append(f"steps    up to {self.steps:,}{at_a_time}")
+        if self.seconds_of_a_step is not None:
+            lines.append(
+                f"a step   {1000 * self.seconds_of_a_step:.3g} ms, tried in the first point's trunk"
+            )
         return "\n".join(lines)
 
 
@@ -77,30 +80,32 @@ def estimate(specs: SweepSpecs, *, root: Path | str, name: str | None, means: Me
     """What a sweep would take; every point is built once, so that a bad one is found.
 
     Raises:
-        InvalidInput: a point cannot be built.
+        InvalidInput: a point cannot be built, or not be run in a sweep.
     """
     root = Path(root)
     found = sweep_of(specs, root, name)
-    points = [with_absolute_paths(spec) for _, spec in specs.points]
-    device = resolve_device(specs.base.device)
-    studies = [point.study for point in found.points]
-    facts = facts_of(dict(zip(studies, points, strict=True)), root, device, means)
-    runs = disk = steps = left = 0
-    for study, spec, known in zip(studies, points, facts, strict=True):
+    pairs = zip(found.points, specs.points, strict=True)
+    points = checked({point.study: spec for point, (_, spec) in pairs})
+    device = device_of_runs(specs.base.device, means.executor)
+    facts = facts_of(points, root, device, means)
+    runs = disk = left = 0
+    steps: dict[str, int] = {}
+    for (study, spec), known in zip(points.items(), facts, strict=True):
         tasks = tasks_of(spec)
         open_tasks = [task for task in tasks if is_missing(study, spec, task)]
         runs, left = runs + len(tasks), left + len(open_tasks)
         disk += disk_of(spec, open_tasks, known)
-        steps += sum(task.most_steps(spec, known.num_samples) for task in open_tasks)
-    workers = min(means.workers or default_workers(specs.base.threads, device), max(1, left))
-    a_step = _seconds_of_a_step(points[0], facts[0], device, means.plugins) if left else None
-    return Estimate(
-        str(found.path),
-        *(len(points), runs, runs - left, disk, free_bytes(_existing(root))),
-        None if a_step is None else a_step * steps / left,
-        None if a_step is None else a_step * steps / workers,
-        workers,
-    )
+        for task in open_tasks:
+            same = run_hash(spec, task.seed, task.branch, known.fingerprint)
+            steps[same] = max(steps.get(same, 0), task.most_steps(spec, known.num_samples))
+    counts = (len(points), runs, runs - left, disk, free_bytes(_existing(root)))
+    whole = Estimate(str(found.path), *counts, sum(steps.values()), None, None)
+    if means.executor in ELSEWHERE or not left:
+        return whole
+    workers = min(means.workers or default_workers(specs.base.threads, device), left)
+    first = next(iter(points.values()))
+    a_step = _seconds_of_a_step(first, facts[0], device, means.plugins)
+    return replace(whole, seconds_of_a_step=a_step, workers=workers)
 
 
 def _existing(folder: Path) -> Path:

@@ -31,6 +31,7 @@ from thalweg.errors import (
 from thalweg.lab.config import Spec, dump_spec
 from thalweg.lab.config.overrides import parse_overrides
 from thalweg.lab.differing_settings import folder_label
+from thalweg.lab.execution.launched import refuse_sharing
 from thalweg.lab.execution.lockstep import runs_in_lockstep, usual_executor
 from thalweg.lab.execution.machine import default_workers, resolve_device
 from thalweg.lab.execution.schedule import Executor, Outcome, Task, run_tasks, tasks_of
@@ -301,9 +302,9 @@ def _run(
     troubles = dict(unread or {})
     if not specs:
         raise next(iter(troubles.values()))
-    specs = _checked(specs)
+    specs = checked(specs)
     first = next(iter(specs.values()))
-    device = _device(first.device, means.executor)
+    device = device_of_runs(first.device, means.executor)
     outcome, left = Outcome(), specs
     changed: list[StudyFolder] = []
     _tell(troubles, means.progress)
@@ -342,14 +343,15 @@ def _concluded(result: SweepResult, changed: Sequence[StudyFolder], means: Means
     return replace(result, conclusions=conclude(found), left_out=left_out)
 
 
-def _checked(specs: Mapping[StudyFolder, Spec]) -> dict[StudyFolder, Spec]:
-    """The specs with absolute paths, each of which can be run.
+def checked(specs: Mapping[StudyFolder, Spec]) -> dict[StudyFolder, Spec]:
+    """The specs with absolute paths, each of which can be run in a sweep.
 
     Raises:
         InvalidInput: one cannot.
     """
     specs = {study: with_absolute_paths(spec) for study, spec in specs.items()}
     for spec in specs.values():
+        refuse_sharing(spec, "sweep")
         check_spec(spec)
         check_paths(spec)
         if spec.holds_objects:
@@ -378,7 +380,7 @@ def _wait_for_one(studies: Collection[StudyFolder]) -> None:
         time.sleep(PLAN_SECONDS)
 
 
-def _device(asked: str, executor: str | Executor | None) -> str:
+def device_of_runs(asked: str, executor: str | Executor | None) -> str:
     """Where the runs compute: on this machine, or on one that has what this one may lack."""
     if executor in ELSEWHERE and asked != "auto":
         return asked
