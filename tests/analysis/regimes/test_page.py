@@ -6,14 +6,13 @@ import base64
 import html as html_of
 import re
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.analysis.browser import Browser
 from tests.analysis.regimes.sweeps import Settings, fill, grid, sweep_of
-from tests.analysis.report.browser import CHROMIUM, Browser
 from thalweg.analysis.regimes import conclude_sweep
 from thalweg.lab.sweeps.points import Sweep
 
@@ -105,18 +104,6 @@ def test_a_thousand_points_make_a_small_page_in_seconds(quick_path: Path) -> Non
     assert page.stat().st_size < 3e6
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with Browser() as opened:
-        yield opened
-
-
-@pytest.fixture
-def browser(chromium: Browser) -> Browser:
-    chromium.start_afresh()
-    return chromium
-
-
 def column(browser: Browser, number: int) -> list[str]:
     """The texts of one column of the rows that are shown."""
     return browser.evaluate(
@@ -136,7 +123,6 @@ def filter_by(browser: Browser, text: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 class TestInChromium:
     def test_nothing_is_complained_of_or_requested(self, browser: Browser, page: Path) -> None:
         browser.open(page)

@@ -4,7 +4,6 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ import pandas as pd
 import pytest
 
 from tests.analysis import synthetic
+from tests.analysis.browser import Browser
 from tests.analysis.claims.branches import MAIN_NAMES
-from tests.analysis.report.browser import CHROMIUM, Browser
 from tests.sampling import few
 from thalweg import registry
 from thalweg.analysis.claims import Verdict, judge_all
@@ -29,10 +28,6 @@ from thalweg.errors import InvalidInput
 SPEC = '[problem]\ndata = "digits"\nlearning_rate = 0.05\n'
 NO_FIGURES = SavedFigures((), {})
 ROLES = {"plain": "sgd", "dominant": "dom-sgd", "bulk": "bulk-sgd"}
-in_chromium = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium"),
-]
 
 
 @pytest.fixture(scope="module")
@@ -318,22 +313,8 @@ def test_nothing_is_drawn_where_nothing_is_known(verdicts: list[Verdict]) -> Non
 # The page in a browser.
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with Browser() as opened:
-        yield opened
-
-
-@pytest.fixture
-def browser(chromium: Browser) -> Browser:
-    """The one browser, as if just started: starting it takes longer than most tests."""
-    chromium.start_afresh()
-    return chromium
-
-
+@pytest.mark.slow
 class TestInChromium:
-    pytestmark = in_chromium
-
     def test_it_renders_without_complaint_and_without_a_request(
         self, browser: Browser, page: Path
     ) -> None:
