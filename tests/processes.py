@@ -12,6 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from thalweg.lab.execution.processes import context
+
 PATIENCE = timedelta(seconds=100)
 """For a machine so busy that processes start long after one another."""
 
@@ -30,8 +32,12 @@ def in_processes(
         folder: empty, for the file through which they find one another, and their results.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    torch.multiprocessing.spawn(
-        _work, (count, work, str(folder), backend, *arguments), nprocs=count
+    torch.multiprocessing.start_processes(
+        _work,
+        (count, work, str(folder), backend, *arguments),
+        nprocs=count,
+        # That of the lab, whose processes are forked from one that has imported torch.
+        start_method=context().get_start_method(),
     )
     return [torch.load(folder / f"{rank}.pt") for rank in range(count)]
 

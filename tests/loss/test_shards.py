@@ -49,6 +49,8 @@ from thalweg.tracking.tracker import SubspaceTracker
 SAMPLES = 115
 # Adam's metric moves so much at first that each step solves.
 STEPS = {"sgd": 20, "adam": 4}
+FEW_STEPS = 5
+"""Of the default suite: the tracker's first solve, then steps that follow."""
 CUTS = {1: (0, 115), 2: (0, 50, 115), 3: (0, 50, 102, 115), 4: (0, 50, 60, 102, 115)}
 LOSS = nn.CrossEntropyLoss()
 # The processes of a busy machine are slow to start.
@@ -183,7 +185,12 @@ def of_a_spectrum(loss: Objective) -> Numbers:
 
 
 def of_a_training(
-    model: nn.Module, loss: Objective, rank: int, count: int, optimizer: str = "sgd"
+    model: nn.Module,
+    loss: Objective,
+    rank: int,
+    count: int,
+    optimizer: str = "sgd",
+    steps: int | None = None,
 ) -> Numbers:
     """Bulk-SGD, its tracker and the states that it saves; or Bulk-Adam in Adam's own metric."""
     if optimizer == "sgd":
@@ -195,7 +202,7 @@ def of_a_training(
         source = OptimizerMetricSource(loss, k=2, optimizer=base)
     bulk = SplitUpdate(base, source, dominant=0.0, bulk=1.0)
     errors, costs, values = [], [], []
-    for _ in range(STEPS[optimizer]):
+    for _ in range(steps or STEPS[optimizer]):
         step(model, bulk, rank, count)
         errors.append(source.report.error)
         costs.append(source.report.subspace_cost)
@@ -385,7 +392,7 @@ def some_numbers(rank: int, count: int) -> Numbers:
     loss = objective(model, rank, count)
     found = of_a_loss(loss) | refusals(loss, rank, count)
     resumed(loss)
-    found |= of_a_training(model, loss, rank, count)
+    found |= of_a_training(model, loss, rank, count, steps=FEW_STEPS)
     asked, left = (trained_bits(count, rank, asked=asked) for asked in (True, False))
     assert all(map(torch.equal, asked, left))
     return found
@@ -473,7 +480,7 @@ def reference(checkpointed: bool = False, *, few: bool = False) -> Numbers:
     loss = objective(model, 0, 1)
     found = of_a_loss(loss)
     if few:
-        return found | of_a_training(model, loss, 0, 1)
+        return found | of_a_training(model, loss, 0, 1, steps=FEW_STEPS)
     found |= of_a_spectrum(loss) | of_a_training(model, loss, 0, 1)
     metric = network(checkpointed)
     found |= of_a_training(metric, objective(metric, 0, 1), 0, 1, "adam")
