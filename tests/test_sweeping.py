@@ -24,14 +24,14 @@ def command(capsys: pytest.CaptureFixture[str]) -> Command:
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(quick_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a small spec, in which commands are given."""
     phase = {"optimizer": {"name": "sgd", "lr": 0.05}, "batch_size": 20, "steps": 3}
     own = {"probes": {"loss": 1}, "phases": [phase], "branches": {"a": {"steps": 2}}}
     own |= {"figures": [], "claims": [], "seeds": [0, 1]}
-    (tmp_path / "small.toml").write_text(tomli_w.dumps({**RAW, **own}))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    (quick_path / "small.toml").write_text(tomli_w.dumps({**RAW, **own}))
+    monkeypatch.chdir(quick_path)
+    return quick_path
 
 
 def test_a_sweep_from_its_first_run_to_its_report(here: Path, command: Command) -> None:

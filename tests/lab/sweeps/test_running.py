@@ -17,7 +17,9 @@ import tomli_w
 from rich.console import Console
 
 from tests.lab.small_study import RAW
+from tests.sampling import few
 from thalweg import lab
+from thalweg.analysis.regimes import conclusion
 from thalweg.errors import IntegrityError, InvalidInput
 from thalweg.lab.checking import repair
 from thalweg.lab.execution.inline import run_inline
@@ -34,10 +36,16 @@ OWN = "branches.b.optimizer.lr"
 """A key of one branch alone: trunk and other branch are the same at all its values."""
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take half of a small sweep's time, and are drawn in `tests/test_sweeping.py`."""
+    monkeypatch.setattr(conclusion, "draw_all", lambda *given: conclusion.Pictures([], {}, {}))
+
+
 @pytest.fixture
-def spec(tmp_path: Path) -> Path:
+def spec(quick_path: Path) -> Path:
     """A spec whose runs take a part of a second."""
-    file = tmp_path / "small.toml"
+    file = quick_path / "small.toml"
     phase = {"optimizer": {"name": "sgd", "lr": 0.05}, "batch_size": 20, "steps": 3}
     branches = {"a": {"steps": 2}, "b": {"steps": 2, "optimizer": {"lr": 0.01}}}
     own = {"probes": {"loss": 1}, "phases": [phase], "branches": branches, "figures": []}
@@ -215,9 +223,7 @@ HARMS: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "harm", ["status", "spec", pytest.param("deleted", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("harm", few(1, HARMS))
 def test_the_others_go_on_where_a_study_is_damaged(spec: Path, harm: str) -> None:
     grid = {"lr": [0.05, 0.1]}
     result = swept_until(spec, grid, runs=4)  # of 6: trunk and branches of one, a trunk

@@ -11,6 +11,7 @@ import tomli_w
 
 from tests.lab.small_study import RAW
 from thalweg import lab
+from thalweg.analysis.regimes import conclusion
 from thalweg.errors import InvalidInput, MissingExtra
 from thalweg.lab.execution.schedule import Assignment, Outcome
 from thalweg.lab.store import RunFolder, StudyFolder
@@ -22,9 +23,15 @@ pytest.importorskip("optuna")
 RATES = lab.Range(0.001, 1.0, "log")
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take half of a small sweep's time, and are drawn in `tests/test_sweeping.py`."""
+    monkeypatch.setattr(conclusion, "draw_all", lambda *given: conclusion.Pictures([], {}, {}))
+
+
 @pytest.fixture
-def spec(tmp_path: Path) -> Path:
-    file = tmp_path / "small.toml"
+def spec(quick_path: Path) -> Path:
+    file = quick_path / "small.toml"
     own = {"branches": {"sgd": {"steps": 2}}, "probes": {"loss": 1}, "figures": [], "seeds": [0, 1]}
     file.write_text(tomli_w.dumps({**RAW, **own}))
     return file
