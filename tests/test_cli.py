@@ -338,14 +338,14 @@ def test_a_study_at_which_another_process_works_is_refused(
 
 
 def test_a_branch_that_diverges_ends_with_status_3_and_leaves_the_others_alone(
-    command: Command, tmp_path: Path
+    command: Command, quick_path: Path
 ) -> None:
     branches = {"sgd": {"steps": 4}, "wild": {"steps": 40, "optimizer": {"lr": 1e30}}}
-    spec = write_spec(tmp_path / "wild.toml", branches=branches)
-    answer = command("run", spec, "--root", tmp_path / "runs", "-q")
+    spec = write_spec(quick_path / "wild.toml", branches=branches)
+    answer = command("run", spec, "--root", quick_path / "runs", "-q")
     assert answer.status == 3
     first, *_ = answer.err.splitlines()
-    study = study_in(tmp_path / "runs")
+    study = study_in(quick_path / "runs")
     log = study.run(0, "wild").path / "log.txt"
     assert first.startswith("seed 0 wild: diverged: ")
     assert first.endswith(f"; see {log}")
@@ -358,16 +358,16 @@ def test_a_branch_that_diverges_ends_with_status_3_and_leaves_the_others_alone(
 
 
 def test_a_failing_trunk_is_said_with_its_reason_and_its_branches_are_not_begun(
-    command: Command, tmp_path: Path
+    command: Command, quick_path: Path
 ) -> None:
     spec = write_spec(
-        tmp_path / "broken.toml",
+        quick_path / "broken.toml",
         probes={"loss": 1, "broken": 1},
         phases=[{"optimizer": {"name": "sgd", "lr": 0.05}, "batch_size": 20, "steps": 9}],
     )
-    answer = command("run", spec, "--root", tmp_path / "runs", "--plugin", PLUGIN, "-q")
+    answer = command("run", spec, "--root", quick_path / "runs", "--plugin", PLUGIN, "-q")
     assert answer.status == 1
-    study = study_in(tmp_path / "runs")
+    study = study_in(quick_path / "runs")
     trunk = study.run(0, "trunk")
     first, *left_out, last = answer.err.splitlines()
     # In the order of their measured costs.
@@ -514,10 +514,10 @@ def test_a_folder_of_data_that_is_not_needed_is_told_and_left_aside(command: Com
     assert answer.out == command("reproduce", "--dry-run").out
 
 
-def test_a_smoke_run_says_what_it_is(command: Command, tmp_path: Path) -> None:
-    file = tmp_path / "tiny.toml"
+def test_a_smoke_run_says_what_it_is(command: Command, quick_path: Path) -> None:
+    file = quick_path / "tiny.toml"
     file.write_text(tomli_w.dumps(TINY), encoding="utf-8")
-    root = str(tmp_path / "runs")
+    root = str(quick_path / "runs")
     answer = command("run", str(file), "--smoke", "-q", "--root", root)
     assert answer.status == 0, answer.err
     assert "thalweg: a smoke run: everything is tiny, and no verdict" in answer.err

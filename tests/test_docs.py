@@ -34,20 +34,20 @@ def name_of(page: Path) -> str:
     ids=name_of,
 )
 @pytest.mark.parametrize("by", few(1, ["a process that has imported torch", "python"]))
-def test_the_python_of_a_page_runs(page: Path, by: str, tmp_path: Path) -> None:
+def test_the_python_of_a_page_runs(page: Path, by: str, quick_path: Path) -> None:
     text = page.read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
     if not blocks:
         return
-    script = tmp_path / "page.py"
+    script = quick_path / "page.py"
     script.write_text("\n".join(blocks), encoding="utf-8")
     # In a process of its own: pages register names.
     if by != "python":
-        ending = Child(run_in, (tmp_path, script), tmp_path / "printed").ending()
-        assert ending.exit_code == 0, (tmp_path / "printed").read_text(encoding="utf-8")
+        ending = Child(run_in, (quick_path, script), quick_path / "printed").ending()
+        assert ending.exit_code == 0, (quick_path / "printed").read_text(encoding="utf-8")
         return
     done = subprocess.run(
-        [sys.executable, "-W", "error", script], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-W", "error", script], cwd=quick_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
 

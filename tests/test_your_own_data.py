@@ -18,14 +18,14 @@ PAGE = (Path(__file__).parents[1] / "docs" / "your-own-data.md").read_text(encod
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(quick_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """With the three files of the page."""
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(quick_path)
     makes_data, plugin, *_ = blocks("python")
     exec(makes_data, {})
-    (tmp_path / "my_data.py").write_text(plugin, encoding="utf-8")
-    (tmp_path / "my-study.toml").write_text(blocks("toml")[0], encoding="utf-8")
-    return tmp_path
+    (quick_path / "my_data.py").write_text(plugin, encoding="utf-8")
+    (quick_path / "my-study.toml").write_text(blocks("toml")[0], encoding="utf-8")
+    return quick_path
 
 
 def blocks(language: str) -> list[str]:

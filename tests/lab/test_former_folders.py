@@ -25,9 +25,9 @@ FORMER = Path(__file__).parent / "fixtures" / "format-1" / NAME
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(quick_path: Path) -> Path:
     """A copy, which may be written to."""
-    return Path(shutil.copytree(FORMER, tmp_path / "runs" / NAME))
+    return Path(shutil.copytree(FORMER, quick_path / "runs" / NAME))
 
 
 def thalweg(folder: Path, *words: str) -> None:
