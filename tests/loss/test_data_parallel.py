@@ -369,7 +369,8 @@ def test_what_fails_in_one_process_is_raised_in_all(tmp_path: Path) -> None:
         assert found["sums"] == 1
         assert found["bytes"] == 3 * 8  # three vectors of float64
         assert found["halved"] < 1e-12
-    assert [found["chunk size"] for found in ranks] == [64.0, 8.0, 64.0]
+    # Its 53 samples, halved three times.
+    assert [found["chunk size"] for found in ranks] == [64.0, 7.0, 64.0]
 
 
 def lose(rank: int, folder: str) -> None:
