@@ -36,8 +36,9 @@ class Means:
             raise invalid("retries", self.retries, "an integer >= 0")
         if not 0 <= self.hung_after < inf:
             raise invalid("hung_after", self.hung_after, "minutes, or 0 for never")
-        if self.executor is not None:
-            check_options(self.executor, self.executor_options)
+        if self.executor is not None or self.executor_options:
+            # What runs by default, "local" or "lockstep", takes none.
+            check_options(self.executor or "local", self.executor_options)
 
     def refuse_side_by_side(self) -> None:
         """Refuse what runs of processes that share them cannot have.
