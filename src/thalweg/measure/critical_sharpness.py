@@ -282,20 +282,25 @@ def critical_sharpness_of_state(state: StepState) -> Mapping[str, Value]:
 
     Compare with 2 / lr: below it the step lowers the full loss. 0 where the loss falls as far as
     was looked; NaN where the update is no descent direction of the full loss, as it may be for a
-    mini-batch's or with momentum.
+    mini-batch's or with momentum, and where the learning rate is 0, as at the start of a warm-up.
 
     Source: Kalra et al. 2026 (arXiv 2601.16979).
     """
     if state.proposed is None:
         return {}
-    found = critical_sharpness_along(
-        state.objective,
-        state.proposed,
-        state.learning_rate,
-        theta=state.theta,
-        loss=state.loss,
-        slope=float(dots(state.gradient, state.proposed, dim=-1)),
-    )
+    if 0 < state.learning_rate < math.inf:
+        found = critical_sharpness_along(
+            state.objective,
+            state.proposed,
+            state.learning_rate,
+            theta=state.theta,
+            loss=state.loss,
+            slope=float(dots(state.gradient, state.proposed, dim=-1)),
+        )
+    else:
+        rate = state.learning_rate
+        reason = "the optimizer tells no learning rate" if math.isnan(rate) else f"at lr = {rate:g}"
+        found = CriticalSharpness(math.nan, math.nan, math.nan, 0, reason)
     if found.reason:
         state.notes.append(f"critical sharpness: {found.reason}")
     return {

@@ -54,6 +54,7 @@ from torch.utils.hooks import RemovableHandle
 
 from thalweg import registry
 from thalweg.errors import InvalidInput, invalid, require_extra
+from thalweg.linalg import norm
 from thalweg.loss.cost import PARTS, cost_of
 from thalweg.loss.guards.memory import is_out_of_memory
 from thalweg.loss.layout import flat
@@ -87,7 +88,7 @@ from thalweg.representation import as_html
 from thalweg.sharding import packed, sharding_of, unpacked
 from thalweg.spectrum.subspace import Subspace
 from thalweg.tracking.source import SubspaceSource
-from thalweg.tracking.wrapping import held_by, stepping
+from thalweg.tracking.wrapping import held_by, stepping, unwrapped
 
 COLUMNS = (
     "step",
@@ -136,6 +137,9 @@ lambda_k, which need no gap (see `curvature_profile`), and the text says so; `fa
 a text that says why the columns that are None could not be measured.
 """
 
+UNMOVED = "the step left the parameters where they were: its direction is unknown"
+"""The caveat of a step at learning rate 0, without gradients, or that a fused optimizer skipped."""
+
 
 class Watcher:
     """Reports on steps of an optimizer, until it is closed.
@@ -147,7 +151,8 @@ class Watcher:
 
     What is reported is what happens to the parameters: where one of Thalweg's optimizers wraps the
     given one, now or later, the step is that of the wrapper if that is called, from its beginning
-    to its end. Wrappers of other libraries are looked through inwards (Accelerate's, Lightning's);
+    to its end. Theta is fixed when it is built: where parameters are frozen, unfrozen or added to
+    the optimizer later, one warning and the `caveat` of each row say so. Wrappers of other libraries are looked through inwards (Accelerate's, Lightning's);
     of those around the given optimizer, hand over the outermost.
 
     Nothing that goes wrong in a report reaches the training (`KeyboardInterrupt` does): it is a
@@ -232,6 +237,7 @@ class Watcher:
         self._columns = tuple(dict.fromkeys((*COLUMNS, *columns)))
         self._parameters = list(objective.parameters())
         self._held = held_by(optimizer)
+        self._names, self._has_strangers = self._trained_names(), False
         self._kind = objective.device, objective.dtype
         self._fresh = _fresh_state(source)
         self._closed = False
@@ -422,6 +428,7 @@ class Watcher:
             self._spent_on_gradient = self._counted() - begin
             if self._due[0].needs_subspace:
                 _ = state.subspace
+            state.notes += self._strangers()
             states.append(state)
 
         if reason := self._failure_of(self._due[0], measure, row, "empty"):
@@ -506,6 +513,8 @@ class Watcher:
         """Fill in what a tier says of the step."""
         if state.update is None:
             state.update = state.proposed = self.objective.theta() - state.theta
+            if not float(norm(state.update)) > 0:
+                state.notes.append(UNMOVED)
         row.update(tier.measure(state))
         threshold = threshold_at(state, optimizer)
         row["stability_threshold"] = threshold.value
@@ -693,6 +702,28 @@ class Watcher:
                 )
         self._parameters, self._held = present, held
 
+    def _trained_names(self) -> set[str]:
+        """The parameters of the watched models that are trained at present."""
+        held = held_by(self.optimizer)
+        named = itertools.chain(*(m.named_parameters() for m in _models_of(self.objective)))
+        return {name for name, each in named if each.requires_grad and id(each) in held}
+
+    def _strangers(self) -> list[str]:
+        """A text where other parameters are trained than when the watch began; warned of once."""
+        names = self._trained_names()
+        said = [
+            f"{_listed(them)} {what} in these numbers: watch anew"
+            for them, what in (
+                (names - self._names, "are trained by now, and are not"),
+                (self._names - names, "are no longer trained, and are still"),
+            )
+            if them
+        ]
+        if said and not self._has_strangers and self._leads:
+            warn(f"step {self.step}: {'; '.join(said)}")
+        self._has_strangers = bool(said)
+        return said
+
     def _learning_rate(self, optimizer: Optimizer) -> float:
         """The largest of the groups that hold watched parameters; NaN without any."""
         watched = {id(parameter) for parameter in self._parameters}
@@ -708,6 +739,8 @@ class Watcher:
 
     def _minibatch_gradient(self) -> Tensor | None:
         """The gradient that the optimizer is about to use, (P,); None where there is none."""
+        # Fused optimizers divide by the factor of a gradient scaler themselves, in their step.
+        scale = getattr(unwrapped(self.optimizer).base, "grad_scale", None)
         gradients = [parameter.grad for parameter in self._parameters]
         if all(gradient is None for gradient in gradients):
             return None
@@ -715,7 +748,8 @@ class Watcher:
             torch.zeros_like(p) if g is None else _dense(g.detach()).to(p.dtype)
             for p, g in zip(self._parameters, gradients, strict=True)
         ]
-        return flat(dense, sharding_of_parameters(self._parameters))
+        gradient = flat(dense, sharding_of_parameters(self._parameters))
+        return gradient if scale is None else gradient / float(scale)
 
 
 def _dense(gradient: Tensor) -> Tensor:
@@ -727,6 +761,12 @@ def _margin(sharpness: float | None, threshold: float | None) -> float | None:
     if threshold is None or sharpness is None or not 0 < threshold < math.inf:
         return None
     return 1 - sharpness / threshold
+
+
+def _listed(names: set[str]) -> str:
+    """Some names as text, the first few of many."""
+    few = sorted(names)[:3]
+    return ", ".join(few) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _models_of(loss: Loss) -> list[Module]:
