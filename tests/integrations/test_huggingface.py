@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from transformers import (
 from thalweg.errors import InvalidInput
 from thalweg.integrations.huggingface import CurvatureCallback, _dashboards
 from thalweg.loss.objective import Objective
+from thalweg.measure.sinks import WatchWarning
 from thalweg.operators.hessian import Hessian
 from thalweg.spectrum.eigensolver import eigenpairs
 
@@ -65,6 +67,7 @@ def trained(
     resume: str | None = None,
     network: nn.Module | None = None,
     loss: Any = None,
+    kind: type[Trainer] = Trainer,
     **arguments: Any,
 ) -> tuple[Tensor, CurvatureCallback | None, Trainer]:
     defaults: dict[str, Any] = {
@@ -81,7 +84,7 @@ def trained(
         "seed": 0,
     }
     arguments = {"output_dir": str(folder), **defaults, **arguments}
-    trainer = Trainer(
+    trainer = kind(
         model=network or model(),
         args=TrainingArguments(**arguments),
         train_dataset=Tokens(),
@@ -166,6 +169,69 @@ def test_a_resumed_run_reports_as_if_it_had_not_been_stopped(tmp_path: Path) -> 
         assert {k: v for k, v in row.items() if k not in hidden} == {
             k: v for k, v in other.items() if k not in hidden
         }
+
+
+def test_a_checkpoint_elsewhere_is_gone_on_from_or_said_to_have_no_state(tmp_path: Path) -> None:
+    _, whole, _ = trained(tmp_path / "first", {}, steps=5)
+    saved = tmp_path / "first" / "checkpoint-3"
+    _, resumed, _ = trained(tmp_path / "second", {}, steps=5, resume=str(saved))
+    assert whole is not None
+    assert resumed is not None
+    assert whole.watcher is not None
+    assert resumed.watcher is not None
+    (row,) = resumed.watcher.history
+    assert row["step"] == 4
+    assert row["sharpness"] == whole.watcher.history[-1]["sharpness"]
+
+    (saved / "thalweg-0.pt").unlink()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", WatchWarning)
+        trained(tmp_path / "third", {}, steps=4, resume=str(saved))
+    (said,) = [str(each.message) for each in caught if each.category is WatchWarning]
+    assert "its subspace is new" in said
+    assert f"{saved} has none" in said
+
+
+class Counting(Trainer):
+    """Counts and logs in its loss, as TRL's trainers do."""
+
+    calls = 0
+
+    def compute_loss(self, *arguments: Any, **options: Any) -> Any:
+        self.calls += 1
+        self.seen: dict[str, list[int]] = getattr(self, "seen", {})
+        self.seen.setdefault("train", []).append(self.calls)
+        return super().compute_loss(*arguments, **options)
+
+
+def test_what_a_trainer_counts_in_its_loss_is_what_it_was(tmp_path: Path) -> None:
+    plain, _, without = trained(tmp_path / "plain", None, kind=Counting, steps=1)
+    flat, callback, trainer = trained(tmp_path / "watched", {}, kind=Counting, steps=1)
+    assert torch.equal(plain, flat)
+    assert callback is not None
+    assert callback.watcher is not None
+    assert len(callback.watcher.history) == 1
+    assert trainer.calls == without.calls == 1  # type: ignore[attr-defined]
+    assert trainer.seen == without.seen == {"train": [1]}  # type: ignore[attr-defined]
+
+
+def test_a_training_that_fails_ends_the_watch(tmp_path: Path) -> None:
+    callbacks: list[CurvatureCallback] = []
+
+    class Failing(Trainer):
+        def training_step(self, *arguments: Any, **options: Any) -> Tensor:
+            callbacks.extend(
+                each
+                for each in self.callback_handler.callbacks
+                if isinstance(each, CurvatureCallback)
+            )
+            raise ValueError("of the user")
+
+    with pytest.raises(ValueError, match="of the user"):
+        trained(tmp_path, {}, kind=Failing)
+    watcher = callbacks[0].watcher
+    assert watcher is not None
+    assert watcher.closed
 
 
 def test_the_sharpness_is_that_of_the_trainers_own_loss(tmp_path: Path) -> None:

@@ -151,6 +151,48 @@ def test_the_sharpness_is_that_of_the_training_step() -> None:
     assert rows_of(callback)[0]["sharpness"] == pytest.approx(float(truth.eigenvalues[0]), rel=1e-3)
 
 
+class Decorated(Classifier):
+    @torch.autocast("cpu", enabled=False)
+    def training_step(self, batch: Any, number: int) -> Tensor:  # type: ignore[override]
+        return super().training_step(batch, number)
+
+
+class Alone(Classifier):
+    def training_step(self, batch: Any) -> Tensor:  # type: ignore[override]
+        return super().training_step(batch, 0)
+
+
+class Doubled(Classifier):
+    """Its batches reach `training_step` by way of its hooks."""
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return {"doubled": 2 * batch[0], "targets": batch[1]}
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch["doubled"], batch["targets"]
+
+
+@pytest.mark.parametrize(
+    ("module", "options"),
+    [(Decorated, {}), (Alone, {}), (Doubled, {}), (Classifier, {"precision": "64-true"})],
+    ids=["decorated", "one-argument", "hooks-of-batches", "float64"],
+)
+def test_training_step_gets_what_lightning_gives_it(
+    module: type[Classifier], options: dict[str, Any]
+) -> None:
+    callback = CurvatureCallback(samples=16, every=2)
+    watched = trained(module, callback, steps=1, **options)
+    assert torch.equal(flat(watched), flat(trained(module, steps=1, **options)))
+    seed_everything(0, verbose=False)
+    network = module().to(next(watched.parameters()).dtype)
+    inputs, targets = data().dataset.tensors  # type: ignore[attr-defined]
+    rows = torch.randperm(64, generator=torch.Generator().manual_seed(0))[:16].sort().values
+    inputs = (2 if module is Doubled else 1) * inputs[rows].to(next(watched.parameters()).dtype)
+    network.eval()
+    loss = nn.functional.cross_entropy(network(inputs), targets[rows])
+    assert rows_of(callback)[0]["loss"] == pytest.approx(float(loss), rel=1e-6)
+
+
 def test_a_resumed_run_reports_as_if_it_had_not_been_stopped(tmp_path: Path) -> None:
     def kept() -> list[Any]:
         return [ModelCheckpoint(tmp_path, every_n_train_steps=3, save_top_k=-1)]

@@ -11,7 +11,7 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,6 +35,7 @@ def fixed_sample(
     seed: int,
     device: torch.device = CPU,
     group: ProcessGroup | None = None,
+    prepare: Callable[[Any], Any] = lambda batch: batch,
 ) -> list[Any]:
     """So many samples of a loader's data set, drawn once, as batches of the loader's size.
 
@@ -46,6 +47,7 @@ def fixed_sample(
         seed: of the draw.
         device: where the batches go.
         group: the processes that divide the sample among them; None for this one alone.
+        prepare: what the trainer does to a batch before the loss gets it.
 
     Raises:
         InvalidInput: a stream, which has no samples to draw; a part without a sample.
@@ -65,7 +67,9 @@ def fixed_sample(
     size = getattr(loader, "batch_size", None) or len(own)
     with undisturbed(device):
         parts = [own[begin : begin + size] for begin in range(0, len(own), size)]
-        batches = [loader.collate_fn([dataset[number] for number in part]) for part in parts]
+        batches = [
+            prepare(loader.collate_fn([dataset[number] for number in part])) for part in parts
+        ]
     return [tree_map(lambda leaf: _moved(leaf, device), _plain(batch)) for batch in batches]
 
 

@@ -8,6 +8,8 @@ Sharpness, stability margin and where the updates go are then in the dashboards 
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import torch
 
 from thalweg.errors import invalid, require_extra
 from thalweg.integrations.trainer_callback import SAMPLES, AnySink, WatchingCallback
+from thalweg.loss.attributes import Attributes
 from thalweg.loss.compute_loss import ComputeLoss
 
 require_extra("huggingface", "transformers")
@@ -36,7 +39,7 @@ class CurvatureCallback(WatchingCallback, TrainerCallback):
     found by itself. See `watch` for what is reported, what it costs and what happens when a report
     fails. With several processes (DDP, FSDP 2) each watches its part of the sample, and all report
     together. The state goes into the trainer's checkpoints: a resumed run reports as if it had not
-    been stopped.
+    been stopped, wherever the checkpoint is that `train` was given.
 
     Args:
         trainer: whose loss is watched; None for that which the model itself returns.
@@ -73,6 +76,9 @@ class CurvatureCallback(WatchingCallback, TrainerCallback):
             samples=samples, data=data, k=k, sinks=sinks, quiet=quiet, seed=seed, **options
         )
         self.trainer = trainer
+        self._resumed_from: Any = None
+        if trainer is not None:
+            self._hear_of(trainer)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begin to watch."""
@@ -91,7 +97,7 @@ class CurvatureCallback(WatchingCallback, TrainerCallback):
             resume_at=state.global_step if resumed else None,
         )
         if resumed:
-            self.restore_from(_checkpoint(args, state), expected=False)
+            self.restore_from(self._checkpoint_read(args, state))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count the first batch of a step: a compiled model runs no hooks."""
@@ -112,7 +118,34 @@ class CurvatureCallback(WatchingCallback, TrainerCallback):
 
     def _loss(self, model: torch.nn.Module, batch: Any) -> Any:
         assert self.trainer is not None
-        return self.trainer.compute_loss(model, dict(batch))
+        # Trainers count and log in attributes of their own, as TRL's do.
+        before = Attributes([self.trainer])
+        try:
+            return self.trainer.compute_loss(model, dict(batch))
+        finally:
+            before.put_back()
+
+    def _hear_of(self, trainer: Trainer) -> None:
+        """Note what `train` resumes from, and end where it fails: callbacks are told of neither."""
+        train = trainer.train
+
+        @functools.wraps(train)
+        def heard(*arguments: Any, **options: Any) -> Any:
+            self._resumed_from = options.get("resume_from_checkpoint", *arguments[:1])
+            try:
+                return train(*arguments, **options)
+            except BaseException:
+                self.end()
+                raise
+
+        trainer.train = heard
+
+    def _checkpoint_read(self, args: Any, state: Any) -> Path:
+        """The folder that the training resumes from, as far as it is known."""
+        for given in (self._resumed_from, getattr(args, "resume_from_checkpoint", None)):
+            if isinstance(given, str | os.PathLike) and Path(given).is_dir():
+                return Path(given)
+        return _checkpoint(args, state)
 
 
 def _checkpoint(args: Any, state: Any) -> Path:

@@ -24,6 +24,7 @@ from thalweg.sharding import sharding_of
 require_extra("lightning", "lightning")
 
 from lightning.pytorch import Callback, LightningModule, Trainer  # noqa: E402
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature  # noqa: E402
 
 LOGGERS = {
     "TensorBoardLogger": "tensorboard",
@@ -40,11 +41,12 @@ REFUSED = {
 class CurvatureCallback(WatchingCallback, Callback):
     """Reports the curvature of a module's loss while it trains, and leaves the training alone.
 
-    The loss is that of `training_step`, over a sample of the training set that is drawn once and
-    collated as the loader collates. See `watch` for what is reported, what it costs and what
-    happens when a report fails. With several processes (ddp, FSDP 2 by `ModelParallelStrategy`)
-    each watches its part of the sample. The state goes into Lightning's checkpoints, of a model in
-    shards a file for each process, and a resumed run goes on from there.
+    The loss is that of `training_step`, over a sample of the training set that is drawn once,
+    collated as the loader collates, and put through the module's hooks for batches. See `watch` for
+    what is reported, what it costs and what happens when a report fails. With several processes
+    (ddp, FSDP 2 by `ModelParallelStrategy`) each watches its part of the sample. The state goes
+    into Lightning's checkpoints, of a model in shards a file for each process, and a resumed run
+    goes on from there.
 
     Args:
         optimizer: which one of several, by its place in `configure_optimizers`.
@@ -100,6 +102,7 @@ class CurvatureCallback(WatchingCallback, Callback):
             trainer.train_dataloader,
             dashboards=lambda: _loggers(trainer),
             resume_at=None if restored is None else restored["step"],
+            prepare=lambda batch: _prepared(trainer, batch),
         )
         if sharding_of(watcher.objective) is not None:
             self._save_beside(trainer.strategy)
@@ -176,11 +179,17 @@ class CurvatureCallback(WatchingCallback, Callback):
 
 
 def _training_step(module: Any, batch: Any) -> Any:
-    """The loss of `training_step`, with its arguments as far as it takes them."""
-    step = type(module).training_step
-    names = step.__code__.co_varnames[1 : step.__code__.co_argcount]
-    places = {"batch_idx": 0, "dataloader_idx": 0}
-    return module.training_step(batch, *(places[name] for name in names[1:] if name in places))
+    """The loss of `training_step`, with its arguments as Lightning gives them."""
+    step = module.training_step
+    numbered = is_param_in_hook_signature(step, "batch_idx", min_args=2)
+    return step(batch, 0) if numbered else step(batch)
+
+
+def _prepared(trainer: Any, batch: Any) -> Any:
+    """What Lightning does to a batch before `training_step`: its dtype, the module's own hooks."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from thalweg.errors import invalid
+from thalweg.errors import InvalidInput, invalid
 from thalweg.integrations.fixed_sample import fixed_sample
 from thalweg.loss.reduce import group_of_all, reduction_in
 from thalweg.measure.sinks import Sink, reason_of, warn
@@ -78,23 +78,30 @@ class WatchingCallback:
         dashboards: Callable[[], Iterable[AnySink]] = tuple,
         usual_k: int | None = None,
         resume_at: int | None = None,
+        prepare: Callable[[Any], Any] = lambda batch: batch,
     ) -> Watcher:
-        """Begin to watch.
+        """Begin to watch; once more where a training begins again that has not come to its end.
+
+        The rows of the first try then make room for those of the next.
 
         Args:
             model, loss, optimizer, resume_at: as for `watch`.
             loader: of the training set; not looked at where the data are given.
             dashboards: gives the sinks of the trainer's own; asked on the first process alone.
             usual_k: where neither k nor a threshold is given; None leaves it to `watch`.
+            prepare: what the trainer does to a batch before the loss gets it.
 
         Raises:
             InvalidInput: see `fixed_sample` and `watch`.
         """
+        if self.watcher is not None and not self.watcher.closed:
+            self.end()
+            resume_at = resume_at or 0
         options = {"group": group_of_all(), **self.options}
         group, data, k = options["group"], self.data, self.k
         if data is None:
             device = next(model.parameters()).device
-            data = fixed_sample(loader, self.samples, self.seed or 0, device, group)
+            data = fixed_sample(loader, self.samples, self.seed or 0, device, group, prepare)
         if k is None and options.get("threshold") is None:
             k = usual_k
         # A logger that is asked begins its run.
@@ -115,50 +122,45 @@ class WatchingCallback:
         return self.watcher
 
     def restore(
-        self, read: Callable[[], Mapping[str, Any] | None], *, expected: bool = True
+        self, read: Callable[[], Mapping[str, Any] | None], where: str = "the checkpoint"
     ) -> None:
         """Go on from a state, on all processes; where one cannot, all begin with a new subspace.
 
         Args:
             read: gives what the watcher's `state_dict()` was; None where nothing was saved.
-            expected: whether it is known that the run was watched before. A run that was not has
-                lost nothing.
+            where: it should be, in words.
 
         Warns:
-            WatchWarning: it cannot be read, or is of another step, model or number of processes.
+            WatchWarning: it is not there, cannot be read, or is of another step, model or number
+                of processes.
         """
         assert self.watcher is not None
         watcher, reduction = self.watcher, reduction_in(self.watcher.objective)
         without = watcher.state_dict()
-        absent = False
         try:
             with reduction.together():
                 state = read()
-                if absent := state is None:
-                    raise invalid("saved state", None, f"one of step {watcher.step}")
+                if state is None:
+                    raise InvalidInput(f"{where} has none, as where the run was not watched before")
                 if state["step"] != watcher.step:
                     raise invalid("step of the saved state", state["step"], str(watcher.step))
                 watcher.load_state_dict(state)
         except Exception as error:
             watcher.load_state_dict(without)
-            nowhere = all(reduction.gathered("absent" if absent else ""))
-            if reduction.rank or (nowhere and not expected):
-                return
-            warn(
-                f"the state of the resumed run is not read, its subspace is new: {reason_of(error)}"
-            )
+            if reduction.rank == 0:
+                why = reason_of(error)
+                warn(f"the state of the resumed run is not read, its subspace is new: {why}")
 
     def save_to(self, folder: Path) -> None:
         """Write this process's state to a file of its own in a trainer's checkpoint."""
         if self.watcher is not None and folder.is_dir():
             torch.save(self.watcher.state_dict(), self._file_in(folder))
 
-    def restore_from(self, folder: Path, *, expected: bool = True) -> None:
+    def restore_from(self, folder: Path) -> None:
         """Go on from what `save_to` has written; see `restore`."""
         file = self._file_in(folder)
         self.restore(
-            lambda: torch.load(file, weights_only=True) if file.is_file() else None,
-            expected=expected,
+            lambda: torch.load(file, weights_only=True) if file.is_file() else None, str(folder)
         )
 
     def end(self) -> None:

@@ -17,8 +17,6 @@ Example:
 
 from __future__ import annotations
 
-import operator
-from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, Self
@@ -26,14 +24,10 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor, nn
 
+from thalweg.loss.attributes import Attributes
 from thalweg.loss.guards.dtypes import is_low, raised, run_dtype
 from thalweg.loss.guards.wrapped import unwrapped
 from thalweg.loss.shards import without_hooks
-
-# What a module holds in these can grow during a pass.
-CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
-OWN_OF_A_MODULE = frozenset(vars(nn.Module()))
-REGISTERED = ("_parameters", "_buffers", "_modules")
 
 
 class Places(Protocol):
@@ -160,7 +154,7 @@ class Swapped:
         self._settings = settings
         self._low = low
         self._entered: AbstractContextManager[object] = nullcontext()
-        self._before = _Attributes([])
+        self._before = Attributes([])
         self._after: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._buffers: list[tuple[Tensor, Tensor]] = []
         self._depth = 0
@@ -177,7 +171,7 @@ class Swapped:
             return self
         self._entered = self._settings()
         self._entered.__enter__()
-        self._before = _Attributes(self._modules)
+        self._before = Attributes(self._modules)
         try:
             self._places.take(self._modules)
             self._copy_the_rest()
@@ -226,54 +220,6 @@ class Swapped:
                 for name, parameter in module._parameters.items():
                     if parameter is not None:
                         module._parameters[name] = raised(parameter)  # type: ignore[assignment]
-
-
-class _Attributes:
-    """What modules hold, as it was; one level deep: lists and dicts, not what is inside of them."""
-
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
-        self._held = [(vars(module), dict(vars(module))) for module in modules]
-        self._contents = [
-            (value, value.copy())
-            for attributes, _ in self._held
-            for name, value in attributes.items()
-            if type(value) in CONTAINERS and (name not in OWN_OF_A_MODULE or name in REGISTERED)
-        ]
-
-    def changed(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-        """The attributes of each module that are other objects than before."""
-        return [
-            (now, {n: v for n, v in now.items() if n not in before or before[n] is not v})
-            for now, before in self._held
-            if not _same_objects(now, before)
-        ]
-
-    def put_back(self) -> None:
-        """All as it was."""
-        for now, before in self._held:
-            if not _same_objects(now, before):
-                now.clear()
-                now.update(before)
-        for now, before in self._contents:
-            if not _same_objects(now, before):
-                _refill(now, before)
-
-
-def _same_objects(first: Any, second: Any) -> bool:
-    if len(first) != len(second):
-        return False
-    if isinstance(first, set):
-        return first == second
-    if isinstance(first, Mapping):
-        return all(map(operator.is_, first, second)) and all(
-            map(operator.is_, first.values(), second.values())
-        )
-    return all(map(operator.is_, first, second))
-
-
-def _refill(container: Any, contents: Any) -> None:
-    container.clear()
-    (container.update if hasattr(container, "update") else container.extend)(contents)
 
 
 def _in_their_dtypes(

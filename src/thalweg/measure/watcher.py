@@ -152,8 +152,9 @@ class Watcher:
     What is reported is what happens to the parameters: where one of Thalweg's optimizers wraps the
     given one, now or later, the step is that of the wrapper if that is called, from its beginning
     to its end. Theta is fixed when it is built: where parameters are frozen, unfrozen or added to
-    the optimizer later, one warning and the `caveat` of each row say so. Wrappers of other libraries are looked through inwards (Accelerate's, Lightning's);
-    of those around the given optimizer, hand over the outermost.
+    the optimizer later, one warning and the `caveat` of each row say so. Wrappers of other
+    libraries are looked through inwards (Accelerate's, Lightning's); of those around the given
+    optimizer, hand over the outermost.
 
     Nothing that goes wrong in a report reaches the training (`KeyboardInterrupt` does): it is a
     `WatchWarning`, and a row whose `failure` says why. The next report is tried, its subspace
@@ -298,6 +299,11 @@ class Watcher:
     def ended(self) -> bool:
         """Whether no more rows come, since `MOST_FAILURES` of each kind failed in a row."""
         return all(tier.ended for tier in self._tiers)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it watches no more, since it was closed."""
+        return self._closed
 
     def note_samples(self, count: int) -> None:
         """Say that the training evaluates so many samples now, in this process.
