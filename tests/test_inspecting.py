@@ -69,6 +69,26 @@ def test_a_model_of_transformers_is_told_over_a_text(
     assert "below the vocabulary's 128" in capsys.readouterr().err
 
 
+def saved_by_transformers(kind: str, folder: Path) -> Path:
+    """A causal language model; one with its weights torn; a classifier, which has no such head."""
+    transformers = pytest.importorskip("transformers")
+    if kind == "BERT":
+        config = transformers.BertConfig(
+            hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4
+        )
+        model = transformers.BertForSequenceClassification(config)
+    else:
+        config = transformers.GPT2Config(
+            n_layer=1, n_embd=4, n_head=1, vocab_size=128, n_positions=16
+        )
+        model = transformers.GPT2LMHeadModel(config)
+    model.save_pretrained(folder / kind)
+    if kind == "TORN":
+        weights = folder / kind / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:100])
+    return folder / kind
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -79,6 +99,13 @@ def test_a_model_of_transformers_is_told_over_a_text(
         (["FOLDER", "--data", "WEIGHTS"], "a folder with config.json"),
         (["FOLDER", "--data", "nowhere"], "a text file"),
         (["WEIGHTS", "--page", "nowhere/page.html"], "a file in a folder that exists"),
+        (["WEIGHTS", "--page", "FOLDER"], "a file in a folder that exists"),
+        (["PICKLE", "--problem", "digits"], "allowed: a file of safetensors"),
+        (["BERT", "--data", "TEXT", "--context", "4"], "it has no weights cls.predictions"),
+        (["GPT", "--data", "TEXT", "--context", "1"], "an integer >= 2"),
+        (["GPT", "--data", "TEXT", "--context", "64"], "at most the model's 16 positions"),
+        (["GPT", "--data", "EMPTY", "--context", "4"], "the text has 0 tokens"),
+        (["TORN", "--data", "TEXT", "--context", "4"], "TORN is no causal language model"),
     ],
 )
 def test_what_cannot_be_read_is_said_in_one_line(
@@ -87,8 +114,13 @@ def test_what_cannot_be_read_is_said_in_one_line(
     weights = tmp_path / "weights.safetensors"
     save_file({"other": torch.ones(2)}, weights)
     places = {"WEIGHTS": str(weights), "FOLDER": str(tmp_path)}
+    for name, content in {"PICKLE": b"PK\x03\x04" * 9, "TEXT": b"abc" * 99, "EMPTY": b""}.items():
+        places[name] = str(tmp_path / name)
+        Path(places[name]).write_bytes(content)
     if "config.json" in said:
         pytest.importorskip("transformers")
+    if words[0] in ("BERT", "GPT", "TORN"):
+        places[words[0]] = str(saved_by_transformers(words[0], tmp_path))
     assert status([places.get(word, word) for word in words]) == 2
     error = capsys.readouterr().err
     assert said in error

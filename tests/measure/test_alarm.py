@@ -43,9 +43,27 @@ def test_what_was_not_measured_is_passed_over() -> None:
 def test_it_says_what_and_where() -> None:
     with pytest.warns(WatchWarning, match=r"step 0: margin is -0.5, below -0.2$"):
         fed(Alarm("margin", below=-0.2, reports=1), [-0.5])
-    for wrong in ({}, {"below": 0.0, "above": 1.0}, {"below": 0.0, "reports": 0}):
+    for wrong in (
+        {},
+        {"below": 0.0, "above": 1.0},
+        {"below": 0.0, "reports": 0},
+        {"below": 0.0, "reports": 1.5},
+        {"above": "high"},
+    ):
         with pytest.raises(InvalidInput):
             Alarm("margin", **wrong)
+
+
+def watch_rows(alarm: Alarm) -> None:
+    for step in range(3):
+        alarm.log({"sharpness": None, "loss": 1.0}, step)
+
+
+def test_a_column_that_is_not_there_is_said_once() -> None:
+    alarm = Alarm("sharpnes", above=1.0)
+    with pytest.warns(WatchWarning, match="never goes off.*did you mean 'sharpness'") as caught:
+        watch_rows(alarm)
+    assert len(caught) == 1
 
 
 @pytest.mark.filterwarnings("ignore")

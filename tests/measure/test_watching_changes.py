@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from thalweg.errors import InvalidInput
 from thalweg.measure.sinks import WatchWarning
 from thalweg.measure.watch import watch
 from thalweg.measure.watcher import UNMOVED
@@ -140,3 +141,26 @@ def test_a_gradient_under_a_scaler_is_that_without(fused: bool) -> None:
             assert len(watcher.history) == (4 if fused else 3)
             assert (UNMOVED in (watcher.history[-1]["caveat"] or "")) == fused
     assert norms[True][:3] == pytest.approx(norms[False][:3], rel=1e-6)
+
+
+def test_a_state_of_another_watch_is_refused_and_changes_nothing() -> None:
+    def watched(samples: int = 24, width: int = 5, k: int = 2) -> Any:
+        model = nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 3))
+        few = tuple(part[:samples] for part in data())
+        return watch(model, LOSS, few, of_all(model), every=1, k=k, quiet=True)
+
+    state = watched().state_dict()
+    for other, said in (
+        (watched(samples=12), "num_samples of the saved state: got 24, allowed: 12"),
+        (watched(width=6), "num_parameters of the saved state: got 43"),
+        (watched(k=1), "k of the saved state: got 2, allowed: 1"),
+    ):
+        with pytest.raises(InvalidInput, match=said):
+            other.load_state_dict(state | {"step": 7})
+        assert other.step == 0
+    same = watched()
+    for wrong in ({}, None, {"step": 3}, {"model": {}}):
+        with pytest.raises(InvalidInput, match=r"what watcher.state_dict\(\) gave"):
+            same.load_state_dict(wrong)
+    same.load_state_dict(state | {"step": 7})
+    assert same.step == 7

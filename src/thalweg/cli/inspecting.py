@@ -34,7 +34,7 @@ def inspect(options: argparse.Namespace) -> int:
     load_plugins(options)
     path = Path(options.model).expanduser()
     page = None if options.page is None else Path(options.page).expanduser()
-    if page is not None and not page.parent.is_dir():
+    if page is not None and (page.is_dir() or not page.parent.is_dir()):
         raise invalid("--page", str(page), "a file in a folder that exists")
     objective = _of_folder(path, options) if path.is_dir() else _of_weights(path, options)
     found = curvature_summary(objective, options.k)
@@ -82,8 +82,13 @@ def _of_weights(path: Path, options: argparse.Namespace) -> Objective:
     problem = build_problem(load_spec(options.problem, words).problem, seed=0)
     check_limit("parameters_bytes", path.stat().st_size, path)
     try:
-        problem.model.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError) as error:
+        weights = load_file(path)
+    except SafetensorError as error:
+        hint = "write one by safetensors.torch.save_file(model.state_dict(), file)"
+        raise invalid("model", str(path), "a file of safetensors", hint) from error
+    try:
+        problem.model.load_state_dict(weights)
+    except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise InvalidInput(f"model: {path} does not fit {options.problem}: {reason}") from error
     return Objective(problem.model, problem.loss, problem.train)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from thalweg.contrib.block_sharpness import block_sharpness
+from thalweg.errors import invalid
 from thalweg.linalg import norm
 from thalweg.loss.objective import Objective
 from thalweg.operators.hessian import Hessian
@@ -136,9 +137,12 @@ def curvature_summary(
         seed: of random vectors.
 
     Raises:
-        InvalidInput: k >= P.
+        InvalidInput: k < 1 or k >= P.
         Diverged: the loss or a product is NaN or infinite.
     """
+    if not 1 <= k < objective.num_parameters:
+        allowed = f"an integer from 1 to P - 1 = {objective.num_parameters - 1}"
+        raise invalid("k", k, allowed, "one eigenvalue more is found, for the gap")
     hessian = Hessian(objective, keep_graph=True)
     value, gradient = objective.value_and_gradient()
     space = eigenpairs(hessian, k + 1, tolerance=tolerance, seed=seed)

@@ -50,25 +50,42 @@ def saved_language_model(
         device: where the model goes.
 
     Raises:
-        InvalidInput: no such model or text; a model of another kind; a text that is too short, or
-            has tokens that the model does not know.
+        InvalidInput: no such model or text; a model of another kind, whose weights leave some of a
+            causal language model to chance; a context below 2 or beyond the model's positions; a
+            text that is too short, or has tokens that the model does not know.
         MissingExtra: transformers is not installed.
     """
     require_extra("huggingface", "transformers")
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    if context < 2:
+        raise invalid("context", context, "an integer >= 2: the loss is that of the next token")
     if not (folder / "config.json").is_file():
         raise invalid("model", str(folder), "a folder with config.json and model.safetensors")
     logging.getLogger("transformers").setLevel(logging.ERROR)
+    disable_progress_bar()
     settings: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         AutoConfig.from_pretrained(folder, **settings)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, use_safetensors=True, dtype=torch.float32, **settings
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            folder,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+            **settings,
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InvalidInput(f"model: {folder} is no causal language model: {reason}") from error
+    if missing := sorted(loaded["missing_keys"]):
+        # transformers draws them at random: a head that another kind of model does not have.
+        few = ", ".join(missing[:3])
+        raise InvalidInput(f"model: {folder} is no causal language model: it has no weights {few}")
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(longest, int) and context > longest:
+        raise invalid("context", context, f"at most the model's {longest} positions")
     tokens = _tokens(folder, text, model.config.vocab_size)
     count = len(tokens) // context
     if count < samples:
@@ -91,7 +108,7 @@ def _tokens(folder: Path, text: Path, vocabulary: int) -> Tensor:
         tokens = torch.tensor(tokenizer(data.decode("utf-8"))["input_ids"], device="cpu")
     else:
         tokens = torch.tensor(list(data), device="cpu")
-    if int(tokens.max()) >= vocabulary:
+    if len(tokens) and int(tokens.max()) >= vocabulary:
         hint = "a tokenizer in the folder, or a text in ASCII"
         raise invalid("tokens", int(tokens.max()), f"below the vocabulary's {vocabulary}", hint)
     return tokens

@@ -24,6 +24,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
@@ -187,7 +188,8 @@ class Objective:
         product: Product | Literal["wrapped"] = "auto",
         check: bool = True,
     ) -> None:
-        if chunk_size is not None and chunk_size != "auto" and chunk_size < 1:
+        number = chunk_size not in (None, "auto")
+        if number and (not isinstance(chunk_size, Integral) or chunk_size < 1):
             allowed = "an integer >= 1, 'auto', or None for no limit"
             raise invalid("chunk_size", chunk_size, allowed)
         refuse_unfit_seed(seed)

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from numbers import Integral, Real
 from typing import Any
 
-from thalweg.errors import invalid
+from thalweg.errors import invalid, unknown_name
 from thalweg.measure.sinks import warn
 
 
@@ -29,17 +30,19 @@ class Alarm:
         column: a column of numbers, such as "stability_margin".
         below, above: what is too low, or too high; one of them.
         reports: in a row, >= 1; a report that lacks the number is passed over.
-        then: called with the row at which it goes off; None to warn alone.
+        then: called with the row at which it goes off; None to warn alone. An error that it raises
+            is a warning and does not stop the training: for that look at `raised`.
 
     Attributes:
         raised: whether the number is still where it should not be.
         steps: at which it went off.
 
     Raises:
-        InvalidInput: neither or both limits; reports < 1.
+        InvalidInput: neither or both limits, one that is no number; reports < 1.
 
     Warns:
-        WatchWarning: when it goes off, and again only after the number was all right.
+        WatchWarning: when it goes off, and again only after the number was all right; once, where
+            rows have no such column.
     """
 
     def __init__(
@@ -53,16 +56,24 @@ class Alarm:
     ) -> None:
         if (below is None) == (above is None):
             raise invalid("below, above", (below, above), "one of them, the other None")
-        if reports < 1:
+        limit = above if below is None else below
+        if not isinstance(limit, Real):
+            raise invalid("above" if below is None else "below", limit, "a number")
+        if not isinstance(reports, Integral) or reports < 1:
             raise invalid("reports", reports, "an integer >= 1")
         self.column, self.below, self.above = column, below, above
         self.reports, self.then = reports, then
         self.raised = False
         self.steps: list[int] = []
         self._in_a_row = 0
+        self._has_column: bool | None = None
 
     def log(self, row: Mapping[str, Any], step: int) -> None:
         """Look at a row."""
+        if self._has_column is None:
+            self._has_column = self.column in row
+            if not self._has_column:
+                warn(f"an alarm never goes off: {unknown_name('column', self.column, row)}")
         value = row.get(self.column)
         if not isinstance(value, (int, float)) or math.isnan(value):
             return

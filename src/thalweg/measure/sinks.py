@@ -241,6 +241,8 @@ class CSV:
         overwrite: bool = False,
         resume_at: int | None = None,
     ) -> None:
+        if not isinstance(path, str | os.PathLike):
+            raise invalid("file", path, "a path")
         self.path = Path(path)
         self.columns = None if columns is None else tuple(columns)
         self._left_out: set[str] = set()

@@ -22,6 +22,7 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 from thalweg.errors import invalid
@@ -163,6 +164,8 @@ def tiers(
     """
     if quick_every is not None and quick_every < 0:
         raise invalid("quick_every", quick_every, "an integer >= 0, or None", "0 for no quick rows")
+    if isinstance(budget, bool) or not isinstance(budget, Real) or not budget > 0:
+        raise invalid("budget", budget, "a number > 0, such as 0.05")
     none = quick_every == 0 or (quick_every is None and every is not None)
     shares = not none and quick_every is None
     quick = () if none else tuple(each for each in further if each.quick)

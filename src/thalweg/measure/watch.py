@@ -25,7 +25,7 @@ import glob
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from numbers import Integral
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -154,6 +154,9 @@ def watch(
     for name, number in numbers.items():
         if number is not None and (isinstance(number, bool) or not isinstance(number, Integral)):
             raise invalid(name, number, "an integer")
+    for name, number in {"threshold": threshold, "error": error}.items():
+        if number is not None and (isinstance(number, bool) or not isinstance(number, Real)):
+            raise invalid(name, number, "a number")
     if not isinstance(model, nn.Module):
         raise invalid("model", type(model).__name__, "an nn.Module")
     if loss is not None and (not callable(loss) or isinstance(loss, type)):

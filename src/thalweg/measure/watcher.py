@@ -221,6 +221,8 @@ class Watcher:
         reduction = reduction_in(objective)
         self._leads = reduction.rank == 0
         start = resume_at or 0
+        if isinstance(probes, str) or not isinstance(probes, Sequence):
+            raise invalid("probes", probes, "a list of probes", 'such as ["trace"]')
         further = [
             each if isinstance(each, Probe) else registry.probes.find(each) for each in probes
         ]
@@ -333,6 +335,7 @@ class Watcher:
         """
         return {
             "step": self.step,
+            "of": self._identity(),
             "tiers": {tier.name: tier.state_dict() for tier in self._tiers},
             "trained": self._trained.heard,
             "told": self._trained.told,
@@ -341,7 +344,19 @@ class Watcher:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` gave, into a watcher of the same loss and optimizer."""
+        """Restore what `state_dict` gave, into a watcher of the same loss and optimizer.
+
+        Raises:
+            InvalidInput: it is no such state, or of another k, or of a loss with another number of
+                parameters or of samples.
+        """
+        needed = ("step", "trained", "source", "direction")
+        if not isinstance(state, Mapping) or any(name not in state for name in needed):
+            raise invalid("state", type(state).__name__, "what watcher.state_dict() gave")
+        # Version 0.1 did not say of what it is.
+        for name, own in self._identity().items():
+            if (saved := state.get("of", {}).get(name, own)) != own:
+                raise invalid(f"{name} of the saved state", saved, f"{own}, as watched now")
         self.step = state["step"]
         # Before there were quick rows, what is full was beside the others.
         saved = state.get("tiers", {"full": state})
@@ -354,6 +369,15 @@ class Watcher:
         self._trained.told = state.get("told", 0)
         self.source.load_state_dict(state["source"])
         self._direction = unpacked(state["direction"], sharding_of(self.objective))
+
+    def _identity(self) -> dict[str, int]:
+        """What a state can be told from that of another watch by."""
+        found = {
+            "num_parameters": self.objective.num_parameters,
+            "num_samples": self.objective.num_samples,
+        }
+        k = getattr(self.source, "k", None)
+        return found | ({"k": k} if isinstance(k, int) else {})
 
     def plot(self) -> Any:
         """Draw what was reported: a matplotlib figure, `watcher.plot().savefig("run.png")`.

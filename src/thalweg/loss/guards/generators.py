@@ -63,10 +63,14 @@ def refuse_unfit_seed(seed: int | None) -> int | None:
     """The seed.
 
     Raises:
-        InvalidInput: it is no integer >= 0, nor None.
+        InvalidInput: it is no integer >= 0 that torch can take, nor None.
     """
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
+    if seed is None:
+        return None
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise invalid("seed", seed, "an integer >= 0, or None")
+    if seed >= 2**63:
+        raise invalid("seed", seed, "an integer below 2**63")
     return seed
 
 
