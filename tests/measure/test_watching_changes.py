@@ -164,3 +164,13 @@ def test_a_state_of_another_watch_is_refused_and_changes_nothing() -> None:
             same.load_state_dict(wrong)
     same.load_state_dict(state | {"step": 7})
     assert same.step == 7
+
+
+def test_the_first_samples_may_all_be_ignored_by_the_loss() -> None:
+    model = network()
+    inputs, targets = data()
+    ignored = targets.clone()
+    ignored[:17] = LOSS.ignore_index
+    watched = watch(model, LOSS, (inputs, ignored), of_all(model), quiet=True)
+    alone = LOSS(model(inputs[17:]), targets[17:])
+    assert float(watched.objective.value()) == pytest.approx(float(alone), rel=1e-6)

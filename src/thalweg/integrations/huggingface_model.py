@@ -69,7 +69,7 @@ def saved_language_model(
     settings: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         AutoConfig.from_pretrained(folder, **settings)
-        model, loaded = AutoModelForCausalLM.from_pretrained(
+        given: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             use_safetensors=True,
             dtype=torch.float32,
@@ -79,6 +79,7 @@ def saved_language_model(
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InvalidInput(f"model: {folder} is no causal language model: {reason}") from error
+    model, loaded = given
     if missing := sorted(loaded["missing_keys"]):
         # transformers draws them at random: a head that another kind of model does not have.
         few = ", ".join(missing[:3])

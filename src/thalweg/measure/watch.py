@@ -365,11 +365,27 @@ def _subset(data: object, samples: int, seed: int, like: Tensor, mode: str) -> o
     return batches if len(batches) > 1 or are_whole(everything) else TensorSamples(batches[0], like)
 
 
+def _few_that_count(loss: Loss) -> Tensor:
+    """The first samples; more of them where the loss ignores all targets of those."""
+    few = min(SAMPLES_CHECKED, loss.num_samples)
+    if getattr(loss, "batch_weight", None) is not None:
+        while few < loss.num_samples and not _counts(loss, few):
+            few = min(2 * few, loss.num_samples)
+    return torch.arange(few, device="cpu")
+
+
+def _counts(loss: Any, few: int) -> bool:
+    try:
+        return loss.weight(torch.arange(few, device="cpu")) > 0
+    except InvalidInput:
+        return False
+
+
 def _number_of_classes(objective: Objective) -> int | None:
     """By the shape of the model's output; evaluating the loss also shows early what is wrong."""
     alone, outputs = objective.unchecked(), []
     # Of this process, which may hold fewer than others.
-    few = torch.arange(min(SAMPLES_CHECKED, alone.num_samples), device="cpu")
+    few = _few_that_count(alone)
     if isinstance(objective.model, torch.jit.ScriptModule):  # takes no hooks
         outputs = list(next(alone.evaluations(samples=few)).outputs)
     else:
@@ -400,7 +416,7 @@ def _refuse_without_second_derivative(objective: Loss) -> None:
             "torch.float32 or torch.float64",
             "keep the parameters in float32, and train in lower precision by torch.autocast",
         ) from None
-    few = torch.arange(min(SAMPLES_CHECKED, objective.num_samples), device="cpu")
+    few = _few_that_count(objective)
     # What fits these few chunks, such as the faster way to multiply, is not known of the others.
     known = objective.state_dict()
     try:
