@@ -119,6 +119,16 @@ def test_other_parameters_than_at_the_beginning_are_a_caveat_and_one_warning(
     assert [said in (row["caveat"] or "") for row in rows] == [False, False, True, True]
 
 
+@pytest.mark.parametrize(
+    ("change", "optimizer"), [(unfrozen, of_all_with_a_frozen_one), (frozen, of_all)]
+)
+def test_who_watches_a_part_hears_of_that_alone(change: Any, optimizer: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", WatchWarning)
+        rows = rows_of(optimizer, change, parameters="2.weight")
+    assert not any("in these numbers" in (row["caveat"] or "") for row in rows)
+
+
 @pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
 def test_a_gradient_under_a_scaler_is_that_without(fused: bool) -> None:
     """A fused optimizer is given scaled gradients, and skips a step inside of it."""

@@ -240,7 +240,9 @@ class Watcher:
         self._columns = tuple(dict.fromkeys((*COLUMNS, *columns)))
         self._parameters = list(objective.parameters())
         self._held = held_by(optimizer)
-        self._names, self._has_strangers = self._trained_names(), False
+        trained, theta = self._trained_now(), {id(parameter) for parameter in self._parameters}
+        self._names, self._has_strangers = set(trained), False
+        self._is_a_part = any(id(each) not in theta for each in trained.values())
         self._kind = objective.device, objective.dtype
         self._fresh = _fresh_state(source)
         self._closed = False
@@ -732,20 +734,30 @@ class Watcher:
                 )
         self._parameters, self._held = present, held
 
-    def _trained_names(self) -> set[str]:
-        """The parameters of the watched models that are trained at present."""
+    def _named(self) -> list[tuple[str, Tensor]]:
+        """The parameters of the watched models."""
+        models = _models_of(self.objective)
+        return list(itertools.chain(*(model.named_parameters() for model in models)))
+
+    def _trained_now(self) -> dict[str, Tensor]:
+        """Those of them that are trained at present."""
         held = held_by(self.optimizer)
-        named = itertools.chain(*(m.named_parameters() for m in _models_of(self.objective)))
-        return {name for name, each in named if each.requires_grad and id(each) in held}
+        return {
+            name: each for name, each in self._named() if each.requires_grad and id(each) in held
+        }
 
     def _strangers(self) -> list[str]:
         """A text where other parameters are trained than when the watch began; warned of once."""
-        names = self._trained_names()
+        theta = {id(parameter) for parameter in self._parameters}
+        # By that alone: FSDP shows other objects while its parameters are whole.
+        frozen = {n for n, each in self._named() if id(each) in theta and not each.requires_grad}
+        # Who watches a part of the model by its names leaves parameters out from the start.
+        joined = set() if self._is_a_part else self._trained_now().keys() - self._names
         said = [
             f"{_listed(them)} {what} in these numbers: watch anew"
             for them, what in (
-                (names - self._names, "are trained by now, and are not"),
-                (self._names - names, "are no longer trained, and are still"),
+                (joined, "are trained by now, and are not"),
+                (self._names & frozen, "are no longer trained, and are still"),
             )
             if them
         ]
