@@ -186,7 +186,7 @@ def test_killed_again_and_again_it_leaves_what_an_undisturbed_one_leaves(
         """Killed after a while, eight times: between its checkpoints and within them."""
 
         def __init__(self, *arguments: Any, **options: Any) -> None:
-            self.until = time.monotonic() + chance.uniform(0.1, 2.5)
+            self.until = time.monotonic() + chance.uniform(0.05, 0.5)
             super().__init__(*arguments, **options)
 
         @property
