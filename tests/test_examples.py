@@ -53,6 +53,20 @@ TINY = [(name, needs, tiny.split()) for name, (needs, tiny, _) in TRAININGS.item
 SLOW = [(name, needs, longer.split()) for name, (needs, _, longer) in TRAININGS.items()]
 
 
+def lines_of_processes(name: str, count: int, folder: Path | None = None) -> list[str]:
+    """What an example prints that torchrun starts in some processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*launcher, f"--nproc-per-node={count}", EXAMPLES / name],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        cwd=folder,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     def lines_of(name: str, *arguments: str) -> list[str]:
@@ -225,13 +239,7 @@ def test_a_watched_training_is_the_same_and_its_sharpness_is_right(
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_sharded_model_prints_the_same_on_any_number_of_processes(tmp_path: Path) -> None:
-    script, said = str(EXAMPLES / "sharded_model.py"), []
-    for count in (1, 2):
-        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
-        done = subprocess.run(
-            [*launch, script], capture_output=True, text=True, check=True, cwd=tmp_path
-        )
-        said.append(done.stdout.splitlines())
+    said = [lines_of_processes("sharded_model.py", count, tmp_path) for count in (1, 2)]
     assert [line.partition("rows")[2] for line in said[0]] == [
         line.partition("rows")[2] for line in said[1]
     ]
@@ -253,15 +261,7 @@ def test_local_sgd_learns_and_its_rounds_grow(run) -> None:
 @pytest.mark.timeout(600)
 def test_tensor_parallel_prints_the_same_in_one_process_and_in_two(run) -> None:
     alone = run("tensor_parallel.py")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    done = subprocess.run(
-        [*launcher, "--nproc-per-node=2", EXAMPLES / "tensor_parallel.py"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    together = done.stdout.splitlines()
+    together = lines_of_processes("tensor_parallel.py", 2)
     assert alone[1].split() == ["product", "exact"]
     assert "difference model: second derivatives through tensor parallel layers" in together[1]
     assert alone[2:] == together[2:]
@@ -271,15 +271,7 @@ def test_tensor_parallel_prints_the_same_in_one_process_and_in_two(run) -> None:
 @pytest.mark.slow
 def test_data_parallel_prints_the_same_in_one_process_and_in_two(run) -> None:
     alone = run("data_parallel.py")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    done = subprocess.run(
-        [*launcher, "--nproc-per-node=2", EXAMPLES / "data_parallel.py"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    together = done.stdout.splitlines()
+    together = lines_of_processes("data_parallel.py", 2)
     assert (alone[0], together[0]) == ("1 processes, N = 1200", "2 processes, N = 1200")
     assert alone[1:] == together[1:]
 

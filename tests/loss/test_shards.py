@@ -24,6 +24,7 @@ from torch.optim import SGD, Adam, Optimizer
 from torch.utils.checkpoint import checkpoint
 
 from tests.processes import in_processes
+from tests.shards import block_like, projector
 from thalweg.errors import InvalidInput, ThalwegError
 from thalweg.linalg import norm, orthonormalize, random_unit
 from thalweg.loss.objective import Objective
@@ -40,7 +41,6 @@ from thalweg.sharding import ShardedVector, plain, tensors_in, whole
 from thalweg.spectrum.curvature_profile import curvature_profile
 from thalweg.spectrum.density import spectral_density
 from thalweg.spectrum.eigensolver import eigenpairs, top_eigenpairs
-from thalweg.spectrum.subspace import Subspace
 from thalweg.spectrum.threshold_split import split_at
 from thalweg.spectrum.trace_estimation import trace
 from thalweg.tracking.optimizer_metric import OptimizerMetricSource
@@ -114,19 +114,6 @@ def step(model: nn.Module, optimizer: Optimizer, rank: int, count: int) -> None:
     optimizer.zero_grad()
     (LOSS(model(inputs), targets) * (count * len(targets) / SAMPLES)).backward()
     optimizer.step()
-
-
-def projector(space: Subspace) -> Tensor:
-    basis = whole(space.basis.T)
-    return basis.T @ basis
-
-
-def block_like(loss: Objective) -> Tensor:
-    """The same columns (P, 3) in one process and in many."""
-    generator = torch.Generator().manual_seed(3)
-    kind = {"generator": generator, "dtype": torch.float64, "device": "cpu"}
-    rows = torch.randn(3, loss.num_parameters, **kind)
-    return (rows if loss.sharding is None else loss.sharding.part_of(rows)).T
 
 
 def of_a_loss(loss: Objective) -> Numbers:

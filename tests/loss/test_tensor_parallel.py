@@ -27,6 +27,7 @@ from torch.distributed.tensor.parallel import (
 from torch.optim import SGD, Adam, Optimizer
 
 from tests.processes import in_processes
+from tests.shards import block_like, projector
 from thalweg.errors import InvalidInput
 from thalweg.loss.objective import Objective
 from thalweg.measure.watch import watch
@@ -35,7 +36,6 @@ from thalweg.operators.hessian import Hessian
 from thalweg.optim.split import SplitUpdate
 from thalweg.sharding import plain, whole
 from thalweg.spectrum.eigensolver import top_eigenpairs
-from thalweg.spectrum.subspace import Subspace
 from thalweg.tracking.optimizer_metric import OptimizerMetricSource
 from thalweg.tracking.tracker import SubspaceTracker
 
@@ -123,19 +123,6 @@ def step(model: nn.Module, optimizer: Optimizer) -> None:
     optimizer.zero_grad()
     nn.CrossEntropyLoss()(model(words), classes).backward()
     optimizer.step()
-
-
-def block_like(loss: Objective) -> Tensor:
-    """The same columns (P, 3) in one process and in many."""
-    generator = torch.Generator().manual_seed(3)
-    kind = {"generator": generator, "dtype": torch.float64, "device": "cpu"}
-    rows = torch.randn(3, loss.num_parameters, **kind)
-    return (rows if loss.sharding is None else loss.sharding.part_of(rows)).T
-
-
-def projector(space: Subspace) -> Tensor:
-    basis = whole(space.basis.T)
-    return basis.T @ basis
 
 
 def of_a_loss(loss: Objective) -> tuple[Numbers, Numbers]:

@@ -130,8 +130,6 @@ def note_maker(study: StudyFolder, spec: Spec, seed: int, branch: str, lockstep:
         spec: of the study.
         lockstep: label of the group; empty: the run goes by itself.
     """
-    import tomli_w
-
     run = study.run(seed, branch)
     if not (run.path / "run.toml").is_file():
         return
@@ -150,7 +148,7 @@ def note_maker(study: StudyFolder, spec: Spec, seed: int, branch: str, lockstep:
     task = Task(seed, branch)
     table.setdefault(PLANNED, table["content_hash"])
     content = content_hash(spec, task, str(table.get("data_fingerprint", "")), maker)
-    run.write_run_text(tomli_w.dumps({**table, "maker": maker, "content_hash": content}))
+    _write_anew(run, {**table, "maker": maker, "content_hash": content})
 
 
 def lockstep_of(run: RunFolder) -> str:
@@ -287,8 +285,6 @@ def placed(
 
     The other one stands in `run.toml` as well, for processes that know the folder alone.
     """
-    import tomli_w
-
     found: list[Task] = []
     for task in tasks:
         run = study.run(task.seed, task.branch)
@@ -299,7 +295,7 @@ def placed(
         if first != own and run.status() is None:
             own = replace(own, same_as=first)
             assert first.study is not None
-            run.write_run_text(tomli_w.dumps({**table, SAME_AS: _name(first.study.name, first)}))
+            _write_anew(run, {**table, SAME_AS: _name(first.study.name, first)})
         found.append(own)
     return found
 
@@ -399,11 +395,16 @@ def _found_wrong(source: RunFolder, identity: str) -> list[str]:
 
 
 def _write_maker_of(source: RunFolder, run: RunFolder) -> None:
-    import tomli_w
-
     table = stored_toml(run.run_text, run.path / "run.toml")
     own = {key: _read(source, key) for key in ("maker", "content_hash", PLANNED)}
-    run.write_run_text(tomli_w.dumps({**table, **own}))
+    _write_anew(run, {**table, **own})
+
+
+def _write_anew(run: RunFolder, table: Mapping[str, Any]) -> None:
+    """Write the `run.toml` of a run."""
+    import tomli_w
+
+    run.write_run_text(tomli_w.dumps(table))
 
 
 def _copy_all(source: Path, target: Path) -> None:
