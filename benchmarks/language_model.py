@@ -55,6 +55,7 @@ from thalweg.tracking.tracker import SubspaceTracker
 
 SIZES = {
     "gpt2": {"n_layer": 12, "n_embd": 768, "n_head": 12, "vocab_size": 50257, "n_positions": 256},
+    "tiny": {"n_layer": 2, "n_embd": 32, "n_head": 4, "vocab_size": 128, "n_positions": 32},
     "small": {"n_layer": 2, "n_embd": 64, "n_head": 4, "vocab_size": 512, "n_positions": 64},
     "billion": {
         "n_layer": 36,
@@ -336,7 +337,7 @@ def follow(case: Case) -> Iterator[dict[str, Any]]:
             "sharpness": float(space.eigenvalues[0]),
         }
         if step % options.check == 0:
-            truth = eigenpairs(Hessian(objective), k, tolerance=1e-3)
+            truth = eigenpairs(Hessian(objective), k, tolerance=1e-4)
             off = space.project(wanted) - truth.project(wanted)
             row["error"] = float(off.norm() / wanted.norm())
             begin = now(case.device)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.sampling import few
 from thalweg.operators.symmetric import DenseOperator
-from thalweg.spectrum.eigensolver import eigenpairs, top_eigenpairs
+from thalweg.spectrum.eigensolver import eigenpairs, solve_block, top_eigenpairs
 from thalweg.spectrum.metric_subspace import MetricSubspace
 from thalweg.spectrum.subspace import Subspace, random_subspace
 
@@ -120,3 +120,45 @@ def test_where_angles_are_not_known_no_error_is_claimed() -> None:
     assert known.error(torch.ones(20)) == 0.0
     assert known.error(torch.zeros(20)) == 0.0
     assert Subspace(space.basis, space.eigenvalues, angles=torch.ones(3)).error(torch.ones(20)) == 1
+
+
+def residual(rows: Tensor, images: Tensor) -> float:
+    """The largest of the first K pairs, relative to lambda_1."""
+    values = (rows * images).sum(1)
+    return float(((images - values[:, None] * rows).norm(dim=1) / values[0])[:K].max())
+
+
+def test_a_solve_goes_on_to_a_finer_tolerance_that_its_values_ask_for() -> None:
+    operator, values, _ = problem(0.9)
+    asked: list[Tensor] = []
+
+    def finer(found: Tensor) -> float:
+        asked.append(found)
+        return 1e-4 * float(found[-1] / found[0])
+
+    def width(_: Tensor) -> int:
+        return K
+
+    coarse = solve_block(operator, K, width, tolerance=1e-2)
+    fine = solve_block(operator, K, width, tolerance=1e-2, finer=finer)
+    needed = 1e-4 * float(values[K - 1] / values[0])
+    assert needed < residual(coarse.rows, coarse.images) < 1e-2
+    assert residual(fine.rows, fine.images) < 1.01 * needed
+    # Asked once, when the coarse one was met; and what is coarser changes nothing.
+    assert [len(found) for found in asked] == [K]
+    same = solve_block(operator, K, width, tolerance=1e-2, finer=lambda _: 0.1)
+    assert torch.equal(same.rows, coarse.rows)
+    # What the limit ends after the coarse tolerance was met is no solve that was cut.
+    limited = solve_block(
+        operator, K, width, tolerance=1e-2, finer=finer, max_matvecs=coarse.num_matvecs + 2
+    )
+    assert not limited.cut
+    assert needed < residual(limited.rows, limited.images) < 1e-2
+
+
+def test_a_finer_tolerance_stops_at_rounding() -> None:
+    operator, _, _ = problem(0.3)
+    single = DenseOperator((operator @ torch.eye(SIZE, dtype=torch.float64)).float())
+    found = solve_block(single, K, lambda _: K, tolerance=1e-2, finer=lambda _: 1e-30)
+    assert found.num_matvecs < 100
+    assert residual(found.rows, found.images) < 20 * torch.finfo(torch.float32).eps

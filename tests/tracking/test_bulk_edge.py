@@ -5,7 +5,15 @@ import math
 import pytest
 import torch
 
-from thalweg.tracking.bulk_edge import DROP, MOST_GUARDS, WIDE, BulkEdge, guards_wanted
+from thalweg.tracking.bulk_edge import (
+    DROP,
+    MOST_GUARDS,
+    WIDE,
+    BulkEdge,
+    from_above,
+    guards_wanted,
+    reach,
+)
 
 SPECTRUM = [10.0, 8.0, 7.9, 7.0, 4.0, 1.0]
 
@@ -38,6 +46,44 @@ def test_the_fewest_guards_with_which_the_gap_is_wide(k: int, present: int, want
 
 def test_there_are_no_more_guards_than_the_most() -> None:
     assert guards_wanted(torch.ones(40), 3, 0) == MOST_GUARDS
+
+
+@pytest.mark.parametrize("lower", [0.0, 0.1, -0.1])
+@pytest.mark.parametrize("tilt", [0.03, 0.3])
+def test_an_eigenvalue_from_its_ritz_value(lower: float, tilt: float) -> None:
+    # A vector in the plane of two eigenvectors, of the eigenvalues 2 and `lower`.
+    values, vector = torch.tensor([2.0, lower]), torch.tensor([math.cos(tilt), math.sin(tilt)])
+    ritz = float(vector @ (values * vector))
+    residual = float((values * vector - ritz * vector).norm())
+    assert ritz < from_above(ritz, residual)
+    # Exact where the lower one is zero, else off by a part of what was missing.
+    assert abs(from_above(ritz, residual) - 2.0) < 0.11 * (2.0 - ritz) + 1e-6
+
+
+def test_what_lies_above_zero_by_less_than_its_residual_reaches_no_further() -> None:
+    assert from_above(0.1, 0.5) == pytest.approx(0.6)
+    assert from_above(-0.2, 0.5) == -0.2
+
+
+@pytest.mark.parametrize(
+    ("residuals", "reached"),
+    [
+        ((0, 0, 0.1, 0.1, 0), 3.0),  # all guards are eigenvectors: the look
+        ((0, 0, 0.1, 0.1, 0.6), 3.12),  # and 0.36 / 3 above it
+        ((0, 0, 1.5, 2.5, 0.6), 7.5),  # the second guard is a packet: 5 + 2.5
+        ((0, 0, 2.5, 0.1, 0.6), 8.0),  # the first one is: at most lambda_2
+    ],
+)
+def test_a_guard_of_a_large_residual_reaches_up(
+    residuals: tuple[float, ...], reached: float
+) -> None:
+    values = torch.tensor([9.0, 8.0, 7.0, 5.0, 3.0])
+    assert reach(values, torch.tensor(residuals), k=2, size=4) == pytest.approx(reached)
+
+
+def test_without_guards_the_look_alone_tells_how_far_it_reaches() -> None:
+    values, residuals = torch.tensor([9.0, 8.0, 2.0]), torch.tensor([5.0, 5.0, 1.0])
+    assert reach(values, residuals, k=2, size=2) == 2.5
 
 
 def test_between_looks_the_ratio_follows_its_trend() -> None:

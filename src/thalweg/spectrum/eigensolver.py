@@ -56,6 +56,8 @@ from thalweg.surroundings import shielded
 
 PATIENCE, NEAR_NOISE = 15, 3.0
 """Products without a lower residual, this many times the products' own errors, end a solve."""
+ROUNDING = 10
+"""Units of the last place that a residual can be asked to meet."""
 CHECK_REPEATED = 4
 """Products spent on a fresh random direction, so that no copy of an eigenvalue is missed."""
 
@@ -263,6 +265,7 @@ def solve_block(
     width: Callable[[Tensor], int],
     *,
     tolerance: float,
+    finer: Callable[[Tensor], float] | None = None,
     max_matvecs: float = math.inf,
 ) -> SolvedBlock:
     """The k largest eigenpairs as `top_eigenpairs` finds them, and Ritz vectors beside them.
@@ -272,7 +275,9 @@ def solve_block(
         k: how many have to converge.
         width: how many are wanted in all, given the Ritz values (m,) in descending order.
         tolerance: as for `eigenpairs`.
-        max_matvecs: likewise; at least k are made.
+        finer: of the first k Ritz values (k,), a tolerance to go on to where it is smaller and
+            `max_matvecs` allows.
+        max_matvecs: as for `eigenpairs`; at least k are made.
 
     Warns:
         NotConverged: as for `eigenpairs`, but not of what `max_matvecs` ends.
@@ -283,7 +288,7 @@ def solve_block(
         start = _start_block(operator, None, generator)
         usual = max(20 * k, 200)
         limit = max(k, int(min(max_matvecs, usual)))
-        found = _iterate(krylov, start, k, tolerance, limit, CHECK_REPEATED, generator)
+        found = _iterate(krylov, start, k, tolerance, limit, CHECK_REPEATED, generator, finer)
         noise = krylov.noise_of(found.coefficients) / found.values.abs() if found.noise else None
         rows, images, _ = krylov.block(width)
     assert found.angles is not None
@@ -336,6 +341,7 @@ def _iterate(
     limit: int,
     check_repeated: int,
     generator: torch.Generator,
+    finer: Callable[[Tensor], float] | None = None,
 ) -> Ritz:
     """Grow the space from `block` until the first k pairs converged, or the limit of products."""
     checks_left = check_repeated
@@ -346,6 +352,12 @@ def _iterate(
         krylov.expand(block)
         exact = krylov.complete or settled_at is not None
         found = krylov.ritz(k, tolerance, exact=exact)
+        if found.within and finer is not None:
+            rounding = ROUNDING * torch.finfo(krylov.basis.dtype).eps
+            needed, finer = max(finer(found.values), rounding), None
+            if needed < tolerance:
+                clock.tolerance = tolerance = needed
+                found = krylov.ritz(k, tolerance, exact=exact)
         settled = found.within
         clock.note(krylov.num_matvecs, found.residual if found.k == k else math.inf)
         if settled and settled_at is not None and krylov.rose(found, settled_at, tolerance):

@@ -67,6 +67,43 @@ def guards_wanted(values: Tensor, k: int, present: int) -> int:
     return most
 
 
+def from_above(value: float, residual: float) -> float:
+    """An eigenvalue from a Ritz value below it, and the norm of its residual.
+
+    It is theta + rho^2 / theta where what the Ritz vector lacks has eigenvalues near zero, and at
+    most theta + rho where it is the eigenvalue next to theta.
+
+    Source: Parlett 1998, "The Symmetric Eigenvalue Problem", sections 4.5 and 10.3.
+    """
+    return value + min(residual, residual**2 / value) if value > 0 else value
+
+
+def reach(values: Tensor, residuals: Tensor, k: int, size: int) -> float:
+    """How far up the eigenvalues reach whose eigenvectors a block lacks.
+
+    Where its guards are eigenvectors, to lambda_{b+1}: the Ritz value of the look, from above. But
+    a solve ends when the first k have converged, and a basis that turns fast leaves its guards
+    behind: without a gap they are packets then, of many eigenvectors, and the block lacks all but
+    one of each. A guard whose residual rho is larger than the distance from its Ritz value theta
+    to the next is one, and reaches to theta + rho.
+
+    Args:
+        values: Ritz values of the block and of the look beside it, descending, (c,).
+        residuals: norms of their residuals, (c,).
+        k: dimension of the basis.
+        size: b, vectors in the block.
+
+    Returns:
+        At most lambda_k, where that is the larger one.
+    """
+    theta, rho = values.tolist(), residuals.tolist()
+    last = min(size, len(theta) - 1)
+    packets = (j for j in range(k, last) if rho[j] > theta[j] - theta[j + 1])
+    at = next(packets, None)
+    found = from_above(theta[last], rho[last]) if at is None else theta[at] + rho[at]
+    return max(min(found, theta[k - 1]), theta[last])
+
+
 class BulkEdge:
     """lambda_{b+1} of one run: when last seen, where, and its trend.
 
@@ -76,6 +113,8 @@ class BulkEdge:
         known: the first k eigenvalues as they were then, (k,); None before.
         age: updates since.
         renewals: of the reference, since the last thorough look.
+        reached: see `reach`, where the last power step was by all samples; NaN after others.
+        left: the bias that it left, relative to the vector of the update.
     """
 
     def __init__(self) -> None:
@@ -84,6 +123,7 @@ class BulkEdge:
         self.known: Tensor | None = None
         self.age = 0
         self.renewals = 0
+        self.reached, self.left = math.nan, 0.0
         # lambda_{b+1} / lambda_k when last seen, its change in one update, and b.
         self._ratio, self._trend, self._size = math.nan, 0.0, 0
 
@@ -116,6 +156,7 @@ class BulkEdge:
     def pass_by(self, updates: int = 1) -> None:
         """Updates were made without a look."""
         self.age += updates
+        self.reached = math.nan
 
     def ratio(self, last: float) -> float:
         """max(lambda_{b+1}, 0) / lambda_k now, by its trend; 0 where nothing is known to be there.
@@ -157,5 +198,6 @@ class BulkEdge:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave."""
-        for name in vars(self):
-            setattr(self, name, state[name.strip("_")])
+        for name, value in vars(self).items():
+            # What an earlier version saved lacks what it did not note.
+            setattr(self, name, state.get(name.strip("_"), value))

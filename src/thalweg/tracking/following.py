@@ -45,7 +45,14 @@ from thalweg.operators.hessian import PRODUCT_COST
 from thalweg.operators.symmetric import SymmetricOperator
 from thalweg.spectrum.eigensolver import SolvedBlock, solve_block
 from thalweg.spectrum.gap import VANISHED, Gap, next_eigenpair
-from thalweg.tracking.bulk_edge import LOOK_EVERY, MOST_GUARDS, WIDE, BulkEdge, guards_wanted
+from thalweg.tracking.bulk_edge import (
+    LOOK_EVERY,
+    MOST_GUARDS,
+    WIDE,
+    BulkEdge,
+    guards_wanted,
+    reach,
+)
 from thalweg.tracking.error_estimate import ROUNDING, bias, relative, total, turn
 from thalweg.tracking.escalation import FOLLOW, RENEW, SOLVE, Escalation
 from thalweg.tracking.power_step import LockstepPowerStep, PowerStep, rotate_to_ritz
@@ -355,9 +362,13 @@ class Following(ABC, Generic[AnyStep, AnyReference]):
         for run in runs:
             operator = self._operator(run)
             allowed = (self.budget - costs[run]) / PRODUCT_COST
-            tolerance = self._tolerance(run)
             solved = solve_block(
-                operator, self.k, self._width, tolerance=tolerance, max_matvecs=allowed
+                operator,
+                self.k,
+                self._width,
+                tolerance=self.tolerance,
+                finer=None if self.exact else self._needed,
+                max_matvecs=allowed,
             )
             found[run] = self._padded(solved, operator)
             self._solved_with(operator, solved)
@@ -399,13 +410,13 @@ class Following(ABC, Generic[AnyStep, AnyReference]):
     def _guards(self) -> int:
         return 0 if self._step is None else self._step.block.shape[-2] - self.k
 
-    def _tolerance(self, run: int) -> float:
-        """The residual a solve needs for the target: a narrow gap asks for a smaller one."""
-        if self.exact or self._step is None:
-            return self.tolerance
-        spectrum = self._spectrum(run)
-        needed = SOLVE_AIM * self.error * float(spectrum[self.k - 1] / spectrum[0])
-        return min(self.tolerance, needed) if needed > 0 else self.tolerance
+    def _needed(self, values: Tensor) -> float:
+        """The residual that a solve needs for the target, given the first k Ritz values (k,).
+
+        Residuals are relative to lambda_1: a small lambda_k asks for a smaller one.
+        """
+        needed = SOLVE_AIM * self.error * float(values[-1] / values[0])
+        return needed if needed > 0 else math.inf
 
     def _settle(self, rows: Tensor, images: Tensor, *, angles: list[float] | None = None) -> None:
         """Move blocks, the look beside them, by products with all samples.
@@ -442,6 +453,7 @@ class Following(ABC, Generic[AnyStep, AnyReference]):
             if width > b:
                 look = images.reshape(-1, width, images.shape[-1])[run, b]
             edge.see(by_run[run], self.k, b, self._outside(run, look))
+            edge.reached = reach(by_run[run], squares[run].clamp(min=0).sqrt(), self.k, b)
 
     def _off(
         self, values: Tensor, squares: Tensor, b: int, dtype: torch.dtype
@@ -548,6 +560,8 @@ class Following(ABC, Generic[AnyStep, AnyReference]):
             self._spend(costs, self._content_part)
             self._contents = [each.content for each in self._last_seen]
         parts = [self._both(run, each) for run, each in enumerate(self._last_seen)]
+        for edge, (_, left) in zip(self._edges, parts, strict=True):
+            edge.left = edge.left if math.isnan(edge.reached) else left
         self._biased = max(bias for _, bias in parts)
         return parts
 
@@ -558,12 +572,22 @@ class Following(ABC, Generic[AnyStep, AnyReference]):
         )
         return not (seldom and self.policy.age % MEASURE_EVERY)
 
-    def _both(self, run: int, seen: Seen) -> tuple[float, float]:
+    def _both(self, run: int, seen: Seen, share: float = 1.0) -> tuple[float, float]:
+        """Sampling error and bias of one run's P_k v.
+
+        Args:
+            run: which.
+            seen: what the last power step shows.
+            share: what part counts of the bias that the last step by all samples left.
+        """
         spectrum, edge = self._spectrum(run), self._edges[run]
         last = float(spectrum[self.k - 1])
         if not last > VANISHED * abs(float(spectrum[0])):
             return 1.0, 0.0
-        return seen.sampling, bias(seen.content, seen.moved, edge.ratio(last))
+        if not math.isnan(edge.reached):
+            return seen.sampling, bias(seen.content, seen.moved, edge.reached / last)
+        turned = bias(seen.content, seen.moved, edge.ratio(last))
+        return seen.sampling, max(turned, share * edge.left)
 
     def _stated(self) -> list[float]:
         """The errors last estimated, with what is known of lambda_{b+1} by now."""
@@ -578,13 +602,14 @@ class Following(ABC, Generic[AnyStep, AnyReference]):
     def _wrong(self, errors: Sequence[float]) -> list[int]:
         """Runs whose basis is too wrong, or has turned too far to say how wrong it is.
 
-        Where the gap is closed, no cost would help.
+        Where the gap is closed, no cost would help; but of a basis that has turned too far it is
+        not known whether it is.
         """
         turns = self._turns()
         return [
             run
             for run, (error, turned) in enumerate(zip(errors, turns, strict=True))
-            if (not error <= self.error or turned > FAR) and not self._gap(run).closed
+            if turned > FAR or not (error <= self.error or self._gap(run).closed)
         ]
 
     def _turns(self) -> list[float]:

@@ -294,7 +294,10 @@ class SubspaceTracker(Following[PowerStep, Reference]):
             return total(*self._both(0, known[2]))
         # The content is that of the vector which the step was measured with.
         moved, _ = self._moved(vector)
-        return total(*self._both(0, Seen(self._sampling(vector), moved, *self._contents)))
+        seen = Seen(self._sampling(vector), moved, *self._contents)
+        whole = known[2].moved if known is not None and known[0] is step else 0.0
+        # What a step moves less of, the renewal before it left less of.
+        return total(*self._both(0, seen, min(moved / whole, 1.0) if whole > 0 else 1.0))
 
     def _curvature(self, samples: Tensor | None, *, keep_graph: bool = False) -> SymmetricOperator:
         """The operator at the theta of the last update."""
