@@ -20,8 +20,9 @@ which lacks the factors 1 / (1 - r_ji) alone; their largest, 1 / (1 - r), takes 
 the guards chosen so that r <= 0.6, the bound is at most 2.5 times too large, and 1.0 to 1.3 times
 as a rule. `Movement` and `content` are this. Without a gap guards may be packets of eigenvectors,
 and what is left lies above lambda_{b+1}: after a step by all samples `bulk_edge.reach` takes its
-place. What this leaves, later steps from the same block leave as well. The projection is wrong by sum_i (e_i (c_i . v) + c_i
-(e_i . v)) if the c_i are wrong by e_i: the second part has the same ratio.
+place, and what this says is left, later steps from the same block leave as well. The projection is
+wrong by sum_i (e_i (c_i . v) + c_i (e_i . v)) if the c_i are wrong by e_i: the second part has the
+same ratio.
 
 **Sampling**, out of the block. Products come from a subset of the samples, corrected by a
 reference. Its two halves, corrected likewise, give Y_1 and Y_2: D = (Y_1 - Y_2) / 2 has the
