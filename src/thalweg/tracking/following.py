@@ -120,7 +120,8 @@ class Following(ABC, Generic[AnyStep, AnyReference]):
         num_samples: N.
         k: dimension of the subspaces.
         error: target for norm(tracked - P_k v) / norm(v).
-        tolerance: residual of solves from scratch, see `top_eigenpairs`.
+        tolerance: residual of solves from scratch, see `top_eigenpairs`; it becomes finer where the
+            target needs that, for a lambda_k far below lambda_1.
         gap_every: renewals of the reference from one thorough look at lambda_{k+1} to the next.
         seed: of the subsets.
 

@@ -75,7 +75,8 @@ class SubspaceTracker(Following[PowerStep, Reference]):
             does not meet it, `split` refines the one vector by two products over all samples.
         exact: solve for a converged basis at every update (expensive: about 25 gradients).
         every: recompute at every n-th update only, and keep the basis in between.
-        tolerance: residual of solves from scratch, see `top_eigenpairs`.
+        tolerance: residual of solves from scratch, see `top_eigenpairs`; it becomes finer where the
+            target needs that, for a lambda_k far below lambda_1.
         gap_every: renewals of the reference from one thorough look for eigenvectors that the block
             may have missed to the next, 0 for none. Each costs at most 15 products.
         budget: gradients that one update may cost, but for a few: where the target would take more,
