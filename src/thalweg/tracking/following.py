@@ -536,6 +536,7 @@ class Following(ABC, Generic[AnyStep, AnyReference]):
             more |= missed and found.value > (WIDE if self.follows_guards else 1.0) * last
             if found.value > edge.value:
                 edge.value, edge.vector = found.value, found.vector
+                edge.reached = max(edge.reached, found.value)
         return more
 
     def _last(self, run: int) -> float:
@@ -560,10 +561,15 @@ class Following(ABC, Generic[AnyStep, AnyReference]):
         if measured:
             self._spend(costs, self._content_part)
             self._contents = [each.content for each in self._last_seen]
+        parts = self._parts_seen()
+        self._biased = max(bias for _, bias in parts)
+        return parts
+
+    def _parts_seen(self) -> list[tuple[float, float]]:
+        """Both of each run, with what is known by now; a step by all samples says what it left."""
         parts = [self._both(run, each) for run, each in enumerate(self._last_seen)]
         for edge, (_, left) in zip(self._edges, parts, strict=True):
             edge.left = edge.left if math.isnan(edge.reached) else left
-        self._biased = max(bias for _, bias in parts)
         return parts
 
     def _measures(self) -> bool:
@@ -594,7 +600,7 @@ class Following(ABC, Generic[AnyStep, AnyReference]):
         """The errors last estimated, with what is known of lambda_{b+1} by now."""
         if self._bare is not None:
             return [total(angle, 0.0) for angle in self._bare]
-        return [total(*self._both(run, each)) for run, each in enumerate(self._last_seen)]
+        return [total(*parts) for parts in self._parts_seen()]
 
     def _estimate(self, vector: Tensor, costs: list[float]) -> list[float]:
         """Estimated errors of P_k v of each run, relative to norm(v)."""
