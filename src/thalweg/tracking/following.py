@@ -368,7 +368,7 @@ class Following(ABC, Generic[AnyStep, AnyReference]):
                 self.k,
                 self._width,
                 tolerance=self.tolerance,
-                finer=None if self.exact else self._needed,
+                finer=self._needed,
                 max_matvecs=allowed,
             )
             found[run] = self._padded(solved, operator)
