@@ -107,6 +107,20 @@ def test_between_looks_the_ratio_follows_its_trend() -> None:
     assert edge.ratio(8.0) == 0.0
 
 
+def test_only_what_an_earlier_version_did_not_note_may_lack() -> None:
+    edge = BulkEdge()
+    edge.see(torch.tensor([9.0, 8.0, 2.0]), k=2, size=2, vector=None)
+    saved = edge.state_dict()
+    earlier = {name: saved[name] for name in saved if name not in ("reached", "left")}
+    other = BulkEdge()
+    other.load_state_dict(earlier)
+    assert other.ratio(8.0) == edge.ratio(8.0)
+    assert (math.isnan(other.reached), other.left) == (True, 0.0)
+    del earlier["age"]
+    with pytest.raises(KeyError):
+        other.load_state_dict(earlier)
+
+
 def test_it_narrows_once_until_it_has_been_looked_at() -> None:
     edge = BulkEdge()
     for value in (2.0, 4.0):

@@ -198,6 +198,7 @@ class BulkEdge:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave."""
-        for name, value in vars(self).items():
-            # What an earlier version saved lacks what it did not note.
-            setattr(self, name, state.get(name.strip("_"), value))
+        # What an earlier version saved says nothing of what a step left.
+        state = {"reached": math.nan, "left": 0.0} | dict(state)
+        for name in vars(self):
+            setattr(self, name, state[name.strip("_")])
